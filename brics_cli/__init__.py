@@ -1,0 +1,35 @@
+"""brics: image collections -> key codes -> generative models -> measurements (BRICS, arXiv 2305.18601).
+
+The public Python API is loaded on first use, so that `import brics_cli` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_autoencoder": "brics_cli.core.autoencoder",
+    "load_denoiser": "brics_cli.core.denoisers",
+    "KeyCodeStore": "brics_cli.store",
+    "open_collection": "brics_cli.data",
+}
+__all__ = ["KeyCodeStore", "__version__", "load_autoencoder", "load_denoiser", "open_collection"]
+
+if TYPE_CHECKING:
+    from brics_cli.core.autoencoder import load_autoencoder
+    from brics_cli.core.denoisers import load_denoiser
+    from brics_cli.data import open_collection
+    from brics_cli.store import KeyCodeStore
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The command line: the only room that prints. One module per command; `app` puts them together."""

@@ -1,0 +1,167 @@
+"""The `brics` command: which commands there are, and how errors end (DESIGN section 8).
+
+Commands are imported when they are called, so that `brics --help` stays fast and never sees torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+import brics_cli
+from brics_cli.errors import ExitCode, as_brics_error
+
+
+class Entry(NamedTuple):
+    """One command: the panel it is listed in, and one line of help."""
+
+    panel: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry(
+        "Start here", "Run the whole pipeline on the bundled photographs, in minutes, on any machine."
+    ),
+    "pack": Entry("Pipeline", "Crop and resize a collection into WebDataset shards."),
+    "train-ae": Entry("Pipeline", "Train an autoencoder: images -> key codes -> images."),
+    "encode-dataset": Entry("Pipeline", "Encode a collection into a key-code store."),
+    "decode": Entry("Pipeline", "Decode a key-code store back into images."),
+    "train-diffusion": Entry("Pipeline", "Train a diffusion model on a key-code store."),
+    "sample": Entry("Pipeline", "Sample images from a diffusion model, one seed per image."),
+    "eval": Entry("Pipeline", "Measure reconstructions or samples: PSNR, SSIM, LPIPS, FID, CLIP-FID."),
+    "info": Entry("Look", "Describe a store, a run or a collection; count a recipe's GFLOP."),
+    "status": Entry("Look", "Show the lineage of everything in the workspace."),
+    "recipes": Entry("Look", "List the recipes, or show one."),
+    "weights": Entry("Machine", "List, verify and import the pretrained weights that metrics need."),
+    "doctor": Entry("Machine", "Check the machine: versions, device, memory, disk, kernels, weights."),
+    "bench": Entry("Machine", "Measure speed on the device at hand."),
+}
+
+TAGLINE = "Turn image collections into key codes, train diffusion models on them, measure the results."
+NEXT_STEP = "First time here? brics demo    One command in depth: brics COMMAND --help"
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands live in `brics_cli.cli.<name>` and are imported when they are called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"brics_cli.cli.{cmd_name.replace('-', '_')}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from brics_cli.config.suggestions import did_you_mean
+
+            ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The top-level page. Own layout, since typer's pulls in a markdown parser (0.2 s)."""
+        from rich.panel import Panel
+        from rich.table import Table
+
+        from brics_cli.cli.output import stdout_console
+
+        console = stdout_console()
+        console.print(f"\n[bold]brics[/] {brics_cli.__version__}  {TAGLINE}\n")
+        console.print("Usage: [bold]brics COMMAND \\[OPTIONS][/]\n")
+        width = max(len(name) for name in COMMANDS)
+        for panel in dict.fromkeys(entry.panel for entry in COMMANDS.values()):
+            table = Table.grid(padding=(0, 2))
+            table.add_column(width=width, style="bold cyan", no_wrap=True)
+            table.add_column()
+            for name, entry in COMMANDS.items():
+                if entry.panel == panel:
+                    table.add_row(name, entry.help)
+            console.print(Panel(table, title=panel, title_align="left", border_style="dim"))
+        options = Table.grid(padding=(0, 2))
+        options.add_column(width=width, style="bold cyan", no_wrap=True)
+        options.add_column()
+        options.add_row("--version", "Print the version and exit.")
+        options.add_row("--traceback", "On an error show where in brics it happened (any command takes it).")
+        options.add_row("--help", "Print this page; after a command, that command's.")
+        console.print(Panel(options, title="Options", title_align="left", border_style="dim"))
+        console.print(f"{NEXT_STEP}\n", style="dim")
+
+
+app = typer.Typer(
+    cls=LazyGroup, add_completion=True, pretty_exceptions_enable=False, no_args_is_help=True, name="brics"
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"brics {brics_cli.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True),
+) -> None:
+    """Turn image collections into key codes, train diffusion models on them, measure the results."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code. Errors become one line on stderr."""
+    show_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    try:
+        result = typer.main.get_command(app).main(args=arguments, prog_name="brics", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else ExitCode.DONE
+    except BrokenPipeError:
+        # The reader of our stdout went away (`brics ... | head`): nothing to tell it, and no noise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except Exception as error:
+        if show_traceback:
+            import traceback
+
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    from brics_cli.cli.output import print_error
+
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # typer's own: a usage error
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return ExitCode.USAGE  # help has been printed
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "brics"
+        text = _decapitalise(format_message())
+        print_error(f"{path}: {text}{'' if text.endswith(('.', '?')) else '.'} See {path} --help")
+        return ExitCode.USAGE
+    expected = as_brics_error(error)
+    if expected is not None:
+        print_error(str(expected))
+        return expected.exit_code
+    print_error(
+        f"this is a bug in brics {brics_cli.__version__}: {type(error).__name__}: {error}. "
+        "Run it again with --traceback and report what it prints"
+    )
+    return ExitCode.BUG
+
+
+def _decapitalise(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def main() -> None:
+    """The entry point of the `brics` command."""
+    sys.exit(run(sys.argv[1:]))

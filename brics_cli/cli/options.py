@@ -1,0 +1,70 @@
+"""Options that more than one command takes, each with one name, one help text and one panel."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+COMMON = "Common"
+
+Workspace = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    typer.Option(
+        "--workspace",
+        envvar="BRICS_WORKSPACE",
+        metavar="DIR",
+        help="Where runs are written and left-out arguments are looked up. Default: the current directory.",
+        rich_help_panel=COMMON,
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress and no messages; warnings stay.", rich_help_panel=COMMON),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=COMMON)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is already at --out.", rich_help_panel=COMMON)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would be done (counts, shapes, bytes, time), do nothing."),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="cuda, cuda:N, mps, cpu, or auto: the first of these there is.",
+        rich_help_panel=COMMON,
+    ),
+]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Seed of every random draw.")]  # noqa: UP045
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one recipe value by its dotted key, e.g. optimiser.lr=1e-4. Repeatable, applied in order.",
+    ),
+]
+
+
+class Transform(StrEnum):
+    """How an image becomes a square: `brics_cli.data.pixels` says exactly."""
+
+    crop_bicubic = "crop-bicubic"
+    adm = "adm"
+    edm_lanczos = "edm-lanczos"
+    none = "none"
+
+
+class Precision(StrEnum):
+    """The arithmetic of the networks."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"

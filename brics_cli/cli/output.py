@@ -1,0 +1,107 @@
+"""What commands print: results to stdout, everything else to stderr (DESIGN section 8)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from brics_cli.cli.progress import ConsoleReporter
+    from brics_cli.workspace import Artefact, Kind, Workspace
+
+
+def stdout_console() -> Console:
+    """The console for results."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def stderr_console() -> Console:
+    """The console for progress, messages and errors. One message stays one line when nobody is watching."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def print_error(text: str) -> None:
+    """Print the one line an error ends with."""
+    console = stderr_console()
+    console.print("[bold red]error:[/] ", end="")
+    console.print(" ".join(text.split()), markup=False, soft_wrap=True)
+
+
+class Session:
+    """What every command gets: a workspace, a reporter, and a way to print its result.
+
+    `quiet` silences messages and progress, never warnings; `as_json` turns the result into JSON.
+    """
+
+    def __init__(self, *, workspace: Path | None = None, quiet: bool = False, as_json: bool = False) -> None:
+        from brics_cli.cli.progress import ConsoleReporter
+        from brics_cli.workspace import Workspace
+
+        self.workspace: Workspace = Workspace(workspace or Path())
+        self.as_json = as_json
+        self.quiet = quiet
+        self.reporter: ConsoleReporter = ConsoleReporter(stderr_console(), quiet=quiet)
+
+    def resolve(self, kind: Kind, *, argument: str) -> Artefact:
+        """The newest artefact of `kind`, said on stderr, for an `argument` that was left out."""
+        artefact = self.workspace.newest(kind)
+        self.reporter.message(f"{argument} not given: using {artefact.path}")
+        return artefact
+
+    def result(self, value: Any, text: str | Table | Sequence[str | Table] = ()) -> None:
+        """Print a command's result: `value` as JSON with --json, else `text` (strings and rich tables)."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
+            return
+        console = stdout_console()
+        for part in [text] if not isinstance(text, Sequence) or isinstance(text, str) else text:
+            if isinstance(part, str):
+                console.print(part, markup=False)
+            else:
+                console.print(part)
+
+    def next_step(self, *words: str | Path) -> None:
+        """The last stderr line: the command that usually comes next, with this run's real paths."""
+        self.reporter.message("next: " + shlex.join(str(word) for word in words))
+
+
+def to_json(value: Any) -> Any:
+    """`value` with paths as text, tuples as lists, and NaN or infinity as null, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table in the house style: first column left, the others right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*[], title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    return table
+
+
+def human_bytes(num_bytes: float) -> str:
+    """`1536` -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"

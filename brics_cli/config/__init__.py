@@ -1,0 +1,55 @@
+"""Typed recipes: what a training run is, entirely. No torch.
+
+`load_recipe` turns a name or path and `--set` overrides into a validated `AutoencoderRecipe` or
+`DiffusionRecipe`; the classes say what every key means.
+"""
+
+from brics_cli.config.autoencoder import (
+    AutoencoderConfig,
+    BottleneckConfig,
+    DecoderConfig,
+    EncoderConfig,
+    GridBottleneckConfig,
+    NoneBottleneckConfig,
+)
+from brics_cli.config.base import Config, validate
+from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
+from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml
+from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
+from brics_cli.config.runs import (
+    AutoencoderRecipe,
+    DataConfig,
+    DiffusionRecipe,
+    LossConfig,
+    OptimiserConfig,
+    Recipe,
+    ScheduleConfig,
+)
+
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderRecipe",
+    "BottleneckConfig",
+    "Config",
+    "DataConfig",
+    "DecoderConfig",
+    "DenoiserConfig",
+    "DiTConfig",
+    "DiffusionConfig",
+    "DiffusionRecipe",
+    "EncoderConfig",
+    "GridBottleneckConfig",
+    "LossConfig",
+    "NoneBottleneckConfig",
+    "OptimiserConfig",
+    "Recipe",
+    "ScheduleConfig",
+    "apply_overrides",
+    "default_autoencoder_recipe",
+    "dump_yaml",
+    "list_recipes",
+    "load_recipe",
+    "load_yaml",
+    "recipe_path",
+    "validate",
+]

@@ -1,0 +1,126 @@
+"""From a recipe's YAML and `--set` overrides to a validated recipe: defaults < recipe < --set in order < flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from brics_cli.config.base import validate
+from brics_cli.config.recipes import recipe_path
+from brics_cli.config.runs import AutoencoderRecipe, DiffusionRecipe, Recipe
+from brics_cli.config.suggestions import did_you_mean
+from brics_cli.errors import ArtefactError, UsageError
+
+_RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "diffusion": DiffusionRecipe,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `1e-4` a number (YAML 1.1 wants `1.0e-4`), and a key written twice an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """The value of a YAML text. Raises UsageError with the line of a syntax error."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"{source}{where}: {problem}") from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises UsageError (syntax, not a mapping), ArtefactError (missing)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise UsageError(f"{path} is not a YAML file") from None
+    values = parse_yaml(text, source=str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values")
+    return values
+
+
+def load_recipe(name_or_path: str, *, kind: str, overrides: Sequence[str] = (), **flags: Any) -> Recipe:
+    """The recipe `name_or_path` with `overrides` (`a.b=c`) and `flags` (dotted key, `__` for the dot) applied.
+
+    A flag of None is one that was not given. Raises UsageError for an unknown recipe, a misspelt key or a wrong
+    value, with the nearest right one.
+    """
+    path = recipe_path(name_or_path, kind=kind)
+    return recipe_from_values(load_yaml(path), kind=kind, overrides=overrides, source=str(path), **flags)
+
+
+def recipe_from_values(
+    values: dict[str, Any], *, kind: str, overrides: Sequence[str] = (), source: str, **flags: Any
+) -> Recipe:
+    """As `load_recipe`, from a mapping already read."""
+    found = values.get("kind")
+    if found != kind:
+        known = did_you_mean(str(found), _RECIPES) if found not in _RECIPES else ""
+        raise UsageError(
+            f"{source} is a recipe of kind {found!r}, and this command trains kind {kind!r}{known}"
+        )
+    base = validate(_RECIPES[kind], values, source=source)
+    if not overrides and all(value is None for value in flags.values()):
+        return base
+    changed = apply_overrides(values, overrides)
+    for key, value in flags.items():
+        if value is not None:
+            _assign(changed, key.split("__"), value)
+    return validate(_RECIPES[kind], changed, source="--set" if overrides else source)
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with each `a.b=c` applied in order. Setting a block's `kind` to another empties the block first."""
+    result = _copy(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {override!r} is not KEY=VALUE", next="Example: --set optimiser.lr=1e-4")
+        _assign(result, key.strip().split("."), parse_yaml(text, source=f"--set {key}"))
+    return result
+
+
+def _assign(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    block = values
+    for depth, part in enumerate(path[:-1]):
+        below = block.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise UsageError(f"--set {'.'.join(path)}: {'.'.join(path[: depth + 1])} is a value, not a block")
+        block = below
+    if path[-1] == "kind" and len(path) > 1 and block.get("kind") != value:
+        block.clear()
+    block[path[-1]] = value
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def dump_yaml(recipe: Recipe) -> str:
+    """The recipe, complete with defaults, as YAML that `load_recipe` reads back to the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,28 @@
+"""Artefacts on disk: run directories, lineage, "the newest of its kind", locks, atomic writes. No torch."""
+
+from brics_cli.workspace.artefacts import (
+    Artefact,
+    Kind,
+    Parent,
+    Workspace,
+    read_provenance,
+    sha256_of_file,
+    write_provenance,
+)
+from brics_cli.workspace.files import atomic_path, check_output, write_json_atomically, write_text_atomically
+from brics_cli.workspace.locks import hold_lock
+
+__all__ = [
+    "Artefact",
+    "Kind",
+    "Parent",
+    "Workspace",
+    "atomic_path",
+    "check_output",
+    "hold_lock",
+    "read_provenance",
+    "sha256_of_file",
+    "write_json_atomically",
+    "write_provenance",
+    "write_text_atomically",
+]

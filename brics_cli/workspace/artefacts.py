@@ -1,0 +1,217 @@
+"""What a workspace holds: artefacts, each with its provenance, found by looking, never by a register.
+
+An artefact's provenance is the JSON of `Artefact`: the file `brics.json` inside a directory, the attribute
+`provenance` of a key-code store, or `<file>.brics.json` beside any other file. It names every parent by path and
+sha256, so that one path leads to everything it was made from (DESIGN section 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
+
+Kind = Literal["shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "report"]
+
+TRAINED: frozenset[str] = frozenset({"autoencoder", "diffusion"})
+MODEL_FILE = Path("model", "model.safetensors")
+STORE_ATTRIBUTE = "provenance"
+
+_HOW_TO_MAKE: dict[str, tuple[str, str]] = {
+    "shards": ("packed shards", "brics pack IMAGES --out shards"),
+    "autoencoder": ("trained autoencoder", "brics train-ae IMAGES"),
+    "store": ("key-code store", "brics encode-dataset IMAGES --out codes.h5"),
+    "reconstructions": ("decoded images", "brics decode codes.h5 --out reconstructions"),
+    "diffusion": ("trained diffusion model", "brics train-diffusion codes.h5"),
+    "samples": ("samples", "brics sample --n 1000"),
+    "report": ("evaluation report", "brics eval --metric psnr"),
+}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """One thing an artefact was made from. `sha256` is of its weights, its shard list or its bytes."""
+
+    kind: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One artefact on disk and its provenance.
+
+    `created` is ISO 8601 UTC; `complete` is False while the command that makes it has not finished; `details` is
+    what the kind needs to say of itself (recipe, counts, settings).
+    """
+
+    kind: Kind
+    path: Path
+    created: str
+    complete: bool = True
+    parents: tuple[Parent, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the next command can take it: a finished artefact, or a run that has written a model."""
+        if self.kind in TRAINED:
+            return (self.path / MODEL_FILE).exists()
+        return self.complete
+
+    def parent(self, kind: str) -> Parent | None:
+        """The first parent of `kind`, or None."""
+        return next((parent for parent in self.parents if parent.kind == kind), None)
+
+    def to_json(self) -> dict[str, Any]:
+        record = asdict(self)
+        del record["path"]
+        return {"brics_artefact": 1, **record}
+
+
+def now() -> str:
+    """The time of an artefact's making: ISO 8601, UTC, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def provenance_path(path: Path) -> Path:
+    """Where the provenance of the artefact `path` stands (not for stores: theirs is an attribute)."""
+    return path / PROVENANCE_FILE if path.is_dir() else path.with_name(path.name + "." + PROVENANCE_FILE)
+
+
+def write_provenance(artefact: Artefact) -> None:
+    """Write `artefact`'s provenance beside or inside it."""
+    write_json_atomically(provenance_path(artefact.path), artefact.to_json())
+
+
+def read_provenance(path: Path) -> Artefact | None:
+    """The artefact at `path`, or None when it carries no provenance of ours.
+
+    Raises ArtefactError when its provenance is damaged or was written by a newer brics.
+    """
+    if path.is_file() and path.suffix == ".h5":
+        text = _store_provenance(path)
+        if text is None:
+            return None
+        record = json.loads(text)
+    else:
+        source = provenance_path(path)
+        if not source.is_file():
+            return None
+        record = read_json(source, what="artefact")
+    return _from_json(path, record)
+
+
+def _from_json(path: Path, record: Any) -> Artefact:
+    if not isinstance(record, dict) or record.get("brics_artefact") is None:
+        raise ArtefactError(f"the provenance of {path} is not one that brics wrote")
+    if record["brics_artefact"] != 1:
+        raise ArtefactError(f"{path} was made by a newer brics", next="Upgrade: pip install -U brics-cli")
+    try:
+        if record["kind"] not in get_args(Kind):
+            raise KeyError("kind")
+        return Artefact(
+            kind=cast(Kind, record["kind"]),
+            path=path,
+            created=str(record["created"]),
+            complete=bool(record["complete"]),
+            parents=tuple(Parent(**parent) for parent in record["parents"]),
+            details=dict(record["details"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"the provenance of {path} is damaged ({error!r})") from None
+
+
+def _store_provenance(path: Path) -> str | None:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            text = file.attrs.get(STORE_ATTRIBUTE)
+    except OSError:
+        return None
+    return text if isinstance(text, str) else None
+
+
+def sha256_of_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Workspace:
+    """A directory that commands write to and look things up in: the current one unless told otherwise."""
+
+    def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"the workspace {root} is not a directory")
+        self.root = root
+
+    def artefacts(self) -> list[Artefact]:
+        """Every artefact in the workspace, newest first. Damaged ones are passed over."""
+        found = []
+        for path in self._candidates():
+            try:
+                artefact = read_provenance(path)
+            except ArtefactError:
+                continue
+            if artefact is not None:
+                found.append(artefact)
+        return sorted(found, key=lambda artefact: (artefact.created, str(artefact.path)), reverse=True)
+
+    def newest(self, kind: Kind) -> Artefact:
+        """The newest usable artefact of `kind`. Raises ArtefactError with the command that would make one."""
+        for artefact in self.artefacts():
+            if artefact.kind == kind and artefact.usable:
+                return artefact
+        name, command = _HOW_TO_MAKE[kind]
+        raise ArtefactError(f"no {name} in the workspace {self.root.resolve()}", next=f"Make one: {command}")
+
+    def with_sha256(self, kind: Kind, sha256: str) -> Artefact | None:
+        """The artefact of `kind` whose weights or bytes have this sha256, should it have moved; else None."""
+        for artefact in self.artefacts():
+            if artefact.kind == kind and artefact.usable and artefact.details.get("sha256") == sha256:
+                return artefact
+        return None
+
+    def new_run_path(self, kind: str, recipe: str) -> Path:
+        """A path for a new run: `runs/<kind>/<yyyymmdd-hhmmss>-<recipe>`, not there yet."""
+        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"
+        path = self.root / "runs" / kind / stem
+        number = 2
+        while path.exists():
+            path = path.with_name(f"{stem}-{number}")
+            number += 1
+        return path
+
+    def _candidates(self) -> Iterator[Path]:
+        """The places an artefact may stand: the root and its children, and two levels below `runs`."""
+        if not self.root.is_dir():
+            return
+        yield self.root
+        for child in sorted(self.root.iterdir()):
+            if child.name == "runs" and child.is_dir():
+                for kind in sorted(child.iterdir()):
+                    if kind.is_dir():
+                        yield from (_artefact_path(entry) for entry in sorted(kind.iterdir()))
+            elif not child.name.startswith("."):
+                yield _artefact_path(child)
+
+
+def _artefact_path(entry: Path) -> Path:
+    """The artefact an entry stands for: a sidecar `x.zip.brics.json` stands for `x.zip`."""
+    if entry.name.endswith("." + PROVENANCE_FILE):
+        return entry.with_name(entry.name.removesuffix("." + PROVENANCE_FILE))
+    return entry
+
+
+def finished(artefact: Artefact, **details: Any) -> Artefact:
+    """The same artefact, complete, with `details` added."""
+    return replace(artefact, complete=True, details={**artefact.details, **details})

@@ -1,0 +1,102 @@
+"""Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brics_cli.errors import ArtefactError, WouldOverwriteError
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; on success it is fsynced and renamed to `final`, else removed.
+
+    Works for a file and for a directory (an existing directory `final` is replaced).
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        fsync_tree(temporary)
+        if temporary.is_dir() and final.is_dir():
+            doomed = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+            final.rename(doomed)
+            temporary.rename(final)
+            shutil.rmtree(doomed)
+        else:
+            temporary.replace(final)
+        fsync(final.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush `path`, a file or a directory, to the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(path: Path) -> None:
+    """Flush a file, or a directory and everything in it."""
+    if path.is_dir():
+        for child in path.iterdir():
+            fsync_tree(child)
+    fsync(path)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path`: all of it or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path`: all of it or nothing."""
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """The JSON in `path`. Raises ArtefactError naming `what` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{what}: {path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{what}: {path} is damaged ({error})") from None
+
+
+def check_output(path: Path, *, overwrite: bool, what: str) -> None:
+    """Raise WouldOverwriteError when the output `path` is a file or a non-empty directory.
+
+    With `overwrite` a file is left for the writer to replace; a directory is emptied only when brics made it
+    (it carries our provenance file), so that a mistyped --out never deletes somebody's data.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise WouldOverwriteError(
+            f"{what} {path} is already there", next="Give another --out, or --overwrite."
+        )
+    if path.is_dir():
+        if not (path / PROVENANCE_FILE).exists():
+            raise WouldOverwriteError(
+                f"{path} was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it",
+                next="Remove it yourself, or give another --out.",
+            )
+        shutil.rmtree(path)
+
+
+PROVENANCE_FILE = "brics.json"

@@ -17,9 +17,7 @@ class Task(Protocol):
 class Reporter(Protocol):
     """Where a job sends progress and messages. Never results: those are the job's return value."""
 
-    def task(
-        self, description: str, *, total: int | None, unit: str, initial: int = 0
-    ) -> AbstractContextManager[Task]:
+    def task(self, description: str, *, total: int | None, unit: str, initial: int = 0) -> AbstractContextManager[Task]:
         """Show a task of `total` units (None: unknown), `initial` of them done before, while the block runs."""
 
     def message(self, text: str) -> None:

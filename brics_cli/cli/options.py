@@ -24,9 +24,7 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress and no messages; warnings stay.", rich_help_panel=COMMON),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=COMMON)
-]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=COMMON)]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is already at --out.", rich_help_panel=COMMON)
 ]

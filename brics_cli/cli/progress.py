@@ -98,9 +98,7 @@ class _BarTask(_Clock):
 
 
 class _PlainTask(_Clock):
-    def __init__(
-        self, console: Console, description: str, total: int | None, unit: str, initial: int
-    ) -> None:
+    def __init__(self, console: Console, description: str, total: int | None, unit: str, initial: int) -> None:
         super().__init__(total, unit, initial)
         self.console = console
         self.description = description

@@ -63,9 +63,7 @@ class GridBottleneckConfig(BoundedConfig):
     @model_validator(mode="after")
     def _identity_fits(self) -> GridBottleneckConfig:
         if self.init == "identity" and self.level_dim < self.key_dim:
-            raise ValueError(
-                f"init 'identity' needs level_dim >= key_dim, got {self.level_dim} < {self.key_dim}"
-            )
+            raise ValueError(f"init 'identity' needs level_dim >= key_dim, got {self.level_dim} < {self.key_dim}")
         if not self.resolutions:
             raise ValueError("resolutions is empty: a grid needs at least one level")
         return self
@@ -120,7 +118,6 @@ class AutoencoderConfig(Config):
             )
         if isinstance(self.bottleneck, GridBottleneckConfig) and self.code_channels % self.bottleneck.key_dim:
             raise ValueError(
-                f"code_channels {self.code_channels} is not a multiple of "
-                f"bottleneck.key_dim {self.bottleneck.key_dim}"
+                f"code_channels {self.code_channels} is not a multiple of bottleneck.key_dim {self.bottleneck.key_dim}"
             )
         return self

@@ -71,10 +71,7 @@ def _known_keys(cls: type[BaseModel], path: tuple[Any, ...], location: tuple[Any
     models: list[type[BaseModel]] = [cls]
     for part in path:
         below = [
-            m
-            for model in models
-            if part in model.model_fields
-            for m in _models(model.model_fields[part].annotation)
+            m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)
         ]
         chosen = [
             m

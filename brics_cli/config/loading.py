@@ -28,9 +28,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -81,9 +79,7 @@ def recipe_from_values(
     found = values.get("kind")
     if found != kind:
         known = did_you_mean(str(found), _RECIPES) if found not in _RECIPES else ""
-        raise UsageError(
-            f"{source} is a recipe of kind {found!r}, and this command trains kind {kind!r}{known}"
-        )
+        raise UsageError(f"{source} is a recipe of kind {found!r}, and this command trains kind {kind!r}{known}")
     base = validate(_RECIPES[kind], values, source=source)
     if not overrides and all(value is None for value in flags.values()):
         return base

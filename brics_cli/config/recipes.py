@@ -7,8 +7,6 @@ from pathlib import Path
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
 
-_FOLDERS = {"autoencoder": ("autoencoder", "tiny"), "diffusion": ("diffusion", "tiny")}
-
 
 def recipes_root() -> Path:
     """The directory of the recipes that ship with brics."""
@@ -23,7 +21,9 @@ def list_recipes(kind: str) -> dict[str, Path]:
     A tiny recipe's file is named after its kind (`tiny/autoencoder.yaml`), its name is `tiny`.
     """
     found = {path.stem: path for path in (recipes_root() / kind).glob("*.yaml")}
-    found |= {"tiny": path for path in (recipes_root() / "tiny").glob(f"{kind}.yaml")}
+    tiny = recipes_root() / "tiny" / f"{kind}.yaml"
+    if tiny.is_file():
+        found["tiny"] = tiny
     return dict(sorted(found.items()))
 
 

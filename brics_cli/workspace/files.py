@@ -87,9 +87,7 @@ def check_output(path: Path, *, overwrite: bool, what: str) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
-        raise WouldOverwriteError(
-            f"{what} {path} is already there", next="Give another --out, or --overwrite."
-        )
+        raise WouldOverwriteError(f"{what} {path} is already there", next="Give another --out, or --overwrite.")
     if path.is_dir():
         if not (path / PROVENANCE_FILE).exists():
             raise WouldOverwriteError(

@@ -1,0 +1,31 @@
+"""Which device a command computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from brics_cli.errors import MachineError, UsageError
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """`cuda`, `cuda:N`, `mps`, `cpu` or `auto` (the first of these there is) as a device.
+
+    Raises UsageError for a name that is none of these, MachineError for a device this machine has not.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is not a device", next="Use cuda, cuda:N, mps, cpu or auto.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MachineError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", next="Use --device cpu."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("--device mps: this machine has no MPS device", next="Use --device cpu.")
+    if device.type not in {"cuda", "mps", "cpu"}:
+        raise UsageError(f"--device {name!r} is not supported", next="Use cuda, cuda:N, mps, cpu or auto.")
+    return device

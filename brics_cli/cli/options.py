@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 COMMON = "Common"
+
+
+def command_app(**settings: Any) -> typer.Typer:
+    """The typer app of one command or command group: help in Markdown, so that docstrings may be wrapped."""
+    return typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False, **settings)
+
 
 Workspace = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time

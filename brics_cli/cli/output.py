@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from brics_cli.cli.progress import ConsoleReporter
@@ -57,8 +58,8 @@ class Session:
         self.reporter.message(f"{argument} not given: using {artefact.path}")
         return artefact
 
-    def result(self, value: Any, text: str | Table | Sequence[str | Table] = ()) -> None:
-        """Print a command's result: `value` as JSON with --json, else `text` (strings and rich tables)."""
+    def result(self, value: Any, text: RenderableType | Sequence[RenderableType] = ()) -> None:
+        """Print a command's result: `value` as JSON with --json, else `text` (plain strings and rich tables)."""
         if self.as_json:
             sys.stdout.write(json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
             return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import typer
 from rich.tree import Tree
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
 from brics_cli.workspace import Artefact
 
-app = typer.Typer()
+app = options.command_app()
 
 
 @app.command()

@@ -1,0 +1,5 @@
+"""Feature-grid retrieval: `functional` is the only door, `reference` the specification."""
+
+from brics_cli.kernels.functional import GridSpec, grid_retrieve
+
+__all__ = ["GridSpec", "grid_retrieve"]

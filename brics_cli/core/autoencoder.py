@@ -1,0 +1,82 @@
+"""The autoencoder: encoder, bottleneck, decoder (arXiv 2305.18601, figure 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brics_cli.config import AutoencoderConfig, validate
+from brics_cli.core.bottlenecks.base import Bottleneck
+from brics_cli.core.model_files import load_weights, read_model_config, save_model
+
+KIND = "autoencoder"
+
+
+@dataclass
+class AutoencoderOutput:
+    """`reconstructions` (B, 3, H, W) in about [-1, 1], the `codes` they were decoded from, and what to add and log."""
+
+    reconstructions: Tensor
+    codes: Tensor
+    aux_loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class Autoencoder(nn.Module):
+    """images (B, 3, H, W) in [-1, 1] -> codes (B, C, h, w) in [0, 1] -> images.
+
+    A loaded autoencoder also says where it came from: `path`, `weights_sha256`, and `transform`, the pixel
+    transform it was trained with.
+    """
+
+    path: Path
+    weights_sha256: str
+    transform: str
+
+    def __init__(
+        self, config: AutoencoderConfig, *, encoder: nn.Module, bottleneck: Bottleneck, decoder: nn.Module
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, *, noise: Tensor | None = None) -> AutoencoderOutput:
+        """The training pass. `noise` (B, C, h, w), standard normal, is what the bottleneck adds to the codes."""
+        out = self.bottleneck(self.encoder(images), noise=noise)
+        return AutoencoderOutput(self.decoder(out.features), out.codes, out.aux_loss, out.stats)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [-1, 1] -> codes (B, C, h, w), float32 in [0, 1], without noise."""
+        return self.bottleneck.bound(self.encoder(images))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes (B, C, h, w) in [0, 1] -> images (B, 3, H, W), float32, clamped to [-1, 1]."""
+        return self.decoder(self.bottleneck.decode_codes(codes)).float().clamp(-1, 1)
+
+
+def save_autoencoder(
+    directory: Path, *, config: AutoencoderConfig, state: dict[str, Tensor], details: dict[str, Any]
+) -> str:
+    """Write a model directory and return the sha256 of its weights. `details` holds at least `transform`."""
+    return save_model(directory, kind=KIND, config={"model": config.model_dump(mode="json"), **details}, state=state)
+
+
+def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder of a run directory, or of its `model/`: float32, in evaluation mode, on `device`.
+
+    Raises ArtefactError when there is none, or when its files are damaged, foreign or of a newer format.
+    """
+    from brics_cli.core.build import build_autoencoder
+
+    config, directory = read_model_config(path, kind=KIND)
+    model = build_autoencoder(validate(AutoencoderConfig, config.get("model"), source=str(directory / "config.json")))
+    model.weights_sha256 = load_weights(model, directory, device=device)
+    model.path = Path(path)
+    model.transform = str(config["transform"])
+    return model.eval().requires_grad_(False)

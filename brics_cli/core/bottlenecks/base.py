@@ -1,0 +1,80 @@
+"""The contract of every bottleneck (DESIGN section 3.3), and what the bounded ones share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brics_cli.core.layers import reflect_into_unit
+
+
+@dataclass
+class BottleneckOutput:
+    """`codes` (B, C, h, w) are the ones that were decoded: noisy in training, clean in evaluation.
+
+    `features` (B, C_d, H_d, W_d) go into the decoder; `aux_loss` is a scalar to add to the loss; `stats` are
+    scalars worth logging.
+    """
+
+    codes: Tensor
+    features: Tensor
+    aux_loss: Tensor
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Bottleneck(nn.Module, ABC):
+    """Owns bounding, training noise and retrieval."""
+
+    @abstractmethod
+    def forward(self, h: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
+        """h (B, C, h, w), the encoder's unbounded output.
+
+        `noise` (B, C, h, w) is standard normal; the training loop draws it, keyed by sample. None: none is added.
+        """
+
+    @abstractmethod
+    def bound(self, h: Tensor) -> Tensor:
+        """h (B, C, h, w) -> clean codes (B, C, h, w), float32."""
+
+    @abstractmethod
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """codes (B, C, h, w) -> decoder input (B, C_d, H_d, W_d)."""
+
+
+class BoundedBottleneck(Bottleneck):
+    """Codes bounded to [0, 1] by a sigmoid, so |z - 1/2| <= 1/2 and Var(z) <= 1/4 (DESIGN section 3.1).
+
+    Training noise of standard deviation `noise_std` is added to the codes and reflected at the walls: codes that
+    survive it need that much less precision ("relaxed precision").
+    """
+
+    def __init__(self, *, noise_std: float) -> None:
+        super().__init__()
+        self.noise_std = noise_std
+
+    def bound(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(h.float())  # (B, C, h, w) in [0, 1]
+
+    def forward(self, h: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
+        codes = self.bound(h)
+        stats = {"code_std": codes.detach().std()}
+        if noise is not None and self.noise_std:
+            codes = reflect_into_unit(codes + self.noise_std * noise)
+        return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats)
+
+
+class PointwiseHead(nn.Module):
+    """1x1 MLP from features at the code's resolution to the decoder's input, enlarged by pixel shuffle."""
+
+    def __init__(self, in_channels: int, *, hidden_dim: int, out_channels: int, upscale: int) -> None:
+        super().__init__()
+        self.upscale = upscale
+        self.hidden = nn.Conv2d(in_channels, hidden_dim, 1)
+        self.out = nn.Conv2d(hidden_dim, out_channels * upscale**2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, h, w) -> (B, C_d, h * upscale, w * upscale)
+        return F.pixel_shuffle(self.out(F.silu(self.hidden(x))), self.upscale)

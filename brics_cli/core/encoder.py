@@ -1,0 +1,35 @@
+"""Encoder: images (B, 3, H, W) in [-1, 1] -> unbounded (B, C, H/f, W/f). The bottleneck bounds it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brics_cli.config import EncoderConfig
+from brics_cli.core.layers import Stage, group_norm
+
+
+class Encoder(nn.Module):
+    """Space-to-depth stem, one stage of residual blocks per width, strided convolutions in between."""
+
+    def __init__(self, config: EncoderConfig, *, out_channels: int) -> None:
+        super().__init__()
+        widths = config.widths
+        self.patch = config.patch
+        self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
+        last = len(widths) - 1
+        self.stages = nn.ModuleList(
+            Stage(width, num_blocks=config.num_blocks, attention=config.attention and i == last)
+            for i, width in enumerate(widths)
+        )
+        self.downs = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
+        self.norm = group_norm(widths[-1])
+        self.head = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.stem(F.pixel_unshuffle(images, self.patch))  # (B, widths[0], H/patch, W/patch)
+        for i, stage in enumerate(self.stages):
+            h = stage(self.downs[i - 1](h) if i else h)
+        return self.head(F.silu(self.norm(h)))  # (B, C, H/f, W/f)

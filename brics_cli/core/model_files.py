@@ -1,0 +1,96 @@
+"""A trained model on disk: `config.json` beside `model.safetensors`, read with one clear line for each way to fail.
+
+`path` in what follows is a run directory (which holds `model/`) or the model directory itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import brics_cli
+from brics_cli.errors import ArtefactError
+from brics_cli.workspace import atomic_path, sha256_of_file
+from brics_cli.workspace.files import read_json
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+def save_model(directory: Path, *, kind: str, config: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """Write `directory` atomically and return the sha256 of its weights file.
+
+    `config` must hold all that is needed to rebuild the model; `kind`, the format and brics' version are added.
+    """
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        header = {"format_version": FORMAT_VERSION, "kind": kind, "brics_version": brics_cli.__version__}
+        text = json.dumps(header | config, indent=2, ensure_ascii=False)
+        (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        cpu_state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+        save_file(cpu_state, temporary / WEIGHTS_NAME)
+        return sha256_of_file(temporary / WEIGHTS_NAME)
+
+
+def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], Path]:
+    """The config of the model at `path`, and its model directory.
+
+    Raises ArtefactError when there is none, when it is damaged, of another kind, or of a newer format.
+    """
+    path = Path(path)
+    directory = path / "model" if (path / "model").is_dir() else path
+    if not directory.is_dir():
+        raise ArtefactError(f"no {kind} run at {path}", next="Give the directory that the training command printed.")
+    if not (directory / CONFIG_NAME).is_file():
+        raise ArtefactError(
+            f"{path} holds no trained {kind} (no {directory / CONFIG_NAME})",
+            next="A run writes its first model at its first checkpoint.",
+        )
+    config = read_json(directory / CONFIG_NAME, what=f"{kind} model")
+    if not isinstance(config, dict) or "format_version" not in config or "kind" not in config:
+        raise ArtefactError(f"{directory / CONFIG_NAME} is not the config of a brics model")
+    if config["kind"] != kind:
+        raise ArtefactError(f"{path} is a model of kind {config['kind']!r}, and kind {kind!r} is needed here")
+    if config["format_version"] != FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path} has model format {config['format_version']}, this brics reads {FORMAT_VERSION}",
+            next=f"It was written by brics {config.get('brics_version', '?')}: pip install -U brics-cli",
+        )
+    return config, directory
+
+
+def load_weights(model: nn.Module, directory: Path, *, device: torch.device | str) -> str:
+    """Load `directory`'s weights into `model`, move it to `device`, and return the sha256 of the weights file.
+
+    Raises ArtefactError when the file is missing, truncated, or does not fit the model.
+    """
+    weights = directory / WEIGHTS_NAME
+    state = read_tensors(weights)
+    expected = model.state_dict()
+    misfits = [
+        name
+        for name in sorted(expected.keys() | state.keys())
+        if name not in expected or name not in state or expected[name].shape != state[name].shape
+    ]
+    if misfits:
+        raise ArtefactError(f"{weights} does not fit its config.json ({len(misfits)} tensors, first {misfits[0]!r})")
+    model.load_state_dict(state)
+    model.to(device)
+    return sha256_of_file(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises ArtefactError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise ArtefactError(f"{path} is damaged or truncated ({error})") from None

@@ -57,6 +57,29 @@ Set = Annotated[
     ),
 ]
 
+Recipe = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe (`brics recipes`) or a YAML file."),
+]
+Steps = Annotated[Optional[int], typer.Option("--steps", min=1, help="Optimiser steps.")]  # noqa: UP045
+RunOut = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", metavar="RUN", help="The run directory. Default: runs/KIND/DATE-RECIPE in the workspace."),
+]
+Resume = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, with its own settings and data."),
+]
+InitFrom = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--init-from", metavar="RUN", help="Start a new run from this run's weights (fine-tuning)."),
+]
+NumWorkers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--workers", min=1, help="Threads that decode images. Default: one per CPU core, at most 16."),
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete recipe as YAML, do nothing.")]
+
 
 class Transform(StrEnum):
     """How an image becomes a square: `brics_cli.data.pixels` says exactly."""

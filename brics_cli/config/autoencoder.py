@@ -21,6 +21,8 @@ class EncoderConfig(Config):
     """Residual blocks per stage."""
     attention: bool = False
     """Self-attention after the coarsest stage."""
+    shortcut: bool = True
+    """Add a linear map of each f x f block of pixels to the output, beside all normalisation."""
 
 
 class DecoderConfig(Config):
@@ -32,6 +34,8 @@ class DecoderConfig(Config):
     """Pixel-shuffle factor of the head: one position becomes an unpatch x unpatch block of pixels."""
     attention: bool = False
     """Self-attention after the coarsest stage."""
+    shortcut: bool = True
+    """Add a linear map of each input position to its block of pixels, beside all normalisation."""
 
 
 class BoundedConfig(Config):

@@ -1,4 +1,4 @@
-"""The diffusion model's config: the denoiser and what it is trained to predict. `core.build` makes modules."""
+"""The diffusion model's config: the denoiser and what it is trained to predict. `core.denoisers` makes modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class DiTConfig(Config):
     depth: PositiveInt = 12
     num_heads: PositiveInt = 6
     patch: PositiveInt = 1
+    """A patch x patch block of code positions becomes one token."""
     mlp_ratio: float = Field(default=4.0, gt=0)
+    """Cost of the feed-forward layer relative to a plain one of this ratio; SwiGLU is 2/3 of it wide."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> DiTConfig:
@@ -32,12 +34,37 @@ DenoiserConfig = DiTConfig
 
 
 class DiffusionConfig(Config):
-    """What the denoiser learns (DESIGN section 3.6)."""
+    """What the denoiser learns (DESIGN section 3.6); x are the normalised codes, snr the signal-to-noise ratio."""
 
     objective: Literal["eps", "v", "x0", "edm", "flow"] = "edm"
     schedule: Literal["cosine", "cosine-shifted", "edm-lognormal", "logit-normal"] = "edm-lognormal"
     weighting: Literal["none", "min-snr", "soft-min-snr", "edm"] = "edm"
     normalise: Literal["store", "none"] = "store"
     """`store`: per channel by the store's mean and std; `none`: x = 2z - 1 alone, as in the paper."""
+    sigma_data: float = Field(default=1.0, gt=0)
+    """Standard deviation of x that objective and weighting `edm` assume: 1 under `normalise: store`."""
+    p_mean: float = -0.4
+    """Mean of ln(noise / signal) in training, schedules `edm-lognormal` and `logit-normal`."""
+    p_std: float = Field(default=1.2, gt=0)
+    """Its standard deviation."""
+    cosine_start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Part of the cosine that schedule `cosine-shifted` begins at (arXiv 2301.10972)."""
+    cosine_end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    cosine_tau: float = Field(default=1.5, gt=0)
+    """Its exponent: alpha^2 goes as cos^(2 tau)."""
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    """Where weightings `min-snr` and `soft-min-snr` stop following the snr."""
+    sigma_min: float = Field(default=0.002, gt=0)
+    """Least noise / signal that samplers with Karras steps visit before 0."""
+    sigma_max: float = Field(default=80.0, gt=0)
+    """The noise / signal they start from."""
     class_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Chance that a label is dropped in training, for classifier-free guidance; without labels unused."""
+
+    @model_validator(mode="after")
+    def _ends_fit(self) -> DiffusionConfig:
+        if self.cosine_start >= self.cosine_end:
+            raise ValueError(f"cosine_start {self.cosine_start} is not below cosine_end {self.cosine_end}")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
+        return self

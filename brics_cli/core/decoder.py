@@ -25,9 +25,12 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths))
         self.norm = group_norm(widths[-1])
         self.head = nn.Conv2d(widths[-1], 3 * config.unpatch**2, 3, padding=1)
+        self.upsampling = config.unpatch * 2 ** (len(widths) - 1)
+        self.shortcut = nn.Conv2d(widths[0], 3 * self.upsampling**2, 1) if config.shortcut else None
 
     def forward(self, features: Tensor) -> Tensor:
         h = features
         for i, stage in enumerate(self.stages):
             h = stage(self.ups[i - 1](upsample_nearest(h)) if i else h)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.unpatch)  # (B, 3, H, W)
+        images = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.unpatch)  # (B, 3, H, W)
+        return images if self.shortcut is None else images + F.pixel_shuffle(self.shortcut(features), self.upsampling)

@@ -27,9 +27,12 @@ class Encoder(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
         self.norm = group_norm(widths[-1])
         self.head = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.downsampling = config.patch * 2**last
+        self.shortcut = nn.Conv2d(3 * self.downsampling**2, out_channels, 1) if config.shortcut else None
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.stem(F.pixel_unshuffle(images, self.patch))  # (B, widths[0], H/patch, W/patch)
         for i, stage in enumerate(self.stages):
             h = stage(self.downs[i - 1](h) if i else h)
-        return self.head(F.silu(self.norm(h)))  # (B, C, H/f, W/f)
+        out = self.head(F.silu(self.norm(h)))  # (B, C, H/f, W/f)
+        return out if self.shortcut is None else out + self.shortcut(F.pixel_unshuffle(images, self.downsampling))

@@ -1,0 +1,112 @@
+"""Denoisers: the networks (`dit`), the `Denoiser` around them, and how one is built, saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from brics_cli.config import Config, DenoiserConfig, DiffusionConfig, DiTConfig, validate
+from brics_cli.core.denoisers.denoiser import KIND, LEAST_STD, Denoiser, DiffusionLoss, save_denoiser
+from brics_cli.core.denoisers.dit import DiT
+from brics_cli.core.model_files import load_weights, read_model_config
+from brics_cli.errors import ArtefactError, UsageError
+
+__all__ = ["Denoiser", "DiffusionLoss", "build_denoiser", "build_network", "load_denoiser", "save_denoiser"]
+
+
+def build_network(config: DenoiserConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> nn.Module:
+    """The network that `config.kind` names, freshly initialised (torch's global generator draws the weights)."""
+    match config:
+        case DiTConfig():
+            return DiT(config, code_shape=code_shape, num_classes=num_classes)
+
+
+def build_denoiser(
+    config: DenoiserConfig,
+    diffusion: DiffusionConfig,
+    *,
+    code_shape: tuple[int, int, int],
+    num_classes: int = 0,
+    store_mean: Sequence[float],
+    store_std: Sequence[float],
+) -> Denoiser:
+    """A freshly initialised denoiser for codes of `code_shape` (C, h, w) and 0 or more classes.
+
+    `store_mean` and `store_std` (C,) are those of the codes, in [0, 1], over the store that it will be trained on.
+    Raises UsageError when the network does not fit the codes.
+    """
+    if diffusion.normalise == "store":
+        mean = [2 * float(value) - 1 for value in store_mean]
+        std = [max(2 * float(value), LEAST_STD) for value in store_std]
+    else:
+        mean, std = [0.0] * code_shape[0], [1.0] * code_shape[0]
+    network = build_network(config, code_shape=code_shape, num_classes=num_classes)
+    return Denoiser(
+        network,
+        config=config,
+        diffusion=diffusion,
+        code_shape=code_shape,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+    )
+
+
+class _Lineage(Config):
+    autoencoder_sha256: str
+    autoencoder_path: str
+    store_sha256: str
+    store_path: str
+
+
+class _Normalisation(Config):
+    mean: list[float]
+    std: list[float]
+
+
+class _ModelFile(Config):
+    """What `save_denoiser` writes into config.json, beside the header."""
+
+    denoiser: DenoiserConfig
+    diffusion: DiffusionConfig
+    code_shape: tuple[int, int, int]
+    num_classes: int = Field(ge=0)
+    normalisation: _Normalisation
+    lineage: _Lineage
+
+
+_HEADER = ("format_version", "kind", "brics_version")
+
+
+def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser of a run directory, or of its `model/`: float32, in evaluation mode, on `device`.
+
+    Raises ArtefactError when there is none, or when its files are damaged, foreign or of a newer format.
+    """
+    values, directory = read_model_config(path, kind=KIND)
+    source = str(directory / "config.json")
+    try:
+        values = {key: value for key, value in values.items() if key not in _HEADER}
+        file = validate(_ModelFile, values, source=source)
+        if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
+            raise UsageError(f"{source}: the normalisation has not {file.code_shape[0]} channels")
+        network = build_network(file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
+    except UsageError as error:  # nobody typed this file: it is damaged
+        raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
+    denoiser = Denoiser(
+        network,
+        config=file.denoiser,
+        diffusion=file.diffusion,
+        code_shape=file.code_shape,
+        num_classes=file.num_classes,
+        mean=file.normalisation.mean,
+        std=file.normalisation.std,
+    )
+    denoiser.weights_sha256 = load_weights(denoiser, directory, device=device)
+    denoiser.path = Path(path)
+    denoiser.lineage = file.lineage.model_dump()
+    return denoiser.eval().requires_grad_(False)

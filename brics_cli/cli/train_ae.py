@@ -1,0 +1,88 @@
+"""`brics train-ae`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session
+
+app = options.command_app()
+
+
+@app.command()
+def train_ae(
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[DATA]", help="Images: a folder, WebDataset shards, or a pattern of shards."),
+    ] = None,
+    recipe: options.Recipe = None,
+    steps: options.Steps = None,
+    seed: options.Seed = None,
+    overrides: options.Set = None,
+    val: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--val", metavar="DATA", help="Images to validate on. Default: 2% of DATA, by hash of the key."),
+    ] = None,
+    out: options.RunOut = None,
+    resume: options.Resume = None,
+    init_from: options.InitFrom = None,
+    num_workers: options.NumWorkers = None,
+    print_config: options.PrintConfig = False,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train an autoencoder: images -> key codes -> images.
+
+    Without --recipe the largest general recipe that is not above the median image side is taken. Ctrl-C finishes the
+    step, saves, and prints the command that goes on.
+
+    Example: brics train-ae ./shards --recipe tiny --set optimiser.lr=1e-3
+    """
+    from brics_cli.config import dump_yaml
+    from brics_cli.jobs.train_ae import train_autoencoder
+    from brics_cli.training.plan import TrainOptions, plan_autoencoder
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    asked = TrainOptions(
+        data=data,
+        recipe=recipe,
+        steps=steps,
+        seed=seed,
+        overrides=overrides or (),
+        val=val,
+        out=out,
+        resume=resume,
+        init_from=init_from,
+    )
+    plan = plan_autoencoder(asked, workspace=session.workspace, reporter=session.reporter)
+    if print_config:
+        session.result(plan.recipe.model_dump(mode="json"), dump_yaml(plan.recipe).rstrip())
+        return
+    if dry_run:
+        shape = " x ".join(str(side) for side in plan.recipe.model.code_shape)
+        result = {
+            "images": len(plan.collection),
+            "recipe": plan.recipe.name,
+            "code_shape": list(plan.recipe.model.code_shape),
+            "steps": plan.recipe.training.steps,
+            "run": str(plan.artefact.path),
+        }
+        session.result(
+            result,
+            f"would train {plan.recipe.name} on {len(plan.collection):,} images ({plan.collection.path}): "
+            f"codes {shape}, {plan.recipe.training.steps:,} steps of {plan.recipe.training.batch_size} images, "
+            f"into {plan.artefact.path}",
+        )
+        return
+    trained = train_autoencoder(
+        plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=session.reporter
+    )
+    session.result({"run": trained.run, "step": trained.step, "metrics": trained.metrics}, str(trained.run))
+    session.next_step("brics", "encode-dataset", plan.collection.path, "--out", "codes.h5", "--ae", trained.run)

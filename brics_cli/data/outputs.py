@@ -1,0 +1,58 @@
+"""Who may write to an output of images: a new one, an interrupted one made from the same inputs, nobody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from brics_cli.errors import ArtefactError
+from brics_cli.workspace import Artefact, check_output, hold_lock, read_provenance, write_provenance
+from brics_cli.workspace.differences import differences
+
+Claim = Literal["new", "resume", "complete"]
+
+
+def claim_output(artefact: Artefact, *, overwrite: bool, is_file: bool = False) -> Claim:
+    """Claim `artefact.path` for `artefact` (incomplete): its directory is made and marked as ours, unfinished.
+
+    `resume` when it holds an interrupted output of the same kind, parents and `details["settings"]`; `complete`
+    when that one had finished. Raises ArtefactError when an interrupted output differs, saying in what;
+    WouldOverwriteError when something else is there. `overwrite` makes both `new`.
+    """
+    path = artefact.path
+    existing = read_provenance(path) if path.exists() else None
+    if existing is not None and existing.kind == artefact.kind:
+        differing = differences(_identity(existing), _identity(artefact))
+        if not differing and not existing.complete:
+            return "resume"
+        if not differing and not overwrite:
+            return "complete"
+        if differing and not existing.complete and not overwrite:
+            raise ArtefactError(
+                f"{path} was begun with other inputs: {'; '.join(differing)}",
+                next="Give another --out, or --overwrite to begin again.",
+            )
+    check_output(path, overwrite=overwrite, what="the output")
+    if not is_file:
+        path.mkdir(parents=True, exist_ok=True)
+        write_provenance(artefact)
+    return "new"
+
+
+@contextmanager
+def output_lock(path: Path) -> Iterator[None]:
+    """Let one process write to `path` while the block runs. Raises MachineError when another one does."""
+    lock = path.with_name(f".{path.name}.lock")
+    with hold_lock(lock, what=str(path)):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _identity(artefact: Artefact) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(artefact.details.get("settings", {})))
+    return {**settings, **{parent.kind: parent.sha256 for parent in artefact.parents}}

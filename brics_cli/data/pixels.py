@@ -1,0 +1,131 @@
+"""From a file's bytes to square uint8 RGB: the Pillow reference of every transform.
+
+Each kind of file that others trip over has one defined result (reference: tests/unit/data/test_pixels.py): EXIF
+orientation is applied, 16-bit grey is scaled, alpha and transparency are composited on white, CMYK and palettes
+become RGB; a truncated file, a decompression bomb and a format outside the list are an `ImageError`.
+Shapes: (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from brics_cli.config.suggestions import did_you_mean
+from brics_cli.errors import UsageError
+
+PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+"""The decoders that may touch a user's bytes: no EPS (runs Ghostscript), nothing exotic."""
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, 256 MiB of RGB; beyond it Pillow warns, and we refuse."""
+
+TRANSFORM_VERSIONS: dict[str, str] = {
+    "crop-bicubic": "pillow-1",
+    "adm": "pillow-1",
+    "edm-lanczos": "pillow-1",
+    "none": "pillow-1",
+}
+"""Transform -> version, backend included; both are stored in every artefact."""
+
+_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+
+# Process-wide on purpose: warnings.catch_warnings is not safe in the loader's threads.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class ImageError(Exception):
+    """One image that cannot be used, and why. Counted and listed by the loader, never fatal by itself."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """A file's bytes as an upright RGB image. Raises ImageError (not an image, truncated, a bomb, no defined range)."""
+    try:
+        with Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"decompression bomb: {image.width} x {image.height} pixels")
+            image.load()
+            return _to_rgb(_upright(image))
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError("not an image" if data else "empty file") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError("decompression bomb") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing about orientation; the pixels are fine
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ImageError("32-bit pixels have no defined range")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257, rounded
+    elif image.mode == "F":
+        raise ImageError("floating-point pixels have no defined range")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def apply_transform(image: Image.Image, name: str, size: int) -> np.ndarray:
+    """An RGB image as a uint8 array (size, size, 3) by the transform `name`.
+
+    Raises ImageError (`none` on an image of another size), UsageError for an unknown name.
+    """
+    if name == "crop-bicubic":
+        square = _resize(_centre_square(image), (size, size), Image.Resampling.BICUBIC)
+    elif name == "edm-lanczos":
+        square = _resize(_centre_square(image), (size, size), Image.Resampling.LANCZOS)
+    elif name == "adm":
+        square = _adm(image, size)
+    elif name == "none":
+        if image.size != (size, size):
+            raise ImageError(f"{image.width} x {image.height} pixels, and transform 'none' needs {size} x {size}")
+        square = image
+    else:
+        raise UsageError(f"no transform {name!r}{did_you_mean(name, TRANSFORM_VERSIONS)}")
+    return np.array(square)  # (size, size, 3)
+
+
+def load_pixels(data: bytes, *, transform: str, size: int) -> np.ndarray:
+    """A file's bytes as a uint8 array (size, size, 3). Raises ImageError."""
+    return apply_transform(decode_image(data), transform, size)
+
+
+def _centre_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, resampling)
+
+
+def _adm(image: Image.Image, size: int) -> Image.Image:
+    """Halve with a box filter while twice the size fits, then bicubic to the short side, then crop the centre.
+
+    Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105.05233), released data loader.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = _resize(image, (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,50 @@
+"""Where images go: a folder of PNGs, WebDataset shards, or a zip in EDM's layout. PNG throughout: lossless.
+
+Encoding runs in a few threads, writing in order. Nothing stands under its final name before it is whole: files,
+shards and zips are written beside it and renamed. Keys are kept: `<key>.png`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+from brics_cli.data.sinks.base import ImageSink, check_key
+from brics_cli.data.sinks.png import PngSink
+from brics_cli.data.sinks.webdataset import WebDatasetSink, webdataset_stem
+from brics_cli.data.sinks.zip import ZipSink
+from brics_cli.errors import UsageError
+from brics_cli.workspace import check_output
+
+__all__ = ["Format", "ImageSink", "check_key", "format_of", "open_sink", "webdataset_stem"]
+
+Format = Literal["png", "wds", "zip"]
+
+
+def open_sink(
+    path: Path | str, format: Format | None = None, *, shard_size: int = 1000, overwrite: bool = False
+) -> ImageSink:
+    """A sink at `path`: `png` (a folder), `wds` (a folder of shards, or one `x.tar`) or `zip`.
+
+    `format` None goes by the path: `.zip` is zip, anything else wds. A folder may hold the beginning of the same
+    output (see `ImageSink.resume_point`); who may write there is for `claim_output` to decide. Raises
+    WouldOverwriteError for an existing file, without `overwrite`; UsageError when path and format disagree.
+    """
+    path = Path(path)
+    format = format or format_of(path)
+    if (format == "zip") != (path.suffix == ".zip") or (format == "png" and path.suffix == ".tar"):
+        raise UsageError(
+            f"--out {path} does not go with format {format}", next="zip: x.zip; wds: DIR or x.tar; png: DIR."
+        )
+    if path.is_file() and path.suffix in {".zip", ".tar"}:
+        check_output(path, overwrite=overwrite, what="the output")
+    elif path.suffix in {".zip", ".tar"} and path.is_dir():
+        raise UsageError(f"--out {path} is a folder, not a file")
+    if format == "zip":
+        return ZipSink(path)
+    return PngSink(path) if format == "png" else WebDatasetSink(path, shard_size)
+
+
+def format_of(path: Path, *, default: Format = "wds") -> Format:
+    """The format a path asks for by its extension; `default` for a folder."""
+    return cast("Format", {".zip": "zip", ".tar": "wds"}.get(path.suffix, default))

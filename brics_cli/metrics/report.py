@@ -1,0 +1,81 @@
+"""What an evaluation found, with everything needed to cite it: figures, sources, failures, provenance. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One figure.
+
+    `standard_error` is over images, None for metrics of sets; `resize` says how a network's input was made;
+    `comparable` is False when weights of unknown sha256 were used; `note` is what a reader must know besides.
+    """
+
+    metric: str
+    title: str
+    value: float
+    standard_error: float | None
+    num_real: int
+    num_fake: int
+    unit: str
+    better: str
+    definition: str
+    resize: str | None
+    comparable: bool
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One side of a comparison. `sha256` is a store's, or a collection's fingerprint."""
+
+    side: str
+    kind: str
+    path: str
+    description: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that could not be read, and why."""
+
+    side: str
+    key: str
+    reason: str
+
+
+@dataclass
+class EvaluationReport:
+    """What `brics eval` found: `results` in the order asked for, and where every figure comes from."""
+
+    results: list[MetricResult] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    num_pairs: int | None = None
+    """Pairs that were measured; None when no metric of pairs was."""
+    unmatched_real: list[str] = field(default_factory=list)
+    """Keys of the originals that have no partner."""
+    unmatched_fake: list[str] = field(default_factory=list)
+    failures: list[FailedImage] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Metric -> why it was not measured; filled only when no metric was asked for by name."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, name: str) -> float:
+        """The figure of the metric `name`. Raises KeyError when it was not measured."""
+        for result in self.results:
+            if result.metric == name:
+                return result.value
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: an infinite PSNR is null, and its `note` says why."""
+        record = asdict(self)
+        for result in record["results"]:
+            if not math.isfinite(result["value"]):
+                result["value"] = None
+        return {"brics_report": 1, **record}

@@ -1,0 +1,53 @@
+"""Inception-v3 of 2015 as FID uses it: NVIDIA's TorchScript file through clean-fid's resizer and wrapper.
+
+Heusel et al., arXiv 1706.08500; the resize of mode `clean` is Parmar et al., arXiv 2104.11222: per channel, Pillow
+bicubic in float32 to 299 x 299, clipped to 0-255, not rounded. Features are the 2048 of the last pooling.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import build_resizer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from brics_cli.errors import ArtefactError
+from brics_cli.networks.features import FeatureNetwork
+
+# clean-fid's wrapper opens a file of this name in the directory it is given.
+INCEPTION_FILE = "inception-2015-12-05.pt"
+
+
+class InceptionFeatures(FeatureNetwork):
+    """Pool features (B, 2048), equal to clean-fid's mode `clean`."""
+
+    name = "inception-2015-12-05"
+    num_features = 2048
+    input_side = 299
+    resize = "clean: Pillow bicubic per channel in float32 to 299x299, clipped, not rounded"
+
+    def __init__(self, network: InceptionV3W, device: torch.device | str) -> None:
+        super().__init__(device)
+        self.network = network.to(self.device).eval()
+        self._resize = build_resizer("clean")
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._resize(image)  # (299, 299, 3)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.network(batch)  # (B, 2048)
+
+
+def load_inception(path: Path, *, device: torch.device | str = "cpu") -> InceptionFeatures:
+    """The network in the TorchScript file `path`. Raises ArtefactError when it is not that network."""
+    if path.name != INCEPTION_FILE:
+        raise ArtefactError(f"{path} is not named {INCEPTION_FILE}, which clean-fid's loader relies on")
+    try:
+        network = InceptionV3W(str(path.parent), download=False)
+    except (RuntimeError, AttributeError) as error:
+        raise ArtefactError(f"{path} is not the Inception network ({str(error).splitlines()[0]})") from None
+    return InceptionFeatures(network, device)

@@ -1,0 +1,222 @@
+"""Format 1 of the key-code store: names, types, quantisation, hashes. Reader, writer and verifier share this.
+
+N rows, codes (C, h, w). `/codes` (N, C, h, w) and `/codes_flipped` are contiguous and uncompressed, so that they can
+be memory-mapped; quantised by `uint8` (q = rint(255 z)), `uint16` (q = rint(65535 z)) or `float16` (as they are, for
+unbounded codes). The other datasets are described in DESIGN section 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+Quantisation = Literal["uint8", "uint16", "float16"]
+QUANTISATIONS: dict[str, tuple[np.dtype[Any], int]] = {
+    "uint8": (np.dtype("u1"), 255),
+    "uint16": (np.dtype("<u2"), 65535),
+    "float16": (np.dtype("<f2"), 1),
+}
+"""Name -> (stored type, scale); codes are stored values / scale."""
+
+NUM_BINS = 256
+"""Bins per channel of the histogram in `/stats`: over [0, 1] for bounded codes, [-8, 8] for continuous ones."""
+NO_LABEL = -1
+
+SHARD_FIELDS = ("name", "size", "fingerprint", "n_in", "n_ok", "n_failed", "sha256")
+FAILURE_FIELDS = ("shard", "key", "reason")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StoreShard:
+    """One shard of the source: `num_images` of it are to be encoded."""
+
+    name: str
+    num_images: int
+    size_bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What a store is made of and with. Two runs write to one store only when `identity` is the same.
+
+    `transform` is `name/version`; `autoencoder` holds `sha256` (of its weights) and `config`; `precision` is that
+    of the encoder's arithmetic (fp32, bf16); `source` is the collection's path, for the reader's information, and
+    `source_sha256` its fingerprint; `num_images` of it are encoded (all, or --limit).
+    """
+
+    code_shape: tuple[int, int, int]
+    image_size: int
+    transform: str
+    quantisation: Quantisation
+    autoencoder: dict[str, Any]
+    source: str
+    source_sha256: str
+    num_images: int
+    flipped: bool = False
+    precision: str = "fp32"
+    code_kind: Literal["bounded", "continuous"] = "bounded"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of stored values."""
+        return QUANTISATIONS[self.quantisation][0]
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Of codes; twice that with flipped ones."""
+        return int(np.prod(self.code_shape)) * self.dtype.itemsize * (2 if self.flipped else 1)
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between two runs that write to one store."""
+        return {
+            "format": FORMAT_VERSION,
+            "autoencoder": self.autoencoder["sha256"],
+            "code_shape": list(self.code_shape),
+            "image_size": self.image_size,
+            "transform": self.transform,
+            "quantisation": self.quantisation,
+            "flips": self.flipped,
+            "precision": self.precision,
+            "source": self.source_sha256,
+            "num_images": self.num_images,
+        }
+
+    def attributes(self) -> dict[str, Any]:
+        """The HDF5 attributes that say all this to any reader (`created`, `sha256`, ... come with the merge)."""
+        values = asdict(self)
+        del values["num_images"]  # of the source; N, what was encoded, is the length of the datasets
+        values["autoencoder"] = json.dumps(self.autoencoder, sort_keys=True)
+        values["identity"] = json.dumps(self.identity(), sort_keys=True)
+        return {"format_version": FORMAT_VERSION, **values}
+
+
+def quantise(codes: Array | Tensor, quantisation: Quantisation) -> Array:
+    """Codes (..., C, h, w), numpy or torch on any device, as stored values; exact at 0 and 1, idempotent.
+
+    Values outside [0, 1] are clamped, except by float16. Raises ValueError when a value is not finite.
+    """
+    dtype, scale = QUANTISATIONS[quantisation]
+    if isinstance(codes, np.ndarray):
+        finite = bool(np.isfinite(codes).all())
+        values = codes if quantisation == "float16" else np.rint(np.clip(codes, 0, 1).astype(np.float32) * scale)
+    else:
+        import torch
+
+        finite = bool(torch.isfinite(codes).all())
+        codes = codes.detach().float()
+        if quantisation == "uint8":  # a quarter of the bytes to move off the device
+            values = codes.clamp(0, 1).mul(scale).round().to(torch.uint8).cpu().numpy()
+        elif quantisation == "uint16":
+            values = codes.clamp(0, 1).mul(scale).round().to(torch.int32).cpu().numpy()
+        else:
+            values = codes.cpu().numpy()
+    if not finite:
+        raise ValueError("codes hold values that are not finite")
+    return values.astype(dtype)
+
+
+def dequantise(rows: Array, quantisation: Quantisation) -> npt.NDArray[np.float32]:
+    """Stored values as float32 codes."""
+    scale = QUANTISATIONS[quantisation][1]
+    codes = rows.astype(np.float32)
+    return codes if scale == 1 else np.divide(codes, np.float32(scale), out=codes)
+
+
+def bin_edges(code_kind: str) -> tuple[float, float]:
+    """The range of the histogram."""
+    return (0.0, 1.0) if code_kind == "bounded" else (-8.0, 8.0)
+
+
+@dataclass
+class Statistics:
+    """Sums over rows, per channel: enough for mean, standard deviation and histogram; parts add up exactly."""
+
+    total: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    histogram: npt.NDArray[np.int64]
+    num_values: int = 0
+    """Values per channel."""
+
+    @classmethod
+    def empty(cls, num_channels: int) -> Statistics:
+        zeros = np.zeros(num_channels)
+        return cls(zeros.copy(), zeros.copy(), np.zeros((num_channels, NUM_BINS), np.int64))
+
+    def add(self, rows: Array, header: StoreHeader) -> None:
+        """Count stored `rows` (B, C, h, w)."""
+        low, high = bin_edges(header.code_kind)
+        codes = dequantise(rows, header.quantisation)
+        by_channel = np.moveaxis(codes, 1, 0).reshape(codes.shape[1], -1)  # (C, B h w)
+        self.total += by_channel.sum(axis=1, dtype=np.float64)
+        self.squares += np.einsum("cn,cn->c", by_channel, by_channel, dtype=np.float64)
+        bins = ((by_channel - low) * (NUM_BINS / (high - low))).astype(np.int64).clip(0, NUM_BINS - 1)
+        for channel, found in enumerate(bins):
+            self.histogram[channel] += np.bincount(found, minlength=NUM_BINS)
+        self.num_values += by_channel.shape[1]
+
+    def merge(self, other: Statistics) -> None:
+        self.total += other.total
+        self.squares += other.squares
+        self.histogram += other.histogram
+        self.num_values += other.num_values
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        return cast("npt.NDArray[np.float64]", self.total / max(self.num_values, 1))
+
+    @property
+    def std(self) -> npt.NDArray[np.float64]:
+        variance = self.squares / max(self.num_values, 1) - self.mean**2
+        return cast("npt.NDArray[np.float64]", np.sqrt(np.maximum(variance, 0)))
+
+
+class RowHash:
+    """sha256 of a shard's rows: of each column's bytes, then of those digests and the other columns."""
+
+    def __init__(self) -> None:
+        self._codes = hashlib.sha256()
+        self._flipped = hashlib.sha256()
+
+    def add(self, codes: Array, flipped: Array | None) -> None:
+        """Hash further rows, in order."""
+        self._codes.update(np.ascontiguousarray(codes).data)
+        if flipped is not None:
+            self._flipped.update(np.ascontiguousarray(flipped).data)
+
+    def hexdigest(
+        self, keys: Iterable[bytes], labels: Array, index_in_shard: Array, metas: Sequence[str] | None
+    ) -> str:
+        """The digest of all rows. `metas` None is a column of empty texts."""
+        digest = hashlib.sha256(self._codes.digest() + self._flipped.digest())
+        for key in keys:
+            digest.update(key + b"\0")
+        digest.update(labels.astype("<i8").tobytes())
+        digest.update(index_in_shard.astype("<i8").tobytes())
+        for position, meta in enumerate(metas or ()):
+            if meta:
+                digest.update(f"{position}\0{meta}\0".encode())
+        return digest.hexdigest()
+
+
+def store_sha256(row_hashes: Iterable[str]) -> str:
+    """The sha256 of a store: of its shards' row hashes, in order."""
+    return hashlib.sha256("\n".join(row_hashes).encode()).hexdigest()
+
+
+def fixed_bytes(texts: Sequence[str]) -> Array:
+    """Texts as UTF-8 in fixed-length bytes, the longest deciding."""
+    encoded = [text.encode() for text in texts]
+    return np.array(encoded, dtype=f"S{max((len(text) for text in encoded), default=1) or 1}")

@@ -1,0 +1,210 @@
+"""Read a key-code store: `KeyCodeStore(path)`. The header is validated, then the codes are memory-mapped.
+
+N rows, codes (C, h, w). A mapped read is 10x as fast as h5py's indexing, and needs no open HDF5 handle, so a store
+can be pickled to worker processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from brics_cli.errors import ArtefactError
+from brics_cli.store.format import FORMAT_VERSION, QUANTISATIONS, Array, dequantise
+from brics_cli.workspace import Artefact, read_provenance
+
+AGAIN = "Make it again: brics encode-dataset IMAGES --out codes.h5"
+
+
+class KeyCodeStore:
+    """The codes of a collection, by row: `store[i]` is float32 (C, h, w), in [0, 1] for bounded codes.
+
+    Opening reads the header alone. Raises ArtefactError when the file is missing, no store, of a newer format, or
+    when its header does not fit the file (truncated, damaged).
+
+    Attributes: `path`; `code_shape` (C, h, w); `image_size`; `transform` (name) and `transform_version`;
+    `quantisation`; `code_kind` (bounded or continuous); `precision`; `autoencoder` (`sha256`, `config`); `source`
+    (the collection's path) and `source_sha256`; `sha256` (of the rows); `created`; `brics_version`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            what = "is a folder, not a key-code store" if self.path.is_dir() else "is missing"
+            raise ArtefactError(f"{self.path} {what}", next=AGAIN)
+        try:
+            with h5py.File(self.path, "r") as file:
+                self._read_header(file)
+        except (OSError, RuntimeError) as error:
+            self._raise_unreadable(error)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ArtefactError(f"the header of {self.path} is damaged ({error})", next=AGAIN) from None
+        self._maps: dict[str, Array] = {}
+
+    def _raise_unreadable(self, error: Exception) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+        with self.path.open("rb") as file:
+            is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
+        reason = "is damaged or truncated" if is_hdf5 else "is not a key-code store (not an HDF5 file)"
+        raise ArtefactError(f"{self.path} {reason}", next=AGAIN) from None
+
+    def _read_header(self, file: h5py.File) -> None:
+        attributes = dict(file.attrs)
+        version = attributes.get("format_version")
+        if version is None or "identity" not in attributes:
+            raise ArtefactError(f"{self.path} is not a key-code store (an HDF5 file of something else)", next=AGAIN)
+        if int(version) != FORMAT_VERSION:
+            raise ArtefactError(
+                f"{self.path} has store format {version}, and this brics reads {FORMAT_VERSION}",
+                next="Upgrade: pip install -U brics-cli",
+            )
+        channels, height, width = (int(side) for side in attributes["code_shape"])
+        self.code_shape: tuple[int, int, int] = (channels, height, width)
+        self.image_size = int(attributes["image_size"])
+        self.transform, _, self.transform_version = str(attributes["transform"]).partition("/")
+        self.quantisation: Any = str(attributes["quantisation"])
+        self.code_kind = str(attributes["code_kind"])
+        self.precision = str(attributes["precision"])
+        self.autoencoder: dict[str, Any] = json.loads(attributes["autoencoder"])
+        self.source = str(attributes["source"])
+        self.source_sha256 = str(attributes["source_sha256"])
+        self.sha256 = str(attributes["sha256"])
+        self.created = str(attributes["created"])
+        self.brics_version = str(attributes["brics_version"])
+        self._dtype = QUANTISATIONS[self.quantisation][0]
+        self._num_rows = len(file["keys"])
+        self._offsets = {name: self._mapped(file, name) for name in ("codes", "codes_flipped") if name in file}
+        if "codes" not in self._offsets:
+            raise KeyError("no dataset 'codes'")
+        self._mean: npt.NDArray[np.float32] = file["stats/mean"][()].astype(np.float32)
+        self._std: npt.NDArray[np.float32] = file["stats/std"][()].astype(np.float32)
+        if self._mean.shape != (channels,) or self._std.shape != (channels,):
+            raise ValueError(f"stats of shape {self._mean.shape} for {channels} channels")
+
+    def _mapped(self, file: h5py.File, name: str) -> int:
+        """The byte offset of a dataset of codes, once it is sure that all of it is in the file."""
+        dataset = file[name]
+        expected = (self._num_rows, *self.code_shape)
+        if dataset.shape != expected or dataset.dtype != self._dtype:
+            raise ValueError(f"{name} is {dataset.shape} {dataset.dtype}, not {expected} {self._dtype}")
+        if dataset.chunks is not None or dataset.compression is not None or dataset.external is not None:
+            raise ValueError(f"{name} is not contiguous")
+        offset = dataset.id.get_offset()
+        num_bytes = math.prod(expected) * self._dtype.itemsize
+        if offset is None or offset + num_bytes > self.path.stat().st_size:
+            raise ValueError(f"{name} reaches beyond the end of the file")
+        return int(offset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"KeyCodeStore({str(self.path)!r}: {len(self):,} x {self.code_shape} {self.quantisation})"
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
+        """The codes of one image: float32 (C, h, w)."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a store of {len(self)}")
+        return dequantise(self._map("codes")[index], self.quantisation)
+
+    def batch(self, indices: Sequence[int] | slice | Array, *, flipped: bool = False) -> npt.NDArray[np.float32]:
+        """The codes of several images, or of their mirror images: float32 (B, C, h, w)."""
+        return dequantise(self.raw(indices, flipped=flipped), self.quantisation)
+
+    def raw(self, indices: Sequence[int] | slice | Array, *, flipped: bool = False) -> Array:
+        """Stored values as they are (uint8, uint16 or float16), a copy: (B, C, h, w).
+
+        Raises ArtefactError for `flipped` in a store without flips.
+        """
+        rows = self._map("codes_flipped" if flipped else "codes")
+        return np.array(rows[indices if isinstance(indices, slice) else np.asarray(indices, np.int64)])
+
+    @property
+    def has_flipped(self) -> bool:
+        """Whether the codes of the mirrored images are there too."""
+        return "codes_flipped" in self._offsets
+
+    def _map(self, name: str) -> Array:
+        if name not in self._offsets:
+            raise ArtefactError(f"{self.path} holds no flipped codes", next="Encode again with --flips.")
+        if name not in self._maps:
+            shape = (self._num_rows, *self.code_shape)
+            self._maps[name] = np.memmap(self.path, self._dtype, "r", self._offsets[name], shape)
+        return self._maps[name]
+
+    @property
+    def mean(self) -> npt.NDArray[np.float32]:
+        """Mean of the codes per channel: float32 (C,)."""
+        return self._mean
+
+    @property
+    def std(self) -> npt.NDArray[np.float32]:
+        """Standard deviation of the codes per channel: float32 (C,)."""
+        return self._std
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of each row."""
+        return [key.decode() for key in self._column("keys")]
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class of each row, -1 for none: int64 (N,)."""
+        labels: npt.NDArray[np.int64] = self._column("labels")
+        return labels
+
+    def meta(self, index: int) -> dict[str, Any] | None:
+        """The metadata of one row, read from the file on each call; None when it has none."""
+        text = self._column("meta", index)
+        return json.loads(text) if text else None
+
+    @cached_property
+    def shards(self) -> list[dict[str, Any]]:
+        """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 of each."""
+        return _rows(self._column("shards"))
+
+    @cached_property
+    def failures(self) -> list[dict[str, Any]]:
+        """The images that could not be encoded: shard, key, reason."""
+        return _rows(self._column("failures"))
+
+    @property
+    def artefact(self) -> Artefact:
+        """Its provenance. Raises ArtefactError when that is missing."""
+        artefact = read_provenance(self.path)
+        if artefact is None:
+            raise ArtefactError(f"{self.path} carries no provenance", next=AGAIN)
+        return artefact
+
+    def _column(self, name: str, index: int | None = None) -> Any:
+        try:
+            with h5py.File(self.path, "r") as file:
+                return file[name][() if index is None else index]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ArtefactError(f"{self.path}: dataset {name!r} cannot be read ({error})", next=AGAIN) from None
+
+
+def _rows(table: Array) -> list[dict[str, Any]]:
+    names = table.dtype.names or ()
+    return [
+        {
+            name: value.decode() if isinstance(value, bytes) else int(value)
+            for name, value in zip(names, row, strict=True)
+        }
+        for row in table
+    ]

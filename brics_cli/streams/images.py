@@ -1,0 +1,208 @@
+"""Images from a collection or from a key-code store (decoded on the fly), read the same way.
+
+Decoded pixels are rounded to uint8 exactly as a PNG would hold them, so that a store and the files that
+`brics decode` writes from it have the same scores. B images, (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.data import Collection, ImageError, apply_transform, decode_image, open_collection
+from brics_cli.data.loader import Failure, default_num_workers
+from brics_cli.store import KeyCodeStore
+from brics_cli.streams.autoencoders import load_store_autoencoder
+from brics_cli.workspace import Workspace
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of one size: `images` uint8 (B, H, W, 3), and their `keys`."""
+
+    keys: list[str]
+    images: Image
+
+
+class ImageStream(ABC):
+    """`len(stream)` images in a fixed order, each with a key that is known before any pixel is read.
+
+    `failures` grows while reading: (key, reason) of every image that could not be used.
+    """
+
+    kind: str
+    path: str
+    keys: list[str]
+    identity: str
+    """The sha256 of what is read: a collection's fingerprint, a store's sha256."""
+
+    def __init__(self, *, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.failures: list[Failure] = []
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is in a few words: `970 images, folder, crop-bicubic to 64 px`."""
+
+    @abstractmethod
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        """The images at `positions` (None: all) in that order, `batch_size` at a time; None for one that failed."""
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        """All images in order, failed ones left out. A batch ends early where the size of the images changes."""
+        keys = iter(self.keys)
+        for images in self.read():
+            kept = [(key, image) for image, key in zip(images, keys, strict=False) if image is not None]
+            while kept:
+                shape = kept[0][1].shape
+                end = next((index for index, (_, image) in enumerate(kept) if image.shape != shape), len(kept))
+                yield ImageBatch([key for key, _ in kept[:end]], np.stack([image for _, image in kept[:end]]))
+                kept = kept[end:]
+
+
+class CollectionStream(ImageStream):
+    """The images of a collection, through a transform, or with `transform=None` as they are."""
+
+    kind = "collection"
+
+    def __init__(
+        self,
+        collection: Collection,
+        *,
+        transform: str | None,
+        size: int | None,
+        batch_size: int,
+        num_workers: int | None,
+    ) -> None:
+        super().__init__(batch_size=batch_size)
+        if (transform is None) != (size is None):
+            raise ValueError("transform and size go together")
+        self.collection = collection
+        self.path = collection.path
+        self.identity = collection.fingerprint
+        self.transform = transform
+        self.size = size
+        self.num_workers = num_workers or default_num_workers()
+        shards = collection.shards
+        self.keys = [
+            collection.key(shard, index) for shard in range(len(shards)) for index in range(shards[shard].num_images)
+        ]
+        self._starts = [0, *accumulate(shard.num_images for shard in shards)]
+
+    def describe(self) -> str:
+        through = f", {self.transform} to {self.size} px" if self.transform else ", as they are"
+        return self.collection.describe() + through
+
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        order = range(len(self)) if positions is None else positions
+        waiting: deque[list[Future[Image | Failure]]] = deque()
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="brics-images") as pool:
+            try:
+                for batch in _in_batches(order, self.batch_size):
+                    waiting.append([pool.submit(self._load, position) for position in batch])
+                    if len(waiting) > 2:  # two batches are decoded ahead of the one in use
+                        yield self._gather(waiting.popleft())
+                while waiting:
+                    yield self._gather(waiting.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _gather(self, batch: list[Future[Image | Failure]]) -> list[Image | None]:
+        images: list[Image | None] = []
+        for future in batch:
+            loaded = future.result()
+            if isinstance(loaded, Failure):
+                self.failures.append(loaded)
+                images.append(None)
+            else:
+                images.append(loaded)
+        return images
+
+    def _load(self, position: int) -> Image | Failure:
+        shard = bisect_right(self._starts, position) - 1
+        try:
+            image = decode_image(self.collection.read(shard, position - self._starts[shard]).data)
+            if self.transform is None or self.size is None:
+                return np.array(image)  # (H, W, 3)
+            return apply_transform(image, self.transform, self.size)
+        except ImageError as error:
+            return Failure(self.keys[position], str(error))
+
+
+class StoreStream(ImageStream):
+    """The reconstructions in a key-code store: codes through its autoencoder's decoder, rounded to uint8."""
+
+    kind = "store"
+
+    def __init__(self, store: KeyCodeStore, autoencoder: Autoencoder, *, device: torch.device, batch_size: int) -> None:
+        super().__init__(batch_size=batch_size)
+        self.store = store
+        self.autoencoder = autoencoder
+        self.device = device
+        self.path = str(Path(store.path).resolve())
+        self.identity = store.sha256
+        self.keys = list(store.keys)
+
+    def describe(self) -> str:
+        return f"{len(self):,} images, key-code store, decoded to {self.store.image_size} px"
+
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        order = range(len(self)) if positions is None else positions
+        for batch in _in_batches(order, self.batch_size):
+            codes = torch.from_numpy(self.store.batch(batch)).to(self.device)  # (B, C, h, w)
+            with torch.inference_mode():
+                images = to_uint8(self.autoencoder.decode(codes))  # (B, H, W, 3)
+            yield list(images)
+
+
+def open_images(
+    path: str | Path,
+    *,
+    workspace: Workspace,
+    transform: str | None = None,
+    size: int | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    ae_path: Path | None = None,
+) -> ImageStream:
+    """The images at `path`: a key-code store (`*.h5`) or any collection that `open_collection` reads.
+
+    `transform` and `size` apply to a collection; a store already has both. `ae_path` overrides where the store's
+    autoencoder is looked for. Raises UsageError and ArtefactError as `open_collection`, `KeyCodeStore` and
+    `load_store_autoencoder` do.
+    """
+    if str(path).endswith(".h5"):
+        store = KeyCodeStore(Path(path))
+        autoencoder = load_store_autoencoder(store, workspace=workspace, ae_path=ae_path, device=device)
+        return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)
+    return CollectionStream(
+        open_collection(path), transform=transform, size=size, batch_size=batch_size, num_workers=num_workers
+    )
+
+
+def _in_batches(order: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), batch_size):
+        yield list(order[start : start + batch_size])
+
+
+def to_uint8(images: torch.Tensor) -> Image:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8: round(clamp((x + 1) 127.5, 0, 255))."""
+    pixels = ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

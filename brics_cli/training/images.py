@@ -1,0 +1,135 @@
+"""Images for training: a collection split into training and validation, decoded into memory or read ahead.
+
+A collection whose decoded pixels fit in `cache_gib` is decoded once and kept; a larger one is read in the order of
+`SampleOrder`, several batches ahead of the device, by threads (Pillow and the file system release the GIL).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from brics_cli.data import Collection, ImageError
+from brics_cli.data.pixels import load_pixels
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.reporting import Reporter
+from brics_cli.training.order import SampleOrder
+
+BATCHES_AHEAD = 4
+GIB = 2**30
+
+
+class Batch(NamedTuple):
+    """`images` (B, S, S, 3) uint8 and the samples they are."""
+
+    indices: list[int]
+    images: np.ndarray
+
+
+class TrainingImages:
+    """The images of a collection by sample index 0 ... N - 1, as (S, S, 3) uint8 after the transform."""
+
+    def __init__(self, collection: Collection, *, transform: str, size: int, num_workers: int) -> None:
+        self.collection = collection
+        self.transform = transform
+        self.size = size
+        self.num_workers = num_workers
+        starts = np.cumsum([0, *[shard.num_images for shard in collection.shards]])
+        self.shard_starts: list[int] = starts.tolist()
+        self.failures: dict[int, str] = {}
+        self.cached: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.shard_starts[-1]
+
+    def key(self, sample: int) -> str:
+        return self.collection.key(*self._position(sample))
+
+    def cache(self, *, limit_gib: float, reporter: Reporter) -> bool:
+        """Decode everything into memory if it fits in `limit_gib`; whether it did. Failures are recorded."""
+        num_bytes = len(self) * self.size**2 * 3
+        if num_bytes > limit_gib * GIB:
+            return False
+        images = np.zeros((len(self), self.size, self.size, 3), np.uint8)
+        with (
+            reporter.task("decode", total=len(self), unit="img") as task,
+            ThreadPoolExecutor(self.num_workers) as pool,
+        ):
+            for sample, image in enumerate(pool.map(self._decode, range(len(self)))):
+                if image is not None:
+                    images[sample] = image
+                task.advance()
+        self.cached = images
+        return True
+
+    def split(self, *, val_fraction: float | None) -> tuple[list[np.ndarray], np.ndarray]:
+        """Training samples shard by shard, and the validation samples: the `val_fraction` with the lowest key hash.
+
+        The split depends on keys alone: not on the order or the number of shards. None: no validation samples.
+        Raises UsageError when fewer than two images are usable.
+        """
+        usable = [sample for sample in range(len(self)) if sample not in self.failures]
+        if len(usable) < (1 if val_fraction is None else 2):
+            raise UsageError(f"{self.collection.path}: {len(usable)} usable images are too few to train on")
+        held_out: set[int] = set()
+        if val_fraction is not None:
+            hashes = {sample: hashlib.sha256(self.key(sample).encode()).digest() for sample in usable}
+            limit = int(val_fraction * 2**64)
+            held_out = {sample for sample, digest in hashes.items() if int.from_bytes(digest[:8], "big") < limit}
+            if not held_out or len(held_out) == len(usable):
+                held_out = {min(usable, key=hashes.__getitem__)}
+        shards = []
+        for start, end in zip(self.shard_starts, self.shard_starts[1:], strict=False):
+            samples = [s for s in range(start, end) if s not in held_out and s not in self.failures]
+            shards.append(np.array(samples, np.int64))
+        return shards, np.array(sorted(held_out), np.int64)
+
+    def load(self, samples: Sequence[int]) -> np.ndarray:
+        """(len(samples), S, S, 3) uint8. A sample that cannot be read is replaced by the next one that can."""
+        if self.cached is not None:
+            return self.cached[np.asarray(samples)]
+        return np.stack([self._load_or_next(int(sample)) for sample in samples])
+
+    def batches(self, order: SampleOrder, *, start: int, batch_size: int) -> Iterator[Batch]:
+        """Batches of `order` from position `start` on, without end; read ahead unless they are in memory."""
+        if self.cached is not None:
+            while True:
+                samples = order.batch(start, batch_size)
+                yield Batch(samples, self.load(samples))
+                start += batch_size
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead: deque[tuple[list[int], list[Future[np.ndarray]]]] = deque()
+            try:
+                while True:
+                    while len(ahead) < BATCHES_AHEAD:
+                        samples = order.batch(start, batch_size)
+                        ahead.append((samples, [pool.submit(self._load_or_next, sample) for sample in samples]))
+                        start += batch_size
+                    samples, futures = ahead.popleft()
+                    yield Batch(samples, np.stack([future.result() for future in futures]))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _load_or_next(self, sample: int) -> np.ndarray:
+        for offset in range(len(self)):
+            image = self._decode((sample + offset) % len(self))
+            if image is not None:
+                return image
+        raise ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")
+
+    def _decode(self, sample: int) -> np.ndarray | None:
+        try:
+            raw = self.collection.read(*self._position(sample))
+            return load_pixels(raw.data, transform=self.transform, size=self.size)
+        except ImageError as error:
+            self.failures[sample] = str(error)
+            return None
+
+    def _position(self, sample: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
+        return shard, sample - self.shard_starts[shard]

@@ -1,0 +1,251 @@
+"""A training run before its first step: recipe, data, where it goes, what it continues. All that can be wrong is
+found here, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brics_cli.config import (
+    AutoencoderRecipe,
+    DiffusionRecipe,
+    Recipe,
+    ScheduleConfig,
+    default_autoencoder_recipe,
+    load_recipe,
+    load_yaml,
+)
+from brics_cli.config.loading import recipe_from_values
+from brics_cli.core.model_files import read_model_config
+from brics_cli.data import Collection, median_side, open_collection
+from brics_cli.data.loader import default_num_workers
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.reporting import Reporter
+from brics_cli.store import KeyCodeStore
+from brics_cli.training.images import TrainingImages
+from brics_cli.training.order import SampleOrder
+from brics_cli.training.run import CONFIG_FILE, open_for_resume
+from brics_cli.workspace import Artefact, Kind, Parent, Workspace
+from brics_cli.workspace.artefacts import now
+
+VALIDATION_IMAGES = 2048
+DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training command was asked for; None is "not given". `data` is a collection or a key-code store."""
+
+    data: str | None = None
+    recipe: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    overrides: Sequence[str] = ()
+    val: str | None = None
+    out: Path | None = None
+    resume: Path | None = None
+    init_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class AutoencoderPlan:
+    """A run of `train-ae`. `resume`: `artefact` is there already, and is continued."""
+
+    recipe: AutoencoderRecipe
+    collection: Collection
+    val: Collection | None
+    artefact: Artefact
+    resume: bool
+    init_from: Path | None = None
+
+    def load_images(
+        self, *, num_workers: int | None, reporter: Reporter
+    ) -> tuple[TrainingImages, TrainingImages, np.ndarray, SampleOrder]:
+        """The training images, the validation images with the samples to use of them, and the training order."""
+        workers = num_workers or default_num_workers()
+        images = self._opened(self.collection, workers, reporter)
+        if self.val is None:
+            shards, val_samples = images.split(val_fraction=self.recipe.data.val_fraction)
+            val_images = images
+            reporter.message(f"validating on {len(val_samples):,} images, held out by hash of their key")
+        else:
+            shards, _ = images.split(val_fraction=None)
+            val_images = self._opened(self.val, workers, reporter)
+            val_samples = np.concatenate(val_images.split(val_fraction=None)[0])
+        order = SampleOrder(shards, seed=self.recipe.training.seed)
+        return images, val_images, val_samples[:VALIDATION_IMAGES], order
+
+    def _opened(self, collection: Collection, num_workers: int, reporter: Reporter) -> TrainingImages:
+        data = self.recipe.data
+        images = TrainingImages(
+            collection, transform=data.transform, size=self.recipe.model.image_size, num_workers=num_workers
+        )
+        if images.cache(limit_gib=data.cache_gib, reporter=reporter):
+            assert images.cached is not None
+            reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
+        if images.failures:
+            sample, reason = next(iter(images.failures.items()))
+            reporter.warning(
+                f"{len(images.failures):,} of {len(images):,} images failed and are left out, "
+                f"first {images.key(sample)}: {reason}"
+            )
+        return images
+
+
+@dataclass(frozen=True)
+class DiffusionPlan:
+    """A run of `train-diffusion`."""
+
+    recipe: DiffusionRecipe
+    store: KeyCodeStore
+    artefact: Artefact
+    resume: bool
+    init_from: Path | None = None
+
+
+def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> AutoencoderPlan:
+    """Resolve what `train-ae` was asked for.
+
+    Raises UsageError (recipe, settings, data), ArtefactError (a run to resume is not one, or its data changed).
+    """
+    kind: Kind = "autoencoder"
+    if options.resume is not None:
+        artefact, values = _run_to_resume(options, kind=kind)
+        recipe = recipe_from_values(
+            values, kind=kind, source=str(options.resume / CONFIG_FILE), training__steps=options.steps
+        )
+        assert isinstance(recipe, AutoencoderRecipe)
+        val = _reopen(artefact, "validation") if artefact.parent("validation") else None
+        return AutoencoderPlan(recipe, _reopen(artefact, "collection"), val, artefact, resume=True)
+    if options.data is None:
+        raise UsageError("no images given", next="brics train-ae DATA, where DATA is a folder or WebDataset shards.")
+    _check_init(options, kind=kind)
+    collection = open_collection(options.data)
+    reporter.message(f"{collection.path}: {collection.describe()}")
+    name = options.recipe
+    if name is None:
+        side = median_side(collection)
+        name = default_autoencoder_recipe(side)
+        reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
+    recipe = _load(name, options, kind=kind)
+    assert isinstance(recipe, AutoencoderRecipe)
+    val = open_collection(options.val) if options.val is not None else None
+    parents = [Parent("collection", collection.path, collection.fingerprint)]
+    if val is not None:
+        parents.append(Parent("validation", val.path, val.fingerprint))
+    artefact = _new_artefact(kind, recipe, parents, options, workspace)
+    return AutoencoderPlan(recipe, collection, val, artefact, resume=False, init_from=options.init_from)
+
+
+def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> DiffusionPlan:
+    """Resolve what `train-diffusion` was asked for; the store left out is the workspace's newest.
+
+    Raises UsageError (recipe, settings), ArtefactError (no store, a damaged one, or one that changed).
+    """
+    kind: Kind = "diffusion"
+    if options.resume is not None:
+        artefact, values = _run_to_resume(options, kind=kind)
+        recipe = recipe_from_values(
+            values, kind=kind, source=str(options.resume / CONFIG_FILE), training__steps=options.steps
+        )
+        assert isinstance(recipe, DiffusionRecipe)
+        return DiffusionPlan(recipe, _reopen_store(artefact), artefact, resume=True)
+    _check_init(options, kind=kind)
+    path = options.data
+    if path is None:
+        newest = workspace.newest("store")
+        reporter.message(f"CODES not given: using {newest.path}")
+        path = str(newest.path)
+    store = KeyCodeStore(path)
+    name = options.recipe
+    if name is None:
+        name = DEFAULT_DIFFUSION_RECIPE
+        reporter.message(f"--recipe not given: using {name}")
+    recipe = _load(name, options, kind=kind)
+    assert isinstance(recipe, DiffusionRecipe)
+    parents = [Parent("store", str(Path(path).resolve()), store.sha256)]
+    autoencoder = store.artefact.parent("autoencoder")
+    if autoencoder is not None:
+        parents.append(autoencoder)
+    artefact = _new_artefact(kind, recipe, parents, options, workspace)
+    return DiffusionPlan(recipe, store, artefact, resume=False, init_from=options.init_from)
+
+
+def _load(name: str, options: TrainOptions, *, kind: str) -> Recipe:
+    recipe = load_recipe(
+        name, kind=kind, overrides=options.overrides, training__steps=options.steps, training__seed=options.seed
+    )
+    _check_batches(recipe.training)
+    return recipe
+
+
+def _check_batches(schedule: ScheduleConfig) -> None:
+    if schedule.batch_size % schedule.accumulate:
+        raise UsageError(
+            f"training.batch_size {schedule.batch_size} is not a multiple of training.accumulate {schedule.accumulate}"
+        )
+
+
+def _check_init(options: TrainOptions, *, kind: str) -> None:
+    if options.init_from is not None:
+        read_model_config(options.init_from, kind=kind)
+
+
+def _new_artefact(
+    kind: Kind, recipe: Recipe, parents: list[Parent], options: TrainOptions, workspace: Workspace
+) -> Artefact:
+    path = options.out if options.out is not None else workspace.new_run_path(kind, recipe.name)
+    details: dict[str, Any] = {"recipe": recipe.name}
+    if options.init_from is not None:
+        details["init_from"] = str(options.init_from.resolve())
+    return Artefact(kind, path, now(), complete=False, parents=tuple(parents), details=details)
+
+
+def _run_to_resume(options: TrainOptions, *, kind: str) -> tuple[Artefact, dict[str, Any]]:
+    assert options.resume is not None
+    given = {
+        "the data": options.data,
+        "--recipe": options.recipe,
+        "--seed": options.seed,
+        "--set": options.overrides,
+        "--val": options.val,
+        "--out": options.out,
+        "--init-from": options.init_from,
+    }
+    refused = [name for name, value in given.items() if value]
+    if refused:
+        raise UsageError(
+            f"--resume goes on with the run's own settings, so it cannot be given with {', '.join(refused)}",
+            next="--steps alone may change; for anything else start a new run with --init-from.",
+        )
+    return open_for_resume(options.resume, kind=kind), load_yaml(options.resume / CONFIG_FILE)
+
+
+def _reopen(artefact: Artefact, kind: str) -> Collection:
+    parent = artefact.parent(kind)
+    if parent is None:
+        raise ArtefactError(f"{artefact.path} does not say what it was trained on")
+    collection = open_collection(parent.path)
+    if collection.fingerprint != parent.sha256:
+        raise ArtefactError(
+            f"{parent.path} has changed since {artefact.path} was started on it",
+            next="Start a new run with --init-from to go on with other images.",
+        )
+    return collection
+
+
+def _reopen_store(artefact: Artefact) -> KeyCodeStore:
+    parent = artefact.parent("store")
+    if parent is None:
+        raise ArtefactError(f"{artefact.path} does not say which store it was trained on")
+    store = KeyCodeStore(parent.path)
+    if store.sha256 != parent.sha256:
+        raise ArtefactError(
+            f"{parent.path} has changed since {artefact.path} was started on it",
+            next="Start a new run with --init-from to go on with other codes.",
+        )
+    return store

@@ -1,0 +1,151 @@
+"""A run directory: config, environment, metrics, images, checkpoints, model (DESIGN section 7)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import brics_cli
+from brics_cli.config import Recipe, dump_yaml
+from brics_cli.errors import ArtefactError
+from brics_cli.training.state import TrainingState
+from brics_cli.workspace import (
+    Artefact,
+    atomic_path,
+    check_output,
+    hold_lock,
+    read_provenance,
+    write_json_atomically,
+    write_provenance,
+    write_text_atomically,
+)
+
+CONFIG_FILE = "config.yaml"
+
+
+class Run:
+    """One training run on disk, open for writing."""
+
+    def __init__(self, artefact: Artefact, *, keep_checkpoints: int) -> None:
+        self.artefact = artefact
+        self.path = artefact.path
+        self.keep_checkpoints = keep_checkpoints
+        self.writer = SummaryWriter(str(self.path))
+
+    @classmethod
+    def create(cls, artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> Run:
+        """Make the directory and write what is known before the first step."""
+        check_output(artefact.path, overwrite=overwrite, what="the run")
+        artefact.path.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(recipe))
+        write_json_atomically(artefact.path / "environment.json", environment(device, seed=recipe.training.seed))
+        write_provenance(artefact)
+        return cls(artefact, keep_checkpoints=recipe.training.keep_checkpoints)
+
+    @classmethod
+    @contextmanager
+    def locked(cls, path: Path) -> Iterator[None]:
+        """Hold the run's lock. Raises MachineError when another process trains it."""
+        with hold_lock(path.parent / f".{path.name}.lock", what=str(path)):
+            yield
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append `values` of `step` to metrics.jsonl and TensorBoard."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps after `step`, which a resumed run is about to repeat."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text_atomically(path, "".join(kept))
+
+    def image_path(self, step: int) -> Path:
+        """Where the snapshot of `step` belongs."""
+        return self.path / "images" / f"step-{step:08d}.png"
+
+    def save_checkpoint(self, state: TrainingState) -> None:
+        """Write a checkpoint atomically, then remove the oldest ones beyond `keep_checkpoints`."""
+        with atomic_path(self.path / "checkpoints" / f"step-{state.step:08d}") as temporary:
+            temporary.mkdir()
+            state.save(temporary)
+        for old in checkpoints(self.path)[: -self.keep_checkpoints]:
+            shutil.rmtree(old)
+
+    def publish(self, *, complete: bool, **details: Any) -> None:
+        """Write the run's provenance with `details` added."""
+        self.artefact = replace(self.artefact, complete=complete, details={**self.artefact.details, **details})
+        write_provenance(self.artefact)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's complete checkpoints, oldest first."""
+    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/state.json"))
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest complete checkpoint. Raises ArtefactError when there is none."""
+    found = checkpoints(run)
+    if not found:
+        raise ArtefactError(f"{run} has no checkpoint to resume from", next="Start it again without --resume.")
+    return found[-1]
+
+
+def open_for_resume(path: Path, *, kind: str) -> Artefact:
+    """The artefact of a run to resume. Raises ArtefactError when `path` is not a run of `kind`."""
+    artefact = read_provenance(path)
+    if artefact is None or artefact.kind != kind or not (path / CONFIG_FILE).is_file():
+        raise ArtefactError(f"{path} is not a run of kind {kind!r}", next="`brics status` lists the runs.")
+    return artefact
+
+
+def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
+    """What a run was made with: versions, device, seed, command line."""
+    packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors")
+    return {
+        "brics": brics_cli.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "cuda": torch.version.cuda,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "seed": seed,
+        "command": ["brics", *sys.argv[1:]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@dataclass
+class TrainResult:
+    """What a training command returns: the run, how far it came, its last metrics by name."""
+
+    run: Path
+    step: int
+    metrics: dict[str, float]

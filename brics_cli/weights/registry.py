@@ -1,0 +1,87 @@
+"""The one table of pretrained weights: names, origins, checksums, licences, and the metrics each serves.
+
+URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision), byte counts what their
+servers state. The linear heads of LPIPS are not here: they are inside the lpips wheel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from brics_cli.config.suggestions import did_you_mean
+from brics_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class WeightsEntry:
+    """One file of pretrained weights. `file` is its published name, which loaders rely on."""
+
+    id: str
+    file: str
+    url: str
+    sha256: str
+    num_bytes: int
+    licence: str
+    metrics: tuple[str, ...]
+    """The names of `brics eval --metric` that need it."""
+
+    @property
+    def size(self) -> str:
+        """`95.6 MB`, in the decimal units that download pages use."""
+        return f"{self.num_bytes / 1e6:.1f} MB"
+
+
+REGISTRY: dict[str, WeightsEntry] = {
+    entry.id: entry
+    for entry in (
+        WeightsEntry(
+            id="inception",
+            file="inception-2015-12-05.pt",
+            url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+            sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+            num_bytes=95_607_719,
+            licence="Apache-2.0 (TensorFlow's Inception, converted by NVIDIA)",
+            metrics=("fid",),
+        ),
+        WeightsEntry(
+            id="clip-vit-b-32",
+            file="ViT-B-32.pt",
+            url="https://openaipublic.azureedge.net/clip/models/"
+            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+            sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+            num_bytes=353_976_522,
+            licence="MIT (OpenAI)",
+            metrics=("clip-fid",),
+        ),
+        WeightsEntry(
+            id="alexnet",
+            file="alexnet-owt-7be5be79.pth",
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            num_bytes=244_408_911,
+            licence="BSD-3-Clause (torchvision)",
+            metrics=("lpips",),
+        ),
+        WeightsEntry(
+            id="vgg16",
+            file="vgg16-397923af.pth",
+            url="https://download.pytorch.org/models/vgg16-397923af.pth",
+            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            num_bytes=553_433_881,
+            licence="BSD-3-Clause (torchvision)",
+            metrics=("lpips-vgg",),
+        ),
+    )
+}
+
+
+def entry(weights_id: str) -> WeightsEntry:
+    """The entry `weights_id`. Raises UsageError with the nearest name when there is none."""
+    if weights_id not in REGISTRY:
+        raise UsageError(f"no weights {weights_id!r}{did_you_mean(weights_id, REGISTRY)}")
+    return REGISTRY[weights_id]
+
+
+def recognise(sha256: str) -> WeightsEntry | None:
+    """The entry with this checksum, whatever the file is called; None for an unknown one."""
+    return next((known for known in REGISTRY.values() if known.sha256 == sha256), None)

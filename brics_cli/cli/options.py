@@ -80,6 +80,15 @@ NumWorkers = Annotated[
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete recipe as YAML, do nothing.")]
 
+AutoencoderRun = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--ae", metavar="RUN", help="The autoencoder's run directory. Default: found in the workspace."),
+]
+MaxFailures = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--max-failures", min=0, help="Stop once more images than this have failed. Default: never."),
+]
+
 
 class Transform(StrEnum):
     """How an image becomes a square: `brics_cli.data.pixels` says exactly."""

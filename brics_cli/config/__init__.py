@@ -9,6 +9,7 @@ from brics_cli.config.autoencoder import (
     BottleneckConfig,
     DecoderConfig,
     EncoderConfig,
+    FeatureConfig,
     GridBottleneckConfig,
     NoneBottleneckConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "DiffusionConfig",
     "DiffusionRecipe",
     "EncoderConfig",
+    "FeatureConfig",
     "GridBottleneckConfig",
     "LossConfig",
     "NoneBottleneckConfig",

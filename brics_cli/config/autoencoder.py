@@ -38,15 +38,19 @@ class DecoderConfig(Config):
     """Add a linear map of each input position to its block of pixels, beside all normalisation."""
 
 
+class FeatureConfig(Config):
+    """The 1x1 MLP from what the bottleneck retrieves to the decoder's input: the same under every bottleneck."""
+
+    hidden_dim: PositiveInt = 128
+    upscale: PositiveInt = 1
+    """Pixel-shuffle factor after the MLP: the decoder starts at `upscale` times the code's resolution."""
+
+
 class BoundedConfig(Config):
     """What all bounded bottlenecks share."""
 
     noise: float = Field(default=0.0, ge=0.0, le=0.5)
     """Standard deviation of the training noise on the codes, in code units ([0, 1]); reflected at the walls."""
-    hidden_dim: PositiveInt = 128
-    """Width of the 1x1 MLP between retrieved features (or codes) and the decoder."""
-    upscale: PositiveInt = 1
-    """Pixel-shuffle factor after that MLP: the decoder starts at `upscale` times the code's resolution."""
 
 
 class GridBottleneckConfig(BoundedConfig):
@@ -89,6 +93,7 @@ class AutoencoderConfig(Config):
     code_channels: PositiveInt = 16
     encoder: EncoderConfig = EncoderConfig()
     bottleneck: BottleneckConfig = GridBottleneckConfig()
+    features: FeatureConfig = FeatureConfig()
     decoder: DecoderConfig = DecoderConfig()
 
     @property
@@ -114,10 +119,10 @@ class AutoencoderConfig(Config):
                 f"image_size {self.image_size} is not a multiple of the encoder's downsampling {self.downsampling} "
                 "(encoder.patch * 2^(stages - 1))"
             )
-        upsampling = self.bottleneck.upscale * 2 ** (len(self.decoder.widths) - 1) * self.decoder.unpatch
+        upsampling = self.features.upscale * 2 ** (len(self.decoder.widths) - 1) * self.decoder.unpatch
         if upsampling != self.downsampling:
             raise ValueError(
-                f"the decoder enlarges {upsampling}x (bottleneck.upscale * 2^(stages - 1) * decoder.unpatch), "
+                f"the decoder enlarges {upsampling}x (features.upscale * 2^(stages - 1) * decoder.unpatch), "
                 f"the encoder reduces {self.downsampling}x"
             )
         if isinstance(self.bottleneck, GridBottleneckConfig) and self.code_channels % self.bottleneck.key_dim:

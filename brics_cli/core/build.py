@@ -21,9 +21,9 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
 
 def build_bottleneck(config: AutoencoderConfig) -> Bottleneck:
     """The bottleneck that `config.bottleneck.kind` names."""
-    channels = {"code_channels": config.code_channels, "out_channels": config.decoder.widths[0]}
+    channels, width, features = config.code_channels, config.decoder.widths[0], config.features
     match config.bottleneck:
         case GridBottleneckConfig() as grid:
-            return GridBottleneck(grid, **channels)
+            return GridBottleneck(grid, features=features, code_channels=channels, out_channels=width)
         case NoneBottleneckConfig() as none:
-            return NoneBottleneck(none, **channels)
+            return NoneBottleneck(none, features=features, code_channels=channels, out_channels=width)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from brics_cli.config import DiffusionConfig
+from brics_cli.config.suggestions import did_you_mean
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.diffusion import karras_sigma, sampling_log_snr
+from brics_cli.errors import UsageError
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[], Tensor]
-OnStep = Callable[[], None]
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, churn: float = 0.0) -> Tensor:
@@ -109,44 +111,76 @@ class Sampler(NamedTuple):
     walk: Callable[..., Tensor]
     levels: Callable[[DiffusionConfig, int], Tensor]
     default_steps: int
-    evaluations_per_step: int
+    num_evaluations: Callable[[int], int]
+    """Of the network, for a number of steps."""
     about: str
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "heun": Sampler(heun, karras_steps, 18, 2, "EDM's second-order method, deterministic"),
-    "dpmpp-2m": Sampler(dpmpp_2m, karras_steps, 20, 1, "DPM-Solver++(2M), second order, deterministic"),
-    "ddim": Sampler(ddim, schedule_steps, 50, 1, "first order, deterministic"),
-    "ddpm": Sampler(ddpm, schedule_steps, 250, 1, "ancestral, draws noise at every step"),
+    "heun": Sampler(heun, karras_steps, 18, lambda steps: 2 * steps - 1, "EDM's second-order method, deterministic"),
+    "dpmpp-2m": Sampler(dpmpp_2m, karras_steps, 20, int, "DPM-Solver++(2M), second order, deterministic"),
+    "ddim": Sampler(ddim, schedule_steps, 50, int, "first order, deterministic"),
+    "ddpm": Sampler(ddpm, schedule_steps, 250, int, "ancestral, draws noise at every step"),
 }
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to sample: what images depend on beside the model, the noise and the class.
+
+    `steps` None is the sampler's own default; `guidance` and `clip` as in `Denoiser.denoise`. Raises UsageError for
+    a sampler that there is not.
+    """
+
+    sampler: str = "heun"
+    steps: int | None = None
+    guidance: float = 1.0
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UsageError(
+                f"--sampler {self.sampler!r} is not one{did_you_mean(self.sampler, SAMPLERS)}",
+                next=f"There are: {', '.join(SAMPLERS)}.",
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Sampler steps, the default resolved."""
+        return self.steps or SAMPLERS[self.sampler].default_steps
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of the network per image; guidance doubles the cost of each, not their number."""
+        return SAMPLERS[self.sampler].num_evaluations(self.num_steps)
+
+
+DEFAULT_SETTINGS = SamplerSettings()
 
 
 def sample_codes(
     denoiser: Denoiser,
     *,
     noise: Noise,
-    sampler: str = "heun",
-    num_steps: int | None = None,
+    settings: SamplerSettings = DEFAULT_SETTINGS,
     labels: Tensor | None = None,
-    guidance: float = 1.0,
-    clip: bool = True,
-    on_step: OnStep | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Codes (B, C, h, w) in [0, 1] from the latent noise that `noise` draws first.
 
-    `labels` (B,) int64 or None; `guidance` and `clip` as in `Denoiser.denoise`; `on_step` is called after every
-    evaluation of the network. The caller chooses inference mode and autocast.
+    `labels` (B,) int64 or None; `on_step` is called after every evaluation of the network. The caller chooses
+    inference mode and autocast.
     """
-    chosen = SAMPLERS[sampler]
-    sigmas = chosen.levels(denoiser.diffusion, num_steps or chosen.default_steps)
+    sampler = SAMPLERS[settings.sampler]
+    sigmas = sampler.levels(denoiser.diffusion, settings.num_steps)
     latent = noise()
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         alpha = 1 / math.sqrt(1 + sigma**2)
         log_snr = torch.full((len(x),), -2 * math.log(sigma), dtype=x.dtype, device=x.device)
-        x0 = denoiser.denoise(x * alpha, log_snr, labels=labels, guidance=guidance, clip=clip)
+        x0 = denoiser.denoise(x * alpha, log_snr, labels=labels, guidance=settings.guidance, clip=settings.clip)
         if on_step is not None:
             on_step()
         return x0
 
-    return denoiser.to_codes(chosen.walk(denoise, latent * float(sigmas[0]), sigmas, noise=noise))
+    return denoiser.to_codes(sampler.walk(denoise, latent * float(sigmas[0]), sigmas, noise=noise))

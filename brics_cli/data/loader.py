@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ def load_shard(
     size: int,
     num_workers: int | None = None,
     batch_size: int = 64,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of one shard, in order."""
     return load_shards(
         collection, [shard_index], transform=transform, size=size, num_workers=num_workers, batch_size=batch_size
@@ -103,21 +103,28 @@ def load_shards(
     size: int,
     num_workers: int | None = None,
     batch_size: int = 64,
-) -> Iterator[Batch]:
+    skip: int = 0,
+) -> Generator[Batch, None, None]:
     """The batches of the shards `shard_indices` (None: all), in order; no batch crosses a shard.
 
-    Decoding runs ahead by two batches, across shards too. Each shard ends with exactly one `end_of_shard` batch.
+    The first `skip` images are passed over without being read. Decoding runs ahead by two batches, across shards
+    too. Each shard that is not wholly skipped ends with exactly one `end_of_shard` batch.
     """
-    shards = range(len(collection.shards)) if shard_indices is None else shard_indices
+    ranges: list[tuple[int, range]] = []
+    for shard in range(len(collection.shards)) if shard_indices is None else shard_indices:
+        num_images = collection.shards[shard].num_images
+        if skip < num_images or skip == 0:
+            ranges.append((shard, range(skip, num_images)))
+        skip = max(skip - num_images, 0)
     workers = num_workers or default_num_workers()
     ahead = max(2 * batch_size, 4 * workers)
-    positions = ((shard, index) for shard in shards for index in range(collection.shards[shard].num_images))
+    positions = ((shard, index) for shard, indices in ranges for index in indices)
     pending: deque[Future[tuple[RawImage, np.ndarray] | Failure]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode")
     try:
-        for shard in shards:
+        for shard, indices in ranges:
             gathering = _Gathering()
-            for index in range(collection.shards[shard].num_images):
+            for index in indices:
                 while len(pending) < ahead and (position := next(positions, None)) is not None:
                     pending.append(pool.submit(_load, collection, *position, transform, size))
                 loaded = pending.popleft().result()
@@ -127,7 +134,7 @@ def load_shards(
                 else:
                     gathering.raw.append(loaded[0])
                     gathering.images.append(loaded[1])
-                if len(gathering.images) == batch_size and index + 1 < collection.shards[shard].num_images:
+                if len(gathering.images) == batch_size and index != indices[-1]:
                     yield gathering.batch(shard, size, end_of_shard=False)
                     gathering = _Gathering()
             yield gathering.batch(shard, size, end_of_shard=True)

@@ -6,6 +6,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +19,7 @@ from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import read_provenance
 
 READS = "brics reads folders of images and WebDataset tars (one tar, a folder of tars, x-{000..003}.tar)."
+MAX_TARS = 1_000_000
 _NOT_READ = {
     ".zip": "a zip file",
     ".tgz": "a compressed tar",
@@ -61,12 +63,14 @@ def open_collection(path_or_pattern: str | Path, *, subset: str | None = None) -
 
 
 def _open_pattern(pattern: str) -> Collection:
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     try:
-        paths = [Path(text) for text in braceexpand(pattern)]
-    except UnbalancedBracesError as error:
+        paths = [Path(text) for text in islice(braceexpand(pattern), MAX_TARS + 1)]
+    except ValueError as error:  # UnbalancedBracesError
         raise UsageError(f"the pattern {pattern!r} is not balanced ({error})") from None
+    if len(paths) > MAX_TARS:
+        raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_TARS:,} tars")
     wrong = next((path for path in paths if path.suffix.lower() != ".tar"), None)
     if wrong is not None:
         raise UsageError(f"the pattern {pattern!r} names {wrong}, which is not a .tar", next=READS)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from brics_cli.errors import ArtefactError
-from brics_cli.workspace import Artefact, check_output, hold_lock, read_provenance, write_provenance
+from brics_cli.workspace import (
+    Artefact,
+    check_output,
+    hold_lock,
+    read_provenance,
+    write_provenance,
+    write_text_atomically,
+)
 from brics_cli.workspace.differences import differences
 
 Claim = Literal["new", "resume", "complete"]
@@ -56,3 +63,39 @@ def output_lock(path: Path) -> Iterator[None]:
 def _identity(artefact: Artefact) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(json.dumps(artefact.details.get("settings", {})))
     return {**settings, **{parent.kind: parent.sha256 for parent in artefact.parents}}
+
+
+class FailureLog:
+    """`failures.jsonl` in an output folder: one line per image that failed, written the moment it does.
+
+    `keep` is how many leading places of the output are safe; lines of later places are of work that is done again.
+    """
+
+    NAME = "failures.jsonl"
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.path = folder / self.NAME
+        self.failures: list[tuple[int, str, str]] = []
+        """(place, key, reason)."""
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # a last line cut off by a kill
+                    row = json.loads(line)
+                    if int(row["place"]) < keep:
+                        self.failures.append((int(row["place"]), str(row["key"]), str(row["reason"])))
+        write_text_atomically(self.path, "".join(_line(*failure) for failure in self.failures))
+
+    def add(self, place: int, key: str, reason: str) -> None:
+        """Record one failure."""
+        self.failures.append((place, key, reason))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(place, key, reason))
+
+    def close(self) -> None:
+        """Remove the file when nothing failed."""
+        if not self.failures:
+            self.path.unlink(missing_ok=True)
+
+
+def _line(place: int, key: str, reason: str) -> str:
+    return json.dumps({"place": place, "key": key, "reason": reason}, ensure_ascii=False) + "\n"

@@ -12,7 +12,7 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
@@ -51,8 +51,8 @@ def decode_image(data: bytes) -> Image.Image:
             return _to_rgb(_upright(image))
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
-        raise ImageError("not an image" if data else "empty file") from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image of a format that is read" if data else "empty file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError("decompression bomb") from None
     except MemoryError:

@@ -23,13 +23,12 @@ from brics_cli.data.loader import default_num_workers
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.metrics.meters import Image, PairMeter, SetMeter, pair_meter, set_meter
 from brics_cli.metrics.pairing import Pairing, match_keys
-from brics_cli.metrics.registry import NEEDS_NO_WEIGHTS, REGISTRY, Metric, metric
+from brics_cli.metrics.registry import Metric
 from brics_cli.metrics.report import EvaluationReport, FailedImage, MetricResult, Source
+from brics_cli.metrics.selection import Choice, choose_metrics
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.streams.comparison import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.streams.images import ImageStream, open_images
-from brics_cli.weights import FoundWeights, find, require
-from brics_cli.weights.finding import missing_line
 from brics_cli.workspace import (
     Artefact,
     Parent,
@@ -42,15 +41,6 @@ from brics_cli.workspace import (
 from brics_cli.workspace.artefacts import now
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The metrics to measure, the weights of each, and why the others were left out."""
-
-    metrics: list[Metric]
-    weights: dict[str, list[FoundWeights]]
-    left_out: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def evaluate(
     workspace = workspace or Workspace(Path())
     reporter = reporter or SilentReporter()
     asked = metrics is not None
-    choice = _choose(metrics, allow_unverified=allow_unverified)
+    choice = choose_metrics(metrics, allow_unverified=allow_unverified)
     if out is not None:
         check_output(out, overwrite=overwrite, what="the report")
     torch_device = resolve_device(device)
@@ -116,28 +106,6 @@ def evaluate(
     if out is not None:
         _save(report, out)
     return report
-
-
-def _choose(names: Sequence[str] | None, *, allow_unverified: bool) -> Choice:
-    """Which metrics, with their weights found and checked: raises before any work is done."""
-    if names is not None:
-        wanted = [metric(name) for name in dict.fromkeys(names)]
-        weights = {
-            chosen.name: require(
-                chosen.weights, chosen.title, allow_unverified=allow_unverified, instead=NEEDS_NO_WEIGHTS
-            )
-            for chosen in wanted
-        }
-        return Choice(wanted, weights, {})
-    weights, left_out = {}, {}
-    for name, known in REGISTRY.items():
-        found = {weights_id: find(weights_id, allow_unverified=allow_unverified) for weights_id in known.weights}
-        missing = [weights_id for weights_id, at in found.items() if at is None]
-        if missing:
-            left_out[name] = missing_line(missing[0])
-        else:
-            weights[name] = [at for at in found.values() if at is not None]
-    return Choice([REGISTRY[name] for name in weights], weights, left_out)
 
 
 def _plan(
@@ -211,7 +179,7 @@ def _compare(
             report.unmatched_fake = [fake.keys[position] for position in pairing.unmatched_fake]
         else:
             measured = [chosen for chosen in group if chosen.compares == "sets"]
-            what = f"no key of {real.path} ({real.keys[0]!r}, …) matches one of {fake.path} ({fake.keys[0]!r}, …)"
+            what = f"no key of {_example(real)} matches one of {_example(fake)}"
             if asked or not measured:
                 raise UsageError(what, next="PSNR, SSIM and LPIPS need pairs: images of the same key on both sides.")
             report.left_out.update({chosen.name: what for chosen in group if chosen.compares == "pairs"})
@@ -226,7 +194,8 @@ def _compare(
     _measure(real, fake, pairing, pairs, sets, machinery=machinery, limit=limit)
     for side, stream in (("real", real), ("fake", fake)):
         report.failures += [FailedImage(side, failure.key, failure.reason) for failure in stream.failures]
-    for meter in [*pairs, *sets]:
+    meters: list[PairMeter | SetMeter] = [*pairs, *sets]
+    for meter in meters:
         verified = all(found.verified for found in choice.weights[meter.metric.name])
         report.results.append(_result(meter, verified=verified, failures=report.failures))
     if pairs:
@@ -250,8 +219,9 @@ def _measure(
         real_order = (pairing.real + pairing.unmatched_real)[:limit]
         fake_order = (pairing.fake + pairing.unmatched_fake)[:limit]
     left = num_pairs
+    nothing: list[Image | None] = []
     with machinery.reporter.task("measure", total=len(real_order) + len(fake_order), unit="img") as task:
-        for real_batch, fake_batch in zip_longest(real.read(real_order), fake.read(fake_order), fillvalue=[]):
+        for real_batch, fake_batch in zip_longest(real.read(real_order), fake.read(fake_order), fillvalue=nothing):
             for first, second in _partners(real_batch[:left], fake_batch[:left]):
                 for pair in pairs:
                     pair.update(first, second)
@@ -277,6 +247,10 @@ def _partners(real: Sequence[Image | None], fake: Sequence[Image | None]) -> Ite
         by_shape.setdefault(first.shape, []).append((first, second))
     for members in by_shape.values():
         yield np.stack([first for first, _ in members]), np.stack([second for _, second in members])
+
+
+def _example(stream: ImageStream) -> str:
+    return f"{stream.path} ({stream.keys[0]!r}, …)" if stream.keys else f"{stream.path} (which is empty)"
 
 
 def _result(meter: PairMeter | SetMeter, *, verified: bool, failures: Sequence[FailedImage]) -> MetricResult:

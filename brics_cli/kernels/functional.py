@@ -73,7 +73,7 @@ def grid_retrieve(keys: Tensor, tables: Tensor, spec: GridSpec) -> Tensor:
 @torch.library.custom_op("brics::grid_retrieve", mutates_args=())
 def _grid_retrieve(keys: Tensor, tables: Tensor, resolutions: list[int]) -> Tensor:
     if _takes_grid_sample(keys):
-        return _grid_sample(keys, tables, resolutions)
+        return grid_sample_forward(keys, tables, resolutions)
     return reference.retrieve(keys, tables, resolutions)
 
 
@@ -87,7 +87,7 @@ def _grid_retrieve_backward(
     grad: Tensor, keys: Tensor, tables: Tensor, resolutions: list[int]
 ) -> tuple[Tensor, Tensor]:
     if _takes_grid_sample(keys):
-        return _grid_sample_backward(grad, keys, tables, resolutions)
+        return grid_sample_backward(grad, keys, tables, resolutions)
     return reference.retrieve_backward(grad, keys, tables, resolutions)
 
 
@@ -128,7 +128,7 @@ def _levels(keys: Tensor, tables: Tensor, resolutions: Sequence[int]) -> Iterato
         yield tables[:, start:end].unflatten(1, lattice).movedim(-1, 1), at  # (G, F, ...)
 
 
-def _grid_sample(keys: Tensor, tables: Tensor, resolutions: Sequence[int]) -> Tensor:
+def grid_sample_forward(keys: Tensor, tables: Tensor, resolutions: Sequence[int]) -> Tensor:
     features = [
         F.grid_sample(level, at, mode="bilinear", padding_mode="border", align_corners=True).flatten(2)
         for level, at in _levels(keys, tables, resolutions)
@@ -136,7 +136,7 @@ def _grid_sample(keys: Tensor, tables: Tensor, resolutions: Sequence[int]) -> Te
     return torch.cat(features, dim=1).transpose(1, 2).contiguous()  # (G, L * F, M) -> (G, M, L * F)
 
 
-def _grid_sample_backward(
+def grid_sample_backward(
     grad: Tensor, keys: Tensor, tables: Tensor, resolutions: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     key_dim, num_features = keys.shape[-1], tables.shape[-1]

@@ -53,7 +53,7 @@ class FeatureMoments:
     def mean(self) -> Array:
         """(D,)"""
         if self._rows is not None:
-            return np.concatenate(self._rows).mean(axis=0)
+            return np.asarray(np.concatenate(self._rows).mean(axis=0))
         return self._shift + self._sum / self.num
 
     @property
@@ -75,13 +75,13 @@ class FeatureMoments:
         """F with F Fᵀ = covariance: (D, N) from the rows, else (D, D) by Cholesky or, when singular, eigenvectors."""
         if self._rows is not None:
             rows = np.concatenate(self._rows)  # (N, D)
-            return (rows - rows.mean(axis=0)).T / np.sqrt(self.num - 1)
+            return np.asarray((rows - rows.mean(axis=0)).T / np.sqrt(self.num - 1))
         covariance = self.covariance
         try:
-            return np.linalg.cholesky(covariance)
+            return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(covariance)
-            return vectors * np.sqrt(values.clip(min=0))
+            return np.asarray(vectors * np.sqrt(values.clip(min=0)))
 
     def _fold(self, rows: Array) -> None:
         assert self._products is not None

@@ -26,7 +26,7 @@ def lpips_distance(
         )
     with torch.inference_mode():
         distances = model(_to_tensor(a, device), _to_tensor(b, device))  # (N, 1, 1, 1)
-    return distances.flatten().double().cpu().numpy()
+    return np.asarray(distances.flatten().double().cpu().numpy())
 
 
 def _to_tensor(images: NDArray[np.uint8], device: torch.device | str) -> torch.Tensor:

@@ -26,7 +26,7 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
     difference = a.astype(np.float64) - b.astype(np.float64)
     mse = np.square(difference).mean(axis=(1, 2, 3))  # (N,)
     with np.errstate(divide="ignore"):
-        return 10 * np.log10(255.0**2 / mse)
+        return np.asarray(10 * np.log10(255.0**2 / mse))
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, pool: ThreadPoolExecutor | None = None) -> NDArray[np.float64]:
@@ -42,7 +42,7 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, pool: ThreadPoolExecutor
 
 def _ssim_of_pair(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(
-        structural_similarity(
+        structural_similarity(  # type: ignore[no-untyped-call]
             a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )

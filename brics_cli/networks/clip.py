@@ -7,18 +7,21 @@ with OpenAI's QuickGELU from such a file; its plain `ViT-B-32` would be 0.8% off
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.model import CLIP
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork
+from brics_cli.networks.features import FeatureNetwork, quiet_jit
 
 
 class ClipFeatures(FeatureNetwork):
@@ -29,10 +32,10 @@ class ClipFeatures(FeatureNetwork):
     input_side = 224
     resize = "Pillow bicubic to 224 on the short side, rounded to uint8, centre crop 224x224"
 
-    def __init__(self, network: nn.Module, device: torch.device | str) -> None:
+    def __init__(self, network: CLIP, device: torch.device | str) -> None:
         super().__init__(device)
         self.network = network.eval()
-        visual = network.visual
+        visual: Any = network.visual
         self.mean = torch.tensor(visual.image_mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(visual.image_std, device=self.device).view(1, 3, 1, 1)
         self._crop = Compose(
@@ -46,19 +49,30 @@ class ClipFeatures(FeatureNetwork):
         return np.array(self._crop(Image.fromarray(image)))  # (224, 224, 3)
 
     def forward(self, batch: Tensor) -> Tensor:
-        return self.network.encode_image((batch / 255 - self.mean) / self.std)  # (B, 512)
+        features: Tensor = self.network.encode_image((batch / 255 - self.mean) / self.std)  # (B, 512)
+        return features
 
 
 def load_clip(path: Path, *, device: torch.device | str = "cpu") -> ClipFeatures:
     """The network in OpenAI's file `path`. Raises ArtefactError when it is not a CLIP model of that format."""
     try:
         # A path with a directory in it is never taken for one of open_clip's model names, which would download.
-        network = open_clip.load_openai_model(str(path.resolve()), precision="fp32", device=device)
-    except (RuntimeError, KeyError, AttributeError, TypeError, EOFError, ValueError) as error:
+        with quiet_jit():
+            network = open_clip.load_openai_model(str(path.resolve()), precision="fp32", device=device)
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise ArtefactError(f"{path} is not OpenAI's ViT-B-32.pt ({_first_line(error)})") from None
     clip = ClipFeatures(network, device)
-    side = network.visual.image_size
-    if (side if isinstance(side, int) else side[0]) != clip.input_side:
+    size = network.visual.image_size
+    side = size[0] if isinstance(size, tuple) else size
+    if side != clip.input_side:
         raise ArtefactError(f"{path} is a CLIP model for {side} px, not ViT-B/32")
     return clip
 

@@ -5,9 +5,11 @@ B batch, H x W the image's own size, S the network's input size, D features.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import MachineError
+
+
+@contextmanager
+def quiet_jit() -> Iterator[None]:
+    """Without the warning that torch.jit is deprecated: these files are published in that format and no other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
+        yield
 
 
 class FeatureNetwork(ABC):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork
+from brics_cli.networks.features import FeatureNetwork, quiet_jit
 
 # clean-fid's wrapper opens a file of this name in the directory it is given.
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -36,10 +36,12 @@ class InceptionFeatures(FeatureNetwork):
         self._resize = build_resizer("clean")
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._resize(image)  # (299, 299, 3)
+        resized: NDArray[np.float32] = self._resize(image)  # (299, 299, 3)
+        return resized
 
     def forward(self, batch: Tensor) -> Tensor:
-        return self.network(batch)  # (B, 2048)
+        features: Tensor = self.network(batch)  # (B, 2048)
+        return features
 
 
 def load_inception(path: Path, *, device: torch.device | str = "cpu") -> InceptionFeatures:
@@ -47,7 +49,8 @@ def load_inception(path: Path, *, device: torch.device | str = "cpu") -> Incepti
     if path.name != INCEPTION_FILE:
         raise ArtefactError(f"{path} is not named {INCEPTION_FILE}, which clean-fid's loader relies on")
     try:
-        network = InceptionV3W(str(path.parent), download=False)
-    except (RuntimeError, AttributeError) as error:
+        with quiet_jit():
+            network = InceptionV3W(str(path.parent), download=False)
+    except (RuntimeError, AttributeError, ValueError) as error:
         raise ArtefactError(f"{path} is not the Inception network ({str(error).splitlines()[0]})") from None
     return InceptionFeatures(network, device)

@@ -175,7 +175,7 @@ class Statistics:
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
-        return cast("npt.NDArray[np.float64]", self.total / max(self.num_values, 1))
+        return self.total / max(self.num_values, 1)
 
     @property
     def std(self) -> npt.NDArray[np.float64]:

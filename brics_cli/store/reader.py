@@ -173,6 +173,10 @@ class KeyCodeStore:
         text = self._column("meta", index)
         return json.loads(text) if text else None
 
+    def metas(self, start: int, stop: int) -> list[dict[str, Any] | None]:
+        """The metadata of rows start to stop - 1, in one read."""
+        return [json.loads(text) if text else None for text in self._column("meta", slice(start, stop))]
+
     @cached_property
     def shards(self) -> list[dict[str, Any]]:
         """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 of each."""
@@ -191,7 +195,7 @@ class KeyCodeStore:
             raise ArtefactError(f"{self.path} carries no provenance", next=AGAIN)
         return artefact
 
-    def _column(self, name: str, index: int | None = None) -> Any:
+    def _column(self, name: str, index: int | slice | None = None) -> Any:
         try:
             with h5py.File(self.path, "r") as file:
                 return file[name][() if index is None else index]

@@ -33,7 +33,7 @@ from brics_cli.store.format import (
     store_sha256,
 )
 from brics_cli.store.parts import Part, PartWriter, part_mismatch, part_path
-from brics_cli.workspace import Artefact, Parent, hold_lock, write_json_atomically
+from brics_cli.workspace import Artefact, Kind, Parent, hold_lock, write_json_atomically
 from brics_cli.workspace.artefacts import STORE_ATTRIBUTE, now
 from brics_cli.workspace.differences import differences
 from brics_cli.workspace.files import fsync, read_json
@@ -50,12 +50,21 @@ class StoreWriter:
 
     Raises on entry: WouldOverwriteError (`path` is no store), ArtefactError (a store or parts of other inputs, with
     what differs), MachineError (another process is writing it), UsageError (`path` is a folder).
+
+    `kind` is that of the artefact: `store`, or `samples` for codes that were sampled and not encoded.
     """
 
     def __init__(
-        self, path: Path | str, header: StoreHeader, shards: Sequence[StoreShard], *, overwrite: bool = False
+        self,
+        path: Path | str,
+        header: StoreHeader,
+        shards: Sequence[StoreShard],
+        *,
+        overwrite: bool = False,
+        kind: Kind = "store",
     ) -> None:
         self.path = Path(path)
+        self.kind = kind
         self.header = header
         self.shards = list(shards)
         self.overwrite = overwrite
@@ -114,6 +123,15 @@ class StoreWriter:
     def pending(self) -> list[int]:
         """The shards that have no part yet, in order."""
         return [index for index, shard in enumerate(self.shards) if not part_path(self._parts, shard).exists()]
+
+    def num_failed(self) -> int:
+        """Images that failed in the parts written so far."""
+        total = 0
+        for shard in self.shards:
+            if part_path(self._parts, shard).exists():
+                with Part(self._parts, self.header, shard) as part:
+                    total += len(part.failures)
+        return total
 
     def part(self, shard_index: int) -> PartWriter:
         """A writer for the part of one shard."""
@@ -217,7 +235,7 @@ class StoreWriter:
         shape = "x".join(str(side) for side in self.header.code_shape)
         summary = f"{num_ok:,} codes {shape} {self.header.quantisation}, {self.header.image_size} px"
         counts = {"sha256": sha256, "num_images": num_ok, "num_failed": num_failed, "summary": summary}
-        return Artefact("store", self.path, now(), True, tuple(parents), {**details, **counts})
+        return Artefact(self.kind, self.path, now(), True, tuple(parents), {**details, **counts})
 
 
 def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool) -> bool:

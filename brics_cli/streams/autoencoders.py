@@ -1,4 +1,4 @@
-"""The autoencoder of a key-code store: the one it was encoded with, and no other."""
+"""The autoencoder of key codes: the one that made them, and no other."""
 
 from __future__ import annotations
 
@@ -20,25 +20,47 @@ def load_store_autoencoder(
     ae_path: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Autoencoder:
-    """The autoencoder whose weights made `store`, in eval mode on `device`.
+    """The autoencoder whose weights made `store`, as `load_autoencoder_of` finds it."""
+    recorded = store.artefact.parent("autoencoder")
+    return load_autoencoder_of(
+        store.path,
+        made_by="store",
+        sha256=store.autoencoder["sha256"],
+        recorded=recorded.path if recorded is not None else None,
+        workspace=workspace,
+        ae_path=ae_path,
+        device=device,
+    )
 
-    Looked for at `ae_path` when given, else where the store says it was, else in `workspace` by its sha256 (it may
-    have moved). Raises ArtefactError when it is not found, or when `ae_path` holds other weights.
+
+def load_autoencoder_of(
+    codes_of: Path | str,
+    *,
+    made_by: str,
+    sha256: str,
+    recorded: Path | str | None,
+    workspace: Workspace,
+    ae_path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
+    """The autoencoder with weights `sha256`, in eval mode on `device`: the one behind the codes of `codes_of`.
+
+    `made_by` is what `codes_of` is, in a word (store, model). Looked for at `ae_path` when given, else where it was
+    `recorded` to be, else in `workspace` by its sha256 (it may have moved). Raises ArtefactError when it is not
+    found, or when `ae_path` holds other weights.
     """
-    sha256 = store.autoencoder["sha256"]
     if ae_path is not None:
         autoencoder = load_autoencoder(Path(ae_path), device=device)
         if autoencoder.weights_sha256 != sha256:
             raise ArtefactError(
-                f"{store.path} is a store of another autoencoder (sha256 {sha256[:12]}) than {ae_path} "
+                f"{codes_of} is a {made_by} of another autoencoder (sha256 {sha256[:12]}) than {ae_path} "
                 f"(sha256 {autoencoder.weights_sha256[:12]})",
                 next="Leave --ae out to use the one it was made with, or encode again with this one.",
             )
         return autoencoder
-    recorded = store.artefact.parent("autoencoder")
-    if recorded is not None and Path(recorded.path).exists():
+    if recorded is not None and Path(recorded).exists():
         with suppress(ArtefactError):  # what is at that path now may be damaged or something else
-            autoencoder = load_autoencoder(Path(recorded.path), device=device)
+            autoencoder = load_autoencoder(Path(recorded), device=device)
             if autoencoder.weights_sha256 == sha256:
                 return autoencoder
     moved = workspace.with_sha256("autoencoder", sha256)
@@ -46,8 +68,8 @@ def load_store_autoencoder(
         autoencoder = load_autoencoder(moved.path, device=device)
         if autoencoder.weights_sha256 == sha256:
             return autoencoder
-    was_at = f", which was at {recorded.path}," if recorded is not None else ""
+    was_at = f", which was at {recorded}," if recorded is not None else ""
     raise ArtefactError(
-        f"the autoencoder of {store.path} (sha256 {sha256[:12]}){was_at} is not found",
+        f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} is not found",
         next="Give it with --ae RUN, or encode the collection again.",
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.streams.origins import Origin, store_origin, training_origin
 from brics_cli.workspace import Artefact, Workspace, read_provenance
 
@@ -44,8 +44,13 @@ def comparison_inputs(
 ) -> ComparisonInputs:
     """The inputs of one kind of comparison; what was left out is looked up and `say` is told what was found.
 
-    Raises ArtefactError when the workspace holds nothing to take, or when `fake` does not say where it is from.
+    Raises UsageError for a path that is not there, ArtefactError when the workspace holds nothing to take or when
+    `fake` does not say where it is from.
     """
+    for path in (real, fake):
+        if path is not None and "{" not in str(path) and not Path(path).exists():
+            raise UsageError(f"no such file or folder: {path}")
+    made: Artefact | None
     if fake is None:
         newest = workspace.newest("store" if compares == "pairs" else "samples")
         fake_path, made = str(newest.path), newest

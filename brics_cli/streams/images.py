@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import Collection, ImageError, apply_transform, decode_image, open_collection
 from brics_cli.data.loader import Failure, default_num_workers
 from brics_cli.store import KeyCodeStore
@@ -200,9 +201,3 @@ def open_images(
 def _in_batches(order: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     for start in range(0, len(order), batch_size):
         yield list(order[start : start + batch_size])
-
-
-def to_uint8(images: torch.Tensor) -> Image:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8: round(clamp((x + 1) 127.5, 0, 255))."""
-    pixels = ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -19,7 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 import brics_cli
 from brics_cli.config import Recipe, dump_yaml
-from brics_cli.errors import ArtefactError
+from brics_cli.core.model_files import read_model_config
+from brics_cli.errors import ArtefactError, InterruptedRunError
+from brics_cli.reporting import Reporter
 from brics_cli.training.state import TrainingState
 from brics_cli.workspace import (
     Artefact,
@@ -54,13 +56,6 @@ class Run:
         write_provenance(artefact)
         return cls(artefact, keep_checkpoints=recipe.training.keep_checkpoints)
 
-    @classmethod
-    @contextmanager
-    def locked(cls, path: Path) -> Iterator[None]:
-        """Hold the run's lock. Raises MachineError when another process trains it."""
-        with hold_lock(path.parent / f".{path.name}.lock", what=str(path)):
-            yield
-
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append `values` of `step` to metrics.jsonl and TensorBoard."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -93,8 +88,46 @@ class Run:
         self.artefact = replace(self.artefact, complete=complete, details={**self.artefact.details, **details})
         write_provenance(self.artefact)
 
-    def close(self) -> None:
-        self.writer.close()
+    def interrupted(self, state: TrainingState, *, command: str) -> InterruptedRunError:
+        """The error that ends a run that was asked to stop, and has been saved."""
+        return InterruptedRunError(
+            f"stopped at step {state.step:,} of {state.schedule.steps:,}, saved",
+            next=f"Go on with: brics {command} --resume {self.path}",
+        )
+
+
+@contextmanager
+def open_run(
+    artefact: Artefact,
+    state: TrainingState,
+    *,
+    recipe: Recipe,
+    device: torch.device,
+    resume: bool,
+    init_from: Path | None,
+    overwrite: bool,
+    reporter: Reporter,
+) -> Iterator[Run]:
+    """The run directory of `artefact`, locked while the block runs: made new, or resumed with its state restored.
+
+    Raises MachineError when another process trains it, WouldOverwriteError, and ArtefactError when what it should
+    continue or start from cannot be read.
+    """
+    with hold_lock(artefact.path.parent / f".{artefact.path.name}.lock", what=str(artefact.path)):
+        if resume:
+            state.load(latest_checkpoint(artefact.path))
+            run = Run(artefact, keep_checkpoints=recipe.training.keep_checkpoints)
+            run.forget_after(state.step)
+            reporter.message(f"resuming {artefact.path} at step {state.step:,}")
+        else:
+            if init_from is not None:
+                state.start_from(read_model_config(init_from, kind=artefact.kind)[1])
+            run = Run.create(artefact, recipe=recipe, device=device, overwrite=overwrite)
+            reporter.message(f"run: {artefact.path}")
+        try:
+            yield run
+        finally:
+            run.writer.close()
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -112,6 +112,12 @@ def checked_sha256(path: Path) -> str:
     return sha256
 
 
+def forget_checked() -> None:
+    """Forget which checksums were seen, so that the next look hashes every file again."""
+    with contextlib.suppress(OSError):
+        (weights_root() / CHECKED_FILE).unlink(missing_ok=True)
+
+
 def _readable_sha256(path: Path) -> str | None:
     """The checksum of a candidate; None when somebody else's file cannot be read."""
     try:

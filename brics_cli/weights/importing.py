@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.reporting import Reporter, SilentReporter, Task
-from brics_cli.weights.finding import FoundWeights, checked_sha256, find, weights_root
+from brics_cli.weights.finding import FoundWeights, checked_sha256, find, forget_checked, weights_root
 from brics_cli.weights.registry import REGISTRY, WeightsEntry, entry, recognise
 from brics_cli.workspace import atomic_path
 
@@ -40,8 +40,10 @@ class WeightsState:
     sha256: str | None
 
 
-def survey() -> list[WeightsState]:
-    """The state of every entry of the registry."""
+def survey(*, forget: bool = False) -> list[WeightsState]:
+    """The state of every entry of the registry; with `forget` every file is hashed again."""
+    if forget:
+        forget_checked()
     states = []
     for known in REGISTRY.values():
         found = find(known.id, allow_unverified=True)

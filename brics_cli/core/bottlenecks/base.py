@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brics_cli.config import FeatureConfig
 from brics_cli.core.layers import reflect_into_unit
 
 
@@ -67,14 +68,14 @@ class BoundedBottleneck(Bottleneck):
         return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats)
 
 
-class PointwiseHead(nn.Module):
-    """1x1 MLP from features at the code's resolution to the decoder's input, enlarged by pixel shuffle."""
+class FeatureMlp(nn.Module):
+    """1x1 MLP from what the bottleneck retrieves, at the code's resolution, to the decoder's input."""
 
-    def __init__(self, in_channels: int, *, hidden_dim: int, out_channels: int, upscale: int) -> None:
+    def __init__(self, config: FeatureConfig, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.upscale = upscale
-        self.hidden = nn.Conv2d(in_channels, hidden_dim, 1)
-        self.out = nn.Conv2d(hidden_dim, out_channels * upscale**2, 1)
+        self.upscale = config.upscale
+        self.hidden = nn.Conv2d(in_channels, config.hidden_dim, 1)
+        self.out = nn.Conv2d(config.hidden_dim, out_channels * config.upscale**2, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, h, w) -> (B, C_d, h * upscale, w * upscale)
         return F.pixel_shuffle(self.out(F.silu(self.hidden(x))), self.upscale)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from brics_cli.config import GridBottleneckConfig
-from brics_cli.core.bottlenecks.base import BoundedBottleneck, PointwiseHead
+from brics_cli.config import FeatureConfig, GridBottleneckConfig
+from brics_cli.core.bottlenecks.base import BoundedBottleneck, FeatureMlp
 from brics_cli.kernels import GridSpec, grid_retrieve
 
 # Instant-NGP, arXiv 2201.05989, section 4: tables start at U(-1e-4, 1e-4).
@@ -19,17 +19,15 @@ INSTANT_NGP_RANGE = 1e-4
 class GridBottleneck(BoundedBottleneck):
     """codes (B, C, h, w) -> (B, C_d, h * upscale, w * upscale) through retrieval and a 1x1 MLP."""
 
-    def __init__(self, config: GridBottleneckConfig, *, code_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, config: GridBottleneckConfig, *, features: FeatureConfig, code_channels: int, out_channels: int
+    ) -> None:
         super().__init__(noise_std=config.noise)
         self.num_groups = code_channels // config.key_dim
         self.spec = GridSpec(config.key_dim, config.resolutions, config.level_dim)
         self.tables = nn.Parameter(initial_tables(config, self.spec, num_groups=self.num_groups))  # (G, V, F)
-        self.head = PointwiseHead(
-            self.num_groups * self.spec.num_features,
-            hidden_dim=config.hidden_dim,
-            out_channels=out_channels,
-            upscale=config.upscale,
-        )
+        num_features = self.num_groups * self.spec.num_features
+        self.mlp = FeatureMlp(features, in_channels=num_features, out_channels=out_channels)
 
     def retrieve(self, codes: Tensor) -> Tensor:
         """codes (B, C, h, w) in [0, 1] -> features (B, G * L * F, h, w): group by group, level by level."""
@@ -41,7 +39,7 @@ class GridBottleneck(BoundedBottleneck):
         return features.reshape(batch, -1, height, width)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        return self.head(self.retrieve(codes))
+        return self.mlp(self.retrieve(codes))
 
 
 def initial_tables(config: GridBottleneckConfig, spec: GridSpec, *, num_groups: int) -> Tensor:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brics_cli.config import NoneBottleneckConfig
-from brics_cli.core.bottlenecks.base import BoundedBottleneck, PointwiseHead
+from brics_cli.config import FeatureConfig, NoneBottleneckConfig
+from brics_cli.core.bottlenecks.base import BoundedBottleneck, FeatureMlp
 
 
 class NoneBottleneck(BoundedBottleneck):
     """codes (B, C, h, w) -> (B, C_d, h * upscale, w * upscale) without any table."""
 
-    def __init__(self, config: NoneBottleneckConfig, *, code_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, config: NoneBottleneckConfig, *, features: FeatureConfig, code_channels: int, out_channels: int
+    ) -> None:
         super().__init__(noise_std=config.noise)
-        self.head = PointwiseHead(
-            code_channels, hidden_dim=config.hidden_dim, out_channels=out_channels, upscale=config.upscale
-        )
+        self.mlp = FeatureMlp(features, in_channels=code_channels, out_channels=out_channels)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        return self.head(2 * codes - 1)
+        return self.mlp(2 * codes - 1)

@@ -58,7 +58,6 @@ def build_denoiser(
 
 class _Lineage(Config):
     autoencoder_sha256: str
-    autoencoder_path: str
     store_sha256: str
     store_path: str
 

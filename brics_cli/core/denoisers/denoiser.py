@@ -140,7 +140,7 @@ def save_denoiser(directory: Path, *, denoiser: Denoiser, state: dict[str, Tenso
     """Write a model directory and return the sha256 of its weights.
 
     `state` is a state_dict of `denoiser`, usually its average's. `lineage` holds `autoencoder_sha256`,
-    `autoencoder_path`, `store_sha256` and `store_path`: what made the codes, and where they stand.
+    `store_sha256` and `store_path`: what made the codes, and where they stand.
     """
     config: dict[str, Any] = {
         "denoiser": denoiser.config.model_dump(mode="json"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,7 +69,7 @@ class WebDatasetSink(ImageSink):
         temporary = self._shard.enter_context(atomic_path(self._tar(number)))
         file = self._shard.enter_context(temporary.open("wb"))
         self._writer = self._shard.enter_context(
-            TarWriter(file, encoder=False, mtime=0, format=tarfile.PAX_FORMAT)  # PAX: names beyond 100 bytes
+            TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")  # PAX: names beyond 100 bytes
         )
 
     def _finish(self) -> None:

@@ -105,7 +105,8 @@ class WebDatasetCollection(Collection):
                 self._local.file.close()
             self._local.file = self._paths[shard_index].open("rb")
             self._local.shard_index = shard_index
-        return self._local.file
+        file: BinaryIO = self._local.file
+        return file
 
 
 def _with_sidecar(

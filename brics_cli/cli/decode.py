@@ -1,0 +1,85 @@
+"""`brics decode`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session
+from brics_cli.cli.resuming import same_command_goes_on
+
+app = options.command_app()
+
+
+class ImageFormat(StrEnum):
+    """How decoded images are stored."""
+
+    png = "png"
+    wds = "wds"
+    zip = "zip"
+
+
+@app.command()
+def decode(
+    codes: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="DIR|x.zip|x.tar", help="Default: reconstructions in the workspace."),
+    ] = None,
+    ae: options.AutoencoderRun = None,
+    image_format: Annotated[
+        Optional[ImageFormat],  # noqa: UP045
+        typer.Option("--format", help="PNG files, WebDataset shards, or EDM's zip. Default: by --out; png for a DIR."),
+    ] = None,
+    batch_size: options.BatchSize = 64,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Decode a key-code store back into images.
+
+    Images keep the keys of the collection. The autoencoder is the one that made the store. Run the same command again
+    after an interruption and a folder is continued; a zip or a single tar begins again.
+
+    Example: brics decode codes.h5 --out reconstructions
+    """
+    from brics_cli.core.device import resolve_device
+    from brics_cli.jobs.decode import decode as run
+    from brics_cli.jobs.decode import plan_decoding
+    from brics_cli.store import KeyCodeStore
+    from brics_cli.streams.autoencoders import load_store_autoencoder
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    store = KeyCodeStore(codes if codes is not None else session.resolve("store", argument="CODES").path)
+    target = resolve_device(device)
+    plan = plan_decoding(
+        store,
+        load_store_autoencoder(store, workspace=session.workspace, ae_path=ae, device=target),
+        out=out if out is not None else session.workspace.root / "reconstructions",
+        device=target,
+        format=image_format.value if image_format is not None else None,
+    )
+    if dry_run:
+        session.result(
+            {"images": len(store), "image_size": store.image_size, "format": plan.format, "out": plan.out},
+            f"would decode {len(store):,} images of {store.image_size} px as {plan.format} into {plan.out}",
+        )
+        return
+    with same_command_goes_on():
+        decoded = run(plan, batch_size=batch_size, overwrite=overwrite, reporter=session.reporter)
+    if decoded.already_complete:
+        session.reporter.message(f"{plan.out} is complete already, made from the same inputs: nothing to do")
+    speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""
+    session.result(asdict(decoded), f"{decoded.num_images:,} images{speed}: {decoded.path}")
+    session.next_step("brics", "eval", "--metric", "psnr", "--fake", plan.out if plan.format == "png" else store.path)

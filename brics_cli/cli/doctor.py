@@ -1,0 +1,41 @@
+"""`brics doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session
+from brics_cli.errors import ExitCode
+
+app = options.command_app()
+
+
+@app.command()
+def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -> None:
+    """Check the machine: versions, device, memory, disk, kernels, weights.
+
+    Exits 6 when something is wrong, with what to do about it. Weights that are not there are no fault: only the
+    metrics that need them are out of reach.
+    """
+    from rich.table import Table
+
+    from brics_cli.jobs.doctor import Check, diagnose
+    from brics_cli.weights import REGISTRY, find
+
+    session = Session(workspace=workspace, as_json=as_json)
+    with session.reporter.console.status("checking"):
+        checks = diagnose(session.workspace.root)
+    found = [weights_id for weights_id in REGISTRY if find(weights_id) is not None]
+    there = f"{len(found)} of {len(REGISTRY)} files: {', '.join(found) or 'none'}"
+    checks.append(Check("weights", True, f"{there} (`brics weights list`)"))
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]"
+        table.add_row(mark, f"[bold]{check.name}[/]", check.found + (f"\n{check.advice}" if check.advice else ""))
+    session.result([asdict(check) for check in checks], table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(ExitCode.MACHINE)
+    session.next_step("brics", "demo")

@@ -1,0 +1,81 @@
+"""`brics pack`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
+from brics_cli.errors import ExitCode
+
+app = options.command_app()
+
+
+class ShardFormat(StrEnum):
+    """How images are stored in the shards."""
+
+    png = "png"
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Images: a folder, WebDataset tars, or a pattern of tars.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that the shards go to.")],
+    size: Annotated[int, typer.Option("--size", min=1, help="Side of the square images, in pixels.")] = 256,
+    transform: Annotated[
+        options.Transform, typer.Option("--transform", help="How an image becomes a square.")
+    ] = options.Transform.crop_bicubic,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images per shard.")] = 1000,
+    image_format: Annotated[
+        ShardFormat, typer.Option("--format", help="Of the images in the shards.")
+    ] = ShardFormat.png,
+    num_workers: options.NumWorkers = None,
+    max_failures: options.MaxFailures = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Crop and resize a collection into WebDataset shards.
+
+    Run it again after an interruption: it goes on after the last whole shard. Images that cannot be read are listed
+    in DIR/failures.jsonl, and the exit code is 5.
+
+    Example: brics pack ./photographs --out shards --size 256
+    """
+    from brics_cli.jobs.pack import pack as run
+    from brics_cli.jobs.pack import plan_packing
+
+    session = Session(quiet=quiet, as_json=as_json)
+    plan = plan_packing(source, out=out, size=size, transform=transform.value, shard_size=shard_size)
+    if dry_run:
+        value = {"images": plan.num_images, "shards": plan.num_shards, "pixel_bytes": plan.pixel_bytes, "out": out}
+        session.result(
+            value,
+            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {size} px "
+            f"in {out}, at most {human_bytes(plan.pixel_bytes)}",
+        )
+        return
+    with same_command_goes_on():
+        packed = run(
+            plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=session.reporter
+        )
+    if packed.already_complete:
+        session.reporter.message(f"{out} is complete already: nothing to do")
+    session.result(
+        {**asdict(packed), "num_failed": packed.num_failed},
+        f"{packed.num_images:,} images in {packed.num_shards:,} shards, {human_bytes(packed.num_bytes)}: {packed.path}",
+    )
+    if packed.failures:
+        warn_about_failures(session, packed.num_failed, of=plan.num_images, listed_in=str(out / "failures.jsonl"))
+    session.next_step("brics", "train-ae", out)
+    if packed.failures:
+        raise typer.Exit(ExitCode.SOME_FAILED)

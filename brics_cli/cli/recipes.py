@@ -1,0 +1,66 @@
+"""`brics recipes`: list them, or show one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, plain_table
+
+app = options.command_app(invoke_without_command=True)
+
+
+@app.callback()
+def recipes(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the recipes, or show one.
+
+    A recipe is a YAML file that fully determines a training run. Give its name or a path of your own to --recipe, and
+    change single values with --set.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from brics_cli.config import list_recipes, load_recipe
+
+    found = []
+    for kind in ("autoencoder", "diffusion"):
+        for name in list_recipes(kind):
+            recipe = load_recipe(name, kind=kind)
+            found.append({"kind": kind, "name": name, "about": recipe.about})
+    table = plain_table("recipe", "kind", "about")
+    for column in table.columns:
+        column.justify = "left"
+    for row in found:
+        table.add_row(row["name"], row["kind"], row["about"])
+    session = Session(as_json=as_json)
+    session.result(found, table)
+    session.next_step("brics", "recipes", "show", "tiny")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped recipe, or a YAML file.")],
+    kind: Annotated[str, typer.Option("--kind", help="autoencoder or diffusion, where both have that name.")] = "",
+    full: Annotated[bool, typer.Option("--full", help="With every default written out.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show a recipe as it is written, or complete with every default."""
+    from brics_cli.config import dump_yaml, load_recipe, recipe_path
+    from brics_cli.errors import UsageError
+
+    kinds = [kind] if kind else ["autoencoder", "diffusion"]
+    loaded, problem = [], None
+    for each in kinds:
+        try:
+            loaded.append((recipe_path(name, kind=each), load_recipe(name, kind=each)))
+        except UsageError as error:
+            problem = problem or error
+    if not loaded:
+        assert problem is not None
+        raise problem
+    text = "\n".join(
+        dump_yaml(recipe).rstrip() if full else path.read_text(encoding="utf-8").rstrip() for path, recipe in loaded
+    )
+    values = [recipe.model_dump(mode="json") for _, recipe in loaded]
+    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, text)

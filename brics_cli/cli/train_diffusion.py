@@ -1,0 +1,82 @@
+"""`brics train-diffusion`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session
+
+app = options.command_app()
+
+
+@app.command()
+def train_diffusion(
+    codes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest one in the workspace."),
+    ] = None,
+    recipe: options.Recipe = None,
+    steps: options.Steps = None,
+    seed: options.Seed = None,
+    overrides: options.Set = None,
+    out: options.RunOut = None,
+    resume: options.Resume = None,
+    init_from: options.InitFrom = None,
+    print_config: options.PrintConfig = False,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a diffusion model on a key-code store.
+
+    The model learns the distribution of the codes; `brics sample` decodes what it draws with the store's own
+    autoencoder. Class-conditional when the store has labels. Ctrl-C finishes the step, saves, and prints the command
+    that goes on.
+
+    Example: brics train-diffusion codes.h5 --recipe tiny --steps 2000
+    """
+    from brics_cli.config import dump_yaml
+    from brics_cli.jobs.train_diffusion import train_diffusion
+    from brics_cli.training.plan import TrainOptions, plan_diffusion
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    asked = TrainOptions(
+        data=codes,
+        recipe=recipe,
+        steps=steps,
+        seed=seed,
+        overrides=overrides or (),
+        out=out,
+        resume=resume,
+        init_from=init_from,
+    )
+    plan = plan_diffusion(asked, workspace=session.workspace, reporter=session.reporter)
+    if print_config:
+        session.result(plan.recipe.model_dump(mode="json"), dump_yaml(plan.recipe).rstrip())
+        return
+    if dry_run:
+        shape = " x ".join(str(side) for side in plan.store.code_shape)
+        result = {
+            "codes": len(plan.store),
+            "code_shape": list(plan.store.code_shape),
+            "recipe": plan.recipe.name,
+            "steps": plan.recipe.training.steps,
+            "run": str(plan.artefact.path),
+        }
+        session.result(
+            result,
+            f"would train {plan.recipe.name} on {len(plan.store):,} codes of {shape}: "
+            f"{plan.recipe.training.steps:,} steps of {plan.recipe.training.batch_size}, into {plan.artefact.path}",
+        )
+        return
+    trained = train_diffusion(
+        plan, workspace=session.workspace, device=device, overwrite=overwrite, reporter=session.reporter
+    )
+    session.result({"run": trained.run, "step": trained.step, "metrics": trained.metrics}, str(trained.run))
+    session.next_step("brics", "sample", "--n", "1000", "--model", trained.run)

@@ -1,0 +1,135 @@
+"""`brics weights`: the pretrained weights that metrics need."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, plain_table
+from brics_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from brics_cli.weights.importing import WeightsState
+
+app = options.command_app(no_args_is_help=True, help="List, verify, import and fetch the weights that metrics need.")
+
+_SAID = {
+    "verified": "[green]there[/]",
+    "missing": "[dim]missing[/]",
+    "unverified": "[yellow]not the published file[/]",
+}
+
+
+@app.command("list")
+def list_weights(
+    urls: Annotated[bool, typer.Option("--urls", help="Print the URL of every file, one a line, for curl.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List every file of weights: what needs it, how large it is, whether and where it stands."""
+    from brics_cli.weights import REGISTRY, search_places, weights_root
+    from brics_cli.weights.importing import survey
+
+    session = Session(as_json=as_json)
+    if urls and not as_json:
+        session.result(None, [known.url for known in REGISTRY.values()])
+        return
+    states = survey()
+    table = plain_table("weights", "file", "size", "for", "state", "where")
+    for column in (table.columns[1], table.columns[5]):
+        column.overflow = "fold"
+    for state in states:
+        known = state.entry
+        where = str(state.path) if state.path else "-"
+        table.add_row(known.id, known.file, known.size, ", ".join(known.metrics), _SAID[state.state], where)
+    session.result([_record(state) for state in states], [table])
+    session.reporter.message(f"brics keeps weights in {weights_root()}")
+    session.reporter.message(f"also looked in: {', '.join(str(place) for place in search_places()[1:])}")
+    missing = next((state.entry for state in states if state.state == "missing"), None)
+    if missing is not None:
+        session.next_step("brics", "weights", "fetch", missing.id)
+
+
+@app.command()
+def verify(as_json: options.Json = False) -> int:
+    """Compare every file that is there with its published sha256. Exit code 3 when one differs."""
+    from brics_cli.weights.importing import survey
+
+    session = Session(as_json=as_json)
+    states = survey(forget=True)
+    table = plain_table("weights", "state", "sha256", "published sha256")
+    for state in states:
+        table.add_row(state.entry.id, _SAID[state.state], (state.sha256 or "-")[:16], state.entry.sha256[:16])
+    session.result([_record(state) for state in states], [table])
+    wrong = [state for state in states if state.state == "unverified"]
+    for state in wrong:
+        session.reporter.warning(f"{state.path} is not the published {state.entry.file}")
+    return ExitCode.ARTEFACT if wrong else ExitCode.DONE
+
+
+@app.command("import")
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A downloaded file, or a directory of them.")],
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Take a file of unknown sha256; needs --as.")
+    ] = False,
+    as_id: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--as", metavar="ID", help="Which weights an unknown file is taken for; see brics weights list."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Copy downloaded weights to where brics finds them. They are recognised by sha256, whatever they are called."""
+    from brics_cli.weights import importing
+
+    session = Session(as_json=as_json)
+    imported = importing.import_weights(
+        source, allow_unverified=allow_unverified, as_id=as_id, reporter=session.reporter
+    )
+    session.result([asdict(found) for found in imported], [f"{found.id}: {found.path}" for found in imported])
+    for found in imported:
+        if not found.verified:
+            session.reporter.warning(
+                f"{found.path} has an unknown sha256: brics eval takes it only with --allow-unverified"
+            )
+    session.next_step("brics", "eval", *_metric_flags([found.id for found in imported]))
+
+
+@app.command()
+def fetch(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Which weights; see brics weights list.")],
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Download weights, checked by sha256 before they get their name. `BRICS_OFFLINE=1` forbids it."""
+    from brics_cli.weights import importing
+
+    session = Session(quiet=quiet, as_json=as_json)
+    fetched = importing.fetch(ids, reporter=session.reporter)
+    session.result([asdict(found) for found in fetched], [f"{found.id}: {found.path}" for found in fetched])
+    session.next_step("brics", "eval", *_metric_flags([found.id for found in fetched]))
+
+
+def _metric_flags(ids: list[str]) -> list[str]:
+    from brics_cli.weights import entry
+
+    return [word for weights_id in ids for name in entry(weights_id).metrics for word in ("--metric", name)]
+
+
+def _record(state: WeightsState) -> dict[str, Any]:
+    known = state.entry
+    return {
+        "id": known.id,
+        "file": known.file,
+        "url": known.url,
+        "sha256": known.sha256,
+        "num_bytes": known.num_bytes,
+        "licence": known.licence,
+        "metrics": known.metrics,
+        "state": state.state,
+        "path": state.path,
+        "found_sha256": state.sha256,
+    }

@@ -1,0 +1,85 @@
+"""How much arithmetic a recipe costs: torch's FLOP counter (2 per multiply-add) on meta tensors, nothing computed.
+
+Retrieval is counted by its own formula (`kernels.functional`), the same on every backend. Activations,
+normalisation and resampling are not counted, as the counter does not count them for anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
+from brics_cli.core.bottlenecks import GridBottleneck
+from brics_cli.core.build import build_autoencoder
+from brics_cli.core.denoisers import build_network
+
+# Counted the same way at 256 x 256: DESIGN section 3.2, reference/models.md section 1.
+VQGAN_F16_DECODER_GFLOP = 252.7
+VQGAN_F16_IMAGE_SIZE = 256
+# What a diffusion recipe is counted on unless told otherwise: codes of a 256 px image.
+DEFAULT_CODE_SHAPE = (16, 16, 16)
+
+
+class Row(NamedTuple):
+    """One part of a model: its forward pass for one image, in GFLOP, and its parameters, in millions."""
+
+    part: str
+    gflop: float
+    params_m: float
+    vqgan_f16_ratio: float | None = None
+    """Of VQGAN-f16's decoder, for what stands between codes and pixels, at 256 px alone."""
+
+
+def count(recipe: AutoencoderRecipe | DiffusionRecipe, *, code_shape: tuple[int, int, int] | None = None) -> list[Row]:
+    """The rows of a recipe. `code_shape` (C, h, w) is what a diffusion recipe is counted on."""
+    if isinstance(recipe, DiffusionRecipe):
+        return _count_denoiser(recipe, code_shape or DEFAULT_CODE_SHAPE)
+    return _count_autoencoder(recipe)
+
+
+def _count_autoencoder(recipe: AutoencoderRecipe) -> list[Row]:
+    config = recipe.model
+    with torch.device("meta"):
+        model = build_autoencoder(config).eval()
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+        codes = torch.empty(1, *config.code_shape)
+    bottleneck = model.bottleneck
+    rows = [Row("encoder", _gflop(lambda: model.encode(images)), _params_m(model.encoder))]
+    from_codes = _gflop(lambda: model.decode(codes))
+    features = _gflop(lambda: bottleneck.decode_codes(codes))
+    if isinstance(bottleneck, GridBottleneck):
+        retrieval = _gflop(lambda: bottleneck.retrieve(codes))
+        grids = bottleneck.tables.numel() / 1e6
+        rows += [
+            Row("retrieval", retrieval, grids),
+            Row("feature MLP", features - retrieval, _params_m(bottleneck) - grids),
+        ]
+    else:
+        rows.append(Row("feature MLP", features, _params_m(bottleneck)))
+    rows.append(Row("decoder", from_codes - features, _params_m(model.decoder)))
+    ratio = from_codes / VQGAN_F16_DECODER_GFLOP if config.image_size == VQGAN_F16_IMAGE_SIZE else None
+    rows.append(Row("codes to pixels", from_codes, _params_m(bottleneck) + _params_m(model.decoder), ratio))
+    return rows
+
+
+def _count_denoiser(recipe: DiffusionRecipe, code_shape: tuple[int, int, int]) -> list[Row]:
+    with torch.device("meta"):
+        network = build_network(recipe.denoiser, code_shape=code_shape).eval()
+        x, noise_level = torch.empty(1, *code_shape), torch.empty(1)
+    shape = " x ".join(str(side) for side in code_shape)
+    return [Row(f"denoiser, codes {shape}", _gflop(lambda: network(x, noise_level, None)), _params_m(network))]
+
+
+def _gflop(forward: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return counter.get_total_flops() / 1e9
+
+
+def _params_m(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6

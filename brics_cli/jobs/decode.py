@@ -1,0 +1,136 @@
+"""`brics decode`: key-code store -> retrieval -> decoder -> images, keys kept (DESIGN section 2)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.image_tensors import to_uint8
+from brics_cli.data import claim_output, open_sink
+from brics_cli.data.outputs import output_lock
+from brics_cli.data.sinks import Format, check_key, format_of
+from brics_cli.errors import ArtefactError, InterruptedRunError
+from brics_cli.reporting import Reporter
+from brics_cli.store import KeyCodeStore
+from brics_cli.workspace import Artefact, Parent, write_provenance
+from brics_cli.workspace.artefacts import finished, now
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """What would be decoded, with what, and where to."""
+
+    store: KeyCodeStore
+    autoencoder: Autoencoder
+    out: Path
+    format: Format
+    shard_size: int
+    device: torch.device
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is one zip or tar."""
+        return self.out.suffix in {".zip", ".tar"}
+
+    @property
+    def artefact(self) -> Artefact:
+        parents = [
+            Parent("store", str(self.store.path.resolve()), self.store.sha256),
+            Parent("autoencoder", str(self.autoencoder.path.resolve()), self.autoencoder.weights_sha256),
+        ]
+        collection = self.store.artefact.parent("collection")
+        if collection is not None:
+            parents.append(collection)
+        settings = {"format": self.format, "shard_size": self.shard_size if self.format == "wds" else None}
+        return Artefact("reconstructions", self.out, now(), False, tuple(parents), {"settings": settings})
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What was decoded: `num_images` are at `path`, `num_now` of them from this run."""
+
+    path: Path
+    format: Format
+    num_images: int
+    num_now: int
+    img_per_s: float | None
+    already_complete: bool
+
+
+def plan_decoding(
+    store: KeyCodeStore,
+    autoencoder: Autoencoder,
+    *,
+    out: Path,
+    device: torch.device,
+    format: Format | None = None,
+    shard_size: int = 1000,
+) -> DecodePlan:
+    """Fix every setting: `.zip` and `.tar` say the format, a folder gets PNG files.
+
+    Raises ArtefactError when the autoencoder's codes have another shape, UsageError when a key of the store would
+    be written outside of `out`, or when `out` and `format` disagree.
+    """
+    if autoencoder.config.code_shape != store.code_shape:
+        raise ArtefactError(
+            f"{store.path} holds codes {store.code_shape}, {autoencoder.path} takes {autoencoder.config.code_shape}"
+        )
+    for key in store.keys:
+        check_key(key)
+    format = format or format_of(out, default="png")
+    open_sink(out, format, overwrite=True)  # says now what is wrong with the path
+    return DecodePlan(store, autoencoder, out, format, shard_size, device)
+
+
+def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, reporter: Reporter) -> DecodeResult:
+    """Decode every row, going on where an interrupted run stopped (folders; a zip or a tar begins again).
+
+    Batches always begin at a multiple of `batch_size`, so an interrupted run gives the same pixels. Raises
+    ArtefactError or WouldOverwriteError when something else is at `out`, InterruptedRunError on Ctrl-C.
+    """
+    store, num_images = plan.store, len(plan.store)
+    with output_lock(plan.out):
+        claim = claim_output(plan.artefact, overwrite=overwrite, is_file=plan.is_file)
+        if claim == "complete":
+            return DecodeResult(plan.out, plan.format, num_images, 0, None, True)
+        start = time.perf_counter()
+        try:
+            with open_sink(plan.out, plan.format, shard_size=plan.shard_size, overwrite=overwrite) as sink:
+                done = sink.resume_point(store.keys)
+                if done:
+                    reporter.message(f"going on after {done:,} images that are decoded")
+                with reporter.task("decode", total=num_images, unit="img", initial=done) as task:
+                    for first in range(done // batch_size * batch_size, num_images, batch_size):
+                        stop = min(first + batch_size, num_images)
+                        images = decode_rows(plan, first, stop)  # (B, H, W, 3)
+                        metas = store.metas(first, stop) if plan.format == "wds" else [None] * (stop - first)
+                        for row in range(max(first, done), stop):
+                            label = int(store.labels[row])
+                            sink.write(
+                                store.keys[row],
+                                images[row - first],
+                                label=None if label < 0 else label,
+                                meta=metas[row - first],
+                            )
+                        task.advance(stop - max(first, done))
+        except KeyboardInterrupt:
+            kept = "nothing is kept" if plan.is_file else f"what is whole in {plan.out} is kept"
+            raise InterruptedRunError(f"interrupted; {kept}") from None
+        img_per_s = (num_images - done) / max(time.perf_counter() - start, 1e-9)
+        summary = f"{num_images:,} images, {plan.format}, {store.image_size} px"
+        details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,
+                   "transform": store.transform}  # fmt: skip
+        write_provenance(finished(plan.artefact, **details))
+    return DecodeResult(plan.out, plan.format, num_images, num_images - done, img_per_s, False)
+
+
+@torch.inference_mode()
+def decode_rows(plan: DecodePlan, start: int, stop: int) -> np.ndarray:
+    """Rows start to stop - 1 of the store as uint8 images (B, H, W, 3)."""
+    codes = torch.from_numpy(plan.store.batch(slice(start, stop))).to(plan.device)  # (B, C, h, w)
+    return to_uint8(plan.autoencoder.decode(codes))

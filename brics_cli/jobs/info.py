@@ -1,0 +1,115 @@
+"""`brics info`: what a path is and holds: a key-code store, anything else that brics made, or a collection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brics_cli.data import median_side, open_collection
+from brics_cli.errors import UsageError
+from brics_cli.store import KeyCodeStore, verify_store_in_child
+from brics_cli.workspace import Artefact, read_provenance
+
+MAX_LISTED_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Description:
+    """`facts` in the order in which they are shown. `broken` lists promises that a store breaks; None: not verified."""
+
+    what: str
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    broken: list[str] | None = None
+
+
+def describe(path: str, *, verify: bool = False) -> Description:
+    """Look at `path`. `verify` checks every promise of a store, in a child process with a time limit.
+
+    Raises UsageError and ArtefactError as `open_collection` and `KeyCodeStore`; UsageError for `verify` on anything
+    but a store.
+    """
+    if Path(path).suffix == ".h5":
+        return _describe_store(Path(path), verify=verify)
+    if verify:
+        raise UsageError(f"--verify checks key-code stores, and {path} is none", next="Give a .h5 file.")
+    artefact = read_provenance(Path(path)) if Path(path).exists() else None
+    if artefact is not None:
+        return _describe_artefact(artefact)
+    return _describe_collection(path)
+
+
+def _describe_store(path: Path, *, verify: bool) -> Description:
+    broken = verify_store_in_child(path) if verify else None
+    if broken:  # what is broken may be the header: nothing else can be said for sure
+        return Description("key-code store", path, broken=broken)
+    store = KeyCodeStore(path)
+    num_bytes = path.stat().st_size
+    facts: dict[str, Any] = {
+        "images": len(store),
+        "failed": len(store.failures),
+        "code_shape": list(store.code_shape),
+        "image_size": store.image_size,
+        "quantisation": store.quantisation,
+        "flipped": store.has_flipped,
+        "bytes": num_bytes,
+        "bytes_per_image": round(num_bytes / len(store), 1),
+        "transform": f"{store.transform}/{store.transform_version}",
+        "precision": store.precision,
+        "shards": len(store.shards),
+        "labelled": int((store.labels >= 0).sum()),
+        "mean": [round(float(value), 4) for value in store.mean],
+        "std": [round(float(value), 4) for value in store.std],
+        "source": store.source,
+        "autoencoder": _parent_path(store.artefact, "autoencoder"),
+        "autoencoder_sha256": store.autoencoder["sha256"],
+        "sha256": store.sha256,
+        "created": store.created,
+        "brics_version": store.brics_version,
+    }
+    return Description("key-code store", path, facts, store.failures, broken)
+
+
+def _parent_path(artefact: Artefact, kind: str) -> str | None:
+    parent = artefact.parent(kind)
+    return parent.path if parent is not None else None
+
+
+def _describe_artefact(artefact: Artefact) -> Description:
+    facts: dict[str, Any] = {"created": artefact.created, "complete": artefact.complete}
+    for parent in artefact.parents:
+        facts[f"made from {parent.kind}"] = f"{parent.path} ({parent.sha256[:12]})"
+    facts |= {name: value for name, value in artefact.details.items() if name != "settings"}
+    facts |= artefact.details.get("settings", {})
+    return Description(artefact.kind, artefact.path, facts)
+
+
+def _describe_collection(path: str) -> Description:
+    collection = open_collection(path)
+    facts: dict[str, Any] = {
+        "images": len(collection),
+        "format": collection.kind,
+        "shards": len(collection.shards),
+        "bytes": sum(shard.size_bytes for shard in collection.shards),
+        "median_side": median_side(collection),
+        "fingerprint": collection.fingerprint,
+    }
+    return Description("collection", Path(path), facts)
+
+
+def count_flops(recipe: str) -> list[dict[str, Any]]:
+    """GFLOP and parameters of each part of a recipe, shipped or in a file, from `core.flops`.
+
+    A name that both kinds have (`tiny`) is the autoencoder's. Raises UsageError as `load_recipe`.
+    """
+    from brics_cli.config import list_recipes, load_recipe, load_yaml
+    from brics_cli.core.flops import count
+
+    kind = "autoencoder"
+    if Path(recipe).is_file():
+        kind = str(load_yaml(Path(recipe)).get("kind", kind))
+    elif recipe not in list_recipes("autoencoder") and recipe in list_recipes("diffusion"):
+        kind = "diffusion"
+    return [row._asdict() for row in count(load_recipe(recipe, kind=kind))]

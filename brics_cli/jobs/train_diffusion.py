@@ -1,0 +1,179 @@
+"""`brics train-diffusion`: key-code store -> diffusion loss -> EMA of the denoiser -> run (DESIGN section 3.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brics_cli.config import DiffusionRecipe
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.denoisers import Denoiser, build_denoiser, save_denoiser
+from brics_cli.core.device import resolve_device
+from brics_cli.core.diffusion import ImageNoise, draws_for, loss_by_level
+from brics_cli.core.image_tensors import to_uint8
+from brics_cli.core.randomness import Stream, keyed_coins
+from brics_cli.core.samplers import sample_codes
+from brics_cli.data import contact_sheet
+from brics_cli.distributed import refuse_many_processes
+from brics_cli.errors import ArtefactError
+from brics_cli.reporting import Reporter
+from brics_cli.store import KeyCodeStore
+from brics_cli.streams.autoencoders import load_store_autoencoder
+from brics_cli.training.clock import Clock
+from brics_cli.training.order import SampleOrder
+from brics_cli.training.plan import DiffusionPlan
+from brics_cli.training.precision import autocast
+from brics_cli.training.run import Run, TrainResult, open_run
+from brics_cli.training.signals import stop_signals
+from brics_cli.training.state import TrainingState
+from brics_cli.workspace import Workspace
+
+SNAPSHOT_SEEDS = range(24)
+SNAPSHOT_COLUMNS = 8
+
+
+def train_diffusion(
+    plan: DiffusionPlan,
+    *,
+    workspace: Workspace,
+    device: str = "auto",
+    overwrite: bool = False,
+    reporter: Reporter,
+) -> TrainResult:
+    """Train to the recipe's last step, or until asked to stop.
+
+    Raises InterruptedRunError once an interrupted run is saved, MachineError when training diverges, ArtefactError
+    when a checkpoint to resume or weights to start from cannot be read.
+    """
+    refuse_many_processes()
+    on = resolve_device(device)
+    recipe, schedule, store = plan.recipe, plan.recipe.training, plan.store
+    shape = " x ".join(str(side) for side in store.code_shape)
+    reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
+    torch.manual_seed(schedule.seed)
+    model = build_for_store(recipe, store).to(on)
+    state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
+    autoencoder = find_autoencoder(store, workspace=workspace, device=on, reporter=reporter)
+    order = SampleOrder([np.arange(len(store))], seed=schedule.seed)
+    forward = torch.compile(model) if schedule.compile else model
+    metrics: dict[str, float] = {}
+
+    with (
+        open_run(
+            plan.artefact,
+            state,
+            recipe=recipe,
+            device=on,
+            resume=plan.resume,
+            init_from=plan.init_from,
+            overwrite=overwrite,
+            reporter=reporter,
+        ) as run,
+        stop_signals() as stop,
+        reporter.task("train-diffusion", total=schedule.steps, unit="step", initial=state.step) as task,
+    ):
+        clock, levels = Clock(), dict[str, tuple[float, int]]()
+        while state.step < schedule.steps:
+            samples = order.batch(state.images_seen, schedule.batch_size)
+            with clock.waiting():
+                all_codes, all_labels = load_codes(store, samples, step=state.step, seed=schedule.seed)
+
+            # accumulate: the loss of a batch is the mean over its samples
+            loss_of_batch, size = 0.0, len(samples) // schedule.accumulate
+            for start in range(0, len(samples), size):
+                part = slice(start, start + size)
+                codes, labels = all_codes[part].to(on), all_labels[part].to(on)
+                draws = draws_for(
+                    schedule.seed, step=state.step, indices=samples[part], shape=store.code_shape, device=on
+                )
+                with autocast(schedule, on):
+                    loss, log_snr = forward(codes, draws, labels=labels)
+                (loss.mean() / schedule.accumulate).backward()
+                loss_of_batch += float(loss.detach().mean()) / schedule.accumulate
+                for name, (total, count) in loss_by_level(loss, log_snr).items():
+                    so_far = levels.get(name, (0.0, 0))
+                    levels[name] = (so_far[0] + total, so_far[1] + count)
+
+            # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
+            update = state.update(loss_of_batch)
+            clock.step(schedule.batch_size)
+            clock.warn_if_long(num_steps=schedule.steps - state.step, device=on, reporter=reporter)
+            last = state.step == schedule.steps
+
+            if state.step % schedule.log_every == 0 or last:
+                metrics |= {"train/loss": loss_of_batch, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
+                metrics |= {f"loss/{name}": total / count for name, (total, count) in levels.items() if count}
+                metrics |= {"train/skipped": float(state.num_skipped)} | clock.lap()
+                run.log(state.step, metrics)
+                levels = {}
+            task.advance(note=f"loss {loss_of_batch:.4f}")
+            if (state.step % schedule.snapshot_every == 0 or last) and autoencoder is not None:
+                save_snapshot(state.ema.model, autoencoder, run.image_path(state.step), device=on)
+            if state.step % schedule.checkpoint_every == 0 or last or stop.requested:
+                run.save_checkpoint(state)
+                publish_model(run, state, recipe, store)
+            if stop.requested and not last:
+                raise run.interrupted(state, command="train-diffusion")
+    return TrainResult(plan.artefact.path, state.step, metrics)
+
+
+def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> Denoiser:
+    """A fresh denoiser for the shape, the classes and the statistics of `store`'s codes."""
+    num_classes = int(store.labels.max(initial=-1)) + 1
+    return build_denoiser(
+        recipe.denoiser,
+        recipe.diffusion,
+        code_shape=store.code_shape,
+        num_classes=num_classes,
+        store_mean=store.mean.tolist(),
+        store_std=store.std.tolist(),
+    )
+
+
+def find_autoencoder(
+    store: KeyCodeStore, *, workspace: Workspace, device: torch.device, reporter: Reporter
+) -> Autoencoder | None:
+    """The store's autoencoder, which snapshots need and training does not; None, said so, when it is not there."""
+    try:
+        return load_store_autoencoder(store, workspace=workspace, device=device)
+    except ArtefactError as error:
+        reporter.warning(f"no sample sheets during training: {error.what}")
+        return None
+
+
+def load_codes(store: KeyCodeStore, samples: Sequence[int], *, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes (B, C, h, w) in [0, 1] and labels (B,), -1 for none; half of them mirrored when the store has flips."""
+    codes = store.batch(samples)
+    if store.has_flipped:
+        coins = keyed_coins(seed, step=step, indices=samples, stream=Stream.FLIP).numpy()
+        codes = np.where(coins[:, None, None, None], store.batch(samples, flipped=True), codes)
+    return torch.from_numpy(codes), torch.from_numpy(store.labels[np.asarray(samples)])
+
+
+@torch.inference_mode()
+def save_snapshot(denoiser: Denoiser, autoencoder: Autoencoder, path: Path, *, device: torch.device) -> None:
+    """A sheet of the images of the first few seeds, the same ones every time."""
+    noise = ImageNoise(list(SNAPSHOT_SEEDS), shape=denoiser.code_shape, device=device)
+    labels = noise.labels(denoiser.num_classes).to(device) if denoiser.num_classes else None
+    images = to_uint8(autoencoder.decode(sample_codes(denoiser, noise=noise, labels=labels)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [list(images[start : start + SNAPSHOT_COLUMNS]) for start in range(0, len(images), SNAPSHOT_COLUMNS)]
+    contact_sheet(rows, path=path)
+
+
+def publish_model(run: Run, state: TrainingState, recipe: DiffusionRecipe, store: KeyCodeStore) -> None:
+    """Write the average as the run's model, and say so in its provenance."""
+    average = state.ema.model
+    assert isinstance(average, Denoiser)
+    lineage = {
+        "autoencoder_sha256": str(store.autoencoder["sha256"]),
+        "store_sha256": store.sha256,
+        "store_path": str(store.path.resolve()),
+    }
+    sha256 = save_denoiser(run.path / "model", denoiser=average, state=average.state_dict(), lineage=lineage)
+    complete = state.step == recipe.training.steps
+    run.publish(complete=complete, sha256=sha256, step=state.step, summary=f"{recipe.name}, step {state.step:,}")

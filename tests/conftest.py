@@ -1,0 +1,1 @@
+"""Makes this folder importable: `standin_weights`."""

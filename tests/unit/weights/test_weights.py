@@ -1,0 +1,189 @@
+"""Weights are found by name and believed by sha256, wherever the peers put them."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from brics_cli.errors import ArtefactError, MachineError, UsageError
+from brics_cli.metrics import registry as metrics
+from brics_cli.weights import REGISTRY, WeightsEntry, find, finding, importing, require
+
+CONTENT = b"the published bytes" * 100
+OTHER = b"some other bytes!!!" * 100
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Every place that is looked in, empty, below tmp_path; `toy` is the one entry of the registry."""
+    found = {name: tmp_path / name for name in ("root", "torch", "tmp", "home")}
+    for place in found.values():
+        place.mkdir()
+    monkeypatch.setenv("BRICS_WEIGHTS", str(found["root"]))
+    monkeypatch.setenv("TORCH_HOME", str(found["torch"]))
+    monkeypatch.setenv("HOME", str(found["home"]))
+    monkeypatch.delenv("BRICS_OFFLINE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(found["tmp"]))
+    toy = WeightsEntry(
+        id="toy",
+        file="toy.pt",
+        url="http://127.0.0.1:9/toy.pt",
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        num_bytes=len(CONTENT),
+        licence="none",
+        metrics=("fid",),
+    )
+    for known in list(REGISTRY):
+        monkeypatch.delitem(REGISTRY, known)
+    monkeypatch.setitem(REGISTRY, "toy", toy)
+    return found
+
+
+def test_nothing_is_found_in_empty_places(places: dict[str, Path]) -> None:
+    assert find("toy") is None
+    assert find("toy", allow_unverified=True) is None
+
+
+@pytest.mark.parametrize("place", ["root", "tmp", "torch/hub/checkpoints", "home/.cache/clip"])
+def test_found_in_the_places_of_the_peers(places: dict[str, Path], tmp_path: Path, place: str) -> None:
+    path = tmp_path / place / "toy.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(CONTENT)
+    found = find("toy")
+    assert found is not None
+    assert (found.path, found.verified) == (path, True)
+
+
+def test_a_file_of_other_bytes_is_never_found_in_a_peers_place(places: dict[str, Path]) -> None:
+    (places["tmp"] / "toy.pt").write_bytes(OTHER)
+    assert find("toy") is None
+    assert find("toy", allow_unverified=True) is None
+
+
+def test_a_file_of_other_bytes_in_the_root_is_taken_only_when_allowed(places: dict[str, Path]) -> None:
+    (places["root"] / "toy.pt").write_bytes(OTHER)
+    assert find("toy") is None
+    found = find("toy", allow_unverified=True)
+    assert found is not None
+    assert (found.verified, found.sha256) == (False, hashlib.sha256(OTHER).hexdigest())
+
+
+def test_a_checksum_is_remembered_until_the_file_changes(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = places["root"] / "toy.pt"
+    path.write_bytes(CONTENT)
+    hashed: list[Path] = []
+    real = finding.sha256_of_file
+    monkeypatch.setattr(finding, "sha256_of_file", lambda path: hashed.append(path) or real(path))
+    assert find("toy") is not None
+    assert find("toy") is not None
+    assert len(hashed) == 1
+    path.write_bytes(OTHER)  # the same size
+    assert find("toy") is None
+    assert len(hashed) == 2
+
+
+def test_the_missing_line_says_what_where_and_how(places: dict[str, Path]) -> None:
+    with pytest.raises(ArtefactError) as caught:
+        require(["toy"], "FID", instead=metrics.NEEDS_NO_WEIGHTS)
+    line = str(caught.value)
+    assert line.startswith(f"FID needs toy.pt (0.0 MB), not found in {places['root']}, {places['tmp']}, ")
+    assert "On a connected machine: curl -LO http://127.0.0.1:9/toy.pt; then brics weights import toy.pt." in line
+    assert line.endswith("Or --metric psnr --metric ssim, which need none.")
+
+
+def test_import_recognises_by_sha256_and_not_by_name(places: dict[str, Path], tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    (downloads / "renamed(1).bin").write_bytes(CONTENT)
+    (downloads / "toy.pt").write_bytes(OTHER)
+    imported = importing.import_weights(downloads)
+    assert [found.path for found in imported] == [places["root"] / "toy.pt"]
+    assert imported[0].path.read_bytes() == CONTENT
+    assert [path.name for path in places["root"].iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_import_refuses_the_unknown_unless_told_what_it_is(places: dict[str, Path], tmp_path: Path) -> None:
+    unknown = tmp_path / "toy.pt"
+    unknown.write_bytes(OTHER)
+    with pytest.raises(ArtefactError, match="sha256 that brics does not know"):
+        importing.import_weights(unknown)
+    with pytest.raises(UsageError, match="go together"):
+        importing.import_weights(unknown, allow_unverified=True)
+    with pytest.raises(UsageError, match="go together"):
+        importing.import_weights(unknown, as_id="toy")
+    assert list(places["root"].glob("toy*")) == []
+    assert importing.import_weights(unknown, allow_unverified=True, as_id="toy")[0].verified is False
+    assert importing.survey()[0].state == "unverified"
+
+
+def test_an_unknown_file_does_not_replace_the_published_one(places: dict[str, Path], tmp_path: Path) -> None:
+    (places["root"] / "toy.pt").write_bytes(CONTENT)
+    unknown = tmp_path / "other.pt"
+    unknown.write_bytes(OTHER)
+    with pytest.raises(UsageError, match="already there"):
+        importing.import_weights(unknown, allow_unverified=True, as_id="toy")
+    assert find("toy") is not None
+
+
+@pytest.fixture
+def server(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A web server on this machine that sends `body` for the toy's URL."""
+    sent = {"body": CONTENT}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(sent["body"])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    toy = WeightsEntry(**{**vars(REGISTRY["toy"]), "url": f"http://127.0.0.1:{web.server_port}/toy.pt"})
+    monkeypatch.setitem(REGISTRY, "toy", toy)
+    yield sent
+    web.shutdown()
+    web.server_close()
+
+
+def test_fetch_checks_before_the_file_gets_its_name(server: dict[str, bytes], places: dict[str, Path]) -> None:
+    server["body"] = OTHER
+    with pytest.raises(ArtefactError, match=r"is not toy\.pt"):
+        importing.fetch(["toy"])
+    assert list(places["root"].iterdir()) == []
+    server["body"] = CONTENT
+    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
+    server["body"] = b""
+    assert importing.fetch(["toy"])[0].verified  # already there: nothing is asked for again
+
+
+def test_offline_is_one_line_with_a_way_out(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match=r"cannot fetch .*curl -LO .*brics weights import toy\.pt"):
+        importing.fetch(["toy"])  # nothing listens on port 9
+    monkeypatch.setenv("BRICS_OFFLINE", "1")
+    with pytest.raises(MachineError, match="BRICS_OFFLINE is set"):
+        importing.fetch(["toy"])
+    assert list(places["root"].iterdir()) == []
+
+
+def test_registry_and_metrics_name_each_other() -> None:
+    served = {(name, known.id) for known in REGISTRY.values() for name in known.metrics}
+    needed = {(name, weights) for name, metric in metrics.REGISTRY.items() for weights in metric.weights}
+    assert served == needed
+    assert all(len(known.sha256) == 64 and known.url.endswith(known.file) for known in REGISTRY.values())
+
+
+def test_an_unknown_id_gets_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'inception'"):
+        find("incepton")

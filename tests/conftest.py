@@ -1,1 +1,31 @@
-"""Makes this folder importable: `standin_weights`."""
+"""What every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 real crops of 64 px, as PNG."""
+    from brics_cli.data.photographs import photograph_crops
+
+    folder = tmp_path_factory.mktemp("photographs")
+    crops = list(photograph_crops())
+    for crop in crops[:: len(crops) // 48][:48]:
+        Image.fromarray(np.ascontiguousarray(crop.pixels)).save(folder / f"{crop.name}.png")
+    return folder

@@ -75,6 +75,7 @@ def sample(
         bool, typer.Option("--clip/--no-clip", help="Limit each estimate to the range that codes can have.")
     ] = True,
     batch_size: options.BatchSize = 32,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images per shard (wds, h5).")] = 1000,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
@@ -108,6 +109,7 @@ def sample(
         out=out,
         format=sample_format.value if sample_format is not None else None,
         class_=class_,
+        shard_size=shard_size,
         ae_path=ae,
         reporter=session.reporter,
     )

@@ -20,7 +20,7 @@ app = options.command_app(no_args_is_help=True, help="List, verify, import and f
 _SAID = {
     "verified": "[green]there[/]",
     "missing": "[dim]missing[/]",
-    "unverified": "[yellow]not the published file[/]",
+    "unverified": "[yellow]unknown[/]",
 }
 
 
@@ -38,14 +38,12 @@ def list_weights(
         session.result(None, [known.url for known in REGISTRY.values()])
         return
     states = survey()
-    table = plain_table("weights", "file", "size", "for", "state", "where")
-    for column in (table.columns[1], table.columns[5]):
-        column.overflow = "fold"
+    table = plain_table("weights", "file", "size", "for", "state")
     for state in states:
         known = state.entry
-        where = str(state.path) if state.path else "-"
-        table.add_row(known.id, known.file, known.size, ", ".join(known.metrics), _SAID[state.state], where)
-    session.result([_record(state) for state in states], [table])
+        table.add_row(known.id, known.file, known.size, ", ".join(known.metrics), _SAID[state.state])
+    paths = [f"{state.entry.id}: {state.path}" for state in states if state.path is not None]
+    session.result([_record(state) for state in states], [table, *paths])
     session.reporter.message(f"brics keeps weights in {weights_root()}")
     session.reporter.message(f"also looked in: {', '.join(str(place) for place in search_places()[1:])}")
     missing = next((state.entry for state in states if state.state == "missing"), None)
@@ -95,7 +93,8 @@ def import_weights(
             session.reporter.warning(
                 f"{found.path} has an unknown sha256: brics eval takes it only with --allow-unverified"
             )
-    session.next_step("brics", "eval", *_metric_flags([found.id for found in imported]))
+    flags = [] if all(found.verified for found in imported) else ["--allow-unverified"]
+    session.next_step("brics", "eval", *_metric_flags([found.id for found in imported]), *flags)
 
 
 @app.command()

@@ -197,7 +197,7 @@ def _compare(
     meters: list[PairMeter | SetMeter] = [*pairs, *sets]
     for meter in meters:
         verified = all(found.verified for found in choice.weights[meter.metric.name])
-        report.results.append(_result(meter, verified=verified, failures=report.failures))
+        report.results.append(_result(meter, real, fake, verified=verified))
     if pairs:
         report.num_pairs = pairs[0].num
 
@@ -253,15 +253,18 @@ def _example(stream: ImageStream) -> str:
     return f"{stream.path} ({stream.keys[0]!r}, …)" if stream.keys else f"{stream.path} (which is empty)"
 
 
-def _result(meter: PairMeter | SetMeter, *, verified: bool, failures: Sequence[FailedImage]) -> MetricResult:
+def _result(meter: PairMeter | SetMeter, real: ImageStream, fake: ImageStream, *, verified: bool) -> MetricResult:
     num_real, num_fake = (meter.num, meter.num) if isinstance(meter, PairMeter) else (meter.num_real, meter.num_fake)
     if min(num_real, num_fake) == 0:
-        why = f", first {failures[0].key}: {failures[0].reason}" if failures else ""
+        failures = [*real.failures, *fake.failures]
+        why = f" (first {failures[0].key}: {failures[0].reason})" if failures else ""
         raise ArtefactError(f"{meter.metric.title}: not one image could be read{why}")
     chosen = meter.metric
     return MetricResult(
         metric=chosen.name,
         title=chosen.title,
+        real=real.path,
+        fake=fake.path,
         value=meter.value,
         standard_error=meter.standard_error if isinstance(meter, PairMeter) else None,
         num_real=num_real,

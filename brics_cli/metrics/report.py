@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One figure.
+    """One figure of `fake` against `real` (paths).
 
     `standard_error` is over images, None for metrics of sets; `resize` says how a network's input was made;
     `comparable` is False when weights of unknown sha256 were used; `note` is what a reader must know besides.
@@ -17,6 +17,8 @@ class MetricResult:
 
     metric: str
     title: str
+    real: str
+    fake: str
     value: float
     standard_error: float | None
     num_real: int

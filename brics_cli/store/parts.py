@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,6 +18,7 @@ import h5py
 import numpy as np
 
 from brics_cli.errors import ArtefactError
+from brics_cli.store.allocation import RawRows
 from brics_cli.store.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
 from brics_cli.workspace import atomic_path
 
@@ -56,12 +56,13 @@ class PartWriter:
 
     def __enter__(self) -> Self:
         temporary = self._atomic.__enter__()
-        self._file = h5py.File(temporary, "w")
         shape = (self._shard.num_images, *self._header.code_shape)
-        self._codes = self._file.create_dataset("codes", shape, self._header.dtype)
-        self._flipped = (
-            self._file.create_dataset("codes_flipped", shape, self._header.dtype) if self._header.flipped else None
-        )
+        names = ("codes", "codes_flipped") if self._header.flipped else ("codes",)
+        try:
+            self._raw = RawRows(temporary, dict.fromkeys(names, shape), self._header.dtype)
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def add(
@@ -83,12 +84,12 @@ class PartWriter:
         if codes.shape != (num, *self._header.code_shape) or codes.dtype != self._header.dtype:
             raise ValueError(f"rows of {codes.shape} {codes.dtype} for {num} keys of {self._header.code_shape}")
         start = len(self._columns.keys)
-        self._codes[start : start + num] = codes
-        if self._flipped is not None:
+        self._raw.write("codes", start, codes)
+        if self._header.flipped:
             if flipped is None or flipped.shape != codes.shape:
                 raise ValueError("flipped codes are missing or of another shape")
-            self._flipped[start : start + num] = flipped
-        self._hash.add(codes, flipped if self._flipped is not None else None)
+            self._raw.write("codes_flipped", start, flipped)
+        self._hash.add(codes, flipped if self._header.flipped else None)
         self._statistics.add(codes, self._header)
         self._columns.keys.extend(keys)
         self._columns.index_in_shard.extend(indices)
@@ -105,45 +106,45 @@ class PartWriter:
             if kind is None:
                 self._finish()
         except BaseException as late:
-            self._close()
+            self._raw.close()
             self._atomic.__exit__(type(late), late, late.__traceback__)
             raise
-        self._close()
+        self._raw.close()
         self._atomic.__exit__(kind, error, trace)
 
-    def _close(self) -> None:
-        with suppress(OSError, RuntimeError):  # the disk is full: libhdf5 cannot flush what is thrown away anyhow
-            self._file.close()
-
     def _finish(self) -> None:
-        columns, shard, file = self._columns, self._shard, self._file
+        columns, shard = self._columns, self._shard
         num_ok, num_failed = len(columns.keys), len(columns.failures)
         if num_ok + num_failed != shard.num_images:
             raise AssertionError(f"shard {shard.name}: {num_ok} + {num_failed} of {shard.num_images} images")
         metas = columns.metas if any(columns.metas) else None
         keys, labels = fixed_bytes(columns.keys), np.array(columns.labels, np.int64)
         index_in_shard = np.array(columns.index_in_shard, np.int64)
-        file["keys"] = keys
-        file["labels"] = labels
-        file["index_in_shard"] = index_in_shard
-        if metas is not None:
-            file.create_dataset("meta", data=metas, dtype=h5py.string_dtype())
-        file["failures"] = fixed_bytes([text for failure in columns.failures for text in failure]).reshape(-1, 2)
-        file["total"], file["squares"] = self._statistics.total, self._statistics.squares
-        file["histogram"] = self._statistics.histogram
+        failures = fixed_bytes([text for failure in columns.failures for text in failure]).reshape(-1, 2)
         row_sha256 = self._hash.hexdigest((key.encode() for key in columns.keys), labels, index_in_shard, metas)
-        file.attrs.update(
-            part_version=PART_VERSION,
-            identity=json.dumps(self._header.identity(), sort_keys=True),
-            n_in=shard.num_images,
-            n_ok=num_ok,
-            num_values=self._statistics.num_values,
-            sha256=row_sha256,
-            shard=shard.name,
-            fingerprint=shard.fingerprint,
-        )
-        file.flush()
-        file.close()
+        num_bytes = keys.nbytes + 2 * labels.nbytes + failures.nbytes + self._statistics.histogram.nbytes
+        with self._raw.small_datasets(num_bytes + meta_bytes(metas)) as file:
+            file["keys"], file["labels"], file["index_in_shard"] = keys, labels, index_in_shard
+            if metas is not None:
+                file.create_dataset("meta", data=metas, dtype=h5py.string_dtype())
+            file["failures"] = failures
+            file["total"], file["squares"] = self._statistics.total, self._statistics.squares
+            file["histogram"] = self._statistics.histogram
+            file.attrs.update(
+                part_version=PART_VERSION,
+                identity=json.dumps(self._header.identity(), sort_keys=True),
+                n_in=shard.num_images,
+                n_ok=num_ok,
+                num_values=self._statistics.num_values,
+                sha256=row_sha256,
+                shard=shard.name,
+                fingerprint=shard.fingerprint,
+            )
+
+
+def meta_bytes(metas: Sequence[str] | None) -> int:
+    """About how much room a column of texts takes in HDF5: a reference each, and heaps that are half full."""
+    return sum(16 + 2 * len(text.encode()) for text in metas or ())
 
 
 class Part:

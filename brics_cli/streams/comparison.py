@@ -64,6 +64,11 @@ def comparison_inputs(
             origin = None if artefact is None else _origin(artefact, compares, workspace=workspace, needed=False)
         real_path = str(real)
     else:
+        if made is not None and made.kind == "samples" and compares == "pairs":
+            raise ArtefactError(
+                f"{fake_path} holds samples, which have no originals to be paired with",
+                next="Measure them with --metric fid or --metric clip-fid, or give --fake CODES.",
+            )
         if origin is None:
             raise ArtefactError(f"{fake_path} does not say what it was made from", next="Give --real PATH.")
         real_path = origin.collection.path

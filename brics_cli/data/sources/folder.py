@@ -91,4 +91,4 @@ def _nothing_in(root: Path, others: Counter[str]) -> str:
     if not others:
         return f"the folder {root} is empty"
     listed = ", ".join(f"{num} {extension}" for extension, num in others.most_common(4))
-    return f"no images in the folder {root}; it holds {sum(others.values()):,} other files ({listed})"
+    return f"no images in the folder {root}; it holds other files ({listed})"

@@ -179,10 +179,10 @@ def _members(tar: Path) -> list[tarfile.TarInfo]:
     with tar.open("rb") as file:
         file.seek(end)
         tail = file.read(2 * tarfile.BLOCKSIZE)
-    if any(tail):
-        raise ArtefactError(f"the tar {tar} is damaged at byte {end:,}", next=again)
     if len(tail) < 2 * tarfile.BLOCKSIZE:
         raise ArtefactError(f"the tar {tar} is truncated: its end mark is missing", next=again)
+    if any(tail):
+        raise ArtefactError(f"the tar {tar} is damaged at byte {end:,}", next=again)
     sparse = next((member for member in members if member.issparse()), None)
     if sparse is not None:
         raise ArtefactError(

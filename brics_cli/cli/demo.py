@@ -1,0 +1,93 @@
+"""`brics demo`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, plain_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from brics_cli.jobs.demo import DemoResult
+
+app = options.command_app()
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--out", metavar="DIR", help="The workspace it makes. Default: brics-demo in the workspace."),
+    ] = None,
+    ae_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--ae-steps", min=1, help="Train the autoencoder this long. Default: as recipe tiny says."),
+    ] = None,
+    diffusion_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--diffusion-steps", min=1, help="Train the diffusion model this long. Default: likewise."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run the whole pipeline on the bundled photographs, in minutes, on any machine.
+
+    Photographs inside scikit-image are cut into 64 px crops, packed, used to train an autoencoder, encoded, decoded,
+    used to train a diffusion model, sampled and measured, each by the command of that name. What it leaves is an
+    ordinary workspace: go there and go on.
+    """
+    start = time.perf_counter()
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    session.reporter.message("loading torch")
+    from brics_cli.jobs.demo import run_demo
+
+    result = run_demo(
+        out if out is not None else session.workspace.root / "brics-demo",
+        device=device,
+        ae_steps=ae_steps,
+        diffusion_steps=diffusion_steps,
+        overwrite=overwrite,
+        reporter=session.reporter,
+    )
+    total = time.perf_counter() - start
+    value = {
+        "workspace": result.workspace,
+        "sheet": result.sheet,
+        "num_train": result.num_train,
+        "num_held_out": result.num_held_out,
+        "quality": [asdict(row) for row in result.rows],
+        "reports": [report.to_json() for report in result.reports],
+        "left_out": result.left_out,
+        "seconds": {**result.seconds, "total": total},
+    }
+    session.result(value, _tables(result, total))
+    session.reporter.message(f"next: cd {result.workspace} && brics status")
+
+
+def _tables(result: DemoResult, total: float) -> list[RenderableType]:
+    title = f"{result.num_held_out} held-out crops of 64 px, autoencoder trained on {result.num_train}"
+    quality = plain_table("", "PSNR dB", "SSIM", "pixel values per number kept", title=title)
+    for row in result.rows:
+        quality.add_row(row.name, f"{row.psnr_db:.2f}", f"{row.ssim:.4f}", f"{row.pixel_ratio:.0f}")
+    parts: list[RenderableType] = [quality]
+    others = [each for report in result.reports for each in report.results if each.metric not in ("psnr", "ssim")]
+    if others:
+        more = plain_table("metric", "value", "N")
+        for each in others:
+            more.add_row(each.title, f"{each.value:.3f}", f"{each.num_fake:,}")
+        parts.append(more)
+    if result.left_out:
+        parts.append(f"not measured, weights missing: {', '.join(result.left_out)} (brics weights list)")
+    spent = "  ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
+    parts += [f"time: {spent}  all {total:.0f} s", f"sheet: {result.sheet}"]
+    return parts

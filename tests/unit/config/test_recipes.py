@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from brics_cli.config import (
+    apply_overrides,
+    default_autoencoder_recipe,
+    dump_yaml,
+    list_recipes,
+    load_recipe,
+    recipe_path,
+)
+from brics_cli.config.loading import parse_yaml, recipe_from_values
+from brics_cli.errors import UsageError
+
+ALL = [(kind, name) for kind in ("autoencoder", "diffusion") for name in list_recipes(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_every_recipe_is_valid_says_how_to_launch_it_and_reads_back(kind: str, name: str) -> None:
+    recipe = load_recipe(name, kind=kind)
+    assert recipe.name == name
+    header = recipe_path(name, kind=kind).read_text().split("kind:")[0]
+    for word in ("# Needs:", "# Launch:", "# Override:", "brics train-"):
+        assert word in header
+    assert recipe_from_values(yaml.safe_load(dump_yaml(recipe)), kind=kind, source="dump") == recipe
+
+
+def test_overrides_apply_in_order_and_flags_last() -> None:
+    recipe = load_recipe(
+        "tiny", kind="autoencoder", overrides=["optimiser.lr=1", "optimiser.lr=1e-4"], training__steps=7
+    )
+    assert recipe.optimiser.lr == 1e-4
+    assert recipe.training.steps == 7
+
+
+def test_setting_a_kind_resets_its_block_and_nothing_else() -> None:
+    values = {"a": {"kind": "x", "size": 3}, "b": 1}
+    assert apply_overrides(values, ["a.kind=y"]) == {"a": {"kind": "y"}, "b": 1}
+    assert apply_overrides(values, ["a.kind=x"]) == values
+    assert values == {"a": {"kind": "x", "size": 3}, "b": 1}
+
+
+@pytest.mark.parametrize("kind", ["grid", "none"])
+@pytest.mark.parametrize("name", list_recipes("autoencoder"))
+def test_any_bottleneck_fits_any_recipe(name: str, kind: str) -> None:
+    recipe = load_recipe(name, kind="autoencoder", overrides=[f"model.bottleneck.kind={kind}"])
+    assert recipe.model.bottleneck.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimiser.lrr=1", "--set: no key 'optimiser.lrr'; did you mean 'lr'?"),
+        ("model.bottleneck.nois=0", "--set: no key 'model.bottleneck.nois'; did you mean 'noise'?"),
+        ("trainin.steps=3", "--set: no key 'trainin'; did you mean 'training'?"),
+        ("model.bottleneck.kind=gird", "--set: model.bottleneck.kind = 'gird', but it should be one of: grid, none"),
+        ("training.steps=many", "--set: training.steps = 'many', but it should be a valid integer"),
+        ("optimiser.lr", "--set 'optimiser.lr' is not KEY=VALUE"),
+        ("name.x=1", "--set name.x: name is a value, not a block"),
+        ("model.image_size=65", "image_size 65 is not a multiple of the encoder's downsampling 8"),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_line(override: str, line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("tiny", kind="autoencoder", overrides=[override])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'brics-256'\?"):
+        load_recipe("brics-265", kind="autoencoder")
+
+
+def test_a_recipe_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe_path("tiny", kind="diffusion").read_text())
+    with pytest.raises(UsageError, match="kind 'diffusion', and this command trains kind 'autoencoder'"):
+        load_recipe(str(path), kind="autoencoder")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E5", 1e5), ("-2.5e3", -2500.0), ("3", 3), ("a1e4", "a1e4"), ("1.5", 1.5)]
+)
+def test_numbers_are_numbers(text: str, value: object) -> None:
+    assert parse_yaml(text, source="test") == value
+
+
+def test_a_key_written_twice_is_an_error() -> None:
+    with pytest.raises(UsageError, match="line 3: key 'a' stands twice"):
+        parse_yaml("b: 1\na: 1\na: 2\n", source="x.yaml")
+
+
+@pytest.mark.parametrize(("side", "name"), [(64, "brics-64"), (127, "brics-64"), (341, "brics-256"), (8, "brics-64")])
+def test_the_default_recipe_is_the_largest_not_above_the_images(side: int, name: str) -> None:
+    assert default_autoencoder_recipe(side) == name

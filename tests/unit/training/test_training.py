@@ -1,0 +1,219 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from brics_cli.config import OptimiserConfig, ScheduleConfig, load_recipe
+from brics_cli.core.randomness import Stream, keyed_coins, keyed_normal
+from brics_cli.data import open_collection
+from brics_cli.errors import ArtefactError, MachineError, UsageError
+from brics_cli.reporting import SilentReporter
+from brics_cli.training.ema import Ema
+from brics_cli.training.images import TrainingImages
+from brics_cli.training.optimiser import build_optimiser, lr_factor
+from brics_cli.training.order import SampleOrder
+from brics_cli.training.state import TrainingState
+
+
+def shards(*sizes: int) -> list[np.ndarray]:
+    starts = np.cumsum([0, *sizes])
+    return [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+
+
+@pytest.mark.parametrize("window", [1, 5, 10_000])
+def test_every_epoch_sees_every_sample_once(window: int) -> None:
+    order = SampleOrder(shards(3, 0, 4, 6), seed=1, window=window)
+    epochs = [order.batch(13 * epoch, 13) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_order_is_a_function_of_seed_and_position_alone() -> None:
+    straight = SampleOrder(shards(5, 7), seed=4, window=6).batch(0, 40)
+    jumping = SampleOrder(shards(5, 7), seed=4, window=6)
+    assert [jumping[position] for position in reversed(range(40))] == straight[::-1]
+    assert SampleOrder(shards(5, 7), seed=5, window=6).batch(0, 40) != straight
+
+
+def test_a_window_holds_whole_shards() -> None:
+    order = SampleOrder(shards(4, 4, 4, 4), seed=0, window=8)
+    first, second = (set(order.batch(start, 8)) for start in (0, 8))
+    assert {sample // 4 for sample in first} & {sample // 4 for sample in second} == set()
+
+
+def test_keyed_draws_depend_on_the_sample_not_on_its_batch() -> None:
+    together = keyed_normal(7, step=3, indices=[5, 9], shape=(2, 2), stream=Stream.CODE_NOISE)
+    alone = keyed_normal(7, step=3, indices=[9], shape=(2, 2), stream=Stream.CODE_NOISE)
+    assert torch.equal(together[1:], alone)
+    for other in (
+        keyed_normal(7, step=4, indices=[9], shape=(2, 2), stream=Stream.CODE_NOISE),
+        keyed_normal(8, step=3, indices=[9], shape=(2, 2), stream=Stream.CODE_NOISE),
+        keyed_normal(7, step=3, indices=[9], shape=(2, 2), stream=Stream.FLIP),
+    ):
+        assert not torch.equal(other, alone)
+    heads = keyed_coins(0, step=0, indices=range(4000), stream=Stream.FLIP).float().mean()
+    assert 0.46 < heads < 0.54
+
+
+def test_the_average_halves_over_its_half_life() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, half_life_kimg=0.1, warmup=1.0)
+    nn.init.ones_(model.weight)
+    for step in range(10):  # 10 x 10 images = one half-life, long after the warm-up
+        ema.update(model, images_seen=10_000 + 10 * step, batch_size=10)
+    assert float(ema.model.weight) == pytest.approx(0.5)
+
+
+def test_early_on_the_average_forgets_its_start() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    ema = Ema(model, half_life_kimg=10.0, warmup=0.05)
+    nn.init.ones_(model.weight)
+    ema.update(model, images_seen=10, batch_size=10)
+    assert float(ema.model.weight) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    config = OptimiserConfig(warmup_steps=10, decay="cosine")
+    factors = [lr_factor(config, step=step, num_steps=1000) for step in range(1001)]
+    assert factors[0] == pytest.approx(0.1, rel=1e-3)
+    assert factors[500] == pytest.approx(0.505, rel=1e-3)
+    assert factors[1000] == pytest.approx(0.01)
+    assert lr_factor(OptimiserConfig(warmup_steps=0, decay="none"), step=999, num_steps=1000) == 1.0
+
+
+def test_grids_get_their_own_rate_no_decay_and_a_tiny_eps() -> None:
+    from brics_cli.core.build import build_autoencoder
+
+    recipe = load_recipe("tiny", kind="autoencoder", overrides=["optimiser.weight_decay=0.1"])
+    model = build_autoencoder(recipe.model)
+    groups = build_optimiser(model, recipe.optimiser).param_groups
+    (grids,) = [group for group in groups if any(p is model.bottleneck.tables for p in group["params"])]
+    assert (grids["lr"], grids["weight_decay"], grids["eps"]) == (recipe.optimiser.grid_lr, 0.0, 1e-15)
+    assert sum(p.numel() for group in groups for p in group["params"]) == sum(p.numel() for p in model.parameters())
+    assert {group["weight_decay"] for group in groups if group["params"][0].dim() < 2} == {0.0}
+
+
+def small_state() -> TrainingState:
+    torch.manual_seed(0)
+    return TrainingState(nn.Linear(3, 2), optimiser=OptimiserConfig(), schedule=ScheduleConfig(steps=10, batch_size=4))
+
+
+def one_step(state: TrainingState, scale: float = 1.0) -> None:
+    inputs = torch.ones(4, 3) * (state.step + 1)
+    loss = state.model(inputs).square().mean() * scale
+    loss.backward()
+    state.update(float(loss.detach()))
+
+
+def test_a_non_finite_step_changes_nothing_and_three_in_a_row_stop() -> None:
+    state = small_state()
+    one_step(state)
+    before = [p.clone() for p in (*state.model.parameters(), *state.ema.model.parameters())]
+    one_step(state, float("nan"))
+    one_step(state, float("inf"))
+    after = [*state.model.parameters(), *state.ema.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (state.step, state.num_skipped) == (3, 2)
+    one_step(state)  # a good one in between
+    one_step(state, float("nan"))
+    one_step(state, float("nan"))
+    with pytest.raises(MachineError, match="training diverged") as caught:
+        one_step(state, float("nan"))
+    assert caught.value.exit_code == 6
+
+
+def test_a_restored_state_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    straight = small_state()
+    for _ in range(8):
+        one_step(straight)
+    first, second = small_state(), small_state()
+    for _ in range(5):
+        one_step(first)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    for _ in range(3):
+        one_step(second)
+    for a, b in ((straight.model, second.model), (straight.ema.model, second.ema.model)):
+        for name, tensor in a.state_dict().items():
+            assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["state.json", "weights.safetensors", "ema.safetensors", "optimiser.pt"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, name: str, damage: str) -> None:
+    state = small_state()
+    one_step(state)
+    state.save(tmp_path)
+    file = tmp_path / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"not this")
+    with pytest.raises(ArtefactError, match=name.replace(".", r"\.")) as caught:
+        small_state().load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_optimiser_file_cannot_run_code(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "owned",))
+
+    state = small_state()
+    state.save(tmp_path)
+    (tmp_path / "optimiser.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ArtefactError):
+        small_state().load(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def training_images(folder: Path, **changes: object) -> TrainingImages:
+    settings = {"transform": "crop-bicubic", "size": 32, "num_workers": 2} | changes
+    return TrainingImages(open_collection(folder), **settings)  # type: ignore[arg-type]
+
+
+def test_read_ahead_and_cache_give_the_same_batches(photographs: Path) -> None:
+    cached, ahead = training_images(photographs), training_images(photographs)
+    assert cached.cache(limit_gib=1.0, reporter=SilentReporter())
+    assert not ahead.cache(limit_gib=0.0, reporter=SilentReporter())
+    order = SampleOrder(shards(len(cached)), seed=0)
+    streams = [images.batches(order, start=40, batch_size=16) for images in (cached, ahead)]
+    for _ in range(3):
+        a, b = (next(stream) for stream in streams)
+        assert a.indices == b.indices
+        assert (a.images == b.images).all()
+    for stream in streams:
+        stream.close()
+
+
+def test_the_split_depends_on_keys_alone_and_holds_out_something(photographs: Path) -> None:
+    images = training_images(photographs)
+    train, val = images.split(val_fraction=0.25)
+    assert set(np.concatenate(train)) | set(val) == set(range(len(images)))
+    assert not set(np.concatenate(train)) & set(val)
+    assert 0 < len(val) < len(images)
+    assert len(images.split(val_fraction=1e-9)[1]) == 1
+
+
+def test_images_that_fail_are_left_out_and_counted(photographs: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(photographs.iterdir())[:5]):
+        (tmp_path / f"{number}.png").write_bytes(path.read_bytes())
+    (tmp_path / "2.png").write_text("this is no image")
+    images = training_images(tmp_path)
+    images.cache(limit_gib=1.0, reporter=SilentReporter())
+    train, val = images.split(val_fraction=0.1)
+    assert 2 not in {*np.concatenate(train), *val} and list(images.failures) == [2]
+    streamed = training_images(tmp_path)
+    assert (streamed.load([2])[0] == images.load([3])[0]).all()
+
+
+def test_too_few_images_are_refused(tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "only.png").write_bytes(next(photographs.iterdir()).read_bytes())
+    with pytest.raises(UsageError, match="1 usable images are too few"):
+        training_images(tmp_path).split(val_fraction=0.02)

@@ -1,0 +1,125 @@
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brics_cli.errors import ArtefactError, MachineError, WouldOverwriteError
+from brics_cli.workspace import (
+    Artefact,
+    Parent,
+    Workspace,
+    atomic_path,
+    check_output,
+    hold_lock,
+    read_provenance,
+    write_provenance,
+    write_text_atomically,
+)
+
+
+def make_run(root: Path, name: str, created: str, *, kind: str = "autoencoder", model: bool = True) -> Path:
+    path = root / "runs" / kind / name
+    (path / "model").mkdir(parents=True)
+    if model:
+        (path / "model" / "model.safetensors").write_bytes(b"x")
+    write_provenance(Artefact(kind, path, created, details={"sha256": name}))  # type: ignore[arg-type]
+    return path
+
+
+def test_the_newest_usable_artefact_is_found_by_its_creation_not_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path, "z-old", "2026-01-01T00:00:00")
+    newest = make_run(tmp_path, "a-new", "2026-02-01T00:00:00")
+    make_run(tmp_path, "b-newer-without-model", "2026-03-01T00:00:00", model=False)
+    assert Workspace(tmp_path).newest("autoencoder").path == newest
+    found = Workspace(tmp_path).with_sha256("autoencoder", "z-old")
+    assert found is not None and found.path.name == "z-old"
+
+
+def test_a_missing_kind_says_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"no key-code store in the workspace .* brics encode-dataset") as caught:
+        Workspace(tmp_path).newest("store")
+    assert caught.value.exit_code == 3
+
+
+def test_provenance_reads_back_for_directories_and_files(tmp_path: Path) -> None:
+    parents = (Parent("store", "/x/codes.h5", "ab"),)
+    for path in (tmp_path / "run", tmp_path / "x.zip"):
+        if path.suffix:
+            path.write_bytes(b"zip")
+        else:
+            path.mkdir()
+        artefact = Artefact("samples", path, "2026-01-01T00:00:00", False, parents, {"n": 3})
+        write_provenance(artefact)
+        assert read_provenance(path) == artefact
+    assert {artefact.path.name for artefact in Workspace(tmp_path).artefacts()} == {"run", "x.zip"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"brics_artefact": 1, "kind": "spaceship"}', "\xff"])
+def test_damaged_provenance_is_one_line_and_does_not_stop_the_search(tmp_path: Path, text: str) -> None:
+    good = make_run(tmp_path, "good", "2026-01-01T00:00:00")
+    bad = make_run(tmp_path, "bad", "2026-02-01T00:00:00")
+    (bad / "brics.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtefactError):
+        read_provenance(bad)
+    assert Workspace(tmp_path).newest("autoencoder").path == good
+
+
+def test_provenance_of_a_newer_brics_says_so(tmp_path: Path) -> None:
+    (tmp_path / "brics.json").write_text(json.dumps({"brics_artefact": 2}))
+    with pytest.raises(ArtefactError, match="newer brics"):
+        read_provenance(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    write_text_atomically(target, "old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for content in ("a", "b"):
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_overwrite_never_empties_a_directory_that_brics_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(WouldOverwriteError, match="--overwrite"):
+        check_output(tmp_path, overwrite=False, what="the run")
+    with pytest.raises(WouldOverwriteError, match="was not made by brics"):
+        check_output(tmp_path, overwrite=True, what="the run")
+    assert (tmp_path / "thesis.tex").exists()
+    write_provenance(Artefact("samples", tmp_path, "2026-01-01T00:00:00"))
+    check_output(tmp_path, overwrite=True, what="the run")
+    assert not tmp_path.exists()
+
+
+def _hold(path: Path, held: Any) -> None:
+    with hold_lock(path, what="the run"):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_lock_is_refused_while_held_and_free_once_its_holder_is_killed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "lock", held))
+    holder.start()
+    assert held.wait(30)
+    with pytest.raises(MachineError, match="another brics process"), hold_lock(tmp_path / "lock", what="the run"):
+        pass
+    holder.kill()
+    holder.join()
+    with hold_lock(tmp_path / "lock", what="the run"):
+        pass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -65,12 +66,14 @@ def open_collection(path_or_pattern: str | Path, *, subset: str | None = None) -
 def _open_pattern(pattern: str) -> Collection:
     from braceexpand import braceexpand
 
+    # braceexpand holds every range in memory before its first result: look at their lengths first
+    lengths = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
+    if math.prod(lengths) > MAX_TARS:
+        raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_TARS:,} tars")
     try:
-        paths = [Path(text) for text in islice(braceexpand(pattern), MAX_TARS + 1)]
+        paths = [Path(text) for text in braceexpand(pattern)]
     except ValueError as error:  # UnbalancedBracesError
         raise UsageError(f"the pattern {pattern!r} is not balanced ({error})") from None
-    if len(paths) > MAX_TARS:
-        raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_TARS:,} tars")
     wrong = next((path for path in paths if path.suffix.lower() != ".tar"), None)
     if wrong is not None:
         raise UsageError(f"the pattern {pattern!r} names {wrong}, which is not a .tar", next=READS)
@@ -112,7 +115,8 @@ def median_side(collection: Collection, *, num: int = 64) -> int:
     Raises UsageError when not one of them is an image.
     """
     total = len(collection)
-    wanted = sorted({round(step * (total - 1) / max(num - 1, 1)) for step in range(min(num, total))})
+    num = min(num, total)
+    wanted = sorted({round(step * (total - 1) / max(num - 1, 1)) for step in range(num)})
     sides = []
     for shard_index, index in _positions(collection, wanted):
         try:

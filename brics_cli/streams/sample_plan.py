@@ -23,6 +23,7 @@ from brics_cli.streams.origins import ancestor
 from brics_cli.streams.samples import SampleStream
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
 from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.files import PROVENANCE_FILE
 
 Format = Literal["wds", "png", "zip", "h5"]
 SUFFIXES: dict[str, Format] = {".zip": "zip", ".h5": "h5", ".tar": "wds"}
@@ -97,6 +98,8 @@ def plan_sampling(
     for a missing or damaged model or autoencoder, UsageError for classes or guidance that the model has not, or when
     `out` and `format` disagree.
     """
+    if model.name == "model" and (model.parent / PROVENANCE_FILE).is_file():
+        model = model.parent  # the run says more than the model inside it
     denoiser = load_denoiser(model, device=device)
     stream = SampleStream(denoiser, settings, batch_size=batch_size, class_=class_)
     lineage = denoiser.lineage

@@ -113,10 +113,10 @@ def test_crop_bicubic_and_lanczos_are_pillows(photo):
 
 
 def test_adm_halves_with_a_box_filter(photo):
-    """2^k times the size: two exact box halvings and nothing else."""
+    """Four times the size: two box halvings and nothing else, so each pixel is about the mean of its 4 x 4."""
     boxed = np.array(photo).astype(np.float64).reshape(128, 4, 128, 4, 3).mean(axis=(1, 3))
     ours = apply_transform(photo, "adm", 128)
-    assert np.abs(ours - boxed).max() <= 1.01  # each halving rounds
+    assert np.abs(ours - boxed).max() <= 2  # each halving rounds
 
 
 def test_none_takes_its_own_size_alone(photo):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import standin_weights
-from cleanfid import fid as cleanfid
+from oracles import clean_fid
 
 from brics_cli.errors import UsageError
 from brics_cli.metrics.frechet import FeatureMoments, frechet_distance
@@ -26,17 +25,6 @@ def features(num: int, num_features: int, *, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     mixing = generator.normal(size=(num_features, num_features)) / np.sqrt(num_features)
     return generator.normal(size=(num, num_features)) @ mixing + generator.normal(size=num_features)
-
-
-def clean_fid(a: np.ndarray, b: np.ndarray) -> float:
-    """clean-fid's figure; where its call of sqrtm is broken (scipy >= 1.18), the same formula with scipy's own."""
-    try:
-        return cleanfid.fid_from_feats(a, b)
-    except TypeError:
-        covariances = [np.cov(rows, rowvar=False) for rows in (a, b)]
-        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
-        difference = a.mean(axis=0) - b.mean(axis=0)
-        return difference @ difference + np.trace(covariances[0] + covariances[1] - 2 * root)
 
 
 @pytest.mark.parametrize("num", [20, 64, 65, 500])  # below, at, just above and far above the number of features

@@ -1,0 +1,73 @@
+"""`brics weights`: what is printed where, and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brics_cli.cli.app import run
+from brics_cli.errors import ExitCode
+from brics_cli.weights import REGISTRY
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root, and empty places of the peers."""
+    monkeypatch.setenv("BRICS_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "weights"
+
+
+def test_list_says_what_is_missing_and_what_comes_next(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["weights", "list"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    for known in REGISTRY.values():
+        assert known.id in out
+    assert f"brics keeps weights in {root}" in err
+    assert err.splitlines()[-1] == "next: brics weights fetch inception"
+
+
+def test_urls_are_one_a_line_for_curl(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["weights", "list", "--urls"]) == ExitCode.DONE
+    assert capsys.readouterr().out.splitlines() == [known.url for known in REGISTRY.values()]
+
+
+def test_json_holds_the_whole_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["weights", "list", "--json"]) == ExitCode.DONE
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["id"]: row["sha256"] for row in rows} == {known.id: known.sha256 for known in REGISTRY.values()}
+    assert {row["state"] for row in rows} == {"missing"}
+
+
+def test_import_and_verify_of_an_unknown_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = tmp_path / "download.bin"
+    unknown.write_bytes(b"not the published bytes")
+    assert run(["weights", "import", str(unknown)]) == ExitCode.ARTEFACT
+    assert run(["weights", "verify"]) == ExitCode.DONE
+    assert run(["weights", "import", str(unknown), "--allow-unverified", "--as", "inception"]) == ExitCode.DONE
+    capsys.readouterr()
+    assert run(["weights", "verify"]) == ExitCode.ARTEFACT
+    assert f"{root / 'inception-2015-12-05.pt'} is not the published inception-2015-12-05.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["import", "/no/such/file"], ExitCode.USAGE),
+        (["import", "/etc/hostname", "--as", "inceptoin", "--allow-unverified"], ExitCode.USAGE),
+        (["import", "/etc/hostname", "--as", "inception"], ExitCode.USAGE),
+        (["fetch", "inceptoin"], ExitCode.USAGE),
+        (["fetch", "inception"], ExitCode.MACHINE),
+        (["lsit"], ExitCode.USAGE),
+    ],
+)
+def test_bad_words_end_with_one_line(
+    words: list[str], code: ExitCode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRICS_OFFLINE", "1")
+    assert run(["weights", *words]) == code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

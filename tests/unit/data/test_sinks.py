@@ -1,0 +1,196 @@
+"""What sinks write can be read back, is whole or absent, and has the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from brics_cli.data import claim_output, contact_sheet, open_collection, open_sink
+from brics_cli.data.outputs import FailureLog, output_lock
+from brics_cli.data.pixels import load_pixels
+from brics_cli.errors import ArtefactError, MachineError, UsageError, WouldOverwriteError
+from brics_cli.workspace import Artefact, Parent, write_provenance
+from brics_cli.workspace.artefacts import finished, now
+
+KEYS = [f"s/{number}" for number in range(5)]
+
+
+def images(num: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num, 6, 6, 3), dtype=np.uint8)
+
+
+def write_all(path: Path, **settings) -> None:
+    with open_sink(path, **settings) as sink:
+        for number, (key, image) in enumerate(zip(KEYS, images(), strict=True)):
+            sink.write(key, image, label=number, meta={"n": number} if number % 2 else None)
+
+
+def hidden_files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".*")]
+
+
+def test_png_folder_keeps_keys(tmp_path):
+    write_all(tmp_path / "out", format="png")
+    read = list(open_collection(tmp_path / "out").iter_shard(0))
+    assert [raw.key for raw in read] == KEYS
+    assert np.array_equal([load_pixels(raw.data, transform="none", size=6) for raw in read], images())
+    assert hidden_files(tmp_path / "out") == []
+
+
+def test_webdataset_keeps_keys_labels_and_meta(tmp_path):
+    write_all(tmp_path / "out", format="wds", shard_size=2)
+    collection = open_collection(tmp_path / "out")
+    assert [shard.num_images for shard in collection.shards] == [2, 2, 1]
+    read = [raw for shard in range(3) for raw in collection.iter_shard(shard)]
+    assert [raw.key for raw in read] == [f"{number // 2:05d}/{key}" for number, key in enumerate(KEYS)]
+    assert [(raw.label, raw.meta) for raw in read[:2]] == [(0, None), (1, {"n": 1})]
+    assert np.array_equal([load_pixels(raw.data, transform="none", size=6) for raw in read], images())
+
+
+def test_webdataset_bytes_repeat(tmp_path):
+    for name in ("one", "two"):
+        write_all(tmp_path / name, shard_size=3)
+    for tar in ("00000.tar", "00001.tar"):
+        assert (tmp_path / "one" / tar).read_bytes() == (tmp_path / "two" / tar).read_bytes()
+
+
+def test_webdataset_reads_what_we_write_dots_and_all(tmp_path):
+    with open_sink(tmp_path / "x.tar") as sink:
+        for key, image in zip(["my.photo.1", "my.photo.2", "k" * 150], images(3), strict=True):
+            sink.write(key, image)
+    dataset = webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
+    assert [sample["__key__"] for sample in dataset] == ["my%2Ephoto%2E1", "my%2Ephoto%2E2", "k" * 150]
+    assert open_collection(tmp_path / "x.tar").read(0, 0).meta == {"original_key": "my.photo.1"}
+
+
+def test_zip_is_edms_layout_with_keys(tmp_path):
+    write_all(tmp_path / "x.zip")
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        listing = json.loads(archive.read("dataset.json"))
+        first = np.array(Image.open(archive.open("00000/img00000000.png")))
+    assert listing["labels"] == [[f"00000/img{number:08d}.png", number] for number in range(5)]
+    assert [key for _, key in listing["keys"]] == KEYS
+    assert np.array_equal(first, images()[0])
+
+
+@pytest.mark.parametrize("name", ["out", "x.zip", "x.tar"])
+def test_an_exception_leaves_nothing_half_written(tmp_path, name):
+    with pytest.raises(RuntimeError, match="stop"), open_sink(tmp_path / name, shard_size=2) as sink:
+        for key, image in zip(KEYS[:3], images(), strict=False):
+            sink.write(key, image)
+        raise RuntimeError("stop")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([], ["00000.tar"])
+
+
+@pytest.mark.parametrize("format", ["png", "wds"])
+def test_resume_gives_the_same_files(tmp_path, format):
+    write_all(tmp_path / "whole", format=format, shard_size=2)
+    with pytest.raises(KeyboardInterrupt), open_sink(tmp_path / "out", format, shard_size=2) as sink:
+        for key, image in zip(KEYS[:3], images(), strict=False):
+            sink.write(key, image, label=0)
+        sink._drain(0)
+        raise KeyboardInterrupt
+    with open_sink(tmp_path / "out", format, shard_size=2) as sink:
+        start = sink.resume_point(KEYS)
+        assert start == {"png": 3, "wds": 2}[format]
+        for number in range(start, 5):
+            sink.write(KEYS[number], images()[number], label=number, meta={"n": number} if number % 2 else None)
+    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
+    last = files[-1]
+    assert (tmp_path / "out" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+
+
+def test_a_skipped_place_stays_empty(tmp_path):
+    with open_sink(tmp_path / "out", shard_size=2) as sink:
+        for number, key in enumerate(KEYS):
+            if number == 1:
+                sink.skip(key)
+            else:
+                sink.write(key, images()[number])
+    assert [shard.num_images for shard in open_collection(tmp_path / "out").shards] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("key", ["../x", "/etc/x", "a//b", "", "a/../../b"])
+def test_keys_that_leave_the_output_are_refused(tmp_path, key):
+    with pytest.raises(UsageError, match="not a relative path"), open_sink(tmp_path / "out", "png") as sink:
+        sink.write(key, images()[0])
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_path_and_format_must_agree(tmp_path):
+    for name, format in [("out", "zip"), ("x.zip", "png"), ("x.tar", "png"), ("x.zip", "wds")]:
+        with pytest.raises(UsageError, match="does not go with"):
+            open_sink(tmp_path / name, format)
+    (tmp_path / "x.zip").write_bytes(b"mine")
+    with pytest.raises(WouldOverwriteError):
+        open_sink(tmp_path / "x.zip")
+    write_all(tmp_path / "x.zip", overwrite=True)
+    assert zipfile.is_zipfile(tmp_path / "x.zip")
+
+
+def artefact(path: Path, sha256: str = "a" * 64, **settings) -> Artefact:
+    return Artefact("shards", path, now(), False, (Parent("collection", "/x", sha256),), {"settings": settings})
+
+
+def test_claims(tmp_path):
+    out = tmp_path / "out"
+    assert claim_output(artefact(out, size=8), overwrite=False) == "new"
+    assert claim_output(artefact(out, size=8), overwrite=False) == "resume"
+    with pytest.raises(ArtefactError, match="size: was 8, now 9"):
+        claim_output(artefact(out, size=9), overwrite=False)
+    with pytest.raises(ArtefactError, match="collection: was aaaaaaaaaaaa, now bbbbbbbbbbbb"):
+        claim_output(artefact(out, "b" * 64, size=8), overwrite=False)
+    write_provenance(finished(artefact(out, size=8)))
+    assert claim_output(artefact(out, size=8), overwrite=False) == "complete"
+    with pytest.raises(WouldOverwriteError):
+        claim_output(artefact(out, size=9), overwrite=False)
+    (out / "old.tar").write_bytes(b"")
+    assert claim_output(artefact(out, size=9), overwrite=True) == "new"
+    assert not (out / "old.tar").exists()
+
+
+def test_overwrite_never_empties_a_folder_that_brics_did_not_make(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(WouldOverwriteError, match="not made by brics"):
+        claim_output(artefact(tmp_path), overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_two_writers_at_once(tmp_path):
+    with (
+        output_lock(tmp_path / "out"),
+        pytest.raises(MachineError, match="another brics process"),
+        output_lock(tmp_path / "out"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_log_forgets_what_is_done_again_and_survives_a_cut_line(tmp_path):
+    log = FailureLog(tmp_path, keep=0)
+    log.add(1, "a", "bad")
+    log.add(5, "b", "bad")
+    with log.path.open("a") as file:
+        file.write('{"place": 0, "ke')
+    assert FailureLog(tmp_path, keep=4).failures == [(1, "a", "bad")]
+    FailureLog(tmp_path, keep=0).close()
+    assert not log.path.exists()
+
+
+def test_contact_sheet_has_every_image_where_it_belongs(tmp_path):
+    tiles = images(4)
+    path = contact_sheet([tiles[:2], tiles[2:]], path=tmp_path / "s.png", row_labels=["one", "two"], title="t", scale=2)
+    sheet = np.array(Image.open(path))
+    found = 0
+    for tile in tiles:
+        large = tile.repeat(2, axis=0).repeat(2, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(sheet, large.shape)[:, :, 0]
+        found += int((windows == large).all(axis=(2, 3, 4)).sum())
+    assert found == 4

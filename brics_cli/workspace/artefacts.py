@@ -158,7 +158,7 @@ class Workspace:
     def artefacts(self) -> list[Artefact]:
         """Every artefact in the workspace, newest first. Damaged ones are passed over."""
         found = []
-        for path in self._candidates():
+        for path in dict.fromkeys(self._candidates()):  # a file is met twice: as itself and as its sidecar
             try:
                 artefact = read_provenance(path)
             except ArtefactError:

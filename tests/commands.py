@@ -1,13 +1,17 @@
-"""Running `brics` as a user does: a process of its own, in a directory of its own."""
+"""Running `brics` as a user does, in a directory of its own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
-TIMEOUT_S = 240
+from brics_cli.cli.app import run
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -16,19 +20,31 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "120", **extra}
 
 
-def brics(*arguments: object, cwd: Path, check: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `brics ARGUMENTS` in `cwd`. `check` is the exit code it must have."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "brics_cli", *map(str, arguments)],
-        cwd=cwd,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
+@dataclass(frozen=True)
+class Finished:
+    """What a command ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def brics(*arguments: object, cwd: Path, check: int | None = None, **env: str) -> Finished:
+    """Run `brics ARGUMENTS` in `cwd`, in this process (importing torch takes seconds). `check`: its exit code."""
+    words = [str(argument) for argument in arguments]
+    stdout, stderr = StringIO(), StringIO()
+    with (
+        chdir(cwd),
+        patch.dict(os.environ, environment(**env), clear=True),
+        patch.object(sys, "argv", ["brics", *words]),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        code = int(run(words))
+    finished = Finished(code, stdout.getvalue(), stderr.getvalue())
     assert "Traceback" not in finished.stderr, finished.stderr
     if check is not None:
-        assert finished.returncode == check, f"exit {finished.returncode}\n{finished.stdout}\n{finished.stderr}"
+        assert code == check, f"exit {code}\n{finished.stdout}\n{finished.stderr}"
     return finished
 
 
@@ -44,7 +60,7 @@ def start_brics(*arguments: object, cwd: Path, **env: str) -> subprocess.Popen[s
     )
 
 
-def error_line(finished: subprocess.CompletedProcess[str]) -> str:
+def error_line(finished: Finished) -> str:
     """The one line that a failed command ends with, without its `error: `."""
     lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, finished.stderr

@@ -93,7 +93,7 @@ def training_log_snr(config: DiffusionConfig, u: Tensor) -> Tensor:
         # EDM draws ln sigma_e ~ N(p_mean, p_std^2). SD3 (arXiv 2403.03206) draws logit(t) from the same normal, and
         # logit(t) = ln(t / (1 - t)) = ln sigma_e: one distribution, two ways to walk through it when sampling.
         # The clamp keeps a draw of exactly 0 finite (float32 draws come in steps of 2^-24).
-        normal = torch.special.ndtri(u.double().clamp(2**-25, 1 - 2**-25))
+        normal: Tensor = torch.special.ndtri(u.double().clamp(2**-25, 1 - 2**-25))
         return -2 * (config.p_mean + config.p_std * normal).to(u.dtype)
     return sampling_log_snr(config, u)
 
@@ -122,7 +122,8 @@ def sampling_log_snr(config: DiffusionConfig, t: Tensor) -> Tensor:
 def karras_sigma(config: DiffusionConfig, t: Tensor, *, rho: float = 7.0) -> Tensor:
     """EDM's noise level at time `t` in [0, 1], from sigma_min to sigma_max, even in sigma_e^(1/rho); same shape."""
     low, high = config.sigma_min ** (1 / rho), config.sigma_max ** (1 / rho)
-    return ((low + t.double() * (high - low)) ** rho).to(t.dtype)
+    sigmas: Tensor = (low + t.double() * (high - low)) ** rho
+    return sigmas.to(t.dtype)
 
 
 class Draws(NamedTuple):

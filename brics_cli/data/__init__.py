@@ -1,7 +1,7 @@
-"""Collections in (`open_collection`, `load_shards`, `decode_collection`), images out (`open_sink`, `contact_sheet`)."""
+"""Collections in (`open_collection`, `load_shards`), images out (`open_sink`, `contact_sheet`)."""
 
 from brics_cli.data.collection import Collection, RawImage, Shard
-from brics_cli.data.loader import Batch, DecodedCollection, decode_collection, load_shard, load_shards
+from brics_cli.data.loader import Batch, load_shard, load_shards
 from brics_cli.data.opening import median_side, open_collection
 from brics_cli.data.outputs import claim_output
 from brics_cli.data.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
@@ -12,7 +12,6 @@ __all__ = [
     "TRANSFORM_VERSIONS",
     "Batch",
     "Collection",
-    "DecodedCollection",
     "ImageError",
     "ImageSink",
     "RawImage",
@@ -20,7 +19,6 @@ __all__ = [
     "apply_transform",
     "claim_output",
     "contact_sheet",
-    "decode_collection",
     "decode_image",
     "load_shard",
     "load_shards",

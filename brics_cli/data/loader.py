@@ -17,7 +17,6 @@ import numpy as np
 
 from brics_cli.data.collection import Collection, RawImage
 from brics_cli.data.pixels import ImageError, load_pixels
-from brics_cli.reporting import Reporter, SilentReporter
 
 
 class Failure(NamedTuple):
@@ -150,35 +149,3 @@ def _load(
         return raw, load_pixels(raw.data, transform=transform, size=size)
     except ImageError as error:
         return Failure(collection.key(shard_index, index), str(error))
-
-
-@dataclass(frozen=True)
-class DecodedCollection:
-    """A whole collection in memory: `images` uint8 (N, S, S, 3), in the collection's order, failed ones left out."""
-
-    images: np.ndarray
-    keys: list[str]
-    labels: list[int | None]
-    failures: list[Failure]
-
-
-def decode_collection(
-    collection: Collection,
-    *,
-    transform: str,
-    size: int,
-    num_workers: int | None = None,
-    reporter: Reporter | None = None,
-) -> DecodedCollection:
-    """Every image of a collection that fits in memory: N * S * S * 3 bytes."""
-    images = np.empty((len(collection), size, size, 3), np.uint8)
-    decoded = DecodedCollection(images, [], [], [])
-    with (reporter or SilentReporter()).task("decode", total=len(collection), unit="img") as task:
-        for batch in load_shards(collection, transform=transform, size=size, num_workers=num_workers):
-            start = len(decoded.keys)
-            images[start : start + len(batch.keys)] = batch.images
-            decoded.keys.extend(batch.keys)
-            decoded.labels.extend(batch.labels)
-            decoded.failures.extend(batch.failures)
-            task.advance(batch.num_read)
-    return DecodedCollection(images[: len(decoded.keys)], decoded.keys, decoded.labels, decoded.failures)

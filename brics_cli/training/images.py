@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brics_cli.data import Collection, ImageError
+from brics_cli.data import Collection, ImageError, load_shards
 from brics_cli.data.pixels import load_pixels
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
@@ -56,14 +56,14 @@ class TrainingImages:
         if num_bytes > limit_gib * GIB:
             return False
         images = np.zeros((len(self), self.size, self.size, 3), np.uint8)
-        with (
-            reporter.task("decode", total=len(self), unit="img") as task,
-            ThreadPoolExecutor(self.num_workers) as pool,
-        ):
-            for sample, image in enumerate(pool.map(self._decode, range(len(self)))):
-                if image is not None:
-                    images[sample] = image
-                task.advance()
+        loading = load_shards(self.collection, transform=self.transform, size=self.size, num_workers=self.num_workers)
+        with reporter.task("decode", total=len(self), unit="img") as task:
+            for batch in loading:
+                start = self.shard_starts[batch.shard_index]
+                images[start + np.asarray(batch.indices, np.int64)] = batch.images
+                for index, failure in zip(batch.failed_indices, batch.failures, strict=True):
+                    self.failures[start + index] = failure.reason
+                task.advance(batch.num_read)
         self.cached = images
         return True
 

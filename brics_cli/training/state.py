@@ -94,8 +94,11 @@ class TrainingState:
                 raise ArtefactError(f"{directory / name} does not fit this model ({_first_line(error)})") from None
         try:
             device = next(self.model.parameters()).device
+            rates = [group["base_lr"] for group in self.optimiser.param_groups]  # the recipe's, not the checkpoint's
             optimiser = torch.load(directory / "optimiser.pt", map_location=device, weights_only=True)
             self.optimiser.load_state_dict(optimiser)
+            for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+                group["base_lr"] = rate
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ArtefactError(f"{directory / 'optimiser.pt'} cannot be read ({_first_line(error)})") from None
         except Exception as error:  # unpickling a damaged file can raise anything

@@ -78,7 +78,8 @@ class Denoiser(nn.Module):
         """F: the network's output at x_t (B, C, h, w) and log_snr (B,); labels (B,) int64, num_classes for none."""
         scale = parametrisation(self.diffusion, log_snr).in_
         # EDM's c_noise = ln(sigma_e) / 4 = -log_snr / 8
-        return self.network(x_t * scale[:, None, None, None], -log_snr / 8, labels if self.num_classes else None)
+        f: Tensor = self.network(x_t * scale[:, None, None, None], -log_snr / 8, labels if self.num_classes else None)
+        return f
 
     def denoise(
         self,

@@ -108,14 +108,16 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
         x = x + gate1 * self._attend(self.norm1(x) * (1 + scale1) + shift1, rotation)
         gate, up = self.gate_up(self.norm2(x) * (1 + scale2) + shift2).chunk(2, dim=-1)  # (B, N, hidden) each
-        return x + gate2 * self.down(F.silu(gate) * up)
+        out: Tensor = x + gate2 * self.down(F.silu(gate) * up)
+        return out
 
     def _attend(self, x: Tensor, rotation: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, d) each
         q, k = rotate(self.norm_q(q), rotation).to(v.dtype), rotate(self.norm_k(k), rotation).to(v.dtype)
         h = F.scaled_dot_product_attention(q, k, v)
-        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, D)
+        out: Tensor = self.out(h.transpose(1, 2).flatten(2))  # (B, N, D)
+        return out
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

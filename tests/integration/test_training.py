@@ -1,0 +1,174 @@
+"""train-ae and train-diffusion as processes: killed, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commands import brics, error_line, start_brics
+from safetensors.torch import load_file
+
+QUICK = (
+    "--recipe",
+    "tiny",
+    "--set",
+    "training.batch_size=4",
+    "--set",
+    "training.checkpoint_every=4",
+    "--set",
+    "training.log_every=2",
+    "--set",
+    "training.snapshot_every=1000",
+    "--workers",
+    "1",
+)
+
+
+@pytest.fixture(scope="module")
+def straight(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 24 steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=folder, check=0)
+    return folder / "run"
+
+
+def assert_same_bits(a: Path, b: Path, step: int) -> None:
+    for name in ("weights", "ema"):
+        file = Path("checkpoints", f"step-{step:08d}", f"{name}.safetensors")
+        ours, theirs = load_file(a / file), load_file(b / file)
+        assert ours.keys() == theirs.keys()
+        assert all((ours[key] == theirs[key]).all() for key in ours), name
+    assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"no {path} after {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_run_killed_with_9_resumes_to_the_same_bits(straight: Path, photographs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path)
+    wait_for(run / "checkpoints" / "step-00000008" / "state.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run / "checkpoints" / "step-00000024").exists(), "killed too late to show anything"
+    brics("train-ae", "--resume", run, cwd=tmp_path, check=0)
+    assert_same_bits(straight, run, 24)
+    assert losses(straight) == losses(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_prints_the_command_that_goes_on(
+    straight: Path, photographs: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    process = start_brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path)
+    wait_for(run / "checkpoints" / "step-00000004" / "state.json", process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    last = stderr.splitlines()[-1]
+    assert "saved. Go on with: brics train-ae --resume run" in last
+    stopped_at = sorted((run / "checkpoints").iterdir())[-1].name
+    assert f"stopped at step {int(stopped_at.removeprefix('step-'))} of 24" in last
+    brics(*last.split("brics ")[1].split(), cwd=tmp_path, check=0)
+    assert_same_bits(straight, run, 24)
+
+
+def test_a_run_has_what_it_should(straight: Path, photographs: Path) -> None:
+    names = {path.name.split(".")[0] for path in straight.iterdir()}
+    assert names >= {"config", "environment", "metrics", "images", "checkpoints", "model", "brics", "events"}
+    made = json.loads((straight / "brics.json").read_text())
+    assert made["complete"] and made["kind"] == "autoencoder"
+    assert made["parents"][0]["path"] == str(photographs)
+    environment = json.loads((straight / "environment.json").read_text())
+    assert environment["command"][:2] == ["brics", "train-ae"] and environment["seed"] == 0
+    assert len(list((straight / "checkpoints").iterdir())) == 2  # keep_checkpoints
+    first, last = losses(straight)[0], losses(straight)[-1]
+    assert last[0] == 24 and last[1] < first[1]
+
+
+def test_accumulation_gives_the_same_losses(straight: Path, photographs: Path, tmp_path: Path) -> None:
+    brics(
+        "train-ae", photographs, *QUICK, "--steps", 6, "--set", "training.accumulate=2", "--out", "run",
+        cwd=tmp_path, check=0,
+    )  # fmt: skip
+    rows = dict(losses(tmp_path / "run"))
+    expected = dict(losses(straight))
+    assert rows[2] == pytest.approx(expected[2], rel=1e-4)
+
+
+def test_what_resume_refuses(straight: Path, photographs: Path, tmp_path: Path) -> None:
+    refused = brics("train-ae", "--resume", straight, "--seed", 3, cwd=tmp_path, check=2)
+    assert "it cannot be given with --seed" in error_line(refused)
+    no_run = brics("train-ae", "--resume", photographs, cwd=tmp_path, check=3)
+    assert "is not a run of kind 'autoencoder'" in error_line(no_run)
+
+
+def test_resume_refuses_changed_data(photographs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    paths = sorted(photographs.iterdir())
+    for path in paths[:8]:
+        (data / path.name).write_bytes(path.read_bytes())
+    brics("train-ae", data, *QUICK, "--steps", 4, "--out", "run", cwd=tmp_path, check=0)
+    (data / paths[9].name).write_bytes(paths[9].read_bytes())
+    changed = brics("train-ae", "--resume", "run", "--steps", 8, cwd=tmp_path, check=3)
+    assert f"{data} has changed since run was started on it" in error_line(changed)
+
+
+def test_two_writers_of_one_run(photographs: Path, tmp_path: Path) -> None:
+    process = start_brics("train-ae", photographs, *QUICK, "--steps", 4000, "--out", "run", cwd=tmp_path)
+    try:
+        wait_for(tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json", process)
+        second = brics("train-ae", "--resume", "run", cwd=tmp_path, check=6)
+        assert "another brics process is writing run" in error_line(second)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_divergence_stops_with_the_last_checkpoint_intact(photographs: Path, tmp_path: Path) -> None:
+    brics("train-ae", photographs, *QUICK, "--steps", 4, "--out", "run", cwd=tmp_path, check=0)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.002", "lr: 1.0e+38"))
+    diverged = brics("train-ae", "--resume", "run", "--steps", 40, cwd=tmp_path, check=6)
+    assert "training diverged" in error_line(diverged)
+    assert load_file(tmp_path / "run" / "checkpoints" / "step-00000004" / "weights.safetensors")
+
+
+def test_init_from_starts_a_new_run_from_those_weights(straight: Path, photographs: Path, tmp_path: Path) -> None:
+    brics("train-ae", photographs, *QUICK, "--steps", 2, "--init-from", straight, "--out", "run", cwd=tmp_path, check=0)
+    assert losses(tmp_path / "run")[0][1] < losses(straight)[0][1] * 0.8
+    other = brics(
+        "train-ae", photographs, *QUICK, "--set", "model.bottleneck.kind=none", "--init-from", straight, "--out", "x",
+        cwd=tmp_path, check=3,
+    )  # fmt: skip
+    assert "does not fit" in error_line(other) and not (tmp_path / "x").exists()
+
+
+def test_diffusion_training_resumes_to_the_same_bits(straight: Path, photographs: Path, tmp_path: Path) -> None:
+    brics("encode-dataset", photographs, "--ae", straight, "--flips", "--out", "codes.h5", cwd=tmp_path, check=0)
+    quick = ("--recipe", "tiny", "--set", "training.batch_size=8", "--set", "training.checkpoint_every=5")
+    brics("train-diffusion", "codes.h5", *quick, "--steps", 20, "--out", "straight", cwd=tmp_path, check=0)
+    process = start_brics("train-diffusion", "codes.h5", *quick, "--steps", 20, "--out", "run", cwd=tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "step-00000005" / "state.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "run" / "checkpoints" / "step-00000020").exists(), "killed too late to show anything"
+    brics("train-diffusion", "--resume", "run", cwd=tmp_path, check=0)
+    assert_same_bits(tmp_path / "straight", tmp_path / "run", 20)
+    assert (tmp_path / "run" / "images" / "step-00000020.png").exists()

@@ -29,7 +29,7 @@ def bench_train(
     """The device's name, the phases of a step, and the peak device memory in GiB (None on a CPU)."""
     torch.manual_seed(0)
     schedule = recipe.training
-    model = build_autoencoder(recipe.model).to(device, memory_format=torch.channels_last)
+    model = build_autoencoder(recipe.model).to(device).to(memory_format=torch.channels_last)
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
     size = recipe.model.image_size
     images = (torch.rand(schedule.batch_size, 3, size, size, device=device) * 2 - 1).to(

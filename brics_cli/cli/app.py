@@ -32,11 +32,11 @@ COMMANDS: dict[str, Entry] = {
     "decode": Entry("Pipeline", "Decode a key-code store back into images."),
     "train-diffusion": Entry("Pipeline", "Train a diffusion model on a key-code store."),
     "sample": Entry("Pipeline", "Sample images from a diffusion model, one seed per image."),
-    "eval": Entry("Pipeline", "Measure reconstructions or samples: PSNR, SSIM, LPIPS, FID, CLIP-FID."),
+    "eval": Entry("Pipeline", "Measure reconstructions against their originals, or samples against a collection."),
     "info": Entry("Look", "Describe a store, a run or a collection; count a recipe's GFLOP."),
     "status": Entry("Look", "Show the lineage of everything in the workspace."),
     "recipes": Entry("Look", "List the recipes, or show one."),
-    "weights": Entry("Machine", "List, verify and import the pretrained weights that metrics need."),
+    "weights": Entry("Machine", "List, verify, import and fetch the weights that metrics need."),
     "doctor": Entry("Machine", "Check the machine: versions, device, memory, disk, kernels, weights."),
     "bench": Entry("Machine", "Measure speed on the device at hand."),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import brics_cli
@@ -34,8 +34,7 @@ def save_model(directory: Path, *, kind: str, config: dict[str, Any], state: dic
         header = {"format_version": FORMAT_VERSION, "kind": kind, "brics_version": brics_cli.__version__}
         text = json.dumps(header | config, indent=2, ensure_ascii=False)
         (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-        cpu_state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
-        save_file(cpu_state, temporary / WEIGHTS_NAME)
+        write_tensors(temporary / WEIGHTS_NAME, state)
         return sha256_of_file(temporary / WEIGHTS_NAME)
 
 
@@ -84,6 +83,11 @@ def load_weights(model: nn.Module, directory: Path, *, device: torch.device | st
     model.load_state_dict(state)
     model.to(device)
     return sha256_of_file(weights)
+
+
+def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors. Raises OSError when the disk is full, which `save_file` would hide."""
+    path.write_bytes(save({name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

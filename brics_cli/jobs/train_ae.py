@@ -48,7 +48,7 @@ def train_autoencoder(
     on = resolve_device(device)
     recipe, schedule = plan.recipe, plan.recipe.training
     torch.manual_seed(schedule.seed)
-    model = build_autoencoder(recipe.model).to(on, memory_format=torch.channels_last)
+    model = build_autoencoder(recipe.model).to(on).to(memory_format=torch.channels_last)
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
     images, val_images, val_samples, order = plan.load_images(num_workers=num_workers, reporter=reporter)
     forward = torch.compile(model) if schedule.compile else model
@@ -151,7 +151,9 @@ def save_snapshot(
     contact_sheet([list(real), list(fake)], path=path, row_labels=["originals", "reconstructions"])
 
 
-def publish_model(run: Run, state: TrainingState, recipe: AutoencoderRecipe, *, metrics: dict[str, float]) -> None:
+def publish_model(
+    run: Run, state: TrainingState[Autoencoder], recipe: AutoencoderRecipe, *, metrics: dict[str, float]
+) -> None:
     """Write the average as the run's model, and say so in its provenance."""
     details: dict[str, Any] = {"transform": recipe.data.transform, "recipe": recipe.name, "step": state.step}
     sha256 = save_autoencoder(

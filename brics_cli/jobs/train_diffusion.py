@@ -165,10 +165,9 @@ def save_snapshot(denoiser: Denoiser, autoencoder: Autoencoder, path: Path, *, d
     contact_sheet(rows, path=path)
 
 
-def publish_model(run: Run, state: TrainingState, recipe: DiffusionRecipe, store: KeyCodeStore) -> None:
+def publish_model(run: Run, state: TrainingState[Denoiser], recipe: DiffusionRecipe, store: KeyCodeStore) -> None:
     """Write the average as the run's model, and say so in its provenance."""
     average = state.ema.model
-    assert isinstance(average, Denoiser)
     lineage = {
         "autoencoder_sha256": str(store.autoencoder["sha256"]),
         "store_sha256": store.sha256,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[ModelT]):
     """A copy of `model` whose weights follow it: ema <- decay * ema + (1 - decay) * weights.
 
     decay = 0.5^(batch / half-life), the half-life in images, held to `warmup` times the images seen so that the
     random start is forgotten (EDM, arXiv 2206.00364, training_loop; ramp-up ratio 0.05 there).
     """
 
-    def __init__(self, model: nn.Module, *, half_life_kimg: float, warmup: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: ModelT, *, half_life_kimg: float, warmup: float) -> None:
+        self.model: ModelT = copy.deepcopy(model).eval().requires_grad_(False)
         self.half_life = half_life_kimg * 1000
         self.warmup = warmup
 

@@ -75,7 +75,7 @@ class Run:
         """Where the snapshot of `step` belongs."""
         return self.path / "images" / f"step-{step:08d}.png"
 
-    def save_checkpoint(self, state: TrainingState) -> None:
+    def save_checkpoint(self, state: TrainingState[Any]) -> None:
         """Write a checkpoint atomically, then remove the oldest ones beyond `keep_checkpoints`."""
         with atomic_path(self.path / "checkpoints" / f"step-{state.step:08d}") as temporary:
             temporary.mkdir()
@@ -88,7 +88,7 @@ class Run:
         self.artefact = replace(self.artefact, complete=complete, details={**self.artefact.details, **details})
         write_provenance(self.artefact)
 
-    def interrupted(self, state: TrainingState, *, command: str) -> InterruptedRunError:
+    def interrupted(self, state: TrainingState[Any], *, command: str) -> InterruptedRunError:
         """The error that ends a run that was asked to stop, and has been saved."""
         return InterruptedRunError(
             f"stopped at step {state.step:,} of {state.schedule.steps:,}, saved",
@@ -99,7 +99,7 @@ class Run:
 @contextmanager
 def open_run(
     artefact: Artefact,
-    state: TrainingState,
+    state: TrainingState[Any],
     *,
     recipe: Recipe,
     device: torch.device,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Generic
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from brics_cli.config import OptimiserConfig, ScheduleConfig
-from brics_cli.core.model_files import load_weights, read_tensors
+from brics_cli.core.model_files import load_weights, read_tensors, write_tensors
 from brics_cli.errors import ArtefactError, MachineError
-from brics_cli.training.ema import Ema
+from brics_cli.training.ema import Ema, ModelT
 from brics_cli.training.optimiser import build_optimiser, lr_factor
 from brics_cli.workspace.files import read_json, write_json_atomically
 
@@ -28,18 +29,18 @@ class Update:
     skipped: bool
 
 
-class TrainingState:
+class TrainingState(Generic[ModelT]):
     """Everything that a checkpoint must hold for a resumed run to equal an uninterrupted one.
 
     Data order and random draws are functions of (seed, step, sample), so `step` stands for them all.
     """
 
-    def __init__(self, model: nn.Module, *, optimiser: OptimiserConfig, schedule: ScheduleConfig) -> None:
-        self.model = model
+    def __init__(self, model: ModelT, *, optimiser: OptimiserConfig, schedule: ScheduleConfig) -> None:
+        self.model: ModelT = model
         self.optimiser_config = optimiser
         self.schedule = schedule
         self.optimiser = build_optimiser(model, optimiser)
-        self.ema = Ema(model, half_life_kimg=schedule.ema_half_life_kimg, warmup=schedule.ema_warmup)
+        self.ema: Ema[ModelT] = Ema(model, half_life_kimg=schedule.ema_half_life_kimg, warmup=schedule.ema_warmup)
         self.step = 0
         self.num_skipped = 0
         self._skipped_in_a_row = 0
@@ -78,9 +79,11 @@ class TrainingState:
 
     def save(self, directory: Path) -> None:
         """Write the state into the existing, empty `directory`. `state.json` comes last: it marks completion."""
-        save_file(_contiguous(self.model), directory / "weights.safetensors")
-        save_file(_contiguous(self.ema.model), directory / "ema.safetensors")
-        torch.save(self.optimiser.state_dict(), directory / "optimiser.pt")
+        write_tensors(directory / "weights.safetensors", self.model.state_dict())
+        write_tensors(directory / "ema.safetensors", self.ema.model.state_dict())
+        optimiser = BytesIO()  # torch.save to a path turns a full disk into a RuntimeError without a cause
+        torch.save(self.optimiser.state_dict(), optimiser)
+        (directory / "optimiser.pt").write_bytes(optimiser.getbuffer())
         counts = {"format_version": 1, "step": self.step, "num_skipped": self.num_skipped}
         write_json_atomically(directory / "state.json", counts)
 
@@ -110,10 +113,6 @@ class TrainingState:
         device = next(self.model.parameters()).device
         load_weights(self.model, directory, device=device)
         self.ema.model.load_state_dict(self.model.state_dict())
-
-
-def _contiguous(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _is_finite(value: float) -> bool:

@@ -1,0 +1,230 @@
+"""The contract of the command line (DESIGN section 8): help, streams, exit codes, and what bad input prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from commands import brics, environment, error_line
+
+from brics_cli.cli.app import COMMANDS, LazyGroup, app
+
+ROOT = Path(__file__).parents[2]
+HELP_CPU_S = 0.3
+GROUP = typer.main.get_command(app)
+
+
+def test_top_level_help_is_fast_and_imports_no_torch() -> None:
+    code = "import sys; from brics_cli.cli.app import run; run(['--help']); sys.exit('torch' in sys.modules)"
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert finished.returncode == 0, "torch was imported"
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert all(name in finished.stdout for name in COMMANDS)
+    assert min(seconds) < HELP_CPU_S, seconds
+
+
+def test_no_help_page_imports_torch() -> None:
+    code = "\n".join(
+        [
+            "import sys",
+            "from brics_cli.cli.app import COMMANDS, run",
+            "for name in COMMANDS: assert run([name, '--help']) == 0, name",
+            "sys.exit('torch' in sys.modules)",
+        ]
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert finished.returncode == 0, finished.stderr or "torch was imported"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_starts_its_help_with_its_line_in_the_list(name: str, tmp_path: Path) -> None:
+    page = brics(name, "--help", cwd=tmp_path, check=0).stdout
+    said = " ".join(page.split())
+    assert COMMANDS[name].help.rstrip(".") in said
+    assert "--help" in page
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("weights", "bench")])
+def test_every_command_with_a_result_has_json(name: str, tmp_path: Path) -> None:
+    assert "--json" in brics(name, "--help", cwd=tmp_path, check=0).stdout
+
+
+@pytest.mark.parametrize("name", ["pack", "train-ae", "encode-dataset", "train-diffusion", "sample"])
+def test_long_commands_have_a_dry_run(name: str, tmp_path: Path) -> None:
+    assert "--dry-run" in brics(name, "--help", cwd=tmp_path, check=0).stdout
+
+
+def test_the_version_is_the_packages(tmp_path: Path) -> None:
+    import brics_cli
+
+    assert brics("--version", cwd=tmp_path, check=0).stdout == f"brics {brics_cli.__version__}\n"
+
+
+USAGE = [
+    (("trian-ae",), "no command 'trian-ae'; did you mean 'train-ae'?"),
+    (("pack",), "missing argument"),
+    (("pack", "x", "--sise", "3"), "no such option: --sise"),
+    (("sample", "--n", "many"), "should be a valid integer"),
+    (("sample", "--n", "0"), "should be greater than or equal to 1"),
+    (("train-ae",), "no images given"),
+    (("eval", "--metric", "pnsr"), "did you mean 'psnr'?"),
+    (("info",), "give either a PATH or --flops RECIPE"),
+    (("info", "--flops", "brics-265"), "did you mean 'brics-256'?"),
+    (("recipes", "show", "brics"), "no autoencoder recipe 'brics'"),
+    (("train-ae", ".", "--device", "gpu"), "no images"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), USAGE, ids=[" ".join(arguments) for arguments, _ in USAGE])
+def test_wrong_usage_is_one_line_and_exit_2(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    finished = brics(*arguments, cwd=tmp_path, check=2)
+    assert said in error_line(finished)
+    assert finished.stdout == ""
+
+
+NOTHING_THERE = [
+    ("encode-dataset", "photographs"),
+    ("decode",),
+    ("train-diffusion",),
+    ("sample",),
+    ("eval", "--metric", "psnr"),
+]
+
+
+@pytest.mark.parametrize("arguments", NOTHING_THERE, ids=" ".join)
+def test_an_empty_workspace_is_exit_3_and_the_command_that_helps(
+    arguments: tuple[str, ...], tmp_path: Path, photographs: Path
+) -> None:
+    (tmp_path / "photographs").symlink_to(photographs)
+    line = error_line(brics(*arguments, cwd=tmp_path, check=3))
+    assert "in the workspace" in line and "brics " in line
+
+
+def test_bad_images_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").write_text("no image")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jpg").write_text("this is no JPEG")
+    for data, code, said in (
+        ("nowhere", 2, "no such file or folder"),
+        ("empty", 2, "is empty"),
+        ("none", 2, "no images in the folder"),
+        ("text", 2, "0 usable images are too few"),
+    ):
+        finished = brics("train-ae", data, "--recipe", "tiny", cwd=tmp_path, check=code)
+        assert said in error_line(finished)
+        assert not (tmp_path / "runs").exists(), "a run was made before its input was looked at"
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+    for arguments in (("recipes",), ("recipes", "show", "tiny"), ("status",), ("doctor",), ("info", "--flops", "tiny")):
+        finished = brics(*arguments, "--json", cwd=tmp_path, check=0)
+        json.loads(finished.stdout)
+
+
+def test_precedence_is_defaults_recipe_set_flags(tmp_path: Path, photographs: Path) -> None:
+    def config(*extra: object) -> dict:
+        return json.loads(
+            brics("train-ae", photographs, *extra, "--print-config", "--json", cwd=tmp_path, check=0).stdout
+        )
+
+    base = config("--recipe", "tiny")
+    assert base["optimiser"]["weight_decay"] == 0.0  # a default
+    assert base["optimiser"]["lr"] == 2e-3  # the recipe's
+    changed = config("--recipe", "tiny", "--set", "training.steps=5", "--set", "optimiser.lr=1e-4", "--steps", 7)
+    assert changed["optimiser"]["lr"] == 1e-4 and changed["training"]["steps"] == 7
+    chosen = brics("train-ae", photographs, "--print-config", cwd=tmp_path, check=0)
+    assert "name: brics-64" in chosen.stdout
+    assert "--recipe not given: using brics-64 (the median image side is 64 px)" in chosen.stderr
+
+
+def test_a_dry_run_touches_nothing(tmp_path: Path, photographs: Path) -> None:
+    finished = brics("train-ae", photographs, "--recipe", "tiny", "--dry-run", "--json", cwd=tmp_path, check=0)
+    said = json.loads(finished.stdout)
+    assert said["images"] == 48 and said["code_shape"] == [16, 8, 8]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_is_never_overwritten_unasked(tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    tiny = ("--recipe", "tiny", "--steps", 1)
+    for overwrite in ((), ("--overwrite",)):
+        finished = brics("train-ae", photographs, *tiny, "--out", "mine", *overwrite, cwd=tmp_path, check=4)
+        assert "mine" in error_line(finished)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    brics("demo", "--out", "mine", cwd=tmp_path, check=4)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, request: pytest.FixtureRequest):
+    """A small tmpfs (2 MiB), mounted with the options of the test; skipped where mounting is not allowed."""
+    where = tmp_path / "mounted"
+    where.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_full_disk_is_exit_6(tmp_path: Path, photographs: Path, mounted: Path) -> None:
+    finished = brics("train-ae", photographs, "--recipe", "tiny", "--steps", 2, "--out", mounted / "run", cwd=tmp_path)
+    assert finished.returncode == 6
+    assert "no space left on the device" in error_line(finished)
+    packed = brics("pack", photographs, "--out", mounted / "s", "--size", 256, cwd=tmp_path, check=6)
+    assert "no space left on the device" in error_line(packed)
+    assert not [path for path in mounted.rglob("*.tar") if not path.name.startswith(".")]
+
+
+def test_a_read_only_disk_is_exit_6(tmp_path: Path, photographs: Path, mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
+    for arguments in (
+        ("train-ae", photographs, "--recipe", "tiny", "--steps", 2, "--out", mounted / "run"),
+        ("pack", photographs, "--out", mounted / "s", "--size", 16),
+        ("demo", "--out", mounted / "demo"),
+    ):
+        assert "the file system is read-only" in error_line(brics(*arguments, cwd=tmp_path, check=6))
+
+
+def readme_commands() -> list[str]:
+    """Every `brics ...` command line of the README: in code blocks, and in the first column of the tables."""
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^(?: {4})?(brics [a-z].*)$", text, flags=re.MULTILINE)
+    lines += [
+        command
+        for row in re.findall(r"^\| (`brics.*?) \|", text, flags=re.MULTILINE)
+        for command in re.findall(r"`(.+?)`", row)
+    ]
+    return [re.split(r"  | #| \|", line)[0].strip() for line in lines]
+
+
+def test_the_readme_has_commands() -> None:
+    names = {line.split()[1] for line in readme_commands()}
+    assert names == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_readme_commands_parse(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    assert isinstance(GROUP, LazyGroup)
+    command = GROUP.get_command(None, name)
+    context = command.make_context(name, arguments, resilient_parsing=False)
+    if hasattr(command, "list_commands") and context._protected_args:
+        rest = [*context._protected_args, *context.args]
+        command.get_command(context, rest[0]).make_context(rest[0], rest[1:])

@@ -1,7 +1,8 @@
-"""How a job tells what it is doing without printing: the `Reporter` protocol, implemented by `brics_cli.cli`."""
+"""How a job tells what it is doing without printing: the `Reporter` protocol that `brics_cli.cli` implements."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -25,6 +26,26 @@ class Reporter(Protocol):
 
     def warning(self, text: str) -> None:
         """Say one thing the user may want to act on."""
+
+
+class TimeSplit:
+    """Seconds spent per phase of a loop; as text, the share of each."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def __str__(self) -> str:
+        total = max(sum(self.seconds.values()), 1e-9)
+        return " ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
 
 
 class _SilentTask:

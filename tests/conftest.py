@@ -23,13 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 48 real crops of 64 px, as PNG."""
+def write_photographs(folder: Path) -> None:
+    """Write 48 real crops of 64 px as PNG files, the same ones every time."""
     from brics_cli.data.photographs import photograph_crops
 
-    folder = tmp_path_factory.mktemp("photographs")
     crops = list(photograph_crops())
     for crop in crops[:: len(crops) // 48][:48]:
         Image.fromarray(np.ascontiguousarray(crop.pixels)).save(folder / f"{crop.name}.png")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 real crops of 64 px, as PNG."""
+    folder = tmp_path_factory.mktemp("photographs")
+    write_photographs(folder)
     return folder

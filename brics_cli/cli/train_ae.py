@@ -8,6 +8,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
+from brics_cli.cli.training import show_plan, show_result
 
 app = options.command_app()
 
@@ -45,7 +46,6 @@ def train_ae(
 
     Example: brics train-ae ./shards --recipe tiny --set optimiser.lr=1e-3
     """
-    from brics_cli.config import dump_yaml
     from brics_cli.jobs.train_ae import train_autoencoder
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
@@ -62,27 +62,9 @@ def train_ae(
         init_from=init_from,
     )
     plan = plan_autoencoder(asked, workspace=session.workspace, reporter=session.reporter)
-    if print_config:
-        session.result(plan.recipe.model_dump(mode="json"), dump_yaml(plan.recipe).rstrip())
-        return
-    if dry_run:
-        shape = " x ".join(str(side) for side in plan.recipe.model.code_shape)
-        result = {
-            "images": len(plan.collection),
-            "recipe": plan.recipe.name,
-            "code_shape": list(plan.recipe.model.code_shape),
-            "steps": plan.recipe.training.steps,
-            "run": str(plan.artefact.path),
-        }
-        session.result(
-            result,
-            f"would train {plan.recipe.name} on {len(plan.collection):,} images ({plan.collection.path}): "
-            f"codes {shape}, {plan.recipe.training.steps:,} steps of {plan.recipe.training.batch_size} images, "
-            f"into {plan.artefact.path}",
-        )
+    if show_plan(session, plan, print_config=print_config, dry_run=dry_run):
         return
     trained = train_autoencoder(
         plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=session.reporter
     )
-    session.result({"run": trained.run, "step": trained.step, "metrics": trained.metrics}, str(trained.run))
-    session.next_step("brics", "encode-dataset", plan.collection.path, "--out", "codes.h5", "--ae", trained.run)
+    show_result(session, trained, "brics", "encode-dataset", plan.data, "--out", "codes.h5", "--ae", trained.run)

@@ -8,6 +8,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
+from brics_cli.cli.training import show_plan, show_result
 
 app = options.command_app()
 
@@ -41,7 +42,6 @@ def train_diffusion(
 
     Example: brics train-diffusion codes.h5 --recipe tiny --steps 2000
     """
-    from brics_cli.config import dump_yaml
     from brics_cli.jobs.train_diffusion import train_diffusion
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
@@ -57,26 +57,9 @@ def train_diffusion(
         init_from=init_from,
     )
     plan = plan_diffusion(asked, workspace=session.workspace, reporter=session.reporter)
-    if print_config:
-        session.result(plan.recipe.model_dump(mode="json"), dump_yaml(plan.recipe).rstrip())
-        return
-    if dry_run:
-        shape = " x ".join(str(side) for side in plan.store.code_shape)
-        result = {
-            "codes": len(plan.store),
-            "code_shape": list(plan.store.code_shape),
-            "recipe": plan.recipe.name,
-            "steps": plan.recipe.training.steps,
-            "run": str(plan.artefact.path),
-        }
-        session.result(
-            result,
-            f"would train {plan.recipe.name} on {len(plan.store):,} codes of {shape}: "
-            f"{plan.recipe.training.steps:,} steps of {plan.recipe.training.batch_size}, into {plan.artefact.path}",
-        )
+    if show_plan(session, plan, print_config=print_config, dry_run=dry_run):
         return
     trained = train_diffusion(
         plan, workspace=session.workspace, device=device, overwrite=overwrite, reporter=session.reporter
     )
-    session.result({"run": trained.run, "step": trained.step, "metrics": trained.metrics}, str(trained.run))
-    session.next_step("brics", "sample", "--n", "1000", "--model", trained.run)
+    show_result(session, trained, "brics", "sample", "--n", "1000", "--model", trained.run)

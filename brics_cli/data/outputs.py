@@ -52,12 +52,8 @@ def claim_output(artefact: Artefact, *, overwrite: bool, is_file: bool = False) 
 @contextmanager
 def output_lock(path: Path) -> Iterator[None]:
     """Let one process write to `path` while the block runs. Raises MachineError when another one does."""
-    lock = path.with_name(f".{path.name}.lock")
-    with hold_lock(lock, what=str(path)):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
+        yield
 
 
 def _identity(artefact: Artefact) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from brics_cli.core.image_tensors import to_tensor, to_uint8
 from brics_cli.data import TRANSFORM_VERSIONS, Batch, Collection, load_shards, open_collection
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.metrics.reconstruction import psnr
-from brics_cli.reporting import Reporter
+from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.store import (
     KeyCodeStore,
     Quantisation,
@@ -75,22 +73,6 @@ class EncodeResult:
     @property
     def num_failed(self) -> int:
         return len(self.failures)
-
-
-class TimeSplit:
-    """Seconds spent per phase of the loop."""
-
-    def __init__(self) -> None:
-        self.seconds = {"wait": 0.0, "compute": 0.0, "write": 0.0}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time towards `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
 
 
 def plan_encoding(
@@ -272,9 +254,7 @@ def _raise_too_many(num_failed: int, max_failures: int, batch: Batch) -> None:
 
 
 def _note(split: TimeSplit, num_failed: int) -> str:
-    total = max(sum(split.seconds.values()), 1e-9)
-    shares = " ".join(f"{name} {seconds / total:.0%}" for name, seconds in split.seconds.items())
-    return f"{shares}, {num_failed:,} failed" if num_failed else shares
+    return f"{split}, {num_failed:,} failed" if num_failed else str(split)
 
 
 def _result(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, contact_sheet, open_sink
 from brics_cli.data.outputs import output_lock
 from brics_cli.errors import InterruptedRunError
-from brics_cli.reporting import Reporter, Task
+from brics_cli.reporting import Reporter, Task, TimeSplit
 from brics_cli.store import StoreWriter, quantise
 from brics_cli.streams.sample_plan import Format, SamplePlan, store_layout
 from brics_cli.streams.samples import SampledBatch
@@ -202,26 +201,6 @@ def _timed(call: Callable[[], object]) -> float:
 def key_of(seed: int) -> str:
     """The key of the image of a seed."""
     return f"{seed:08d}"
-
-
-class TimeSplit:
-    """Seconds spent per phase; as text, the share of each."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time towards `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def __str__(self) -> str:
-        total = max(sum(self.seconds.values()), 1e-9)
-        return " ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
 
 
 class _Stopped(Exception):

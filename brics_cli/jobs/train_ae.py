@@ -55,16 +55,7 @@ def train_autoencoder(
     metrics: dict[str, float] = {}
 
     with (
-        open_run(
-            plan.artefact,
-            state,
-            recipe=recipe,
-            device=on,
-            resume=plan.resume,
-            init_from=plan.init_from,
-            overwrite=overwrite,
-            reporter=reporter,
-        ) as run,
+        open_run(plan, state, device=on, overwrite=overwrite, reporter=reporter) as run,
         stop_signals() as stop,
         reporter.task("train-ae", total=schedule.steps, unit="step", initial=state.step) as task,
     ):

@@ -62,6 +62,19 @@ class AutoencoderPlan:
     resume: bool
     init_from: Path | None = None
 
+    @property
+    def data(self) -> str:
+        """Path or pattern of what is trained on."""
+        return self.collection.path
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.collection)
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        return self.recipe.model.code_shape
+
     def load_images(
         self, *, num_workers: int | None, reporter: Reporter
     ) -> tuple[TrainingImages, TrainingImages, np.ndarray, SampleOrder]:
@@ -105,6 +118,19 @@ class DiffusionPlan:
     artefact: Artefact
     resume: bool
     init_from: Path | None = None
+
+    @property
+    def data(self) -> str:
+        """Path of the store that is trained on."""
+        return str(self.store.path)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.store)
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        return self.store.code_shape
 
 
 def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> AutoencoderPlan:
@@ -226,26 +252,29 @@ def _run_to_resume(options: TrainOptions, *, kind: str) -> tuple[Artefact, dict[
 
 
 def _reopen(artefact: Artefact, kind: str) -> Collection:
-    parent = artefact.parent(kind)
-    if parent is None:
-        raise ArtefactError(f"{artefact.path} does not say what it was trained on")
+    parent = _parent(artefact, kind)
     collection = open_collection(parent.path)
-    if collection.fingerprint != parent.sha256:
-        raise ArtefactError(
-            f"{parent.path} has changed since {artefact.path} was started on it",
-            next="Start a new run with --init-from to go on with other images.",
-        )
+    _check_unchanged(parent, collection.fingerprint, artefact)
     return collection
 
 
 def _reopen_store(artefact: Artefact) -> KeyCodeStore:
-    parent = artefact.parent("store")
-    if parent is None:
-        raise ArtefactError(f"{artefact.path} does not say which store it was trained on")
+    parent = _parent(artefact, "store")
     store = KeyCodeStore(parent.path)
-    if store.sha256 != parent.sha256:
+    _check_unchanged(parent, store.sha256, artefact)
+    return store
+
+
+def _parent(artefact: Artefact, kind: str) -> Parent:
+    parent = artefact.parent(kind)
+    if parent is None:
+        raise ArtefactError(f"{artefact.path} does not say what it was trained on")
+    return parent
+
+
+def _check_unchanged(parent: Parent, sha256: str, artefact: Artefact) -> None:
+    if sha256 != parent.sha256:
         raise ArtefactError(
             f"{parent.path} has changed since {artefact.path} was started on it",
-            next="Start a new run with --init-from to go on with other codes.",
+            next="Start a new run with --init-from to go on with other data.",
         )
-    return store

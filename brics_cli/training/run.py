@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 import brics_cli
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.core.model_files import read_model_config
+from brics_cli.data.outputs import output_lock
 from brics_cli.errors import ArtefactError, InterruptedRunError
 from brics_cli.reporting import Reporter
 from brics_cli.training.state import TrainingState
@@ -27,7 +28,6 @@ from brics_cli.workspace import (
     Artefact,
     atomic_path,
     check_output,
-    hold_lock,
     read_provenance,
     write_json_atomically,
     write_provenance,
@@ -35,6 +35,19 @@ from brics_cli.workspace import (
 )
 
 CONFIG_FILE = "config.yaml"
+
+
+class Plan(Protocol):
+    """What a run needs to know of the plan it carries out."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def artefact(self) -> Artefact: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def init_from(self) -> Path | None: ...
 
 
 class Run:
@@ -98,31 +111,24 @@ class Run:
 
 @contextmanager
 def open_run(
-    artefact: Artefact,
-    state: TrainingState[Any],
-    *,
-    recipe: Recipe,
-    device: torch.device,
-    resume: bool,
-    init_from: Path | None,
-    overwrite: bool,
-    reporter: Reporter,
+    plan: Plan, state: TrainingState[Any], *, device: torch.device, overwrite: bool, reporter: Reporter
 ) -> Iterator[Run]:
-    """The run directory of `artefact`, locked while the block runs: made new, or resumed with its state restored.
+    """The run directory of `plan`, locked while the block runs: made new, or resumed with its state restored.
 
     Raises MachineError when another process trains it, WouldOverwriteError, and ArtefactError when what it should
     continue or start from cannot be read.
     """
-    with hold_lock(artefact.path.parent / f".{artefact.path.name}.lock", what=str(artefact.path)):
-        if resume:
+    artefact = plan.artefact
+    with output_lock(artefact.path):
+        if plan.resume:
             state.load(latest_checkpoint(artefact.path))
-            run = Run(artefact, keep_checkpoints=recipe.training.keep_checkpoints)
+            run = Run(artefact, keep_checkpoints=plan.recipe.training.keep_checkpoints)
             run.forget_after(state.step)
             reporter.message(f"resuming {artefact.path} at step {state.step:,}")
         else:
-            if init_from is not None:
-                state.start_from(read_model_config(init_from, kind=artefact.kind)[1])
-            run = Run.create(artefact, recipe=recipe, device=device, overwrite=overwrite)
+            if plan.init_from is not None:
+                state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
+            run = Run.create(artefact, recipe=plan.recipe, device=device, overwrite=overwrite)
             reporter.message(f"run: {artefact.path}")
         try:
             yield run

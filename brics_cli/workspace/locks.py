@@ -13,8 +13,12 @@ from brics_cli.errors import MachineError
 
 @contextmanager
 def hold_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. Raises MachineError when another process holds it."""
+    """Hold the lock file `path` while the block runs, and remove it after.
+
+    Raises MachineError when another process holds it, OSError when `path` cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # filelock would wait for a place that cannot be written, and then call it held
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0)
@@ -25,4 +29,5 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # while it is held: filelock takes no lock on a file that is gone
         lock.release()

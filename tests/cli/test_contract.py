@@ -154,7 +154,7 @@ def test_precedence_is_defaults_recipe_set_flags(tmp_path: Path, photographs: Pa
 def test_a_dry_run_touches_nothing(tmp_path: Path, photographs: Path) -> None:
     finished = brics("train-ae", photographs, "--recipe", "tiny", "--dry-run", "--json", cwd=tmp_path, check=0)
     said = json.loads(finished.stdout)
-    assert said["images"] == 48 and said["code_shape"] == [16, 8, 8]
+    assert said["num_samples"] == 48 and said["code_shape"] == [16, 8, 8]
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,113 @@
+"""The demo, and what a user does in the workspace that it leaves; the README's snippets."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from commands import brics, error_line
+from PIL import Image
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+STEPS = ("train-ae", "encode-dataset", "decode", "train-diffusion", "sample", "eval")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """The workspace of a demo with few steps, and the mission's ./lsun put into it."""
+    folder = tmp_path_factory.mktemp("demo")
+    short = ("--ae-steps", 120, "--diffusion-steps", 20)
+    finished = brics("demo", *short, "--out", "w", "--json", cwd=folder, check=0)
+    (folder / "w" / "result.json").write_text(finished.stdout)
+    (folder / "w" / "lsun").symlink_to(photographs)
+    return folder / "w"
+
+
+def test_it_measures_held_out_crops_beside_the_baselines(workspace: Path) -> None:
+    said = json.loads((workspace / "result.json").read_text())
+    ours, bicubic, flat = said["quality"]
+    assert ours["psnr_db"] > 21.5 and ours["pixel_ratio"] == 12
+    assert 25.5 < bicubic["psnr_db"] < 27 and 19 < flat["psnr_db"] < 21
+    assert said["num_held_out"] == 75 and said["num_train"] == 970
+    assert {*STEPS} <= set(said["seconds"])
+    with Image.open(workspace / "contact-sheet.png") as sheet:
+        assert sheet.width > 1000 and sheet.height > 500
+
+
+def test_no_pixel_of_a_held_out_crop_is_trained_on() -> None:
+    from brics_cli.data.photographs import photograph_crops
+
+    blocks: dict[bool, set[str]] = {True: set(), False: set()}
+    for crop in photograph_crops():
+        blocks[crop.held_out].add(re.split("-crop|-half", crop.name)[0])
+    assert blocks[True] and not blocks[True] & blocks[False]
+
+
+def test_every_mission_line_works_in_the_workspace_it_leaves(workspace: Path, photographs: Path) -> None:
+    """As they stand, but for steps and numbers that a test can wait for."""
+    brics("train-ae", "./shards", "--steps", 1, "--set", "training.batch_size=2", cwd=workspace, check=0)
+    encoded = brics("encode-dataset", "./lsun", "--out", "codes.h5", cwd=workspace, check=0)
+    assert "--ae not given: using runs/autoencoder/" in encoded.stderr and "brics-64" in encoded.stderr
+    quick = ("--steps", 1, "--set", "training.batch_size=2")
+    trained = brics("train-diffusion", "codes.h5", *quick, cwd=workspace, check=0)
+    assert "--recipe not given: using brics-dit-s" in trained.stderr
+    sampled = brics("sample", "--n", 3, "--steps", 2, cwd=workspace, check=0)
+    assert "using runs/diffusion/" in sampled.stderr
+    measured = brics("eval", "--metric", "psnr", cwd=workspace, check=0)
+    assert "48" in measured.stdout and "codes.h5" in measured.stderr
+    missing = brics("eval", "--metric", "clip-fid", cwd=workspace, check=3, XDG_CACHE_HOME=str(workspace / "no"))
+    assert "ViT-B-32.pt" in error_line(missing) and "brics weights import" in error_line(missing)
+
+
+def test_status_shows_the_lineage(workspace: Path) -> None:
+    rows = json.loads(brics("status", "--json", cwd=workspace, check=0).stdout)
+    kinds = {row["kind"] for row in rows}
+    assert kinds >= {"demo", "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples"}
+    tree = brics("status", cwd=workspace, check=0).stdout
+    lines = tree.splitlines()
+    depth = {kind: min(line.index(kind + " ") for line in lines if kind + " " in line) for kind in ("store", "samples")}
+    assert depth["samples"] > depth["store"]
+
+
+def test_a_moved_autoencoder_is_found_by_its_weights(workspace: Path, tmp_path: Path) -> None:
+    run = workspace / "runs" / "autoencoder" / "demo"
+    moved = run.with_name("moved")
+    run.rename(moved)
+    try:
+        brics("decode", "held-out.h5", "--out", tmp_path / "x", cwd=workspace, check=0)
+        other = next(path for path in run.parent.iterdir() if path != moved)
+        wrong = brics("decode", "held-out.h5", "--ae", other, "--out", tmp_path / "y", cwd=workspace, check=3)
+        assert "store of another autoencoder" in error_line(wrong)
+    finally:
+        moved.rename(run)
+
+
+def test_a_second_demo_is_refused_unless_asked(workspace: Path) -> None:
+    again = brics("demo", "--out", workspace, cwd=workspace, check=4)
+    assert "holds a demo already" in error_line(again)
+
+
+@pytest.mark.parametrize("name", ["h5py snippet", "python api"])
+def test_readme_snippets_run(workspace: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    match = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README, flags=re.DOTALL)
+    assert match is not None
+    monkeypatch.chdir(workspace)
+    found: dict = {"torch": torch}
+    code = match.group(1).replace("codes.h5", "photographs.h5")
+    exec(compile(code, name, "exec"), found)  # our own README
+    if name == "h5py snippet":
+        assert found["codes"].shape == (8, 16, 8, 8) and found["codes"].min() >= 0 and found["codes"].max() <= 1
+        assert found["mean"].shape == (16,) and found["keys"][0].startswith("00000/")
+    else:
+        assert found["images"].shape == (2, 3, 64, 64) and found["images"].abs().max() <= 1
+
+
+@pytest.mark.slow
+def test_the_whole_demo_is_good_enough(tmp_path: Path) -> None:
+    said = json.loads(brics("demo", "--json", cwd=tmp_path, check=0).stdout)
+    ours, bicubic, _ = said["quality"]
+    assert ours["psnr_db"] >= 28.0 and ours["psnr_db"] > bicubic["psnr_db"] + 2
+    assert ours["ssim"] > bicubic["ssim"]

@@ -30,7 +30,7 @@ def info(
     ] = False,
     flops: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--flops", metavar="RECIPE", help="Count an autoencoder recipe's GFLOP and parameters instead."),
+        typer.Option("--flops", metavar="RECIPE", help="Count a recipe's GFLOP and parameters instead."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -88,9 +88,11 @@ def _print_flops(session: Session, recipe: str) -> None:
     from brics_cli.jobs.info import count_flops
 
     rows = count_flops(recipe)
-    table = plain_table("part", "GFLOP", "M parameters", "of VQGAN-f16's decoder", title=f"{recipe}, one image forward")
+    has_ratio = any(row["vqgan_f16_ratio"] is not None for row in rows)
+    last = ["of VQGAN-f16's decoder"] if has_ratio else []
+    table = plain_table("part", "GFLOP", "M parameters", *last, title=f"{recipe}, forward pass of one image")
     for row in rows:
         ratio = row["vqgan_f16_ratio"]
         shown = f"{ratio:.3f}x" if ratio is not None else ""
-        table.add_row(row["part"], f"{row['gflop']:,.4g}", f"{row['params_m']:,.4g}", shown)
+        table.add_row(row["part"], f"{row['gflop']:,.4g}", f"{row['params_m']:,.4g}", *[shown] * has_ratio)
     session.result(rows, [table])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Optional
 
 import typer
 
@@ -10,6 +11,13 @@ from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
 
 app = options.command_app(invoke_without_command=True)
+
+
+class RecipeKind(StrEnum):
+    """What a recipe trains."""
+
+    autoencoder = "autoencoder"
+    diffusion = "diffusion"
 
 
 @app.callback()
@@ -41,26 +49,20 @@ def recipes(context: typer.Context, as_json: options.Json = False) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped recipe, or a YAML file.")],
-    kind: Annotated[str, typer.Option("--kind", help="autoencoder or diffusion, where both have that name.")] = "",
+    kind: Annotated[
+        Optional[RecipeKind],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--kind", help="Only this one, where both kinds have a recipe of that name."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="With every default written out.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show a recipe as it is written, or complete with every default."""
-    from brics_cli.config import dump_yaml, load_recipe, recipe_path
-    from brics_cli.errors import UsageError
+    from brics_cli.config import dump_yaml, recipe_path, recipes_named
 
-    kinds = [kind] if kind else ["autoencoder", "diffusion"]
-    loaded, problem = [], None
-    for each in kinds:
-        try:
-            loaded.append((recipe_path(name, kind=each), load_recipe(name, kind=each)))
-        except UsageError as error:
-            problem = problem or error
-    if not loaded:
-        assert problem is not None
-        raise problem
-    text = "\n".join(
-        dump_yaml(recipe).rstrip() if full else path.read_text(encoding="utf-8").rstrip() for path, recipe in loaded
-    )
-    values = [recipe.model_dump(mode="json") for _, recipe in loaded]
-    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, text)
+    found = [recipe for recipe in recipes_named(name) if kind in (None, recipe.kind)]
+    text = [
+        dump_yaml(recipe).rstrip() if full else recipe_path(name, kind=recipe.kind).read_text("utf-8").rstrip()
+        for recipe in found
+    ]
+    values = [recipe.model_dump(mode="json") for recipe in found]
+    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, "\n\n".join(text))

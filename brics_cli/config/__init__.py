@@ -15,7 +15,7 @@ from brics_cli.config.autoencoder import (
 )
 from brics_cli.config.base import Config, validate
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
-from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml
+from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml, recipes_named
 from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
 from brics_cli.config.runs import (
     AutoencoderRecipe,
@@ -53,5 +53,6 @@ __all__ = [
     "load_recipe",
     "load_yaml",
     "recipe_path",
+    "recipes_named",
     "validate",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from brics_cli.config.base import validate
-from brics_cli.config.recipes import recipe_path
+from brics_cli.config.recipes import is_recipe_path, list_recipes, recipe_path
 from brics_cli.config.runs import AutoencoderRecipe, DiffusionRecipe, Recipe
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
@@ -72,6 +72,26 @@ def load_recipe(name_or_path: str, *, kind: str, overrides: Sequence[str] = (), 
     """
     path = recipe_path(name_or_path, kind=kind)
     return recipe_from_values(load_yaml(path), kind=kind, overrides=overrides, source=str(path), **flags)
+
+
+def recipes_named(name_or_path: str) -> list[Recipe]:
+    """The recipes of that name (an autoencoder's and a diffusion model's may share one), or the one at that path.
+
+    Raises UsageError when there is none, with the nearest name of either kind.
+    """
+    if is_recipe_path(name_or_path):
+        values = load_yaml(recipe_path(name_or_path, kind="autoencoder"))
+        kind = str(values.get("kind"))
+        if kind not in _RECIPES:
+            raise UsageError(f"{name_or_path}: kind {kind!r} is no kind of recipe{did_you_mean(kind, _RECIPES)}")
+        return [recipe_from_values(values, kind=kind, source=name_or_path)]
+    known = {name for kind in _RECIPES for name in list_recipes(kind)}
+    if name_or_path not in known:
+        raise UsageError(
+            f"no recipe {name_or_path!r}{did_you_mean(name_or_path, sorted(known))}",
+            next="`brics recipes` lists them all.",
+        )
+    return [load_recipe(name_or_path, kind=kind) for kind in _RECIPES if name_or_path in list_recipes(kind)]
 
 
 def recipe_from_values(

@@ -27,9 +27,14 @@ def list_recipes(kind: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def is_recipe_path(name_or_path: str) -> bool:
+    """Whether it is a path of a user's own recipe, not the name of a shipped one."""
+    return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
+
+
 def recipe_path(name_or_path: str, *, kind: str) -> Path:
     """The file of a recipe given by name or by path. Raises UsageError with the nearest name."""
-    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+    if is_recipe_path(name_or_path):
         path = Path(name_or_path)
         if not path.is_file():
             raise UsageError(f"no recipe file {path}", next="`brics recipes` lists the shipped ones.")

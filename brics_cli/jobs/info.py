@@ -99,17 +99,13 @@ def _describe_collection(path: str) -> Description:
     return Description("collection", Path(path), facts)
 
 
-def count_flops(recipe: str) -> list[dict[str, Any]]:
-    """GFLOP and parameters of each part of a recipe, shipped or in a file, from `core.flops`.
+def count_flops(name: str) -> list[dict[str, Any]]:
+    """The rows of `core.flops.count` for every recipe of that name or path, autoencoder or diffusion.
 
-    A name that both kinds have (`tiny`) is the autoencoder's. Raises UsageError as `load_recipe`.
+    Raises UsageError for a name that is neither, with the nearest one.
     """
-    from brics_cli.config import list_recipes, load_recipe, load_yaml
+    from brics_cli.config import recipes_named
     from brics_cli.core.flops import count
 
-    kind = "autoencoder"
-    if Path(recipe).is_file():
-        kind = str(load_yaml(Path(recipe)).get("kind", kind))
-    elif recipe not in list_recipes("autoencoder") and recipe in list_recipes("diffusion"):
-        kind = "diffusion"
-    return [row._asdict() for row in count(load_recipe(recipe, kind=kind))]
+    recipes = recipes_named(name)
+    return [{"kind": recipe.kind, **row._asdict()} for recipe in recipes for row in count(recipe)]

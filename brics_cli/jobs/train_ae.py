@@ -101,6 +101,8 @@ def train_autoencoder(
                 publish_model(run, state, recipe, metrics=metrics)
             if stop.requested and not last:
                 raise run.interrupted(state, command="train-ae")
+    if images.cached is None:  # read as it went, so failures are known only now
+        images.warn_about_failures(reporter)
     return TrainResult(plan.artefact.path, state.step, metrics)
 
 

@@ -43,6 +43,7 @@ class TrainingImages:
         self.shard_starts: list[int] = starts.tolist()
         self.failures: dict[int, str] = {}
         self.cached: np.ndarray | None = None
+        self._held_out: set[int] = set()
 
     def __len__(self) -> int:
         return self.shard_starts[-1]
@@ -76,13 +77,14 @@ class TrainingImages:
         usable = [sample for sample in range(len(self)) if sample not in self.failures]
         if len(usable) < (1 if val_fraction is None else 2):
             raise UsageError(f"{self.collection.path}: {len(usable)} usable images are too few to train on")
-        held_out: set[int] = set()
+        held_out = self._held_out
         if val_fraction is not None:
             hashes = {sample: hashlib.sha256(self.key(sample).encode()).digest() for sample in usable}
             limit = int(val_fraction * 2**64)
             held_out = {sample for sample, digest in hashes.items() if int.from_bytes(digest[:8], "big") < limit}
             if not held_out or len(held_out) == len(usable):
                 held_out = {min(usable, key=hashes.__getitem__)}
+            self._held_out = held_out
         shards = []
         for start, end in zip(self.shard_starts, self.shard_starts[1:], strict=False):
             samples = [s for s in range(start, end) if s not in held_out and s not in self.failures]
@@ -115,9 +117,21 @@ class TrainingImages:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
+    def warn_about_failures(self, reporter: Reporter) -> None:
+        """Say how many images could not be decoded so far, if any, and the first of them."""
+        if self.failures:
+            sample, reason = next(iter(self.failures.items()))
+            reporter.warning(
+                f"{len(self.failures):,} of {len(self):,} images failed and are left out, "
+                f"first {self.key(sample)}: {reason}"
+            )
+
     def _load_or_next(self, sample: int) -> np.ndarray:
         for offset in range(len(self)):
-            image = self._decode((sample + offset) % len(self))
+            candidate = (sample + offset) % len(self)
+            if offset and candidate in self._held_out:
+                continue
+            image = self._decode(candidate)
             if image is not None:
                 return image
         raise ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")

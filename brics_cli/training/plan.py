@@ -100,12 +100,7 @@ class AutoencoderPlan:
         if images.cache(limit_gib=data.cache_gib, reporter=reporter):
             assert images.cached is not None
             reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
-        if images.failures:
-            sample, reason = next(iter(images.failures.items()))
-            reporter.warning(
-                f"{len(images.failures):,} of {len(images):,} images failed and are left out, "
-                f"first {images.key(sample)}: {reason}"
-            )
+        images.warn_about_failures(reporter)
         return images
 
 

@@ -81,7 +81,7 @@ USAGE = [
     (("eval", "--metric", "pnsr"), "did you mean 'psnr'?"),
     (("info",), "give either a PATH or --flops RECIPE"),
     (("info", "--flops", "brics-265"), "did you mean 'brics-256'?"),
-    (("recipes", "show", "brics"), "no autoencoder recipe 'brics'"),
+    (("recipes", "show", "brics"), "no recipe 'brics'"),
     (("train-ae", ".", "--device", "gpu"), "no images"),
 ]
 

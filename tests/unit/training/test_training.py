@@ -210,6 +210,9 @@ def test_images_that_fail_are_left_out_and_counted(photographs: Path, tmp_path: 
     train, val = images.split(val_fraction=0.1)
     assert 2 not in {*np.concatenate(train), *val} and list(images.failures) == [2]
     streamed = training_images(tmp_path)
+    streamed._held_out = {3}
+    assert (streamed.load([2])[0] == images.load([4])[0]).all(), "a held-out image stood in for a broken one"
+    streamed._held_out = set()
     assert (streamed.load([2])[0] == images.load([3])[0]).all()
 
 

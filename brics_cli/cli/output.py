@@ -32,9 +32,9 @@ def stderr_console() -> Console:
 
 def print_error(text: str) -> None:
     """Print the one line an error ends with."""
-    console = stderr_console()
-    console.print("[bold red]error:[/] ", end="")
-    console.print(" ".join(text.split()), markup=False, soft_wrap=True)
+    from rich.text import Text
+
+    stderr_console().print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
 
 
 class Session:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from brics_cli.reporting import Task
 
@@ -48,8 +49,8 @@ class ConsoleReporter:
             self.console.print(text, markup=False)
 
     def warning(self, text: str) -> None:
-        self.console.print("[yellow]warning:[/] ", end="")
-        self.console.print(text, markup=False)
+        # One print: while a bar is shown, rich redraws after each.
+        self.console.print(Text.assemble(("warning: ", "yellow"), text))
 
 
 class _Clock:

@@ -11,7 +11,7 @@ import torch
 
 from brics_cli.reporting import Reporter
 
-EXPECTATION_AFTER_STEPS = 5
+EXPECTATION_AFTER_STEPS = 2
 WORTH_A_WARNING = timedelta(minutes=10)
 
 

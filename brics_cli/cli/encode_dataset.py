@@ -123,8 +123,8 @@ def encode_dataset(
     if encoded.psnr_exact_db is not None and encoded.psnr_db is not None:
         loss_db = encoded.psnr_exact_db - encoded.psnr_db
         value["quantisation_cost_db"] = loss_db
-        # + 0.0: a gain of less than the last digit is no "-0.000"
-        cost = f"; {quantisation.value} costs {round(loss_db, 3) + 0.0:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first batch)"
+        shown = round(loss_db, 3) + 0.0  # a gain below the last digit is no "-0.000"
+        cost = f"; {quantisation.value} costs {shown:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first batch)"
     session.result(
         value,
         f"{encoded.num_images:,} codes {shape} {quantisation.value}{speed}, {encoded.bytes_per_image:,} bytes per "

@@ -34,6 +34,7 @@ def demo(
         Optional[int],  # noqa: UP045
         typer.Option("--diffusion-steps", min=1, help="Train the diffusion model this long. Default: likewise."),
     ] = None,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     workspace: options.Workspace = None,
@@ -48,11 +49,23 @@ def demo(
     """
     start = time.perf_counter()
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    folder = out if out is not None else session.workspace.root / "brics-demo"
+    if dry_run:
+        from brics_cli.data.photographs import photograph_crops
+
+        held_out = [crop.held_out for crop in photograph_crops()]
+        value = {"workspace": folder, "num_train": held_out.count(False), "num_held_out": held_out.count(True)}
+        session.result(
+            value,
+            f"would cut {held_out.count(False):,} training and {held_out.count(True)} held-out crops of 64 px, train "
+            f"and measure on them, in {folder}; the README says how long that took and where",
+        )
+        return
     session.reporter.message("loading torch")
     from brics_cli.jobs.demo import run_demo
 
     result = run_demo(
-        out if out is not None else session.workspace.root / "brics-demo",
+        folder,
         device=device,
         ae_steps=ae_steps,
         diffusion_steps=diffusion_steps,

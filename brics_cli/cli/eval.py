@@ -58,6 +58,7 @@ def eval(
             help="Use weights of unknown sha256 that were imported so. Their figures are marked not comparable.",
         ),
     ] = False,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     workspace: options.Workspace = None,
@@ -89,7 +90,15 @@ def eval(
         allow_unverified=allow_unverified,
         out=out,
         overwrite=overwrite,
+        dry_run=dry_run,
     )
+    if dry_run:
+        lines = [
+            f"would measure {', '.join(each['metrics'])} of {each['fake']} against {each['real']}"
+            for each in report.planned
+        ]
+        session.result({"planned": report.planned, "left_out": report.left_out}, lines)
+        return ExitCode.DONE
     session.result(report.to_json(), [results_table(report), *footnotes(report)])
     _say_what_was_not_measured(session, report, out)
     store = next((source.path for source in report.sources if source.kind == "store"), None)

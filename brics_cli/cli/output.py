@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
     from brics_cli.workspace import Artefact, Kind, Workspace
 
 
+PIPE_WIDTH = 160
+"""Columns of a table when nobody says how wide the reader's page is."""
+
+
 def stdout_console() -> Console:
     """The console for results."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    if sys.stdout.isatty():
+        return Console(file=sys.stdout, highlight=False)
+    width = None if "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
 
 
 def stderr_console() -> Console:

@@ -8,7 +8,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.cli.training import show_plan, show_result
+from brics_cli.cli.training import show_config, show_plan, show_result
 
 app = options.command_app()
 
@@ -46,7 +46,7 @@ def train_ae(
 
     Example: brics train-ae ./shards --recipe tiny --set optimiser.lr=1e-3
     """
-    from brics_cli.jobs.train_ae import train_autoencoder
+    from brics_cli.jobs.train_ae import estimate_training, train_autoencoder
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
@@ -62,7 +62,11 @@ def train_ae(
         init_from=init_from,
     )
     plan = plan_autoencoder(asked, workspace=session.workspace, reporter=session.reporter)
-    if show_plan(session, plan, print_config=print_config, dry_run=dry_run):
+    if print_config:
+        show_config(session, plan)
+        return
+    if dry_run:
+        show_plan(session, plan, estimate_training(plan, device=device))
         return
     trained = train_autoencoder(
         plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=session.reporter

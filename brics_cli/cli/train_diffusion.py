@@ -8,7 +8,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.cli.training import show_plan, show_result
+from brics_cli.cli.training import show_config, show_plan, show_result
 
 app = options.command_app()
 
@@ -42,7 +42,7 @@ def train_diffusion(
 
     Example: brics train-diffusion codes.h5 --recipe tiny --steps 2000
     """
-    from brics_cli.jobs.train_diffusion import train_diffusion
+    from brics_cli.jobs.train_diffusion import estimate_training, train_diffusion
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
@@ -57,7 +57,11 @@ def train_diffusion(
         init_from=init_from,
     )
     plan = plan_diffusion(asked, workspace=session.workspace, reporter=session.reporter)
-    if show_plan(session, plan, print_config=print_config, dry_run=dry_run):
+    if print_config:
+        show_config(session, plan)
+        return
+    if dry_run:
+        show_plan(session, plan, estimate_training(plan, device=device))
         return
     trained = train_diffusion(
         plan, workspace=session.workspace, device=device, overwrite=overwrite, reporter=session.reporter

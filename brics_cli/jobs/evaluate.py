@@ -68,10 +68,12 @@ def evaluate(
     allow_unverified: bool = False,
     out: Path | None = None,
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> EvaluationReport:
     """Measure `metrics` (names of the registry; None: all whose weights and inputs are there) of `fake` against `real`.
 
     Paths are collections or key-code stores; left out, they come from `workspace` (`streams.comparison` says how).
+    `dry_run`: only say what would be measured (`EvaluationReport.planned`).
     `limit`: the first so many pairs, and the first so many images of each side. `out`: also write the report there.
     Raises UsageError (unknown metric, no pairs, sizes that differ), ArtefactError (weights or inputs missing),
     WouldOverwriteError.
@@ -85,6 +87,11 @@ def evaluate(
     torch_device = resolve_device(device)
     plan, without_inputs = _plan(choice.metrics, real, fake, workspace, reporter, asked=asked)
     report = EvaluationReport(left_out={**choice.left_out, **without_inputs})
+    if dry_run:
+        report.planned = [
+            {"metrics": [chosen.name for chosen in group], **asdict(inputs)} for inputs, group in plan.items()
+        ]
+        return report
     workers = num_workers or default_num_workers()
     with ThreadPoolExecutor(workers, thread_name_prefix="brics-metrics") as pool:
         machinery = Machinery(torch_device, batch_size, workers, pool, reporter)

@@ -24,6 +24,7 @@ from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.training.clock import Clock
+from brics_cli.training.estimate import Estimate, estimate
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
 from brics_cli.training.precision import autocast
@@ -110,6 +111,21 @@ def train_diffusion(
             if stop.requested and not last:
                 raise run.interrupted(state, command="train-diffusion")
     return TrainResult(plan.artefact.path, state.step, metrics)
+
+
+def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
+    """What the plan's run costs on this device, measured on the store's first codes."""
+    on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
+    model = build_for_store(recipe, plan.store).to(on)
+    rows = [row % len(plan.store) for row in range(schedule.batch_size // schedule.accumulate)]
+    codes = torch.from_numpy(plan.store.batch(rows)).to(on)
+    draws = draws_for(schedule.seed, step=0, indices=rows, shape=plan.store.code_shape, device=on)
+
+    def loss() -> Tensor:
+        with autocast(schedule, on):
+            return model(codes, draws).per_sample.mean()
+
+    return estimate(model, loss, schedule=schedule)
 
 
 def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> Denoiser:

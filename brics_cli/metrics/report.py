@@ -66,6 +66,8 @@ class EvaluationReport:
     left_out: dict[str, str] = field(default_factory=dict)
     """Metric -> why it was not measured; filled only when no metric was asked for by name."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    planned: list[dict[str, Any]] = field(default_factory=list)
+    """What would be measured of what: filled by a dry run alone."""
 
     def value(self, name: str) -> float:
         """The figure of the metric `name`. Raises KeyError when it was not measured."""

@@ -60,7 +60,10 @@ def test_every_command_with_a_result_has_json(name: str, tmp_path: Path) -> None
     assert "--json" in brics(name, "--help", cwd=tmp_path, check=0).stdout
 
 
-@pytest.mark.parametrize("name", ["pack", "train-ae", "encode-dataset", "train-diffusion", "sample"])
+LONG = ["demo", "pack", "train-ae", "encode-dataset", "decode", "train-diffusion", "sample", "eval"]
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_long_commands_have_a_dry_run(name: str, tmp_path: Path) -> None:
     assert "--dry-run" in brics(name, "--help", cwd=tmp_path, check=0).stdout
 
@@ -155,6 +158,8 @@ def test_a_dry_run_touches_nothing(tmp_path: Path, photographs: Path) -> None:
     finished = brics("train-ae", photographs, "--recipe", "tiny", "--dry-run", "--json", cwd=tmp_path, check=0)
     said = json.loads(finished.stdout)
     assert said["num_samples"] == 48 and said["code_shape"] == [16, 8, 8]
+    assert said["num_parameters"] > 3e5 and said["checkpoint_bytes"] == 16 * said["num_parameters"]
+    assert said["seconds"] == pytest.approx(said["seconds_per_step"] * said["steps"]) and said["seconds"] > 0
     assert not list(tmp_path.iterdir())
 
 

@@ -58,7 +58,7 @@ def test_flops_of_a_recipe(capfd):
         (["nowhere.h5"], 3, "is missing"),
         (["nowhere.h5", "--verify"], 3, "is missing"),
         (["nowhere", "--verify"], 2, "--verify checks key-code stores"),
-        (["--flops", "nope"], 2, "no autoencoder recipe 'nope'"),
+        (["--flops", "nope"], 2, "no recipe 'nope'"),
     ],
 )
 def test_bad_arguments(arguments, code, said, capfd):

@@ -1,0 +1,45 @@
+"""What a training run will cost, before it is started: one real step is timed, the rest is arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from brics_cli.config import ScheduleConfig
+
+# A checkpoint holds the weights, their average and AdamW's two moments.
+COPIES_PER_CHECKPOINT = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a run on the device at hand; validation, snapshots and waiting for data come on top."""
+
+    num_parameters: int
+    checkpoint_bytes: int
+    seconds_per_step: float
+    seconds: float
+
+
+def estimate(model: nn.Module, loss: Callable[[], Tensor], *, schedule: ScheduleConfig) -> Estimate:
+    """Time the forward and backward pass of one micro-batch, whose loss `loss` computes, and scale it up.
+
+    The pass is run twice and the second one counts.
+    """
+    device = next(model.parameters()).device
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        loss().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = COPIES_PER_CHECKPOINT * sum(p.numel() * p.element_size() for p in model.parameters())
+    per_step = seconds * schedule.accumulate
+    return Estimate(num_parameters, num_bytes, per_step, per_step * schedule.steps)

@@ -12,7 +12,8 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
-from brics_cli.errors import ExitCode
+from brics_cli.errors import ArtefactError, ExitCode
+from brics_cli.workspace import read_provenance
 
 app = options.command_app()
 
@@ -25,11 +26,24 @@ class Quantisation(StrEnum):
     float16 = "float16"
 
 
+def trained_on(run: Path) -> str:
+    """The collection that the autoencoder of `run` was trained on."""
+    artefact = read_provenance(run)
+    collection = artefact.parent("collection") if artefact is not None else None
+    if collection is None:
+        raise ArtefactError(f"{run} does not say what it was trained on", next="Give DATA: brics encode-dataset IMAGES")
+    return collection.path
+
+
 @app.command()
 def encode_dataset(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Images: a folder, WebDataset tars, or a pattern of tars.")
-    ],
+        Optional[str],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(
+            metavar="[DATA]",
+            help="Images: a folder, WebDataset tars, or a pattern. Default: what the autoencoder was trained on.",
+        ),
+    ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time
         typer.Option("--out", metavar="FILE.h5", help="The store. Default: codes.h5 in the workspace."),
@@ -76,6 +90,9 @@ def encode_dataset(
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     target = resolve_device(device)
     run_path = ae if ae is not None else session.resolve("autoencoder", argument="--ae").path
+    if data is None:
+        data = trained_on(run_path)
+        session.reporter.message(f"DATA not given: using {data}, which {run_path} was trained on")
     plan = plan_encoding(
         data,
         load_autoencoder(run_path, device=target),

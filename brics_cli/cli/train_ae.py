@@ -17,7 +17,10 @@ app = options.command_app()
 def train_ae(
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[DATA]", help="Images: a folder, WebDataset shards, or a pattern of shards."),
+        typer.Argument(
+            metavar="[DATA]",
+            help="Images: a folder, WebDataset shards, or a pattern of shards. Default: the newest packed shards.",
+        ),
     ] = None,
     recipe: options.Recipe = None,
     steps: options.Steps = None,

@@ -90,7 +90,7 @@ def run_demo(
 
     with _timed(seconds, "cut and pack"):
         num_train, num_held_out = _cut_crops(out / "crops", reporter)
-        for split in ("shards", "held-out"):
+        for split in ("held-out", "shards"):  # the newest shards are what later commands take
             packing = plan_packing(
                 str(out / "crops" / split), out=out / split, size=64, transform="none", shard_size=500
             )

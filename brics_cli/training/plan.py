@@ -129,9 +129,10 @@ class DiffusionPlan:
 
 
 def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> AutoencoderPlan:
-    """Resolve what `train-ae` was asked for.
+    """Resolve what `train-ae` was asked for; images left out are the workspace's newest shards.
 
-    Raises UsageError (recipe, settings, data), ArtefactError (a run to resume is not one, or its data changed).
+    Raises UsageError (recipe, settings, data), ArtefactError (no shards, or a run to resume is not one or has other
+    data now).
     """
     kind: Kind = "autoencoder"
     if options.resume is not None:
@@ -142,10 +143,13 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         assert isinstance(recipe, AutoencoderRecipe)
         val = _reopen(artefact, "validation") if artefact.parent("validation") else None
         return AutoencoderPlan(recipe, _reopen(artefact, "collection"), val, artefact, resume=True)
-    if options.data is None:
-        raise UsageError("no images given", next="brics train-ae DATA, where DATA is a folder or WebDataset shards.")
     _check_init(options, kind=kind)
-    collection = open_collection(options.data)
+    path = options.data
+    if path is None:
+        newest = workspace.newest("shards")
+        reporter.message(f"DATA not given: using {newest.path}")
+        path = str(newest.path)
+    collection = open_collection(path)
     reporter.message(f"{collection.path}: {collection.describe()}")
     name = options.recipe
     if name is None:

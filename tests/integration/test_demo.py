@@ -62,6 +62,14 @@ def test_every_mission_line_works_in_the_workspace_it_leaves(workspace: Path, ph
     assert "ViT-B-32.pt" in error_line(missing) and "brics weights import" in error_line(missing)
 
 
+def test_what_is_left_out_is_the_newest_of_its_kind(workspace: Path) -> None:
+    """In the demo's workspace: the training shards, not the held-out ones; the store of the photographs."""
+    planned = brics("train-ae", "--recipe", "tiny", "--dry-run", cwd=workspace, check=0)
+    assert "DATA not given: using shards" in planned.stderr and "970 of" in planned.stdout
+    encoding = brics("encode-dataset", "--ae", "runs/autoencoder/demo", "--dry-run", cwd=workspace, check=0)
+    assert f"DATA not given: using {workspace / 'shards'}" in encoding.stderr
+
+
 def test_status_shows_the_lineage(workspace: Path) -> None:
     rows = json.loads(brics("status", "--json", cwd=workspace, check=0).stdout)
     kinds = {row["kind"] for row in rows}

@@ -83,6 +83,15 @@ _MACHINE_ERRNOS: dict[int, tuple[str, str]] = {
 }
 
 
+_PATH_ERRNOS: dict[int, str] = {
+    errno.ENOTDIR: "a file stands where a directory is needed",
+    errno.EISDIR: "a directory stands where a file is needed",
+    errno.EEXIST: "a file stands where a directory is needed",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "the links go in circles",
+}
+
+
 def as_brics_error(error: BaseException) -> BricsError | None:
     """The `BricsError` that says what `error` (disk, permission, memory) means to a user; None for a bug."""
     if isinstance(error, BricsError):
@@ -94,4 +103,6 @@ def as_brics_error(error: BaseException) -> BricsError | None:
         what, next_step = _MACHINE_ERRNOS[error.errno]
         where = f": {error.filename}" if error.filename else ""
         return MachineError(f"{what}{where}", next=next_step)
+    if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:
+        return UsageError(f"{_PATH_ERRNOS[error.errno]}: {error.filename}", next="Use another path.")
     return None

@@ -120,6 +120,10 @@ def run(arguments: list[str]) -> int:
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="brics", standalone_mode=False)
         sys.stdout.flush()
+        if result == ExitCode.INTERRUPTED:
+            from brics_cli.cli.output import print_error
+
+            print_error("interrupted")
         return result if isinstance(result, int) else ExitCode.DONE
     except BrokenPipeError:
         # The reader of our stdout went away (`brics ... | head`): nothing to tell it, and no noise at exit.

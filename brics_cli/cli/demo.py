@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -84,7 +85,7 @@ def demo(
         "seconds": {**result.seconds, "total": total},
     }
     session.result(value, _tables(result, total))
-    session.reporter.message(f"next: cd {result.workspace} && brics status")
+    session.reporter.message(f"next: cd {shlex.quote(str(result.workspace))} && brics status")
 
 
 def _tables(result: DemoResult, total: float) -> list[RenderableType]:

@@ -20,6 +20,7 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
     Exits 6 when something is wrong, with what to do about it. Weights that are not there are no fault: only the
     metrics that need them are out of reach.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from brics_cli.jobs.doctor import Check, diagnose
@@ -34,7 +35,9 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
     table = Table.grid(padding=(0, 2))
     for check in checks:
         mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]"
-        table.add_row(mark, f"[bold]{check.name}[/]", check.found + (f"\n{check.advice}" if check.advice else ""))
+        table.add_row(
+            mark, f"[bold]{check.name}[/]", escape(check.found + (f"\n{check.advice}" if check.advice else ""))
+        )
     session.result([asdict(check) for check in checks], table)
     if not all(check.ok for check in checks):
         raise typer.Exit(ExitCode.MACHINE)

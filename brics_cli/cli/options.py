@@ -46,7 +46,7 @@ Device = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Seed of every random draw.")]  # noqa: UP045
+Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Seed of every random draw.")]  # noqa: UP045
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045

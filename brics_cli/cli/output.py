@@ -63,7 +63,8 @@ class Session:
     def resolve(self, kind: Kind, *, argument: str) -> Artefact:
         """The newest artefact of `kind`, said on stderr, for an `argument` that was left out."""
         artefact = self.workspace.newest(kind)
-        self.reporter.message(f"{argument} not given: using {artefact.path}")
+        state = "" if artefact.complete else f", unfinished ({artefact.details.get('summary', 'no summary')})"
+        self.reporter.message(f"{argument} not given: using {artefact.path}{state}")
         return artefact
 
     def result(self, value: Any, text: RenderableType | Sequence[RenderableType] = ()) -> None:

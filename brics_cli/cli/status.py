@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.tree import Tree
 
 from brics_cli.cli import options
@@ -30,21 +31,28 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
     session.result(None, [lineage_tree(artefacts, root=str(session.workspace.root.resolve()))])
 
 
+# A collection that a run names as its parent may be shards that brics packed.
+_KINDS = {"collection": "shards", "validation": "shards"}
+
+
 def lineage_tree(artefacts: list[Artefact], *, root: str) -> Tree:
     """Artefacts (newest first) as a tree: each below its nearest parent that is in the workspace."""
     by_path = {str(artefact.path.resolve()): artefact for artefact in artefacts}
+    by_sha256 = {(str(a.kind), a.details.get("sha256")): str(a.path.resolve()) for a in artefacts}
     newest = {artefact.kind: artefact for artefact in reversed(artefacts) if artefact.usable}
     children: dict[str | None, list[Artefact]] = {}
     for artefact in reversed(artefacts):
-        parents = [parent.path for parent in artefact.parents if parent.path in by_path]
+        moved = [by_sha256.get((_KINDS.get(parent.kind, parent.kind), parent.sha256)) for parent in artefact.parents]
+        places = zip([parent.path for parent in artefact.parents], moved, strict=True)
+        parents = [path if path in by_path else other for path, other in places if path in by_path or other]
         children.setdefault(parents[0] if parents else None, []).append(artefact)
-    tree = Tree(f"[bold]{root}[/]")
+    tree = Tree(f"[bold]{escape(root)}[/]")
 
     def grow(branch: Tree, of: str | None) -> None:
         for artefact in children.get(of, []):
             mark = "  [green]newest[/]" if newest.get(artefact.kind) is artefact else ""
             state = "" if artefact.complete else "  [yellow]unfinished[/]"
-            line = f"[cyan]{artefact.kind}[/] {artefact.path}{_summary(artefact)}{mark}{state}"
+            line = f"[cyan]{artefact.kind}[/] {escape(str(artefact.path))}{_summary(artefact)}{mark}{state}"
             grow(branch.add(line), str(artefact.path.resolve()))
 
     grow(tree, None)
@@ -53,4 +61,4 @@ def lineage_tree(artefacts: list[Artefact], *, root: str) -> Tree:
 
 def _summary(artefact: Artefact) -> str:
     said = artefact.details.get("summary")
-    return f"  [dim]{said}[/]" if said else ""
+    return f"  [dim]{escape(str(said))}[/]" if said else ""

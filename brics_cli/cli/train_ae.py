@@ -9,6 +9,7 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
 from brics_cli.cli.training import show_config, show_plan, show_result
+from brics_cli.errors import ExitCode
 
 app = options.command_app()
 
@@ -41,7 +42,7 @@ def train_ae(
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
-) -> None:
+) -> int:
     """Train an autoencoder: images -> key codes -> images.
 
     Without --recipe the largest general recipe that is not above the median image side is taken. Ctrl-C finishes the
@@ -67,11 +68,12 @@ def train_ae(
     plan = plan_autoencoder(asked, workspace=session.workspace, reporter=session.reporter)
     if print_config:
         show_config(session, plan)
-        return
+        return ExitCode.DONE
     if dry_run:
         show_plan(session, plan, estimate_training(plan, device=device))
-        return
+        return ExitCode.DONE
     trained = train_autoencoder(
         plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=session.reporter
     )
     show_result(session, trained, "brics", "encode-dataset", plan.data, "--out", "codes.h5", "--ae", trained.run)
+    return ExitCode.SOME_FAILED if trained.num_failed else ExitCode.DONE

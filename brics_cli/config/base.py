@@ -14,9 +14,9 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class Config(BaseModel):
-    """Frozen, no unknown keys, no silent conversions between text and numbers."""
+    """Frozen, no unknown keys, no infinities."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 def validate(cls: type[ConfigT], values: Any, *, source: str) -> ConfigT:

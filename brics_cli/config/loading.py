@@ -48,6 +48,8 @@ def parse_yaml(text: str, *, source: str) -> Any:
         where = f" line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(f"{source}{where}: {problem}") from None
+    except (ValueError, TypeError) as error:  # a date that is none, a list as a key
+        raise UsageError(f"{source}: {error}") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from brics_cli.config.autoencoder import AutoencoderConfig
 from brics_cli.config.base import Config
@@ -14,8 +14,8 @@ from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig
 class OptimiserConfig(Config):
     """AdamW. Learning rates are used as written, whatever the batch size or the number of devices."""
 
-    lr: float = Field(default=1e-3, gt=0)
-    grid_lr: float = Field(default=3e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=100)
+    grid_lr: float = Field(default=3e-3, gt=0, le=100)
     """Of feature grids, which get no weight decay and eps 1e-15 (Instant-NGP, arXiv 2201.05989)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -31,6 +31,12 @@ class LossConfig(Config):
 
     l1: float = Field(default=1.0, ge=0)
     l2: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_minimised(self) -> LossConfig:
+        if not (self.l1 or self.l2):
+            raise ValueError("all weights are 0: nothing would be minimised")
+        return self
 
 
 class DataConfig(Config):
@@ -56,11 +62,11 @@ class ScheduleConfig(Config):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast on CUDA; ignored on the CPU, where it is slower."""
     compile: bool = False
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     ema_half_life_kimg: float = Field(default=10.0, gt=0)
     """Thousands of images after which a weight's share in the average has halved."""
     ema_warmup: float = Field(default=0.05, gt=0, le=1)
-    """Early on, the half-life is this fraction of the images seen (EDM2's ramp-up ratio)."""
+    """Early on, the half-life is this fraction of the images seen (EDM's ramp-up ratio)."""
     log_every: PositiveInt = 50
     val_every: PositiveInt = 1000
     snapshot_every: PositiveInt = 5000
@@ -68,11 +74,15 @@ class ScheduleConfig(Config):
     keep_checkpoints: PositiveInt = 2
 
 
+RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name that can be part of a directory's."""
+
+
 class AutoencoderRecipe(Config):
     """A recipe of `brics train-ae`."""
 
     kind: Literal["autoencoder"]
-    name: str
+    name: RecipeName
     about: str
     """One line for `brics recipes`."""
     model: AutoencoderConfig
@@ -86,7 +96,7 @@ class DiffusionRecipe(Config):
     """A recipe of `brics train-diffusion`. Data are the codes of a store, so there is no transform here."""
 
     kind: Literal["diffusion"]
-    name: str
+    name: RecipeName
     about: str
     denoiser: DenoiserConfig = DenoiserConfig()
     diffusion: DiffusionConfig = DiffusionConfig()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.core.bottlenecks.base import Bottleneck
 from brics_cli.core.model_files import load_weights, read_model_config, save_model
+from brics_cli.errors import ArtefactError, UsageError
 
 KIND = "autoencoder"
 
@@ -74,9 +75,16 @@ def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") ->
     """
     from brics_cli.core.build import build_autoencoder
 
-    config, directory = read_model_config(path, kind=KIND)
-    model = build_autoencoder(validate(AutoencoderConfig, config.get("model"), source=str(directory / "config.json")))
+    values, directory = read_model_config(path, kind=KIND)
+    source = directory / "config.json"
+    try:
+        config = validate(AutoencoderConfig, values.get("model"), source=str(source))
+    except UsageError as error:  # nobody typed this file: it is damaged
+        raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
+    if not isinstance(values.get("transform"), str):
+        raise ArtefactError(f"{source} does not say the pixel transform it was trained with")
+    model = build_autoencoder(config)
     model.weights_sha256 = load_weights(model, directory, device=device)
-    model.path = Path(path)
-    model.transform = str(config["transform"])
+    model.path = directory.parent if directory.name == "model" else directory  # the run, whichever was given
+    model.transform = values["transform"]
     return model.eval().requires_grad_(False)

@@ -39,6 +39,8 @@ def open_collection(path_or_pattern: str | Path, *, subset: str | None = None) -
     Raises UsageError (missing path, no images, a format that is not read, a URL), ArtefactError (a damaged tar, a
     pack that has not finished).
     """
+    if not str(path_or_pattern):
+        raise UsageError("the path of the images is empty", next="Is a shell variable unset?")
     text = os.fspath(path_or_pattern)
     if text.startswith("pipe:") or "://" in text:
         raise UsageError(f"{text!r} is not a path", next="Give a folder or tars on a local disk.")

@@ -42,7 +42,8 @@ def claim_output(artefact: Artefact, *, overwrite: bool, is_file: bool = False) 
                 f"{path} was begun with other inputs: {'; '.join(differing)}",
                 next="Give another --out, or --overwrite to begin again.",
             )
-    check_output(path, overwrite=overwrite, what="the output")
+    inputs = [parent.path for parent in artefact.parents]
+    check_output(path, overwrite=overwrite, what="the output", kind=artefact.kind, inputs=inputs)
     if not is_file:
         path.mkdir(parents=True, exist_ok=True)
         write_provenance(artefact)
@@ -52,7 +53,8 @@ def claim_output(artefact: Artefact, *, overwrite: bool, is_file: bool = False) 
 @contextmanager
 def output_lock(path: Path) -> Iterator[None]:
     """Let one process write to `path` while the block runs. Raises MachineError when another one does."""
-    with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
+    resolved = path.resolve()  # `--out .` has no name
+    with hold_lock(resolved.with_name(f".{resolved.name}.lock"), what=str(path)):
         yield
 
 

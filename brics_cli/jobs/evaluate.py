@@ -34,6 +34,7 @@ from brics_cli.workspace import (
     Parent,
     Workspace,
     check_output,
+    check_writable,
     read_provenance,
     write_json_atomically,
     write_provenance,
@@ -84,6 +85,7 @@ def evaluate(
     choice = choose_metrics(metrics, allow_unverified=allow_unverified)
     if out is not None:
         check_output(out, overwrite=overwrite, what="the report")
+        check_writable(out)
     torch_device = resolve_device(device)
     plan, without_inputs = _plan(choice.metrics, real, fake, workspace, reporter, asked=asked)
     report = EvaluationReport(left_out={**choice.left_out, **without_inputs})

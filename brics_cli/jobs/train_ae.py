@@ -97,14 +97,16 @@ def train_autoencoder(
                 run.log(state.step, scores)
             if state.step % schedule.snapshot_every == 0 or last:
                 save_snapshot(state.ema.model, val_images, val_samples, run.image_path(state.step), device=on)
-            if state.step % schedule.checkpoint_every == 0 or last or stop.requested:
-                run.save_checkpoint(state)
+            if (state.step % schedule.checkpoint_every == 0 or last or stop.requested) and state.is_sound():
                 publish_model(run, state, recipe, metrics=metrics)
-            if stop.requested and not last:
-                raise run.interrupted(state, command="train-ae")
+                run.save_checkpoint(state)
+                if stop.requested and not last:
+                    raise run.interrupted(state, command="train-ae")
+            elif last:
+                raise state.diverged("the last losses or weights are not finite")
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
-    return TrainResult(plan.artefact.path, state.step, metrics)
+    return TrainResult(plan.artefact.path, state.step, metrics, num_failed=len(images.failures))
 
 
 def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimate:
@@ -169,7 +171,8 @@ def publish_model(
     sha256 = save_autoencoder(
         run.path / "model", config=recipe.model, state=state.ema.model.state_dict(), details=details
     )
-    scores = {name: value for name, value in metrics.items() if name.startswith("val/")}
+    validated = (state.step % recipe.training.val_every == 0) or state.step == recipe.training.steps
+    scores = {name: value for name, value in metrics.items() if name.startswith("val/") and validated}
     summary = f"{recipe.name}, step {state.step:,}" + (f", {scores['val/psnr']:.2f} dB" if scores else "")
     complete = state.step == recipe.training.steps
     run.publish(complete=complete, sha256=sha256, step=state.step, summary=summary, **scores)

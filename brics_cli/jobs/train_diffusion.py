@@ -105,11 +105,13 @@ def train_diffusion(
             task.advance(note=f"loss {loss_of_batch:.4f}")
             if (state.step % schedule.snapshot_every == 0 or last) and autoencoder is not None:
                 save_snapshot(state.ema.model, autoencoder, run.image_path(state.step), device=on)
-            if state.step % schedule.checkpoint_every == 0 or last or stop.requested:
-                run.save_checkpoint(state)
+            if (state.step % schedule.checkpoint_every == 0 or last or stop.requested) and state.is_sound():
                 publish_model(run, state, recipe, store)
-            if stop.requested and not last:
-                raise run.interrupted(state, command="train-diffusion")
+                run.save_checkpoint(state)
+                if stop.requested and not last:
+                    raise run.interrupted(state, command="train-diffusion")
+            elif last:
+                raise state.diverged("the last losses or weights are not finite")
     return TrainResult(plan.artefact.path, state.step, metrics)
 
 

@@ -15,7 +15,7 @@ class Ema(Generic[ModelT]):
     """A copy of `model` whose weights follow it: ema <- decay * ema + (1 - decay) * weights.
 
     decay = 0.5^(batch / half-life), the half-life in images, held to `warmup` times the images seen so that the
-    random start is forgotten (EDM, arXiv 2206.00364, training_loop; ramp-up ratio 0.05 there).
+    random start is forgotten (NVlabs/edm's training loop, arXiv 2206.00364: a ramp-up ratio of 0.05).
     """
 
     def __init__(self, model: ModelT, *, half_life_kimg: float, warmup: float) -> None:

@@ -92,13 +92,17 @@ class TrainingImages:
         return shards, np.array(sorted(held_out), np.int64)
 
     def load(self, samples: Sequence[int]) -> np.ndarray:
-        """(len(samples), S, S, 3) uint8. A sample that cannot be read is replaced by the next one that can."""
+        """(up to len(samples), S, S, 3) uint8: for validation, where a sample that cannot be read is left out."""
         if self.cached is not None:
-            return self.cached[np.asarray(samples)]
-        return np.stack([self._load_or_next(int(sample)) for sample in samples])
+            return self.cached[np.asarray(samples, np.int64)]
+        images = [image for sample in samples if (image := self._decode(int(sample))) is not None]
+        return np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
 
     def batches(self, order: SampleOrder, *, start: int, batch_size: int) -> Iterator[Batch]:
-        """Batches of `order` from position `start` on, without end; read ahead unless they are in memory."""
+        """Batches of `order` from position `start` on, without end; read ahead unless they are in memory.
+
+        A sample that cannot be read is replaced by the next one that can and is not held out.
+        """
         if self.cached is not None:
             while True:
                 samples = order.batch(start, batch_size)

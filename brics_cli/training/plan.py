@@ -20,7 +20,7 @@ from brics_cli.config import (
     load_yaml,
 )
 from brics_cli.config.loading import recipe_from_values
-from brics_cli.core.model_files import read_model_config
+from brics_cli.core.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.data import Collection, median_side, open_collection
 from brics_cli.data.loader import default_num_workers
 from brics_cli.errors import ArtefactError, UsageError
@@ -29,8 +29,9 @@ from brics_cli.store import KeyCodeStore
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.run import CONFIG_FILE, open_for_resume
-from brics_cli.workspace import Artefact, Kind, Parent, Workspace
+from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.differences import differences
 
 VALIDATION_IMAGES = 2048
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
@@ -90,7 +91,8 @@ class AutoencoderPlan:
             val_images = self._opened(self.val, workers, reporter)
             val_samples = np.concatenate(val_images.split(val_fraction=None)[0])
         order = SampleOrder(shards, seed=self.recipe.training.seed)
-        return images, val_images, val_samples[:VALIDATION_IMAGES], order
+        spread = np.linspace(0, len(val_samples) - 1, min(len(val_samples), VALIDATION_IMAGES)).round().astype(int)
+        return images, val_images, val_samples[spread], order
 
     def _opened(self, collection: Collection, num_workers: int, reporter: Reporter) -> TrainingImages:
         data = self.recipe.data
@@ -143,7 +145,6 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         assert isinstance(recipe, AutoencoderRecipe)
         val = _reopen(artefact, "validation") if artefact.parent("validation") else None
         return AutoencoderPlan(recipe, _reopen(artefact, "collection"), val, artefact, resume=True)
-    _check_init(options, kind=kind)
     path = options.data
     if path is None:
         newest = workspace.newest("shards")
@@ -158,6 +159,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
     recipe = _load(name, options, kind=kind)
     assert isinstance(recipe, AutoencoderRecipe)
+    _check_init(options, recipe)
     val = open_collection(options.val) if options.val is not None else None
     parents = [Parent("collection", collection.path, collection.fingerprint)]
     if val is not None:
@@ -179,7 +181,6 @@ def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Rep
         )
         assert isinstance(recipe, DiffusionRecipe)
         return DiffusionPlan(recipe, _reopen_store(artefact), artefact, resume=True)
-    _check_init(options, kind=kind)
     path = options.data
     if path is None:
         newest = workspace.newest("store")
@@ -192,6 +193,7 @@ def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Rep
         reporter.message(f"--recipe not given: using {name}")
     recipe = _load(name, options, kind=kind)
     assert isinstance(recipe, DiffusionRecipe)
+    _check_init(options, recipe)
     parents = [Parent("store", str(Path(path).resolve()), store.sha256)]
     autoencoder = store.artefact.parent("autoencoder")
     if autoencoder is not None:
@@ -215,19 +217,37 @@ def _check_batches(schedule: ScheduleConfig) -> None:
         )
 
 
-def _check_init(options: TrainOptions, *, kind: str) -> None:
-    if options.init_from is not None:
-        read_model_config(options.init_from, kind=kind)
+def _check_init(options: TrainOptions, recipe: Recipe) -> None:
+    """Raise ArtefactError when the run to start from is none, or has another architecture than `recipe`."""
+    if options.init_from is None:
+        return
+    theirs = read_model_config(options.init_from, kind=recipe.kind)[0]
+    part = "model" if isinstance(recipe, AutoencoderRecipe) else "denoiser"
+    ours = getattr(recipe, part).model_dump(mode="json")
+    differing = differences(_flat(theirs.get(part, {})), _flat(ours))
+    if differing:
+        raise ArtefactError(
+            f"{options.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",
+            next="Take its recipe: --recipe RUN/config.yaml.",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _new_artefact(
     kind: Kind, recipe: Recipe, parents: list[Parent], options: TrainOptions, workspace: Workspace
 ) -> Artefact:
     path = options.out if options.out is not None else workspace.new_run_path(kind, recipe.name)
-    details: dict[str, Any] = {"recipe": recipe.name}
     if options.init_from is not None:
-        details["init_from"] = str(options.init_from.resolve())
-    return Artefact(kind, path, now(), complete=False, parents=tuple(parents), details=details)
+        directory = read_model_config(options.init_from, kind=kind)[1]
+        parents.append(Parent("init", str(options.init_from.resolve()), sha256_of_file(directory / WEIGHTS_NAME)))
+    return Artefact(kind, path, now(), complete=False, parents=tuple(parents), details={"recipe": recipe.name})
 
 
 def _run_to_resume(options: TrainOptions, *, kind: str) -> tuple[Artefact, dict[str, Any]]:
@@ -241,7 +261,7 @@ def _run_to_resume(options: TrainOptions, *, kind: str) -> tuple[Artefact, dict[
         "--out": options.out,
         "--init-from": options.init_from,
     }
-    refused = [name for name, value in given.items() if value]
+    refused = [name for name, value in given.items() if value is not None and value != ()]
     if refused:
         raise UsageError(
             f"--resume goes on with the run's own settings, so it cannot be given with {', '.join(refused)}",

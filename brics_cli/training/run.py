@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import brics_cli
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
-from brics_cli.errors import ArtefactError, InterruptedRunError
+from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.training.state import TrainingState
 from brics_cli.workspace import (
@@ -53,16 +55,17 @@ class Plan(Protocol):
 class Run:
     """One training run on disk, open for writing."""
 
-    def __init__(self, artefact: Artefact, *, keep_checkpoints: int) -> None:
+    def __init__(self, artefact: Artefact, *, keep_checkpoints: int, first_step: int = 0) -> None:
         self.artefact = artefact
         self.path = artefact.path
         self.keep_checkpoints = keep_checkpoints
-        self.writer = SummaryWriter(str(self.path))
+        self.writer = SummaryWriter(str(self.path), purge_step=first_step)
 
     @classmethod
     def create(cls, artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> Run:
         """Make the directory and write what is known before the first step."""
-        check_output(artefact.path, overwrite=overwrite, what="the run")
+        inputs = [parent.path for parent in artefact.parents]
+        check_output(artefact.path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
         artefact.path.mkdir(parents=True, exist_ok=True)
         write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(recipe))
         write_json_atomically(artefact.path / "environment.json", environment(device, seed=recipe.training.seed))
@@ -105,7 +108,7 @@ class Run:
         """The error that ends a run that was asked to stop, and has been saved."""
         return InterruptedRunError(
             f"stopped at step {state.step:,} of {state.schedule.steps:,}, saved",
-            next=f"Go on with: brics {command} --resume {self.path}",
+            next=f"Go on with: brics {command} --resume {shlex.quote(str(self.path))}",
         )
 
 
@@ -121,8 +124,15 @@ def open_run(
     artefact = plan.artefact
     with output_lock(artefact.path):
         if plan.resume:
+            remove_half_written(artefact.path)
             state.load(latest_checkpoint(artefact.path))
-            run = Run(artefact, keep_checkpoints=plan.recipe.training.keep_checkpoints)
+            if state.step > plan.recipe.training.steps:
+                raise UsageError(
+                    f"{artefact.path} is at step {state.step:,} already, beyond --steps {plan.recipe.training.steps:,}",
+                    next="Give more --steps.",
+                )
+            write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(plan.recipe))  # --steps may be new
+            run = Run(artefact, keep_checkpoints=plan.recipe.training.keep_checkpoints, first_step=state.step + 1)
             run.forget_after(state.step)
             reporter.message(f"resuming {artefact.path} at step {state.step:,}")
         else:
@@ -139,6 +149,16 @@ def open_run(
 def checkpoints(run: Path) -> list[Path]:
     """The run's complete checkpoints, oldest first."""
     return sorted(path.parent for path in (run / "checkpoints").glob("step-*/state.json"))
+
+
+def remove_half_written(run: Path) -> None:
+    """Remove what a kill left of a checkpoint or model in the making; call it under the run's lock."""
+    for folder in (run, run / "checkpoints"):
+        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def latest_checkpoint(run: Path) -> Path:
@@ -162,6 +182,7 @@ def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors")
     return {
         "brics": brics_cli.__version__,
+        "git": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in packages},
@@ -174,6 +195,18 @@ def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
     }
 
 
+def _git_commit() -> str | None:
+    """The commit of the checkout that brics runs from, `+` for uncommitted changes; None for an installed brics."""
+    checkout = Path(brics_cli.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -183,8 +216,9 @@ def _version(package: str) -> str | None:
 
 @dataclass
 class TrainResult:
-    """What a training command returns: the run, how far it came, its last metrics by name."""
+    """What a training command returns: the run, how far it came, its last metrics by name, images left out."""
 
     run: Path
     step: int
     metrics: dict[str, float]
+    num_failed: int = 0

@@ -49,6 +49,17 @@ class TrainingState(Generic[ModelT]):
     def images_seen(self) -> int:
         return self.step * self.schedule.batch_size
 
+    def is_sound(self) -> bool:
+        """Whether it may be saved: the last step was not skipped, and every weight is finite."""
+        return not self._skipped_in_a_row and all(bool(p.isfinite().all()) for p in self.model.parameters())
+
+    def diverged(self, why: str) -> MachineError:
+        """The error that ends a run whose weights or losses are no numbers any more."""
+        return MachineError(
+            f"training diverged: {why} at step {self.step}",
+            next="Lower the learning rate (--set optimiser.lr=...); the last checkpoint is intact.",
+        )
+
     def update(self, loss: float) -> Update:
         """Clip the gradients that are there, step the optimiser, let the EMA follow, count the step.
 
@@ -69,11 +80,7 @@ class TrainingState(Generic[ModelT]):
             self.num_skipped += 1
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-                raise MachineError(
-                    f"training diverged: loss {loss:g}, gradient norm {norm:g} at step {self.step}, "
-                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row",
-                    next="Lower the learning rate (--set optimiser.lr=...); the last checkpoint is intact.",
-                )
+                raise self.diverged(f"loss {loss:g}, gradient norm {norm:g}, {MAX_SKIPPED_IN_A_ROW} steps in a row,")
         self.optimiser.zero_grad(set_to_none=True)
         return Update(norm, self.optimiser.param_groups[0]["lr"], not finite)
 

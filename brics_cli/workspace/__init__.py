@@ -9,7 +9,13 @@ from brics_cli.workspace.artefacts import (
     sha256_of_file,
     write_provenance,
 )
-from brics_cli.workspace.files import atomic_path, check_output, write_json_atomically, write_text_atomically
+from brics_cli.workspace.files import (
+    atomic_path,
+    check_output,
+    check_writable,
+    write_json_atomically,
+    write_text_atomically,
+)
 from brics_cli.workspace.locks import hold_lock
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "Workspace",
     "atomic_path",
     "check_output",
+    "check_writable",
     "hold_lock",
     "read_provenance",
     "sha256_of_file",

@@ -101,7 +101,12 @@ def read_provenance(path: Path) -> Artefact | None:
         text = _store_provenance(path)
         if text is None:
             return None
-        record = json.loads(text)
+        try:
+            record = json.loads(text)
+        except ValueError:
+            return None  # an HDF5 file of something else may have an attribute of that name
+        if not isinstance(record, dict) or "brics_artefact" not in record:
+            return None
     else:
         source = provenance_path(path)
         if not source.is_file():
@@ -136,7 +141,7 @@ def _store_provenance(path: Path) -> str | None:
     try:
         with h5py.File(path, "r") as file:
             text = file.attrs.get(STORE_ATTRIBUTE)
-    except OSError:
+    except (OSError, RuntimeError, KeyError, ValueError):
         return None
     return text if isinstance(text, str) else None
 

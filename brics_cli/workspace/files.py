@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from brics_cli.errors import ArtefactError, WouldOverwriteError
@@ -78,23 +80,51 @@ def read_json(path: Path, *, what: str) -> Any:
         raise ArtefactError(f"{what}: {path} is damaged ({error})") from None
 
 
-def check_output(path: Path, *, overwrite: bool, what: str) -> None:
+def check_output(
+    path: Path, *, overwrite: bool, what: str, kind: str | None = None, inputs: Sequence[str] = ()
+) -> None:
     """Raise WouldOverwriteError when the output `path` is a file or a non-empty directory.
 
-    With `overwrite` a file is left for the writer to replace; a directory is emptied only when brics made it
-    (it carries our provenance file), so that a mistyped --out never deletes somebody's data.
+    With `overwrite` a file is left for the writer to replace. A directory is emptied only when brics made it as an
+    artefact of this `kind`, no other artefact stands in it, and none of `inputs` (paths or patterns the command
+    reads) lies in it: a mistyped --out never deletes somebody's data.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
         raise WouldOverwriteError(f"{what} {path} is already there", next="Give another --out, or --overwrite.")
     if path.is_dir():
-        if not (path / PROVENANCE_FILE).exists():
-            raise WouldOverwriteError(
-                f"{path} was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it",
-                next="Remove it yourself, or give another --out.",
-            )
+        _check_may_be_emptied(path, kind=kind, inputs=inputs)
         shutil.rmtree(path)
+
+
+def _check_may_be_emptied(path: Path, *, kind: str | None, inputs: Sequence[str]) -> None:
+    for text in inputs:
+        source = Path(re.split(r"[{*?]", text)[0]).resolve()
+        if source.is_relative_to(path.resolve()):
+            raise WouldOverwriteError(
+                f"--overwrite would delete {text}, which this command reads", next="Give another --out."
+            )
+    advice = "Remove it yourself, or give another --out."
+    if not (path / PROVENANCE_FILE).is_file():
+        raise WouldOverwriteError(
+            f"{path} was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it", next=advice
+        )
+    found = read_json(path / PROVENANCE_FILE, what="artefact").get("kind")
+    if found != kind:
+        raise WouldOverwriteError(
+            f"{path} holds an artefact of kind {found!r}, and --overwrite replaces kind {kind!r} alone", next=advice
+        )
+    others = next((other for other in path.rglob(PROVENANCE_FILE) if other.parent != path), None)
+    if others is not None or (path / "runs").exists():
+        raise WouldOverwriteError(f"{path} holds other artefacts, so --overwrite will not empty it", next=advice)
+
+
+def check_writable(path: Path) -> None:
+    """Make the directory that the file `path` goes to, and raise OSError now when nothing can be written there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=".brics-"):
+        pass
 
 
 PROVENANCE_FILE = "brics.json"

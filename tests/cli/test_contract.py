@@ -15,6 +15,7 @@ import typer
 from commands import brics, environment, error_line
 
 from brics_cli.cli.app import COMMANDS, LazyGroup, app
+from brics_cli.workspace import Artefact, write_provenance
 
 ROOT = Path(__file__).parents[2]
 HELP_CPU_S = 0.3
@@ -172,6 +173,36 @@ def test_an_output_is_never_overwritten_unasked(tmp_path: Path, photographs: Pat
         assert "mine" in error_line(finished)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
     brics("demo", "--out", "mine", cwd=tmp_path, check=4)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("file/x", "a file stands where a directory is needed"),
+        ("x" * 300, "the name is too long"),
+        (".", "is already there"),
+    ],
+)
+def test_outputs_that_cannot_be(tmp_path: Path, photographs: Path, out: str, said: str) -> None:
+    (tmp_path / "file").write_text("x")
+    for command in (("pack", photographs), ("train-ae", photographs, "--recipe", "tiny", "--steps", 1)):
+        finished = brics(*command, "--out", out, cwd=tmp_path)
+        assert finished.returncode in (2, 4) and said in error_line(finished), (command, finished.stderr)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_an_empty_path_is_not_the_current_directory(tmp_path: Path, photographs: Path) -> None:
+    for command in (("pack", "", "--out", "x"), ("train-ae", "", "--recipe", "tiny")):
+        assert "is empty" in error_line(brics(*command, cwd=photographs, check=2))
+
+
+def test_a_workspace_named_like_markup_is_shown_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "n[/y] m[red]x"
+    (folder / "[b]samples").mkdir(parents=True)
+    write_provenance(Artefact("samples", folder / "[b]samples", "2026-01-01T00:00:00", details={"summary": "[/u]"}))
+    shown = "".join(brics("status", cwd=folder, check=0).stdout.split())
+    for text in ("n[/y]m[red]x", "[b]samples", "[/u]"):
+        assert text in shown
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from commands import brics, error_line
 from PIL import Image
 
@@ -103,7 +102,7 @@ def test_readme_snippets_run(workspace: Path, name: str, monkeypatch: pytest.Mon
     match = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README, flags=re.DOTALL)
     assert match is not None
     monkeypatch.chdir(workspace)
-    found: dict = {"torch": torch}
+    found: dict = {}
     code = match.group(1).replace("codes.h5", "photographs.h5")
     exec(compile(code, name, "exec"), found)  # our own README
     if name == "h5py snippet":

@@ -141,10 +141,40 @@ def test_two_writers_of_one_run(photographs: Path, tmp_path: Path) -> None:
         process.communicate()
 
 
+def test_resume_with_more_steps_is_remembered(straight: Path, photographs: Path, tmp_path: Path) -> None:
+    brics("train-ae", photographs, *QUICK, "--steps", 4, "--out", "r un", cwd=tmp_path, check=0)
+    process = start_brics("train-ae", "--resume", "r un", "--steps", 40000, cwd=tmp_path)
+    wait_for(tmp_path / "r un" / "checkpoints" / "step-00000008" / "state.json", process)
+    process.send_signal(signal.SIGINT)
+    last = process.communicate(timeout=60)[1].splitlines()[-1]
+    assert "of 40,000, saved. Go on with: brics train-ae --resume 'r un'" in last
+    planned = brics("train-ae", "--resume", "r un", "--print-config", "--json", cwd=tmp_path, check=0)
+    assert json.loads(planned.stdout)["training"]["steps"] == 40000
+    fewer = brics("train-ae", "--resume", "r un", "--steps", 2, cwd=tmp_path, check=2)
+    assert "beyond --steps 2" in error_line(fewer)
+
+
+def test_a_run_that_ends_in_no_numbers_publishes_nothing(photographs: Path, tmp_path: Path) -> None:
+    settings = ("--steps", 2, "--set", "loss.l1=1e39", "--out", "run")  # beyond float32
+    diverged = brics("train-ae", photographs, *QUICK, *settings, cwd=tmp_path, check=6)
+    assert "training diverged" in error_line(diverged)
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_images_that_fail_are_exit_5(photographs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in sorted(photographs.iterdir())[:6]:
+        (data / path.name).write_bytes(path.read_bytes())
+    (data / "broken.png").write_text("this is no image")
+    finished = brics("train-ae", data, *QUICK, "--steps", 1, "--out", "run", cwd=tmp_path, check=5)
+    assert "1 of 7 images failed and are left out, first broken" in finished.stderr
+
+
 def test_divergence_stops_with_the_last_checkpoint_intact(photographs: Path, tmp_path: Path) -> None:
     brics("train-ae", photographs, *QUICK, "--steps", 4, "--out", "run", cwd=tmp_path, check=0)
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("lr: 0.002", "lr: 1.0e+38"))
+    config.write_text(config.read_text().replace("l1: 1.0", "l1: 1.0e+39"))  # beyond float32
     diverged = brics("train-ae", "--resume", "run", "--steps", 40, cwd=tmp_path, check=6)
     assert "training diverged" in error_line(diverged)
     assert load_file(tmp_path / "run" / "checkpoints" / "step-00000004" / "weights.safetensors")
@@ -157,7 +187,7 @@ def test_init_from_starts_a_new_run_from_those_weights(straight: Path, photograp
         "train-ae", photographs, *QUICK, "--set", "model.bottleneck.kind=none", "--init-from", straight, "--out", "x",
         cwd=tmp_path, check=3,
     )  # fmt: skip
-    assert "does not fit" in error_line(other) and not (tmp_path / "x").exists()
+    assert "another architecture than recipe tiny: bottleneck" in error_line(other) and not (tmp_path / "x").exists()
 
 
 def test_diffusion_training_resumes_to_the_same_bits(straight: Path, photographs: Path, tmp_path: Path) -> None:

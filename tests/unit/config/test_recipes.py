@@ -59,6 +59,12 @@ def test_any_bottleneck_fits_any_recipe(name: str, kind: str) -> None:
         ("training.steps=many", "--set: training.steps = 'many', but it should be a valid integer"),
         ("optimiser.lr", "--set 'optimiser.lr' is not KEY=VALUE"),
         ("name.x=1", "--set name.x: name is a value, not a block"),
+        ("name=2020-13-45", "--set name: month must be in 1..12"),
+        ("model={[1]: 2}", "--set model: "),
+        ("loss.l1=0", "all weights are 0"),
+        ("name=a/b", "--set: name = 'a/b', but it should"),
+        ("training.seed=-1", "--set: training.seed = -1, but it should be greater than or equal to 0"),
+        ("optimiser.lr=.inf", "--set: optimiser.lr = inf, but it should be a finite number"),
         ("model.image_size=65", "image_size 65 is not a multiple of the encoder's downsampling 8"),
     ],
 )

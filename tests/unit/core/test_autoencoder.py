@@ -141,6 +141,13 @@ def test_models_of_another_kind_format_or_shape_say_so(tmp_path: Path) -> None:
         file.write_text(json.dumps(written | change))
         with pytest.raises(ArtefactError, match=words):
             load_autoencoder(tmp_path)
+    for change, words in (
+        ({"transform": None}, "does not say the pixel transform"),
+        ({"model": {**written["model"], "code_channels": "many"}}, "The model's config is damaged"),
+    ):
+        file.write_text(json.dumps(written | change))
+        with pytest.raises(ArtefactError, match=words):
+            load_autoencoder(tmp_path)
     with pytest.raises(ArtefactError, match="no autoencoder run at"):
         load_autoencoder(tmp_path / "elsewhere")
 

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from brics_cli.errors import ArtefactError, MachineError, WouldOverwriteError
@@ -67,6 +68,14 @@ def test_damaged_provenance_is_one_line_and_does_not_stop_the_search(tmp_path: P
     assert Workspace(tmp_path).newest("autoencoder").path == good
 
 
+@pytest.mark.parametrize("text", ["not JSON", "[]", "{}"])
+def test_an_hdf5_file_of_something_else_is_passed_over(tmp_path: Path, text: str) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.attrs["provenance"] = text
+    assert read_provenance(tmp_path / "other.h5") is None
+    assert Workspace(tmp_path).artefacts() == []
+
+
 def test_provenance_of_a_newer_brics_says_so(tmp_path: Path) -> None:
     (tmp_path / "brics.json").write_text(json.dumps({"brics_artefact": 2}))
     with pytest.raises(ArtefactError, match="newer brics"):
@@ -101,7 +110,7 @@ def test_overwrite_never_empties_a_directory_that_brics_did_not_make(tmp_path: P
         check_output(tmp_path, overwrite=True, what="the run")
     assert (tmp_path / "thesis.tex").exists()
     write_provenance(Artefact("samples", tmp_path, "2026-01-01T00:00:00"))
-    check_output(tmp_path, overwrite=True, what="the run")
+    check_output(tmp_path, overwrite=True, what="the run", kind="samples")
     assert not tmp_path.exists()
 
 

@@ -6,7 +6,7 @@ A parent is looked for where its child says it was and, should it have moved, in
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brics_cli.core.model_files import read_model_config
@@ -43,7 +43,7 @@ def store_origin(artefact: Artefact, *, workspace: Workspace) -> Origin | None:
     if store_artefact is None:
         return None
     store = KeyCodeStore(store_artefact.path)
-    return _origin(store_artefact, transform=store.transform, size=store.image_size)
+    return _origin(store_artefact, transform=store.transform, size=store.image_size, workspace=workspace)
 
 
 def training_origin(artefact: Artefact, *, workspace: Workspace) -> Origin | None:
@@ -59,12 +59,14 @@ def training_origin(artefact: Artefact, *, workspace: Workspace) -> Origin | Non
         transform, size = str(config["transform"]), int(config["model"]["image_size"])
     except (KeyError, TypeError, ValueError):
         raise ArtefactError(f"{directory / 'config.json'} does not say the transform and the image size") from None
-    return _origin(autoencoder, transform=transform, size=size)
+    return _origin(autoencoder, transform=transform, size=size, workspace=workspace)
 
 
-def _origin(artefact: Artefact, *, transform: str, size: int) -> Origin | None:
+def _origin(artefact: Artefact, *, transform: str, size: int, workspace: Workspace) -> Origin | None:
     collection = artefact.parent("collection") or artefact.parent("shards")
-    return None if collection is None else Origin(collection, transform, size)
+    if collection is None:
+        return None
+    return Origin(replace(collection, path=workspace.collection_path(collection)), transform, size)
 
 
 def _locate(parent: Parent, *, workspace: Workspace) -> Artefact | None:

@@ -143,8 +143,8 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
             values, kind=kind, source=str(options.resume / CONFIG_FILE), training__steps=options.steps
         )
         assert isinstance(recipe, AutoencoderRecipe)
-        val = _reopen(artefact, "validation") if artefact.parent("validation") else None
-        return AutoencoderPlan(recipe, _reopen(artefact, "collection"), val, artefact, resume=True)
+        val = _reopen(artefact, "validation", workspace) if artefact.parent("validation") else None
+        return AutoencoderPlan(recipe, _reopen(artefact, "collection", workspace), val, artefact, resume=True)
     path = options.data
     if path is None:
         newest = workspace.newest("shards")
@@ -180,7 +180,7 @@ def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Rep
             values, kind=kind, source=str(options.resume / CONFIG_FILE), training__steps=options.steps
         )
         assert isinstance(recipe, DiffusionRecipe)
-        return DiffusionPlan(recipe, _reopen_store(artefact), artefact, resume=True)
+        return DiffusionPlan(recipe, _reopen_store(artefact, workspace), artefact, resume=True)
     path = options.data
     if path is None:
         newest = workspace.newest("store")
@@ -270,16 +270,17 @@ def _run_to_resume(options: TrainOptions, *, kind: str) -> tuple[Artefact, dict[
     return open_for_resume(options.resume, kind=kind), load_yaml(options.resume / CONFIG_FILE)
 
 
-def _reopen(artefact: Artefact, kind: str) -> Collection:
+def _reopen(artefact: Artefact, kind: str, workspace: Workspace) -> Collection:
     parent = _parent(artefact, kind)
-    collection = open_collection(parent.path)
+    collection = open_collection(workspace.collection_path(parent))
     _check_unchanged(parent, collection.fingerprint, artefact)
     return collection
 
 
-def _reopen_store(artefact: Artefact) -> KeyCodeStore:
+def _reopen_store(artefact: Artefact, workspace: Workspace) -> KeyCodeStore:
     parent = _parent(artefact, "store")
-    store = KeyCodeStore(parent.path)
+    moved = None if Path(parent.path).exists() else workspace.with_sha256("store", parent.sha256)
+    store = KeyCodeStore(parent.path if moved is None else moved.path)
     _check_unchanged(parent, store.sha256, artefact)
     return store
 

@@ -187,6 +187,14 @@ class Workspace:
                 return artefact
         return None
 
+    def collection_path(self, parent: Parent) -> str:
+        """Where the collection `parent` stands: as recorded, or, if it is gone from there, shards of that sha256."""
+        if not Path(parent.path).exists():
+            moved = self.with_sha256("shards", parent.sha256)
+            if moved is not None:
+                return str(moved.path.resolve())
+        return parent.path
+
     def new_run_path(self, kind: str, recipe: str) -> Path:
         """A path for a new run: `runs/<kind>/<yyyymmdd-hhmmss>-<recipe>`, not there yet."""
         stem = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"

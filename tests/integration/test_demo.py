@@ -92,6 +92,24 @@ def test_a_moved_autoencoder_is_found_by_its_weights(workspace: Path, tmp_path: 
         moved.rename(run)
 
 
+def test_a_moved_workspace_still_knows_what_was_made_from_what(workspace: Path) -> None:
+    moved = workspace.with_name("elsewhere")
+    workspace.rename(moved)
+    try:
+        lines = brics("status", cwd=moved, check=0).stdout.splitlines()
+        depth = {
+            text: line.index(text)
+            for text in ("shards shards", "autoencoder runs/autoencoder/demo")
+            for line in lines
+            if text in line
+        }
+        assert depth["autoencoder runs/autoencoder/demo"] > depth["shards shards"]
+        measured = brics("eval", "--metric", "psnr", "--fake", "held-out.h5", "--limit", 8, cwd=moved, check=0)
+        assert str(moved / "held-out") in measured.stderr
+    finally:
+        moved.rename(workspace)
+
+
 def test_a_second_demo_is_refused_unless_asked(workspace: Path) -> None:
     again = brics("demo", "--out", workspace, cwd=workspace, check=4)
     assert "holds a demo already" in error_line(again)

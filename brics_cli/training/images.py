@@ -76,7 +76,10 @@ class TrainingImages:
         """
         usable = [sample for sample in range(len(self)) if sample not in self.failures]
         if len(usable) < (1 if val_fraction is None else 2):
-            raise UsageError(f"{self.collection.path}: {len(usable)} usable images are too few to train on")
+            raise UsageError(
+                f"{self.collection.path}: {len(usable)} usable images are too few to train on",
+                next="Give more images, or look at the ones that failed.",
+            )
         held_out = self._held_out
         if val_fraction is not None:
             hashes = {sample: hashlib.sha256(self.key(sample).encode()).digest() for sample in usable}

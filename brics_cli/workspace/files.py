@@ -35,6 +35,10 @@ def atomic_path(final: Path) -> Iterator[Path]:
         else:
             temporary.replace(final)
         fsync(final.parent)
+    except OSError as error:
+        if error.filename is None:  # a write to an open file does not know its name, and a user wants to
+            error.filename = str(final)
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -222,7 +222,7 @@ def mounted(tmp_path: Path, request: pytest.FixtureRequest):
 def test_a_full_disk_is_exit_6(tmp_path: Path, photographs: Path, mounted: Path) -> None:
     finished = brics("train-ae", photographs, "--recipe", "tiny", "--steps", 2, "--out", mounted / "run", cwd=tmp_path)
     assert finished.returncode == 6
-    assert "no space left on the device" in error_line(finished)
+    assert f"no space left on the device: {mounted / 'run'}" in error_line(finished)
     packed = brics("pack", photographs, "--out", mounted / "s", "--size", 256, cwd=tmp_path, check=6)
     assert "no space left on the device" in error_line(packed)
     assert not [path for path in mounted.rglob("*.tar") if not path.name.startswith(".")]

@@ -144,6 +144,7 @@ def test_a_clip_of_another_input_size_is_refused(tmp_path: Path) -> None:
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     network = load_inception(standin_weights.save_random_inception(tmp_path))
     with torch.no_grad():
-        list(network.network.base.parameters())[-1].fill_(float("nan"))  # the last: a fused ReLU may swallow NaN
+        for parameter in network.network.base.parameters():  # all: a fused ReLU may swallow the NaN of one
+            parameter.fill_(float("nan"))
     with pytest.raises(MachineError, match="not finite"):
         network.features(list(pictures(1, 32, 32)))

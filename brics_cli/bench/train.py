@@ -9,8 +9,7 @@ import torch
 from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.core.build import build_autoencoder
-from brics_cli.core.losses import reconstruction_loss
-from brics_cli.training.precision import autocast
+from brics_cli.training.estimate import loss_on_random_images
 from brics_cli.training.state import TrainingState
 
 
@@ -31,17 +30,8 @@ def bench_train(
     schedule = recipe.training
     model = build_autoencoder(recipe.model).to(device).to(memory_format=torch.channels_last)
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
-    size = recipe.model.image_size
-    images = (torch.rand(schedule.batch_size, 3, size, size, device=device) * 2 - 1).to(
-        memory_format=torch.channels_last
-    )
-    noise = torch.randn(schedule.batch_size, *recipe.model.code_shape, device=device)
     compiled = torch.compile(model) if schedule.compile else model
-
-    def forward() -> torch.Tensor:
-        with autocast(schedule, device):
-            out = compiled(images, noise=noise)
-        return sum(reconstruction_loss(recipe.loss, out.reconstructions, images).values(), out.aux_loss)
+    forward = loss_on_random_images(recipe, compiled, num_images=schedule.batch_size, device=device)
 
     def backward() -> None:
         forward().backward()

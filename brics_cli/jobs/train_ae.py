@@ -21,7 +21,7 @@ from brics_cli.distributed import refuse_many_processes
 from brics_cli.metrics.reconstruction import psnr, ssim
 from brics_cli.reporting import Reporter
 from brics_cli.training.clock import Clock
-from brics_cli.training.estimate import Estimate, estimate
+from brics_cli.training.estimate import Estimate, estimate, loss_on_random_images
 from brics_cli.training.images import Batch, TrainingImages
 from brics_cli.training.plan import AutoencoderPlan
 from brics_cli.training.precision import autocast
@@ -113,15 +113,8 @@ def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimat
     """What the plan's run costs on this device, measured on random images."""
     on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
     model = build_autoencoder(recipe.model).to(on).to(memory_format=torch.channels_last)
-    size, num_images = recipe.model.image_size, schedule.batch_size // schedule.accumulate
-    images = torch.rand(num_images, 3, size, size, device=on) * 2 - 1
-    noise = torch.randn(num_images, *recipe.model.code_shape, device=on)
-
-    def loss() -> Tensor:
-        with autocast(schedule, on):
-            out = model(images, noise=noise)
-        return sum(reconstruction_loss(recipe.loss, out.reconstructions, images).values(), out.aux_loss)
-
+    num_images = schedule.batch_size // schedule.accumulate
+    loss = loss_on_random_images(recipe, model, num_images=num_images, device=on)
     return estimate(model, loss, schedule=schedule)
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brics_cli.config import ScheduleConfig
+from brics_cli.config import AutoencoderRecipe, ScheduleConfig
+from brics_cli.core.autoencoder import AutoencoderOutput
+from brics_cli.core.losses import reconstruction_loss
+from brics_cli.training.precision import autocast
 
 # A checkpoint holds the weights, their average and AdamW's two moments.
 COPIES_PER_CHECKPOINT = 4
@@ -23,6 +26,26 @@ class Estimate:
     checkpoint_bytes: int
     seconds_per_step: float
     seconds: float
+
+
+def loss_on_random_images(
+    recipe: AutoencoderRecipe, model: Callable[..., AutoencoderOutput], *, num_images: int, device: torch.device
+) -> Callable[[], Tensor]:
+    """The forward pass of a training step, as a function without arguments: the loss of random images, always the same.
+
+    `model` is the recipe's autoencoder, compiled or not.
+    """
+    size = recipe.model.image_size
+    images = torch.rand(num_images, 3, size, size, device=device) * 2 - 1
+    images = images.contiguous(memory_format=torch.channels_last)
+    noise = torch.randn(num_images, *recipe.model.code_shape, device=device)
+
+    def loss() -> Tensor:
+        with autocast(recipe.training, device):
+            out = model(images, noise=noise)
+        return sum(reconstruction_loss(recipe.loss, out.reconstructions, images).values(), out.aux_loss)
+
+    return loss
 
 
 def estimate(model: nn.Module, loss: Callable[[], Tensor], *, schedule: ScheduleConfig) -> Estimate:

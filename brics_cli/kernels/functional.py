@@ -1,66 +1,69 @@
 """The only door to feature-grid retrieval: one op, whichever backend computes it.
 
 `brics::grid_retrieve` is a `torch.library` op with a fake kernel, autograd and a FLOP formula, so that
-torch.compile, meta tensors and the FLOP counter see the same op on every backend. The backend is chosen once, or
-forced by `BRICS_KERNELS=reference|torch`. Letters as in `reference`.
+torch.compile, meta tensors and the FLOP counter see the same op on every backend. The backend is chosen once per kind
+of device: `triton` on CUDA where triton can be imported, `torch` elsewhere, or what
+`BRICS_KERNELS=reference|torch|triton` says. Letters as in `reference`.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from brics_cli.errors import UsageError
-from brics_cli.kernels import reference
+from brics_cli.kernels import reference, torch_retrieve
+from brics_cli.kernels.spec import GridSpec, from_ints
 
-BACKENDS = ("reference", "torch")
-WALL_ULPS = 16
+BACKENDS = ("reference", "torch", "triton")
+KEY_DTYPES = (torch.float32, torch.float64)
+TABLE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
-
-@dataclass(frozen=True)
-class GridSpec:
-    """What the grids of every group look like.
-
-    `resolutions[l]` is the number of cells per axis of level l, `level_dim` the features per vertex.
-    """
-
-    key_dim: int
-    resolutions: tuple[int, ...]
-    level_dim: int
-
-    @property
-    def num_vertices(self) -> int:
-        """V: vertices of all levels of one group."""
-        return reference.level_offsets(self.resolutions, self.key_dim)[-1]
-
-    @property
-    def num_features(self) -> int:
-        """Features one group retrieves per query: L * F."""
-        return len(self.resolutions) * self.level_dim
+logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def backend() -> str:
-    """The backend in use. Raises UsageError when BRICS_KERNELS names none."""
-    name = os.environ.get("BRICS_KERNELS", "torch")
-    if name not in BACKENDS:
-        raise UsageError(f"BRICS_KERNELS={name!r} is not a backend", next=f"Use one of: {', '.join(BACKENDS)}.")
+def backend(device_type: str = "cpu") -> str:
+    """The backend for tensors on a device of this type (`cpu`, `cuda`, ...), logged at its first choice.
+
+    Raises UsageError when BRICS_KERNELS names none, or `triton` where it cannot run.
+    """
+    forced = os.environ.get("BRICS_KERNELS")
+    if forced is not None and forced not in BACKENDS:
+        raise UsageError(f"BRICS_KERNELS={forced!r} is not a backend", next=f"Use one of: {', '.join(BACKENDS)}.")
+    has_triton = importlib.util.find_spec("triton") is not None
+    if forced == "triton" and not has_triton:
+        raise UsageError("BRICS_KERNELS=triton, but triton is not installed", next="Use BRICS_KERNELS=torch.")
+    if forced == "triton" and device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UsageError(
+            f"BRICS_KERNELS=triton, but triton does not run on {device_type} tensors",
+            next="Use --device cuda, or BRICS_KERNELS=torch, or TRITON_INTERPRET=1 to interpret the kernels (slow).",
+        )
+    name = forced or ("triton" if device_type == "cuda" and has_triton else "torch")
+    logger.info("retrieval on %s: %s backend%s", device_type, name, " (BRICS_KERNELS)" if forced else "")
     return name
 
 
-def grid_retrieve(keys: Tensor, tables: Tensor, spec: GridSpec) -> Tensor:
-    """Features of all levels at `keys`, by D-linear interpolation; differentiable in both arguments.
+def grid_retrieve(keys: Tensor, tables: Tensor, spec: GridSpec, *, lattice: tuple[int, int] | None = None) -> Tensor:
+    """Features of all levels at `keys`, by D-linear interpolation; differentiable in both tensors.
 
-    keys (G, M, D) in [0, 1] (values outside are extrapolated by no backend: bound them first), tables (G, V, F),
-    -> (G, M, L * F). Raises ValueError when shapes do not fit `spec`.
+    keys (G, M, key_dim) in [0, 1], float32 or float64; tables (G, V, F), float32, bf16 or float64 -> (G, M, L * F),
+    float64 where either is, float32 otherwise: a bf16 table is read in bf16, and interpolated and summed in float32;
+    its gradient is summed in float32 and then rounded to bf16. A key outside [0, 1] gives no defined result (bound them
+    first); a NaN gives NaN features, and gradients without a defined result.
+
+    `lattice` = (H_d, W_d), wanted exactly when `spec.positions` is not "none": the tokens are those of whole images
+    (M = B * H_d * W_d, row-major). Token (i, j) has y = (i + 1/2) / H_d for positions "image", and
+    y = (i mod cell + 1/2) / cell for "cell"; x likewise. The query is (keys, y, x); positions get no gradient.
+
+    Raises ValueError when shapes or dtypes do not fit `spec`.
     """
     if keys.dim() != 3 or keys.shape[-1] != spec.key_dim:
         raise ValueError(f"keys should be (G, M, {spec.key_dim}), got {tuple(keys.shape)}")
@@ -68,112 +71,90 @@ def grid_retrieve(keys: Tensor, tables: Tensor, spec: GridSpec) -> Tensor:
         raise ValueError(
             f"tables should be {(keys.shape[0], spec.num_vertices, spec.level_dim)}, got {tuple(tables.shape)}"
         )
-    return torch.ops.brics.grid_retrieve(keys, tables, list(spec.resolutions))
+    if keys.dtype not in KEY_DTYPES or tables.dtype not in TABLE_DTYPES:
+        raise ValueError(
+            "keys should be float32 or float64 (bf16 would round them to steps of 1/256), tables float32, bfloat16 or "
+            f"float64, got {keys.dtype} and {tables.dtype}"
+        )
+    if (lattice is None) != (spec.positions == "none"):
+        raise ValueError(
+            f"positions {spec.positions!r} and lattice {lattice} do not fit: give a lattice with positions"
+        )
+    if lattice is not None and keys.shape[1] % (lattice[0] * lattice[1]) != 0:
+        raise ValueError(f"{keys.shape[1]} tokens are not whole images of {lattice[0]} x {lattice[1]}")
+    return torch.ops.brics.grid_retrieve(keys, tables, *spec.as_ints(lattice))
 
 
 # torch.library.define and impl, not custom_op: the same op to torch.compile, autograd and the FLOP counter, but a
 # custom_op imports torch._dynamo at its first call, five seconds of every short command.
-torch.library.define("brics::grid_retrieve", "(Tensor keys, Tensor tables, int[] resolutions) -> Tensor")
+torch.library.define("brics::grid_retrieve", "(Tensor keys, Tensor tables, int[] resolutions, int[] layout) -> Tensor")
 torch.library.define(
     "brics::grid_retrieve_backward",
-    "(Tensor grad, Tensor keys, Tensor tables, int[] resolutions) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor keys, Tensor tables, int[] resolutions, int[] layout) -> (Tensor, Tensor)",
 )
 
 
 @torch.library.impl("brics::grid_retrieve", "CompositeExplicitAutograd")
-def _grid_retrieve(keys: Tensor, tables: Tensor, resolutions: list[int]) -> Tensor:
-    if _takes_grid_sample(keys):
-        return grid_sample_forward(keys, tables, resolutions)
-    return reference.retrieve(keys, tables, resolutions)
+def _grid_retrieve(keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]) -> Tensor:
+    spec, lattice = from_ints(keys.shape[-1], tables.shape[-1], resolutions, layout)
+    return _implementation(keys, tables).retrieve(keys, tables, spec, lattice)
 
 
 @torch.library.register_fake("brics::grid_retrieve")
-def _(keys: Tensor, tables: Tensor, resolutions: list[int]) -> Tensor:
-    return keys.new_empty((*keys.shape[:2], len(resolutions) * tables.shape[-1]))
+def _(keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]) -> Tensor:
+    shape = (*keys.shape[:2], len(resolutions) * tables.shape[-1])
+    return keys.new_empty(shape, dtype=reference.compute_dtype(keys, tables))
 
 
 @torch.library.impl("brics::grid_retrieve_backward", "CompositeExplicitAutograd")
 def _grid_retrieve_backward(
-    grad: Tensor, keys: Tensor, tables: Tensor, resolutions: list[int]
+    grad: Tensor, keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]
 ) -> tuple[Tensor, Tensor]:
-    if _takes_grid_sample(keys):
-        return grid_sample_backward(grad, keys, tables, resolutions)
-    return reference.retrieve_backward(grad, keys, tables, resolutions)
+    spec, lattice = from_ints(keys.shape[-1], tables.shape[-1], resolutions, layout)
+    return _implementation(keys, tables).retrieve_backward(grad, keys, tables, spec, lattice)
 
 
 @torch.library.register_fake("brics::grid_retrieve_backward")
-def _(grad: Tensor, keys: Tensor, tables: Tensor, resolutions: list[int]) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]) -> tuple[Tensor, Tensor]:
     return keys.new_empty(keys.shape), tables.new_empty(tables.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    keys, tables, ctx.resolutions = inputs
+    keys, tables, ctx.resolutions, ctx.layout = inputs
     ctx.save_for_backward(keys, tables)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *torch.ops.brics.grid_retrieve_backward(grad.contiguous(), *ctx.saved_tensors, ctx.resolutions), None
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    grads = torch.ops.brics.grid_retrieve_backward(grad.contiguous(), *ctx.saved_tensors, ctx.resolutions, ctx.layout)
+    return *grads, None, None
 
 
 torch.library.register_autograd("brics::grid_retrieve", _backward, setup_context=_setup_context)
 
 
-def _takes_grid_sample(keys: Tensor) -> bool:
-    return backend() == "torch" and keys.shape[-1] <= 3
+def _implementation(keys: Tensor, tables: Tensor) -> ModuleType:
+    """The module that computes: float64 is not for the Triton kernels, which compute in float32."""
+    name = backend(keys.device.type)
+    if name == "triton" and reference.compute_dtype(keys, tables) == torch.float32:
+        from brics_cli.kernels import triton_retrieve  # imports triton, which a machine without CUDA need not have
 
-
-def _levels(keys: Tensor, tables: Tensor, resolutions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each level as grid_sample's (input, grid), groups as its batch: views of the table, nothing copied.
-
-    One key is a 2D grid of height 1. grid_sample wants (x, y, z) in [-1, 1], fastest axis first; with
-    align_corners, -1 and 1 are the end vertices.
-    """
-    num_groups, num_queries, key_dim = keys.shape
-    at = keys.flip(-1) * 2 - 1  # (G, M, D)
-    if key_dim == 1:
-        at = torch.cat([at, torch.zeros_like(at)], dim=-1)
-    at = at.view(num_groups, *[1] * (at.shape[-1] - 1), num_queries, at.shape[-1])  # (G, 1, (1,) M, 2 or 3)
-    for cells, (start, end) in zip(resolutions, pairwise(reference.level_offsets(resolutions, key_dim)), strict=True):
-        lattice = (1, cells + 1) if key_dim == 1 else (cells + 1,) * key_dim
-        yield tables[:, start:end].unflatten(1, lattice).movedim(-1, 1), at  # (G, F, ...)
-
-
-def grid_sample_forward(keys: Tensor, tables: Tensor, resolutions: Sequence[int]) -> Tensor:
-    features = [
-        F.grid_sample(level, at, mode="bilinear", padding_mode="border", align_corners=True).flatten(2)
-        for level, at in _levels(keys, tables, resolutions)
-    ]
-    return torch.cat(features, dim=1).transpose(1, 2).contiguous()  # (G, L * F, M) -> (G, M, L * F)
-
-
-def grid_sample_backward(
-    grad: Tensor, keys: Tensor, tables: Tensor, resolutions: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    key_dim, num_features = keys.shape[-1], tables.shape[-1]
-    # At the very walls grid_sample's border has no slope; a few ulp inside it has the reference's one-sided one.
-    keys = keys.clamp(WALL_ULPS * torch.finfo(keys.dtype).eps, 1 - WALL_ULPS * torch.finfo(keys.dtype).eps)
-    keys_grad = torch.zeros_like(keys)
-    tables_grad = []
-    for (level, at), of_level in zip(_levels(keys, tables, resolutions), grad.split(num_features, dim=-1), strict=True):
-        of_level = of_level.transpose(1, 2).unflatten(2, at.shape[1:-1])  # (G, F, 1, (1,) M)
-        backward = torch.ops.aten.grid_sampler_3d_backward if key_dim == 3 else torch.ops.aten.grid_sampler_2d_backward
-        level_grad, at_grad = backward(of_level.contiguous(), level, at, 0, 1, True, [True, True])  # bilinear, border
-        tables_grad.append(level_grad.movedim(1, -1).flatten(1, -2))  # (G, V_l, F)
-        keys_grad += 2 * at_grad.view(*keys.shape[:2], -1)[..., :key_dim].flip(-1)
-    return keys_grad, torch.cat(tables_grad, dim=1)
-
-
-def _flops(keys_shape, tables_shape, resolutions, *args, out_shape=None, **kwargs) -> int:
-    """2^D corners per level and query: D - 1 multiplications for the weight, one multiply-add per feature."""
-    num_groups, num_queries, key_dim = keys_shape
-    return num_groups * num_queries * len(resolutions) * 2**key_dim * (key_dim - 1 + 2 * tables_shape[-1])
+        return triton_retrieve
+    return reference if name == "reference" else torch_retrieve
 
 
 @register_flop_formula(torch.ops.brics.grid_retrieve)
-def _forward_flops(keys_shape, tables_shape, resolutions, *args, **kwargs) -> int:
-    return _flops(keys_shape, tables_shape, resolutions)
+def _forward_flops(keys_shape, tables_shape, resolutions, layout, *args, **kwargs) -> int:
+    """2^D corners per level and query: D - 1 multiplications for the weight, one multiply-add per feature.
+
+    G * M * L * 2^D * (D - 1 + 2 F), D counting the two axes of positions: the same for every backend, whichever way
+    it takes to the result.
+    """
+    num_groups, num_queries, key_dim = keys_shape
+    query_dim = from_ints(key_dim, tables_shape[-1], resolutions, layout)[0].query_dim
+    return num_groups * num_queries * len(resolutions) * 2**query_dim * (query_dim - 1 + 2 * tables_shape[-1])
 
 
 @register_flop_formula(torch.ops.brics.grid_retrieve_backward)
-def _backward_flops(grad_shape, keys_shape, tables_shape, resolutions, *args, **kwargs) -> int:
-    return 2 * _flops(keys_shape, tables_shape, resolutions)
+def _backward_flops(grad_shape, keys_shape, tables_shape, resolutions, layout, *args, **kwargs) -> int:
+    """Every corner again, for the gradient of its row and for that of the keys: twice the forward's count."""
+    return 2 * _forward_flops(keys_shape, tables_shape, resolutions, layout)

@@ -6,14 +6,27 @@
 
 from brics_cli.config.autoencoder import (
     AutoencoderConfig,
-    BottleneckConfig,
     DecoderConfig,
     EncoderConfig,
     FeatureConfig,
-    GridBottleneckConfig,
-    NoneBottleneckConfig,
+    GroupedFeatureConfig,
+    MlpFeatureConfig,
+    ResNetDecoderConfig,
+    StyleDecoderConfig,
 )
 from brics_cli.config.base import Config, validate
+from brics_cli.config.bottlenecks import (
+    BottleneckConfig,
+    CodeKind,
+    FeatureGridConfig,
+    FsqBottleneckConfig,
+    GridBottleneckConfig,
+    HashBottleneckConfig,
+    KlBottleneckConfig,
+    NoneBottleneckConfig,
+    RqBottleneckConfig,
+    VqBottleneckConfig,
+)
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
 from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml, recipes_named
 from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
@@ -31,6 +44,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderRecipe",
     "BottleneckConfig",
+    "CodeKind",
     "Config",
     "DataConfig",
     "DecoderConfig",
@@ -40,12 +54,22 @@ __all__ = [
     "DiffusionRecipe",
     "EncoderConfig",
     "FeatureConfig",
+    "FeatureGridConfig",
+    "FsqBottleneckConfig",
     "GridBottleneckConfig",
+    "GroupedFeatureConfig",
+    "HashBottleneckConfig",
+    "KlBottleneckConfig",
     "LossConfig",
+    "MlpFeatureConfig",
     "NoneBottleneckConfig",
     "OptimiserConfig",
     "Recipe",
+    "ResNetDecoderConfig",
+    "RqBottleneckConfig",
     "ScheduleConfig",
+    "StyleDecoderConfig",
+    "VqBottleneckConfig",
     "apply_overrides",
     "default_autoencoder_recipe",
     "dump_yaml",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config
+from brics_cli.config.bottlenecks import BottleneckConfig, CodeKind, FeatureGridConfig, GridBottleneckConfig
 
 
 class EncoderConfig(Config):
@@ -25,9 +26,10 @@ class EncoderConfig(Config):
     """Add a linear map of each f x f block of pixels to the output, beside all normalisation."""
 
 
-class DecoderConfig(Config):
+class ResNetDecoderConfig(Config):
     """Convolutional ResNet: one stage per width, coarsest first, nearest 2x upsampling in between."""
 
+    kind: Literal["resnet"] = "resnet"
     widths: tuple[PositiveInt, ...] = (256, 128, 64)
     num_blocks: PositiveInt = 2
     unpatch: PositiveInt = 1
@@ -37,53 +39,63 @@ class DecoderConfig(Config):
     shortcut: bool = True
     """Add a linear map of each input position to its block of pixels, beside all normalisation."""
 
+    @property
+    def upsampling(self) -> int:
+        """Image pixels per position of its input and axis."""
+        return self.unpatch * 2 ** (len(self.widths) - 1)
 
-class FeatureConfig(Config):
-    """The 1x1 MLP from what the bottleneck retrieves to the decoder's input: the same under every bottleneck."""
 
+class StyleDecoderConfig(Config):
+    """The paper's decoder (arXiv 2305.18601): StyleGAN2's synthesis network (arXiv 1912.04958), modulated by a style
+    made of its average-pooled input; no noise inputs."""
+
+    kind: Literal["style"] = "style"
+    widths: tuple[PositiveInt, ...] = (512, 256, 128)
+    """Channels of each stage, coarsest first; each stage but the first starts with a 2x upsampling."""
+    style_dim: PositiveInt = 512
+    style_layers: PositiveInt = 8
+    """Layers of the MLP from the pooled features to the style."""
+
+    @property
+    def upsampling(self) -> int:
+        """Image pixels per position of its input and axis."""
+        return 2 ** (len(self.widths) - 1)
+
+
+class MlpFeatureConfig(Config):
+    """The 1x1 MLP from what the bottleneck retrieves to the decoder's input: two layers over all groups."""
+
+    kind: Literal["mlp"] = "mlp"
     hidden_dim: PositiveInt = 128
     upscale: PositiveInt = 1
-    """Pixel-shuffle factor after the MLP: the decoder starts at `upscale` times the code's resolution."""
+    """The decoder starts at `upscale` times the code's resolution: by a pixel shuffle after the MLP, or, with
+    positions in the query, because codes are tiled before they are looked up."""
 
 
-class BoundedConfig(Config):
-    """What all bounded bottlenecks share."""
+class GroupedFeatureConfig(Config):
+    """The paper's: every group its own 1x1 MLP, modulated by the group's average-pooled features; concatenated."""
 
-    noise: float = Field(default=0.0, ge=0.0, le=0.5)
-    """Standard deviation of the training noise on the codes, in code units ([0, 1]); reflected at the walls."""
-
-
-class GridBottleneckConfig(BoundedConfig):
-    """BRICS: groups of multi-resolution feature grids looked up by the codes (arXiv 2305.18601)."""
-
-    kind: Literal["grid"] = "grid"
-    key_dim: Literal[1, 2, 3] = 2
-    """Code channels per group: the dimension of its grids."""
-    resolutions: tuple[Annotated[int, Field(ge=1)], ...] = (4, 8, 16, 32)
-    """Cells per axis of each level; a level of N cells has N + 1 vertices per axis."""
-    level_dim: PositiveInt = 4
-    """Features per vertex."""
-    init: Literal["identity", "normal", "uniform"] = "identity"
-    """`identity`: the first key_dim features are the coordinate itself plus noise; `uniform`: Instant-NGP's."""
-    init_std: float = Field(default=0.1, ge=0.0)
-    """Standard deviation of the noise of `identity` and `normal`."""
-
-    @model_validator(mode="after")
-    def _identity_fits(self) -> GridBottleneckConfig:
-        if self.init == "identity" and self.level_dim < self.key_dim:
-            raise ValueError(f"init 'identity' needs level_dim >= key_dim, got {self.level_dim} < {self.key_dim}")
-        if not self.resolutions:
-            raise ValueError("resolutions is empty: a grid needs at least one level")
-        return self
+    kind: Literal["grouped"] = "grouped"
+    hidden_dim: PositiveInt = 64
+    """Per group."""
+    num_layers: PositiveInt = 3
+    upscale: PositiveInt = 1
+    """As in `mlp`."""
 
 
-class NoneBottleneckConfig(BoundedConfig):
-    """The rival to beat: the same bounded codes through a 1x1 MLP, no grids."""
+def _default_kind(kind: str) -> BeforeValidator:
+    """A block without `kind` is of this one: recipes and checkpoints from before there was a choice stay valid."""
 
-    kind: Literal["none"] = "none"
+    def with_kind(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(with_kind)
 
 
-BottleneckConfig = Annotated[GridBottleneckConfig | NoneBottleneckConfig, Field(discriminator="kind")]
+DecoderConfig = Annotated[
+    ResNetDecoderConfig | StyleDecoderConfig, Field(discriminator="kind"), _default_kind("resnet")
+]
+FeatureConfig = Annotated[MlpFeatureConfig | GroupedFeatureConfig, Field(discriminator="kind"), _default_kind("mlp")]
 
 
 class AutoencoderConfig(Config):
@@ -93,8 +105,8 @@ class AutoencoderConfig(Config):
     code_channels: PositiveInt = 16
     encoder: EncoderConfig = EncoderConfig()
     bottleneck: BottleneckConfig = GridBottleneckConfig()
-    features: FeatureConfig = FeatureConfig()
-    decoder: DecoderConfig = DecoderConfig()
+    features: FeatureConfig = MlpFeatureConfig()
+    decoder: DecoderConfig = ResNetDecoderConfig()
 
     @property
     def downsampling(self) -> int:
@@ -112,6 +124,16 @@ class AutoencoderConfig(Config):
         """Colour values of the image per value of the code."""
         return 3 * self.image_size**2 / math.prod(self.code_shape)
 
+    @property
+    def code_kind(self) -> CodeKind:
+        """`bounded`: codes are in [0, 1]; `continuous`: they can be any number."""
+        return self.bottleneck.code_kind
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Bits of an image's codes (see `bits_per_position`) per pixel of the image."""
+        return self.bottleneck.bits_per_position(self.code_channels) / self.downsampling**2
+
     @model_validator(mode="after")
     def _shapes_fit(self) -> AutoencoderConfig:
         if self.image_size % self.downsampling:
@@ -119,14 +141,20 @@ class AutoencoderConfig(Config):
                 f"image_size {self.image_size} is not a multiple of the encoder's downsampling {self.downsampling} "
                 "(encoder.patch * 2^(stages - 1))"
             )
-        upsampling = self.features.upscale * 2 ** (len(self.decoder.widths) - 1) * self.decoder.unpatch
+        upsampling = self.features.upscale * self.decoder.upsampling
         if upsampling != self.downsampling:
             raise ValueError(
                 f"the decoder enlarges {upsampling}x (features.upscale * 2^(stages - 1) * decoder.unpatch), "
                 f"the encoder reduces {self.downsampling}x"
             )
-        if isinstance(self.bottleneck, GridBottleneckConfig) and self.code_channels % self.bottleneck.key_dim:
-            raise ValueError(
-                f"code_channels {self.code_channels} is not a multiple of bottleneck.key_dim {self.bottleneck.key_dim}"
-            )
+        self.bottleneck.check_channels(self.code_channels)
+        if isinstance(self.bottleneck, FeatureGridConfig):
+            if self.bottleneck.positions == "cell" and self.features.upscale == 1:
+                raise ValueError("bottleneck.positions 'cell' needs features.upscale > 1: a code would have one place")
+            num_groups = self.code_channels // self.bottleneck.key_dim
+            if self.features.kind == "grouped" and self.decoder.widths[0] % num_groups:
+                raise ValueError(
+                    f"features.kind 'grouped' shares decoder.widths[0] = {self.decoder.widths[0]} among {num_groups} "
+                    "groups, which does not come out even"
+                )
         return self

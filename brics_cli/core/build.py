@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from brics_cli.config import AutoencoderConfig, GridBottleneckConfig, NoneBottleneckConfig
+from typing import Any
+
+from brics_cli.config import (
+    AutoencoderConfig,
+    FsqBottleneckConfig,
+    GridBottleneckConfig,
+    HashBottleneckConfig,
+    KlBottleneckConfig,
+    NoneBottleneckConfig,
+    ResNetDecoderConfig,
+    RqBottleneckConfig,
+    StyleDecoderConfig,
+    VqBottleneckConfig,
+)
 from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.bottlenecks import Bottleneck, GridBottleneck, NoneBottleneck
+from brics_cli.core.bottlenecks import (
+    Bottleneck,
+    CodebookBottleneck,
+    FsqBottleneck,
+    GridBottleneck,
+    HashBottleneck,
+    KlBottleneck,
+    NoneBottleneck,
+)
 from brics_cli.core.decoder import Decoder
 from brics_cli.core.encoder import Encoder
+from brics_cli.core.style_decoder import StyleDecoder
+
+BOTTLENECKS: dict[type, Any] = {
+    GridBottleneckConfig: GridBottleneck,
+    HashBottleneckConfig: HashBottleneck,
+    NoneBottleneckConfig: NoneBottleneck,
+    KlBottleneckConfig: KlBottleneck,
+    VqBottleneckConfig: CodebookBottleneck,
+    RqBottleneckConfig: CodebookBottleneck,
+    FsqBottleneckConfig: FsqBottleneck,
+}
+DECODERS: dict[type, Any] = {ResNetDecoderConfig: Decoder, StyleDecoderConfig: StyleDecoder}
 
 
 def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
-    """A freshly initialised autoencoder (torch's global generator draws the weights: seed it first)."""
+    """A freshly initialised autoencoder (torch's global generator draws the weights: seed it first).
+
+    Raises UsageError when the bottleneck needs a library that is not installed.
+    """
+    encoder_channels = BOTTLENECKS[type(config.bottleneck)].encoder_channels(config.code_channels)
     return Autoencoder(
         config,
-        encoder=Encoder(config.encoder, out_channels=config.code_channels),
+        encoder=Encoder(config.encoder, out_channels=encoder_channels),
         bottleneck=build_bottleneck(config),
-        decoder=Decoder(config.decoder),
+        decoder=DECODERS[type(config.decoder)](config.decoder),
     )
 
 
 def build_bottleneck(config: AutoencoderConfig) -> Bottleneck:
     """The bottleneck that `config.bottleneck.kind` names."""
-    channels, width, features = config.code_channels, config.decoder.widths[0], config.features
-    match config.bottleneck:
-        case GridBottleneckConfig() as grid:
-            return GridBottleneck(grid, features=features, code_channels=channels, out_channels=width)
-        case NoneBottleneckConfig() as none:
-            return NoneBottleneck(none, features=features, code_channels=channels, out_channels=width)
+    return BOTTLENECKS[type(config.bottleneck)](config.bottleneck, model=config)

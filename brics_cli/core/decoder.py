@@ -7,14 +7,14 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.config import DecoderConfig
+from brics_cli.config import ResNetDecoderConfig
 from brics_cli.core.layers import Stage, group_norm, upsample_nearest
 
 
 class Decoder(nn.Module):
     """One stage of residual blocks per width, nearest upsampling in between, pixel shuffle at the end."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: ResNetDecoderConfig) -> None:
         super().__init__()
         widths = config.widths
         self.unpatch = config.unpatch
@@ -25,7 +25,7 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths))
         self.norm = group_norm(widths[-1])
         self.head = nn.Conv2d(widths[-1], 3 * config.unpatch**2, 3, padding=1)
-        self.upsampling = config.unpatch * 2 ** (len(widths) - 1)
+        self.upsampling = config.upsampling
         self.shortcut = nn.Conv2d(widths[0], 3 * self.upsampling**2, 1) if config.shortcut else None
 
     def forward(self, features: Tensor) -> Tensor:

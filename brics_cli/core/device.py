@@ -29,3 +29,16 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type not in {"cuda", "mps", "cpu"}:
         raise UsageError(f"--device {name!r} is not supported", next="Use cuda, cuda:N, mps, cpu or auto.")
     return device
+
+
+def resolve_devices(names: str = "auto") -> list[torch.device]:
+    """One device or several, `cuda:0,cuda:1`; `cuda:*` is every CUDA device there is. One named twice stands twice.
+
+    Raises what `resolve_device` raises; UsageError for devices of more than one type, whose results would differ.
+    """
+    if names == "cuda:*":
+        names = ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or "cuda"
+    devices = [resolve_device(name.strip()) for name in names.split(",")]
+    if len({device.type for device in devices}) > 1:
+        raise UsageError(f"--device {names}: devices of different types give different codes", next="Use one type.")
+    return devices

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-from brics_cli.core.bottlenecks import GridBottleneck
+from brics_cli.core.bottlenecks import CodebookBottleneck, GridBottleneck
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import build_network
 
@@ -49,22 +49,21 @@ def _count_autoencoder(recipe: AutoencoderRecipe) -> list[Row]:
         images = torch.empty(1, 3, config.image_size, config.image_size)
         codes = torch.empty(1, *config.code_shape)
     bottleneck = model.bottleneck
-    rows = [Row("encoder", _gflop(lambda: model.encode(images)), _params_m(model.encoder))]
+    encoder = Row("encoder", _gflop(lambda: model.encode(images)), _params_m(model.encoder))
     from_codes = _gflop(lambda: model.decode(codes))
     features = _gflop(lambda: bottleneck.decode_codes(codes))
+    mlp_m, lookup = _params_m(bottleneck), None
     if isinstance(bottleneck, GridBottleneck):
-        retrieval = _gflop(lambda: bottleneck.retrieve(codes))
-        grids = bottleneck.tables.numel() / 1e6
-        rows += [
-            Row("retrieval", retrieval, grids),
-            Row("feature MLP", features - retrieval, _params_m(bottleneck) - grids),
-        ]
-    else:
-        rows.append(Row("feature MLP", features, _params_m(bottleneck)))
-    rows.append(Row("decoder", from_codes - features, _params_m(model.decoder)))
+        lookup = Row("retrieval", _gflop(lambda: bottleneck.retrieve(codes)), bottleneck.tables.numel() / 1e6)
+        mlp_m -= lookup.params_m
+    elif isinstance(bottleneck, CodebookBottleneck):
+        search = _gflop(lambda: bottleneck.bound(codes)) if bottleneck.searches_when_decoding else 0.0
+        lookup = Row("codebook", search, bottleneck.codebooks.numel() / 1e6)  # buffers, not parameters
+    parts = [lookup] if lookup is not None else []
+    parts.append(Row("feature MLP", features - sum(row.gflop for row in parts), mlp_m))
+    parts.append(Row("decoder", from_codes - features, _params_m(model.decoder)))
     ratio = from_codes / VQGAN_F16_DECODER_GFLOP if config.image_size == VQGAN_F16_IMAGE_SIZE else None
-    rows.append(Row("codes to pixels", from_codes, _params_m(bottleneck) + _params_m(model.decoder), ratio))
-    return rows
+    return [encoder, *parts, Row("codes to pixels", from_codes, sum(row.params_m for row in parts), ratio)]
 
 
 def _count_denoiser(recipe: DiffusionRecipe, code_shape: tuple[int, int, int]) -> list[Row]:

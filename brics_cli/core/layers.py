@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,6 +70,11 @@ class Stage(nn.Module):
 def upsample_nearest(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W), each position four times."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast for what is inside. (Meta tensors, on which arithmetic is counted, know none.)"""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def reflect_into_unit(x: Tensor) -> Tensor:

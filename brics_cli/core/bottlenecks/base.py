@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.config import FeatureConfig
+from brics_cli.config import AutoencoderConfig
+from brics_cli.core.bottlenecks.usage import UsageCounter
 from brics_cli.core.layers import reflect_into_unit
 
 
@@ -28,22 +28,43 @@ class BottleneckOutput:
 
 
 class Bottleneck(nn.Module, ABC):
-    """Owns bounding, training noise and retrieval."""
+    """Owns bounding, training noise and retrieval.
+
+    `bounded`: whether codes are in [0, 1]; where they are not, they can be any number, and a key-code store keeps
+    them as float16.
+    """
+
+    def __init__(self, model: AutoencoderConfig) -> None:
+        super().__init__()
+        self.bounded = model.code_kind == "bounded"
+
+    @staticmethod
+    def encoder_channels(code_channels: int) -> int:
+        """C_in: channels that the encoder has to give for codes of `code_channels`."""
+        return code_channels
 
     @abstractmethod
     def forward(self, h: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
-        """h (B, C, h, w), the encoder's unbounded output.
+        """h (B, C_in, h, w), the encoder's unbounded output.
 
         `noise` (B, C, h, w) is standard normal; the training loop draws it, keyed by sample. None: none is added.
         """
 
     @abstractmethod
     def bound(self, h: Tensor) -> Tensor:
-        """h (B, C, h, w) -> clean codes (B, C, h, w), float32."""
+        """h (B, C_in, h, w) -> clean codes (B, C, h, w), float32."""
 
     @abstractmethod
     def decode_codes(self, codes: Tensor) -> Tensor:
         """codes (B, C, h, w) -> decoder input (B, C_d, H_d, W_d)."""
+
+    def admissible(self, codes: Tensor) -> Tensor:
+        """Codes that were changed, limited to what codes can be."""
+        return codes.clamp(0, 1) if self.bounded else codes
+
+    def usage_counter(self) -> UsageCounter:
+        """A fresh count of how much of its tables or codebooks is used; an empty one where there are none."""
+        return UsageCounter()
 
 
 class BoundedBottleneck(Bottleneck):
@@ -53,8 +74,8 @@ class BoundedBottleneck(Bottleneck):
     survive it need that much less precision ("relaxed precision").
     """
 
-    def __init__(self, *, noise_std: float) -> None:
-        super().__init__()
+    def __init__(self, model: AutoencoderConfig, *, noise_std: float) -> None:
+        super().__init__(model)
         self.noise_std = noise_std
 
     def bound(self, h: Tensor) -> Tensor:
@@ -66,16 +87,3 @@ class BoundedBottleneck(Bottleneck):
         if noise is not None and self.noise_std:
             codes = reflect_into_unit(codes + self.noise_std * noise)
         return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats)
-
-
-class FeatureMlp(nn.Module):
-    """1x1 MLP from what the bottleneck retrieves, at the code's resolution, to the decoder's input."""
-
-    def __init__(self, config: FeatureConfig, *, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.upscale = config.upscale
-        self.hidden = nn.Conv2d(in_channels, config.hidden_dim, 1)
-        self.out = nn.Conv2d(config.hidden_dim, out_channels * config.upscale**2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, h, w) -> (B, C_d, h * upscale, w * upscale)
-        return F.pixel_shuffle(self.out(F.silu(self.hidden(x))), self.upscale)

@@ -1,15 +1,23 @@
-"""`grid`: BRICS' bi-level bottleneck (arXiv 2305.18601): codes look up groups of multi-resolution feature grids.
+"""`grid` and `hash`: BRICS' bi-level bottleneck (arXiv 2305.18601) and its BRIGHT predecessor: codes look up groups
+of multi-resolution feature grids, alone or with their position.
 
-Letters: C code channels, D key dimensions, G = C / D groups, L levels, F features per vertex, V vertices per group.
+Letters: C code channels, D key dimensions, G = C / D groups, L levels, F features per vertex, V rows per group;
+h x w code positions, H_d x W_d = h * upscale x w * upscale positions of the decoder's input.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.config import FeatureConfig, GridBottleneckConfig
-from brics_cli.core.bottlenecks.base import BoundedBottleneck, FeatureMlp
+from brics_cli.config import AutoencoderConfig, FeatureGridConfig
+from brics_cli.core.bottlenecks.base import BoundedBottleneck
+from brics_cli.core.bottlenecks.features import build_features
+from brics_cli.core.bottlenecks.usage import UsageCounter
 from brics_cli.kernels import GridSpec, grid_retrieve
 
 # Instant-NGP, arXiv 2201.05989, section 4: tables start at U(-1e-4, 1e-4).
@@ -17,45 +25,101 @@ INSTANT_NGP_RANGE = 1e-4
 
 
 class GridBottleneck(BoundedBottleneck):
-    """codes (B, C, h, w) -> (B, C_d, h * upscale, w * upscale) through retrieval and a 1x1 MLP."""
+    """codes (B, C, h, w) -> (B, C_d, H_d, W_d) through retrieval and a 1x1 MLP.
 
-    def __init__(
-        self, config: GridBottleneckConfig, *, features: FeatureConfig, code_channels: int, out_channels: int
-    ) -> None:
-        super().__init__(noise_std=config.noise)
-        self.num_groups = code_channels // config.key_dim
-        self.spec = GridSpec(config.key_dim, config.resolutions, config.level_dim)
+    Without positions codes are looked up where they are, h x w, and a pixel shuffle follows the MLP. With positions
+    they are tiled (nearest) to H_d x W_d first, and the query of a token is its key and its place.
+    """
+
+    index: Literal["tiled", "hash"] = "tiled"
+
+    def __init__(self, config: FeatureGridConfig, *, model: AutoencoderConfig) -> None:
+        super().__init__(model, noise_std=config.noise)
+        self.num_groups = model.code_channels // config.key_dim
+        self.spec = grid_spec(config, cell=model.features.upscale, index=self.index)
         self.tables = nn.Parameter(initial_tables(config, self.spec, num_groups=self.num_groups))  # (G, V, F)
-        num_features = self.num_groups * self.spec.num_features
-        self.mlp = FeatureMlp(features, in_channels=num_features, out_channels=out_channels)
+        self.tiling = model.features.upscale if config.positions != "none" else 1
+        self.mlp = build_features(
+            model,
+            in_channels=self.num_groups * self.spec.num_features,
+            num_groups=self.num_groups,
+            tiled=config.positions != "none",
+        )
+
+    def keys(self, codes: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
+        """codes (B, C, h, w) in [0, 1] -> keys (G, M, D), M = B*h*w or B*H_d*W_d, and the lattice of their places."""
+        codes = codes.float()
+        if self.tiling > 1:
+            codes = F.interpolate(codes, scale_factor=float(self.tiling), mode="nearest")  # (B, C, H_d, W_d)
+        keys = codes.unflatten(1, (self.num_groups, self.spec.key_dim))  # (B, G, D, ...)
+        keys = keys.permute(1, 0, 3, 4, 2).reshape(self.num_groups, -1, self.spec.key_dim)  # (G, M, D)
+        height, width = codes.shape[2:]
+        return keys, None if self.spec.positions == "none" else (height, width)
 
     def retrieve(self, codes: Tensor) -> Tensor:
-        """codes (B, C, h, w) in [0, 1] -> features (B, G * L * F, h, w): group by group, level by level."""
+        """codes (B, C, h, w) in [0, 1] -> (B, G * L * F, h, w), or H_d x W_d with positions: group by group, level
+        by level.
+        """
         batch, _, height, width = codes.shape
-        keys = codes.float().unflatten(1, (self.num_groups, self.spec.key_dim))  # (B, G, D, h, w)
-        keys = keys.permute(1, 0, 3, 4, 2).reshape(self.num_groups, -1, self.spec.key_dim)  # (G, B*h*w, D)
-        features = grid_retrieve(keys, self.tables, self.spec)  # (G, B*h*w, L*F)
-        features = features.view(self.num_groups, batch, height, width, -1).permute(1, 0, 4, 2, 3)
-        return features.reshape(batch, -1, height, width)
+        keys, lattice = self.keys(codes)
+        features = grid_retrieve(keys, self.tables, self.spec, lattice=lattice)  # (G, M, L*F)
+        features = features.view(self.num_groups, batch, height * self.tiling, width * self.tiling, -1)
+        return features.permute(1, 0, 4, 2, 3).flatten(1, 2)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         return self.mlp(self.retrieve(codes))
 
+    def usage_counter(self) -> UsageCounter:
+        """Parts are the levels, over all groups."""
+        levels = self.spec.levels
+        parts = [(f"level_{number}", self.num_groups * level.rows) for number, level in enumerate(levels)]
+        return UsageCounter(parts, histogram=self._weight_on_rows, device=self.tables.device)
 
-def initial_tables(config: GridBottleneckConfig, spec: GridSpec, *, num_groups: int) -> Tensor:
+    def _weight_on_rows(self, codes: Tensor) -> list[Tensor]:
+        """The interpolation weight that falls on every row of each level, (G * V_l,): the gradient of a sum."""
+        with torch.inference_mode(False), torch.enable_grad():
+            keys, lattice = self.keys(codes.detach().clone())
+            rows = torch.zeros(*self.tables.shape[:2], 1, device=keys.device, requires_grad=True)  # (G, V, 1)
+            weights = grid_retrieve(keys, rows, replace(self.spec, level_dim=1), lattice=lattice)
+            (on_rows,) = torch.autograd.grad(weights.sum(), rows)
+        by_level = on_rows.squeeze(-1).split([level.rows for level in self.spec.levels], dim=1)
+        return [level.flatten() for level in by_level]
+
+
+class HashBottleneck(GridBottleneck):
+    """As `grid`, but a level with more vertices than `table_cap` finds its rows by a spatial hash."""
+
+    index = "hash"
+
+
+def grid_spec(config: FeatureGridConfig, *, cell: int, index: Literal["tiled", "hash"]) -> GridSpec:
+    """What the kernels need to know. `cell`: tokens per code position and axis."""
+    return GridSpec(
+        config.key_dim,
+        config.resolutions,
+        config.level_dim,
+        positions=config.positions,
+        cell=cell if config.positions == "cell" else 1,
+        table_cap=config.table_cap,
+        index=index,
+    )
+
+
+def initial_tables(config: FeatureGridConfig, spec: GridSpec, *, num_groups: int) -> Tensor:
     """Tables (G, V, F) before training.
 
-    `identity` lets the first D features of every vertex be its own coordinate in [-1, 1], so that gradient reaches
-    the encoder from the first step; all features get noise of `init_std` on top (DESIGN section 3.2).
+    `identity` lets the first D features of every vertex be its own key in [-1, 1], so that gradient reaches the
+    encoder from the first step; all features get noise of `init_std` on top (DESIGN section 3.2). A row of a level
+    above the cap belongs to several vertices and cannot hold all their keys: such levels start as noise alone.
     """
     shape = (num_groups, spec.num_vertices, spec.level_dim)
     if config.init == "uniform":
         return torch.empty(shape).uniform_(-INSTANT_NGP_RANGE, INSTANT_NGP_RANGE)
     tables = torch.randn(shape) * config.init_std
     if config.init == "identity":
-        levels = []
-        for cells in spec.resolutions:
-            axis = torch.linspace(-1, 1, cells + 1)
-            levels.append(torch.cartesian_prod(*[axis] * spec.key_dim).view(-1, spec.key_dim))  # (V_l, D)
-        tables[..., : spec.key_dim] += torch.cat(levels)
+        for level in spec.levels:
+            if level.dense:
+                axis = torch.linspace(-1, 1, level.cells + 1)
+                vertices = torch.cartesian_prod(*[axis] * spec.query_dim).view(-1, spec.query_dim)  # (V_l, key, y, x)
+                tables[:, level.start : level.start + level.rows, : spec.key_dim] += vertices[:, : spec.key_dim]
     return tables

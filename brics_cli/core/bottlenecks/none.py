@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brics_cli.config import FeatureConfig, NoneBottleneckConfig
-from brics_cli.core.bottlenecks.base import BoundedBottleneck, FeatureMlp
+from brics_cli.config import AutoencoderConfig, NoneBottleneckConfig
+from brics_cli.core.bottlenecks.base import BoundedBottleneck
+from brics_cli.core.bottlenecks.features import build_features
 
 
 class NoneBottleneck(BoundedBottleneck):
     """codes (B, C, h, w) -> (B, C_d, h * upscale, w * upscale) without any table."""
 
-    def __init__(
-        self, config: NoneBottleneckConfig, *, features: FeatureConfig, code_channels: int, out_channels: int
-    ) -> None:
-        super().__init__(noise_std=config.noise)
-        self.mlp = FeatureMlp(features, in_channels=code_channels, out_channels=out_channels)
+    def __init__(self, config: NoneBottleneckConfig, *, model: AutoencoderConfig) -> None:
+        super().__init__(model, noise_std=config.noise)
+        self.mlp = build_features(model, in_channels=model.code_channels)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         return self.mlp(2 * codes - 1)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from brics_cli.config import Config, DenoiserConfig, DiffusionConfig, DiTConfig, validate
+from brics_cli.config import CodeKind, Config, DenoiserConfig, DiffusionConfig, DiTConfig, validate
 from brics_cli.core.denoisers.denoiser import KIND, LEAST_STD, Denoiser, DiffusionLoss, save_denoiser
 from brics_cli.core.denoisers.dit import DiT
 from brics_cli.core.model_files import load_weights, read_model_config
@@ -33,11 +33,12 @@ def build_denoiser(
     num_classes: int = 0,
     store_mean: Sequence[float],
     store_std: Sequence[float],
+    code_kind: CodeKind = "bounded",
 ) -> Denoiser:
     """A freshly initialised denoiser for codes of `code_shape` (C, h, w) and 0 or more classes.
 
     `store_mean` and `store_std` (C,) are those of the codes, in [0, 1], over the store that it will be trained on.
-    Raises UsageError when the network does not fit the codes.
+    `code_kind` is the store's. Raises UsageError when the network does not fit the codes.
     """
     if diffusion.normalise == "store":
         mean = [2 * float(value) - 1 for value in store_mean]
@@ -53,6 +54,7 @@ def build_denoiser(
         num_classes=num_classes,
         mean=mean,
         std=std,
+        code_kind=code_kind,
     )
 
 
@@ -74,6 +76,7 @@ class _ModelFile(Config):
     diffusion: DiffusionConfig
     code_shape: tuple[int, int, int]
     num_classes: int = Field(ge=0)
+    code_kind: CodeKind = "bounded"
     normalisation: _Normalisation
     lineage: _Lineage
 
@@ -104,6 +107,7 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu") -> De
         num_classes=file.num_classes,
         mean=file.normalisation.mean,
         std=file.normalisation.std,
+        code_kind=file.code_kind,
     )
     denoiser.weights_sha256 = load_weights(denoiser, directory, device=device)
     denoiser.path = Path(path)

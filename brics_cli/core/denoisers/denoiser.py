@@ -2,6 +2,7 @@
 
 Codes z (B, C, h, w) in [0, 1] become x = (2z - 1 - mean) / std, per channel. Under `normalise: store` mean and std
 are those of 2z - 1 over the store, so that x has mean 0 and standard deviation 1; under `none` they are 0 and 1.
+Continuous codes (of the bottlenecks `kl`, `vq`, `rq`) go the same way, and are never clamped to [0, 1].
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from brics_cli.config import DenoiserConfig, DiffusionConfig
+from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig
 from brics_cli.core.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
 from brics_cli.core.model_files import save_model
 
@@ -33,8 +34,9 @@ class DiffusionLoss(NamedTuple):
 class Denoiser(nn.Module):
     """Noisy codes -> the estimate of the clean ones.
 
-    `code_shape` is (C, h, w); `num_classes` is 0 for an unconditional model. A loaded denoiser also says where it
-    came from: `path`, `weights_sha256`, and `lineage`, the autoencoder and store named in its config.
+    `code_shape` is (C, h, w); `num_classes` is 0 for an unconditional model; `code_kind` is `bounded` when codes are in
+    [0, 1]. A loaded denoiser also says where it came from: `path`, `weights_sha256`, and `lineage`, the autoencoder
+    and store named in its config.
     """
 
     path: Path
@@ -51,11 +53,12 @@ class Denoiser(nn.Module):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        code_kind: CodeKind = "bounded",
     ) -> None:
         super().__init__()
         self.network = network
         self.config, self.diffusion = config, diffusion
-        self.code_shape, self.num_classes = code_shape, num_classes
+        self.code_shape, self.num_classes, self.code_kind = code_shape, num_classes, code_kind
         # Not in the weights file: config.json says them, once.
         self.mean: Tensor
         self.std: Tensor
@@ -67,11 +70,14 @@ class Denoiser(nn.Module):
         return (2 * codes - 1 - self.mean) / self.std
 
     def to_codes(self, x: Tensor) -> Tensor:
-        """x (B, C, h, w) -> codes, clamped to [0, 1]."""
-        return ((x * self.std + self.mean + 1) / 2).clamp(0, 1)
+        """x (B, C, h, w) -> codes, clamped to [0, 1] when that is their range."""
+        codes = (x * self.std + self.mean + 1) / 2
+        return codes.clamp(0, 1) if self.code_kind == "bounded" else codes
 
     def clip(self, x: Tensor) -> Tensor:
-        """x limited to what codes in [0, 1] can be: per channel, exactly."""
+        """x limited to what codes in [0, 1] can be: per channel, exactly. Continuous codes have no limits."""
+        if self.code_kind != "bounded":
+            return x
         return x.clamp(min=(-1 - self.mean) / self.std, max=(1 - self.mean) / self.std)
 
     def predict(self, x_t: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -148,6 +154,7 @@ def save_denoiser(directory: Path, *, denoiser: Denoiser, state: dict[str, Tenso
         "diffusion": denoiser.diffusion.model_dump(mode="json"),
         "code_shape": list(denoiser.code_shape),
         "num_classes": denoiser.num_classes,
+        "code_kind": denoiser.code_kind,
         "normalisation": {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()},
         "lineage": lineage,
     }

@@ -42,7 +42,7 @@ def test_setting_a_kind_resets_its_block_and_nothing_else() -> None:
     assert values == {"a": {"kind": "x", "size": 3}, "b": 1}
 
 
-@pytest.mark.parametrize("kind", ["grid", "none"])
+@pytest.mark.parametrize("kind", ["grid", "hash", "none", "kl", "vq", "rq", "fsq"])
 @pytest.mark.parametrize("name", list_recipes("autoencoder"))
 def test_any_bottleneck_fits_any_recipe(name: str, kind: str) -> None:
     recipe = load_recipe(name, kind="autoencoder", overrides=[f"model.bottleneck.kind={kind}"])
@@ -55,7 +55,13 @@ def test_any_bottleneck_fits_any_recipe(name: str, kind: str) -> None:
         ("optimiser.lrr=1", "--set: no key 'optimiser.lrr'; did you mean 'lr'?"),
         ("model.bottleneck.nois=0", "--set: no key 'model.bottleneck.nois'; did you mean 'noise'?"),
         ("trainin.steps=3", "--set: no key 'trainin'; did you mean 'training'?"),
-        ("model.bottleneck.kind=gird", "--set: model.bottleneck.kind = 'gird', but it should be one of: grid, none"),
+        (
+            "model.bottleneck.kind=gird",
+            "--set: model.bottleneck.kind = 'gird', but it should be one of: grid, hash, none, kl, vq, rq, fsq",
+        ),
+        ("model.decoder.kind=stile", "--set: model.decoder.kind = 'stile', but it should be one of: resnet, style"),
+        ("model.decoder.with=3", "--set: no key 'model.decoder.with'; did you mean 'widths'?"),
+        ("model.features.hidden=3", "--set: no key 'model.features.hidden'; did you mean 'hidden_dim'?"),
         ("training.steps=many", "--set: training.steps = 'many', but it should be a valid integer"),
         ("optimiser.lr", "--set 'optimiser.lr' is not KEY=VALUE"),
         ("name.x=1", "--set name.x: name is a value, not a block"),
@@ -73,6 +79,20 @@ def test_a_wrong_override_is_named_in_one_line(override: str, line: str) -> None
         load_recipe("tiny", kind="autoencoder", overrides=[override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_decoder_and_features_may_leave_their_kind_out() -> None:
+    """As every recipe and checkpoint from before there was a choice does."""
+    model = load_recipe("tiny", kind="autoencoder").model
+    assert (model.decoder.kind, model.features.kind, model.features.upscale) == ("resnet", "mlp", 2)
+    changed = load_recipe("tiny", kind="autoencoder", overrides=["model.decoder.num_blocks=3"]).model
+    assert changed.decoder == model.decoder.model_copy(update={"num_blocks": 3})
+
+
+def test_another_kind_of_decoder_starts_from_its_own_defaults() -> None:
+    overrides = ["model.decoder.kind=style", "model.decoder.widths=[48, 32, 16]"]
+    decoder = load_recipe("tiny", kind="autoencoder", overrides=overrides).model.decoder
+    assert decoder.model_dump() == {"kind": "style", "widths": (48, 32, 16), "style_dim": 512, "style_layers": 8}
 
 
 def test_an_unknown_recipe_gets_the_nearest_name() -> None:

@@ -18,7 +18,9 @@ SMALL = DiTConfig(dim=32, depth=2, num_heads=2)
 LINEAGE = {"autoencoder_sha256": "a" * 64, "store_sha256": "b" * 64, "store_path": "/codes.h5"}
 
 
-def make(shape=(3, 4, 4), num_classes=0, *, mean=0.4, std=0.2, seed=0, randomise=False, **diffusion) -> Denoiser:
+def make(
+    shape=(3, 4, 4), num_classes=0, *, mean=0.4, std=0.2, seed=0, randomise=False, code_kind="bounded", **diffusion
+) -> Denoiser:
     torch.manual_seed(seed)
     denoiser = build_denoiser(
         SMALL,
@@ -27,6 +29,7 @@ def make(shape=(3, 4, 4), num_classes=0, *, mean=0.4, std=0.2, seed=0, randomise
         num_classes=num_classes,
         store_mean=[mean] * shape[0],
         store_std=[std] * shape[0],
+        code_kind=code_kind,
     )
     if randomise:  # a fresh DiT's output is zero
         for parameter in denoiser.parameters():
@@ -81,6 +84,16 @@ def test_clip_is_the_exact_range_of_codes():
     z = (clipped * denoiser.std + denoiser.mean + 1) / 2  # without to_codes' clamp
     assert float(z.min()) == pytest.approx(0, abs=1e-6) and float(z.max()) == pytest.approx(1, abs=1e-6)
     assert not torch.equal(denoiser.denoise(x_t, log_snr, clip=False), clipped)
+
+
+def test_continuous_codes_are_never_clipped(tmp_path):
+    denoiser = make(mean=1.0, std=3.0, code_kind="continuous", randomise=True)
+    save_denoiser(tmp_path / "model", denoiser=denoiser, state=denoiser.state_dict(), lineage=LINEAGE)
+    denoiser = load_denoiser(tmp_path)
+    z = 8 * codes() - 4
+    torch.testing.assert_close(denoiser.to_codes(denoiser.to_x(z)), z, rtol=0, atol=1e-5)
+    x_t, log_snr = 20 * torch.randn(4, 3, 4, 4), torch.zeros(4)
+    assert torch.equal(denoiser.denoise(x_t, log_snr, clip=True), denoiser.denoise(x_t, log_snr, clip=False))
 
 
 def test_objectives_agree_when_networks_say_the_same():

@@ -1,0 +1,106 @@
+"""StyleGAN2's modulated convolution with weight demodulation (Karras et al., arXiv 1912.04958, section 2.2), in groups.
+
+Weights are N(0, 1) and scaled by 1 / sqrt(fan-in) at run time (equalised learning rate, arXiv 1710.10196, section
+4.1), as the paper's learning rate of 2e-3 takes for granted. Letters: G groups, S style channels.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brics_cli.core.layers import full_precision
+
+SLOPE = 0.2
+# Leaky ReLU of that slope halves the second moment, nearly: the gain of StyleGAN2.
+GAIN = math.sqrt(2)
+# The style MLP learns a hundred times slower (arXiv 1812.04948, appendix C).
+STYLE_LR_FACTOR = 0.01
+
+
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU that keeps the variance."""
+    return F.leaky_relu(x, SLOPE) * GAIN
+
+
+class EqualisedLinear(nn.Module):
+    """x (B, in) -> (B, out), its learning rate multiplied by `lr_factor`."""
+
+    def __init__(self, in_features: int, out_features: int, *, lr_factor: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_factor)
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.weight_gain, self.bias_gain = lr_factor / math.sqrt(in_features), lr_factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+class StyleMlp(nn.Module):
+    """Pooled features (B, in) -> style (B, S)."""
+
+    def __init__(self, in_features: int, *, style_dim: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [in_features, *[style_dim] * num_layers]
+        self.layers = nn.ModuleList(EqualisedLinear(a, b, lr_factor=STYLE_LR_FACTOR) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = activate(layer(x))
+        return x
+
+
+class ModulatedConv(nn.Module):
+    """x (B, in, H, W), style (B, S) -> (B, out, H, W): each input channel scaled by an affine map of the style, and
+    each output channel divided by the norm its weights then have (`demodulate`).
+
+    In G groups, style channels are split among groups as those of x are. Activations are scaled in place of weights,
+    which is the same sum: one convolution serves the whole batch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        style_dim: int,
+        num_groups: int = 1,
+        demodulate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_groups, self.demodulate = num_groups, demodulate
+        per_group = in_channels // num_groups
+        self.weight = nn.Parameter(torch.randn(out_channels, per_group, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = 1 / math.sqrt(per_group * kernel**2)
+        self.affine_weight = nn.Parameter(torch.randn(in_channels, style_dim // num_groups))
+        self.affine_bias = nn.Parameter(torch.ones(in_channels))  # modulation starts around 1
+        self.affine_gain = 1 / math.sqrt(style_dim // num_groups)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        weight = self.weight * self.gain
+        with full_precision(x.device):  # squares and their sums stay in float32
+            scale = self._scale(style.float())  # (B, in)
+            if self.demodulate:
+                factor = self._demodulation(weight, scale)  # (B, out)
+        x = F.conv2d(
+            x * scale[:, :, None, None].to(x.dtype), weight, padding=weight.shape[-1] // 2, groups=self.num_groups
+        )
+        if self.demodulate:
+            x = x * factor[:, :, None, None].to(x.dtype)
+        return x + self.bias[:, None, None].to(x.dtype)
+
+    def _scale(self, style: Tensor) -> Tensor:
+        by_group = style.unflatten(1, (self.num_groups, -1)).transpose(0, 1)  # (G, B, S / G)
+        affine = (self.affine_weight * self.affine_gain).unflatten(0, (self.num_groups, -1))  # (G, in / G, S / G)
+        return (by_group @ affine.transpose(1, 2)).transpose(0, 1).flatten(1) + self.affine_bias
+
+    def _demodulation(self, weight: Tensor, scale: Tensor) -> Tensor:
+        squares = weight.float().square().sum((2, 3)).unflatten(0, (self.num_groups, -1))  # (G, out / G, in / G)
+        by_group = scale.square().unflatten(1, (self.num_groups, -1)).transpose(0, 1)  # (G, B, in / G)
+        return torch.rsqrt((by_group @ squares.transpose(1, 2)).transpose(0, 1).flatten(1) + 1e-8)

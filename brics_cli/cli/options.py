@@ -89,6 +89,27 @@ MaxFailures = Annotated[
     typer.Option("--max-failures", min=0, help="Stop once more images than this have failed. Default: never."),
 ]
 
+Subset = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--subset",
+        metavar="NAME",
+        help="Which collection, where the path holds several: church_outdoor_train, validation, a subfolder.",
+    ),
+]
+
+
+class LabelSource(StrEnum):
+    """Where labels come from when the collection does not say."""
+
+    folder = "folder"
+
+
+Labels = Annotated[
+    Optional[LabelSource],  # noqa: UP045
+    typer.Option("--labels", help="`folder`: the top-level folders of a folder of images are its classes."),
+]
+
 
 class Transform(StrEnum):
     """How an image becomes a square: `brics_cli.data.pixels` says exactly."""
@@ -97,6 +118,8 @@ class Transform(StrEnum):
     adm = "adm"
     edm_lanczos = "edm-lanczos"
     none = "none"
+    crop_bicubic_fast = "crop-bicubic-fast"
+    crop_bicubic_cuda = "crop-bicubic-cuda"
 
 
 class Precision(StrEnum):

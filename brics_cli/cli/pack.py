@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
-from brics_cli.errors import ExitCode
+from brics_cli.errors import ExitCode, UsageError
 
 app = options.command_app()
 
@@ -21,12 +21,17 @@ class ShardFormat(StrEnum):
     """How images are stored in the shards."""
 
     png = "png"
+    jpeg = "jpeg"
+    webp = "webp"
 
 
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Images: a folder, WebDataset tars, or a pattern of tars.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that the shards go to.")],
     size: Annotated[int, typer.Option("--size", min=1, help="Side of the square images, in pixels.")] = 256,
@@ -35,8 +40,14 @@ def pack(
     ] = options.Transform.crop_bicubic,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images per shard.")] = 1000,
     image_format: Annotated[
-        ShardFormat, typer.Option("--format", help="Of the images in the shards.")
+        ShardFormat, typer.Option("--format", help="Of the images in the shards: png and webp are lossless.")
     ] = ShardFormat.png,
+    quality: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--quality", min=1, max=100, help="Of --format jpeg. Default: 95."),
+    ] = None,
+    subset: options.Subset = None,
+    labels: options.Labels = None,
     num_workers: options.NumWorkers = None,
     max_failures: options.MaxFailures = None,
     dry_run: options.DryRun = False,
@@ -47,21 +58,43 @@ def pack(
     """Crop and resize a collection into WebDataset shards.
 
     Run it again after an interruption: it goes on after the last whole shard. Images that cannot be read are listed
-    in DIR/failures.jsonl, and the exit code is 5.
+    in DIR/failures.jsonl, and the exit code is 5. DIR/manifest.json, written last, lists every shard with its sha256.
 
     Example: brics pack ./photographs --out shards --size 256
     """
+    from brics_cli.data.sinks import PNG, WEBP, jpeg
+    from brics_cli.jobs.pack import estimate_packing, plan_packing
     from brics_cli.jobs.pack import pack as run
-    from brics_cli.jobs.pack import plan_packing
 
+    if quality is not None and image_format is not ShardFormat.jpeg:
+        raise UsageError(f"--quality goes with --format jpeg, and {image_format.value} is lossless")
+    lossless = {ShardFormat.png: PNG, ShardFormat.webp: WEBP}
     session = Session(quiet=quiet, as_json=as_json)
-    plan = plan_packing(source, out=out, size=size, transform=transform.value, shard_size=shard_size)
+    plan = plan_packing(
+        source,
+        out=out,
+        size=size,
+        transform=transform.value,
+        shard_size=shard_size,
+        encoding=lossless.get(image_format) or jpeg(quality or 95),
+        subset=subset,
+        labels="folder" if labels is not None else None,
+    )
     if dry_run:
-        value = {"images": plan.num_images, "shards": plan.num_shards, "pixel_bytes": plan.pixel_bytes, "out": out}
+        estimate = estimate_packing(plan)
+        value = {
+            "images": plan.num_images,
+            "shards": plan.num_shards,
+            "pixel_bytes": plan.pixel_bytes,
+            "out": out,
+            **asdict(estimate),
+        }
+        failed = f"; {estimate.num_failed} of the {estimate.num_looked_at} failed" if estimate.num_failed else ""
         session.result(
             value,
-            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {size} px "
-            f"in {out}, at most {human_bytes(plan.pixel_bytes)}",
+            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {size} px in {out}: about "
+            f"{human_bytes(estimate.shard_bytes)}, and {estimate.seconds:,.0f} s on one core "
+            f"(measured on {estimate.num_looked_at} images{failed})",
         )
         return
     with same_command_goes_on():

@@ -8,13 +8,23 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from itertools import accumulate
+from os.path import commonpath
+from pathlib import Path
+from typing import Any, Self, overload
+
+from brics_cli.data.pixels import ImageError
 
 IMAGE_EXTENSIONS: frozenset[str] = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm"})
 """Extensions, lower case and without the dot, that make a file an image."""
+VIRTUAL_SHARD_SIZE = 1000
+"""Images per shard of a collection that has no shards of its own."""
+MAX_FILE_BYTES = 2**30
+"""A larger file is no image that `pixels` would decode: 89 million pixels of 16-bit RGBA are 0.7 GiB."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Collection(ABC):
     """Absolute path (or brace pattern) as text."""
     kind: str
     shards: Sequence[Shard]
+    note: str = ""
+    """What `open_collection` chose among several, for `describe` to end with."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -75,6 +87,19 @@ class Collection(ABC):
 
     def __len__(self) -> int:
         return sum(shard.num_images for shard in self.shards)
+
+    def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """(shard_index, index) of images by their position in the whole collection."""
+        ends = list(accumulate(shard.num_images for shard in self.shards))
+        shard_indices = [bisect_right(ends, position) for position in positions]
+        return [
+            (shard, position - ends[shard] + self.shards[shard].num_images)
+            for shard, position in zip(shard_indices, positions, strict=True)
+        ]
+
+    def keys(self) -> Sequence[str]:
+        """The keys of all images in order, each made when it is asked for."""
+        return _Keys(self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,12 +123,60 @@ class Collection(ABC):
         return limited
 
 
+class _Keys(Sequence[str]):
+    """A collection's keys by position."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[str]: ...
+    def __getitem__(self, position: int | slice) -> str | list[str]:
+        chosen = range(len(self))[position]
+        if isinstance(chosen, int):
+            return self._collection.key(*self._collection.places([chosen])[0])
+        return [self._collection.key(*place) for place in self._collection.places(chosen)]
+
+    def __iter__(self) -> Iterator[str]:
+        for shard_index, shard in enumerate(self._collection.shards):
+            for index in range(shard.num_images):
+                yield self._collection.key(shard_index, index)
+
+
+class UnshardedCollection(Collection):
+    """A collection that has no shards of its own: it is cut into runs of `VIRTUAL_SHARD_SIZE` images in key order."""
+
+    def _cut(self, rows: Sequence[tuple[Any, ...]], *, also: Sequence[tuple[Any, ...]] = ()) -> None:
+        """Set `shards` from the images' index rows (name, size in bytes, ...); every shard depends on `also` too."""
+        self._shard_size = VIRTUAL_SHARD_SIZE
+        self.shards = shards = []
+        for number, start in enumerate(range(0, len(rows), self._shard_size)):
+            part = rows[start : start + self._shard_size]
+            size_bytes = sum(row[1] for row in part)
+            name = f"{number:05d}"
+            shards.append(Shard(name, len(part), size_bytes, shard_fingerprint(name, size_bytes, [*part, *also])))
+
+    def _position(self, shard_index: int, index: int) -> int:
+        return shard_index * self._shard_size + index
+
+
 def shard_fingerprint(name: str, size_bytes: int, index: Sequence[tuple[Any, ...]]) -> str:
     """The sha256 of a shard's name, size and index rows."""
     digest = hashlib.sha256(f"{name}\0{size_bytes}\n".encode())
     for row in index:
         digest.update(("\0".join(str(value) for value in row) + "\n").encode())
     return digest.hexdigest()
+
+
+def check_num_bytes(num_bytes: int) -> None:
+    """Raise ImageError for a file too large to be an image."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"a file of {num_bytes:,} bytes is too large for an image")
 
 
 def split_extension(name: str) -> tuple[str, str] | None:
@@ -117,14 +190,12 @@ def split_extension(name: str) -> tuple[str, str] | None:
     return stem, extension.lower()
 
 
-def unique_keys(names: Sequence[str]) -> list[str]:
-    """The keys of image files `names`: without extension, but with it where two differ in nothing else."""
-    stems = [name.rpartition(".")[0] for name in names]
-    seen: set[str] = set()
-    twice: set[str] = set()
-    for stem in stems:
-        (twice if stem in seen else seen).add(stem)
-    return [name if stem in twice else stem for name, stem in zip(names, stems, strict=True)]
+def shard_names(paths: Sequence[Path], stems: Sequence[str]) -> list[str]:
+    """The stem of each file of shards; with its folders below the common one where stems repeat."""
+    if len(set(stems)) == len(stems):
+        return list(stems)
+    base = commonpath([path.parent for path in paths])
+    return [(path.relative_to(base).parent / stem).as_posix() for path, stem in zip(paths, stems, strict=True)]
 
 
 def printable(name: str) -> str:

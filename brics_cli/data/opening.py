@@ -6,63 +6,90 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
 from brics_cli.data.collection import Collection, split_extension
+from brics_cli.data.forms import Choice, Form, choices_below, choose, form_of_file, has_suffix
+from brics_cli.data.manifest import check_manifest
 from brics_cli.data.pixels import PILLOW_FORMATS, ImageError
 from brics_cli.data.sources.folder import FolderCollection
-from brics_cli.data.sources.webdataset import WebDatasetCollection
+from brics_cli.data.sources.lmdb import LmdbCollection, is_lmdb
+from brics_cli.data.sources.parquet import ParquetCollection
+from brics_cli.data.sources.webdataset import TAR_SUFFIXES, WebDatasetCollection
+from brics_cli.data.sources.zip import ZipCollection
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import read_provenance
 
-READS = "brics reads folders of images and WebDataset tars (one tar, a folder of tars, x-{000..003}.tar)."
-MAX_TARS = 1_000_000
-_NOT_READ = {
-    ".zip": "a zip file",
-    ".tgz": "a compressed tar",
-    ".gz": "a compressed file",
-    ".parquet": "a parquet table",
-    ".mdb": "an LMDB",
-    ".lmdb": "an LMDB",
-    ".h5": "a key-code store or another HDF5 file, not images",
-}
+READS = "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs and parquet."
+MAX_FILES = 1_000_000
+Labels = Literal["folder"]
 
 
-def open_collection(path_or_pattern: str | Path, *, subset: str | None = None) -> Collection:
-    """The collection at a folder, a tar, a folder of tars, or a brace pattern of tars such as `x-{000..003}.tar`.
+def open_collection(
+    path_or_pattern: str | Path, *, subset: str | None = None, labels: Labels | None = None
+) -> Collection:
+    """The collection at a path, or at a brace pattern of tars or parquet files such as `x-{000..003}.tar`.
 
-    `subset` names one folder below the path, where it holds several collections (`train`, `val`).
-    Raises UsageError (missing path, no images, a format that is not read, a URL), ArtefactError (a damaged tar, a
-    pack that has not finished).
+    A path is a folder of images, a WebDataset tar (compressed or not) or a folder of them, a zip, an LMDB or
+    `./lsun` with several, a parquet file or a folder of them; which is seen in the content, not in the name.
+    `subset` chooses where the path holds several (`church_outdoor_train`, `validation`). `labels="folder"` makes
+    the top-level folders of a folder of images classes. Raises UsageError (missing path, no images, several and
+    no `subset`, a format that is not read, a URL), ArtefactError (a damaged file, a pack that has not finished).
     """
-    if not str(path_or_pattern):
+    collection = _open(os.fspath(path_or_pattern), subset, labels)
+    if labels is not None and not isinstance(collection, FolderCollection):
+        raise UsageError(f"--labels folder goes with a folder of images, not with {collection.kind}: {collection.path}")
+    return collection
+
+
+def _open(text: str, subset: str | None, labels: Labels | None) -> Collection:
+    if not text:
         raise UsageError("the path of the images is empty", next="Is a shell variable unset?")
-    text = os.fspath(path_or_pattern)
     if text.startswith("pipe:") or "://" in text:
-        raise UsageError(f"{text!r} is not a path", next="Give a folder or tars on a local disk.")
-    if "{" in text and not Path(text).exists():
+        raise UsageError(f"{text!r} is not a path", next="Give a folder or files on a local disk.")
+    path = Path(text)
+    if "{" in text and not _exists(path):
         if subset is not None:
             raise UsageError("--subset goes with a folder, not with a pattern")
         return _open_pattern(text)
-    path = Path(text)
-    if subset is not None:
-        if not (path / subset).is_dir():
-            raise UsageError(f"no folder {subset!r} in {path}{_subfolders(path)}")
-        path = path / subset
     if not path.exists():
+        if subset is None and path.parent.is_dir():
+            named = [choice for choice in choices_below(path.parent) if path.name in choice.names]
+            if named:
+                return _open_choice(named[0])
         raise UsageError(f"no such file or folder: {path}", next=READS)
-    if path.is_dir():
-        return _open_directory(path)
-    if path.suffix.lower() == ".tar":
+    if not path.is_dir():
+        if subset is not None:
+            raise UsageError(f"--subset goes with a folder, and {path} is a file")
+        return _open_file(path)
+    if subset is not None:
+        return _open_subset(path, subset, labels)
+    return _open_directory(path, labels)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a long pattern is no file name
+        return False
+
+
+def _open_file(path: Path) -> Collection:
+    form = form_of_file(path)
+    if form == "tar":
         return WebDatasetCollection(str(path.resolve()), [path])
-    named = _NOT_READ.get(path.suffix.lower())
-    if named is None:
-        named = "one image, not a collection" if split_extension(path.name) is not None else "not a collection"
-    raise UsageError(f"{path} is {named}", next=READS)
+    if form == "zip":
+        return ZipCollection(path)
+    if form == "lmdb":
+        # data.mdb is opened through its folder, whose name says what it is
+        return LmdbCollection(path.resolve().parent if path.name == "data.mdb" else path)
+    if form == "parquet":
+        return ParquetCollection(str(path.resolve()), [path])
+    raise UsageError(f"{path} is {form}", next=READS)
 
 
 def _open_pattern(pattern: str) -> Collection:
@@ -70,27 +97,40 @@ def _open_pattern(pattern: str) -> Collection:
 
     # braceexpand holds every range in memory before its first result: look at their lengths first
     lengths = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
-    if math.prod(lengths) > MAX_TARS:
-        raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_TARS:,} tars")
+    if math.prod(lengths) > MAX_FILES:
+        raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_FILES:,} files")
     try:
         paths = [Path(text) for text in braceexpand(pattern)]
     except ValueError as error:  # UnbalancedBracesError
         raise UsageError(f"the pattern {pattern!r} is not balanced ({error})") from None
-    wrong = next((path for path in paths if path.suffix.lower() != ".tar"), None)
-    if wrong is not None:
-        raise UsageError(f"the pattern {pattern!r} names {wrong}, which is not a .tar", next=READS)
+    if all(has_suffix(path.name, ".parquet") for path in paths):
+        form: Form = "parquet"
+    else:
+        form = "tar"
+        wrong = next((path for path in paths if not has_suffix(path.name, *TAR_SUFFIXES)), None)
+        if wrong is not None:
+            raise UsageError(f"the pattern {pattern!r} names {wrong}, which is not a .tar", next=READS)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"{len(missing):,} of the {len(paths):,} tars of {pattern!r} are missing, first {missing[0]}")
-    return WebDatasetCollection(os.path.abspath(pattern), paths)  # noqa: PTH100 - a pattern, not a path
+    if len(set(paths)) != len(paths):
+        raise UsageError(f"the pattern {pattern!r} names a file twice")
+    absolute = os.path.abspath(pattern)  # noqa: PTH100 - a pattern, not a path
+    return ParquetCollection(absolute, paths) if form == "parquet" else WebDatasetCollection(absolute, paths)
 
 
-def _open_directory(path: Path) -> Collection:
+def _open_directory(path: Path, labels: Labels | None) -> Collection:
     artefact = read_provenance(path)
     if artefact is not None and artefact.kind == "shards" and not artefact.complete:
         raise ArtefactError(f"brics pack has not finished {path}", next="Run the same brics pack command again.")
-    names = [entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")]
-    tars = sorted(name for name in names if name.lower().endswith(".tar"))
+    if artefact is not None and artefact.kind == "shards":
+        check_manifest(path)
+    if is_lmdb(path):
+        return LmdbCollection(path)
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if "data.mdb" in names:
+        raise UsageError(f"{path} is named like an LMDB, and its data.mdb is not an LMDB", next=READS)
+    tars = [name for name in names if has_suffix(name, *TAR_SUFFIXES)]
     images = [name for name in names if split_extension(name) is not None]
     if tars and images:
         raise UsageError(
@@ -99,16 +139,47 @@ def _open_directory(path: Path) -> Collection:
         )
     if tars:
         return WebDatasetCollection(str(path.resolve()), [path / name for name in tars])
-    if "data.mdb" in names:
-        raise UsageError(f"{path} is an LMDB", next=READS)
-    return FolderCollection(path)
+    choices = choices_below(path)
+    if any(choice.form == "lmdb" for choice in choices):
+        return _open_choice(choose(choices, where=path))
+    try:
+        return FolderCollection(path, labels=labels)
+    except UsageError:
+        if not choices:
+            raise
+    return _open_choice(choose(choices, where=path))
 
 
-def _subfolders(path: Path) -> str:
-    if not path.is_dir():
-        return ""
-    names = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return f"; there are: {', '.join(names[:8])}" if names else ""
+def _open_subset(path: Path, subset: str, labels: Labels | None) -> Collection:
+    choices = choices_below(path)
+    for choice in choices:
+        if subset in choice.names:
+            return _open_choice(choice)
+    if (path / subset).is_dir() and ".." not in Path(subset).parts:
+        return _open_directory(path / subset, labels)
+    names = [choice.name for choice in choices] or sorted(
+        child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
+    there_are = f"; there are: {', '.join(names[:20])}" if names else ""
+    raise UsageError(f"no subset or folder {subset!r} in {path}{there_are}")
+
+
+def _open_choice(choice: Choice) -> Collection:
+    collection: Collection
+    if choice.form == "parquet":
+        folder = choice.paths[0].parent.resolve()
+        # a path that names the split opens it again without --subset
+        collection = ParquetCollection(
+            str(folder if choice.name == folder.name else folder / choice.name), choice.paths
+        )
+    elif choice.form == "tar":
+        collection = _open_directory(choice.paths[0], None)
+    elif choice.form == "lmdb":
+        collection = LmdbCollection(choice.paths[0])
+    else:
+        collection = ZipCollection(choice.paths[0])
+    collection.note = choice.note
+    return collection
 
 
 def median_side(collection: Collection, *, num: int = 64) -> int:
@@ -120,7 +191,7 @@ def median_side(collection: Collection, *, num: int = 64) -> int:
     num = min(num, total)
     wanted = sorted({round(step * (total - 1) / max(num - 1, 1)) for step in range(num)})
     sides = []
-    for shard_index, index in _positions(collection, wanted):
+    for shard_index, index in collection.places(wanted):
         try:
             with Image.open(BytesIO(collection.read(shard_index, index).data), formats=PILLOW_FORMATS) as image:
                 sides.append(min(image.size))
@@ -129,14 +200,3 @@ def median_side(collection: Collection, *, num: int = 64) -> int:
     if not sides:
         raise UsageError(f"none of {len(wanted)} images looked at in {collection.path} can be read as an image")
     return round(statistics.median(sides))
-
-
-def _positions(collection: Collection, wanted: Sequence[int]) -> list[tuple[int, int]]:
-    """(shard_index, index) of positions in the whole collection, `wanted` in rising order."""
-    positions, start, shard_index = [], 0, 0
-    for position in wanted:
-        while position >= start + collection.shards[shard_index].num_images:
-            start += collection.shards[shard_index].num_images
-            shard_index += 1
-        positions.append((shard_index, position - start))
-    return positions

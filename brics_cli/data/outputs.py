@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from brics_cli.data.sinks.base import remove_leftovers
 from brics_cli.errors import ArtefactError
 from brics_cli.workspace import (
     Artefact,
@@ -18,6 +19,7 @@ from brics_cli.workspace import (
     write_text_atomically,
 )
 from brics_cli.workspace.differences import differences
+from brics_cli.workspace.files import PROVENANCE_FILE
 
 Claim = Literal["new", "resume", "complete"]
 
@@ -27,13 +29,17 @@ def claim_output(artefact: Artefact, *, overwrite: bool, is_file: bool = False) 
 
     `resume` when it holds an interrupted output of the same kind, parents and `details["settings"]`; `complete`
     when that one had finished. Raises ArtefactError when an interrupted output differs, saying in what;
-    WouldOverwriteError when something else is there. `overwrite` makes both `new`.
+    WouldOverwriteError when something else is there. `overwrite` makes both `new`. To be called inside `output_lock`.
     """
     path = artefact.path
+    if path.is_dir() and not (path / PROVENANCE_FILE).exists():
+        remove_leftovers(path, PROVENANCE_FILE)  # of a claim that was killed
     existing = read_provenance(path) if path.exists() else None
     if existing is not None and existing.kind == artefact.kind:
         differing = differences(_identity(existing), _identity(artefact))
         if not differing and not existing.complete:
+            if path.is_dir():
+                remove_leftovers(path, "*")  # of whatever was being written when it was killed
             return "resume"
         if not differing and not overwrite:
             return "complete"

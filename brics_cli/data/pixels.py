@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brics_cli.config.suggestions import did_you_mean
+from brics_cli.data.fast_pixels import CUDA, FAST, crop_bicubic_fast, load_fast
 from brics_cli.errors import UsageError
 
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
@@ -27,9 +28,12 @@ TRANSFORM_VERSIONS: dict[str, str] = {
     "adm": "pillow-1",
     "edm-lanczos": "pillow-1",
     "none": "pillow-1",
+    FAST: "torchvision-1",
+    CUDA: "nvjpeg-1",
 }
 """Transform -> version, backend included; both are stored in every artefact."""
 
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
@@ -39,6 +43,11 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 class ImageError(Exception):
     """One image that cannot be used, and why. Counted and listed by the loader, never fatal by itself."""
+
+
+def is_image_file(first: bytes) -> bool:
+    """Whether a file that begins with `first` (12 bytes or more) is of a format that is read."""
+    return first.startswith(_SIGNATURES) or (first[:4] == b"RIFF" and first[8:12] == b"WEBP")
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -94,6 +103,8 @@ def apply_transform(image: Image.Image, name: str, size: int) -> np.ndarray:
         square = _resize(_centre_square(image), (size, size), Image.Resampling.LANCZOS)
     elif name == "adm":
         square = _adm(image, size)
+    elif name in (FAST, CUDA):
+        return crop_bicubic_fast(image, size)
     elif name == "none":
         if image.size != (size, size):
             raise ImageError(f"{image.width} x {image.height} pixels, and transform 'none' needs {size} x {size}")
@@ -104,7 +115,11 @@ def apply_transform(image: Image.Image, name: str, size: int) -> np.ndarray:
 
 
 def load_pixels(data: bytes, *, transform: str, size: int) -> np.ndarray:
-    """A file's bytes as a uint8 array (size, size, 3). Raises ImageError."""
+    """A file's bytes as a uint8 array (size, size, 3). Raises ImageError; UsageError for an unknown name."""
+    if transform in (FAST, CUDA):
+        fast = load_fast(data, transform=transform, size=size, max_pixels=MAX_PIXELS)
+        if fast is not None:
+            return fast
     return apply_transform(decode_image(data), transform, size)
 
 

@@ -6,18 +6,25 @@ whole shards say where an interrupted run goes on, and a second run writes the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from brics_cli.data import TRANSFORM_VERSIONS, Collection, claim_output, load_shards, open_collection, open_sink
+from brics_cli.data.manifest import ManifestShard, write_manifest
 from brics_cli.data.outputs import FailureLog, output_lock
+from brics_cli.data.pixels import ImageError, load_pixels
+from brics_cli.data.sinks import PNG, Encoding
+from brics_cli.data.sources.webdataset import WebDatasetCollection
 from brics_cli.errors import InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.reporting import Reporter
-from brics_cli.workspace import Artefact, Parent, write_provenance
+from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 
 BATCH_SIZE = 64
+NUM_ESTIMATED = 32
+"""Images that a dry run packs, to nowhere."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class PackPlan:
     size: int
     transform: str
     shard_size: int
+    encoding: Encoding
+    labels: Literal["folder"] | None
 
     @property
     def num_images(self) -> int:
@@ -40,7 +49,7 @@ class PackPlan:
 
     @property
     def pixel_bytes(self) -> int:
-        """Of the packed pixels before compression: an upper bound for the shards."""
+        """Of the packed pixels before compression."""
         return 3 * self.size**2 * self.num_images
 
     @property
@@ -49,10 +58,22 @@ class PackPlan:
             "size": self.size,
             "transform": f"{self.transform}/{TRANSFORM_VERSIONS[self.transform]}",
             "shard_size": self.shard_size,
-            "format": "png",
+            "format": self.encoding.name,
         }
+        if self.labels is not None:
+            settings["labels"] = self.labels
         parent = Parent("collection", self.collection.path, self.collection.fingerprint)
         return Artefact("shards", self.out, now(), False, (parent,), {"settings": settings})
+
+
+@dataclass(frozen=True)
+class PackEstimate:
+    """What a dry run measured on a few images spread over the collection: `seconds` is for one decoding thread."""
+
+    num_looked_at: int
+    num_failed: int
+    shard_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -71,14 +92,39 @@ class PackResult:
         return len(self.failures)
 
 
-def plan_packing(source: str, *, out: Path, size: int, transform: str, shard_size: int) -> PackPlan:
+def plan_packing(
+    source: str,
+    *,
+    out: Path,
+    size: int,
+    transform: str,
+    shard_size: int,
+    encoding: Encoding = PNG,
+    subset: str | None = None,
+    labels: Literal["folder"] | None = None,
+) -> PackPlan:
     """Look at the source. Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`."""
     if out.suffix in {".tar", ".zip"} or out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
-    collection = open_collection(source)
+    collection = open_collection(source, subset=subset, labels=labels)
     if out.resolve() == Path(collection.path):
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
-    return PackPlan(collection, out, size, transform, shard_size)
+    return PackPlan(collection, out, size, transform, shard_size, encoding, labels)
+
+
+def estimate_packing(plan: PackPlan) -> PackEstimate:
+    """Pack a few images, spread evenly over the collection, to nowhere, and scale."""
+    num = min(NUM_ESTIMATED, plan.num_images)
+    positions = [round(step * (plan.num_images - 1) / max(num - 1, 1)) for step in range(num)]
+    num_bytes, num_failed, start = 0, 0, time.perf_counter()
+    for shard_index, index in plan.collection.places(positions):
+        try:
+            data = plan.collection.read(shard_index, index).data
+            num_bytes += len(plan.encoding.encode(load_pixels(data, transform=plan.transform, size=plan.size)))
+        except ImageError:
+            num_failed += 1
+    seconds = (time.perf_counter() - start) * plan.num_images / num
+    return PackEstimate(num, num_failed, num_bytes * plan.num_images // num, seconds)
 
 
 def pack(
@@ -99,9 +145,8 @@ def pack(
         claim = claim_output(plan.artefact, overwrite=overwrite)
         if claim == "complete":
             return _result(plan, FailureLog(plan.out, keep=plan.num_images), already_complete=True)
-        keys = list(_keys(plan.collection))
-        with open_sink(plan.out, "wds", shard_size=plan.shard_size) as sink:
-            place = sink.resume_point(keys)
+        with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
+            place = sink.resume_point(plan.collection.keys())
             log = FailureLog(plan.out, keep=place)
             if place:
                 reporter.message(f"going on after {place:,} images that are packed")
@@ -138,34 +183,48 @@ def pack(
                         task.advance(batch.num_read, note=f"{len(log.failures):,} failed" if log.failures else None)
             except KeyboardInterrupt:
                 raise InterruptedRunError(f"interrupted; whole shards in {plan.out} are kept") from None
+            finally:
+                batches.close()
         if len(log.failures) == plan.num_images:
             _, key, reason = log.failures[0]
             raise TooManyFailuresError(
                 f"none of {plan.num_images:,} images could be packed; the first, {key}: {reason}"
             )
         log.close()
-        return _finish(plan, log)
+        return _finish(plan, log, reporter)
 
 
-def _keys(collection: Collection) -> Iterator[str]:
-    for shard_index, shard in enumerate(collection.shards):
-        for index in range(shard.num_images):
-            yield collection.key(shard_index, index)
-
-
-def _finish(plan: PackPlan, log: FailureLog) -> PackResult:
+def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
+    """Hash the shards, write the manifest, and then mark the whole as complete."""
+    tars = _tars(plan.out)
+    packed = WebDatasetCollection(str(plan.out.resolve()), tars)
+    shards = []
+    with reporter.task("hash", total=len(tars), unit="shards") as task:
+        for tar, shard in zip(tars, packed.shards, strict=True):
+            shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256_of_file(tar)))
+            task.advance()
     result = _result(plan, log, already_complete=False)
-    # Marked complete first: an unfinished pack does not open. The fingerprint is what others name as their parent.
-    write_provenance(finished(plan.artefact))
+    artefact = plan.artefact
+    write_manifest(
+        plan.out,
+        settings=artefact.details["settings"],
+        source_sha256=plan.collection.fingerprint,
+        shards=shards,
+        failures=result.failures,
+    )
     summary = f"{result.num_images:,} images, {plan.size} px, {plan.transform}"
-    sha256 = open_collection(plan.out).fingerprint
     counts = {"num_images": result.num_images, "num_failed": result.num_failed, "num_shards": result.num_shards}
-    write_provenance(finished(plan.artefact, sha256=sha256, summary=summary, **counts))
+    # The fingerprint is what others name as their parent.
+    write_provenance(finished(artefact, sha256=packed.fingerprint, summary=summary, **counts))
     return result
 
 
+def _tars(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar"))
+
+
 def _result(plan: PackPlan, log: FailureLog, *, already_complete: bool) -> PackResult:
-    tars = sorted(plan.out.glob("*.tar"))
+    tars = _tars(plan.out)
     if already_complete:
         log.close()
     return PackResult(

@@ -71,3 +71,36 @@ def test_max_failures_stops_early(images, tmp_path, capfd):
     assert "more than --max-failures 1" in capfd.readouterr().err
     assert run([*arguments, "--max-failures", "2"]) == 5
     assert "2 of 5 images failed, listed in" in capfd.readouterr().err
+
+
+def test_options_that_do_not_go_together(images, tmp_path, capfd):
+    for arguments, said in [
+        (["--quality", "90"], "--quality goes with --format jpeg, and png is lossless"),
+        (["--format", "jpeg", "--quality", "0"], "quality"),
+        (["--format", "gif"], "format"),
+        (["--labels", "file"], "labels"),
+        (["--subset", "train"], "no subset or folder 'train'"),
+    ]:
+        assert run(["pack", str(images), "--out", str(tmp_path / "out"), *arguments]) == 2
+        last = capfd.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: ") and said in last
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_measures(images, tmp_path, capfd):
+    (images / "3.png").write_text("hello")
+    arguments = ["pack", str(images), "--out", str(tmp_path / "out"), "--size", "32", "--dry-run"]
+    assert run([*arguments, "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["images"] == said["num_looked_at"] == 4 and said["num_failed"] == 1
+    assert 0 < said["shard_bytes"] < said["pixel_bytes"] and said["seconds"] > 0
+    assert run(arguments) == 0
+    assert "(measured on 4 images; 1 of the 4 failed)" in capfd.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_input(capfd):
+    assert run(["pack", "--help"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    for word in ("zip", "LMDB", "parquet", "--subset", "--labels", "--format", "--quality", "manifest.json"):
+        assert word in shown

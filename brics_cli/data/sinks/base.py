@@ -1,4 +1,4 @@
-"""What every sink shares: an ordered queue of images, encoded to PNG in a few threads."""
+"""What every sink shares: an ordered queue of images, encoded in a few threads."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from PIL import Image
 
+from brics_cli.data.sinks.encodings import PNG, Encoding
 from brics_cli.errors import UsageError
 
-COMPRESS_LEVEL = 3
-"""zlib's: about twice the speed of Pillow's default 6."""
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
 _MAX_PENDING = 64
 
 
 class Item(NamedTuple):
-    """One image on its way; `png` is None for a place left empty by `skip`."""
+    """One image on its way; `encoded` is None for a place left empty by `skip`."""
 
     key: str
-    png: Future[bytes] | None
+    encoded: Future[bytes] | None
     label: int | None
     meta: dict[str, Any] | None
 
@@ -35,8 +32,9 @@ class Item(NamedTuple):
 class ImageSink(ABC):
     """Takes images in order inside a `with` block; on an exception only what is whole stays."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, encoding: Encoding = PNG) -> None:
         self.path = path
+        self.encoding = encoding
         self.num_written = 0
         self._pending: deque[Item] = deque()
         self._stack = ExitStack()
@@ -50,7 +48,7 @@ class ImageSink(ABC):
     ) -> None:
         """Take one uint8 image (H, W, 3). Raises UsageError for a key that is no relative path."""
         check_key(key)
-        self._pending.append(Item(key, self._pool.submit(_encode_png, np.array(image)), label, meta))
+        self._pending.append(Item(key, self._pool.submit(self.encoding.encode, np.array(image)), label, meta))
         self._drain(_MAX_PENDING)
 
     def skip(self, key: str) -> None:
@@ -59,7 +57,7 @@ class ImageSink(ABC):
         self._drain(_MAX_PENDING)
 
     def __enter__(self) -> Self:
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="brics-png"))
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="brics-write"))
         self._open()
         return self
 
@@ -86,14 +84,14 @@ class ImageSink(ABC):
     def _drain(self, num_left: int) -> None:
         while len(self._pending) > num_left:
             item = self._pending.popleft()
-            self._put(item, None if item.png is None else item.png.result())
-            self.num_written += item.png is not None
+            self._put(item, None if item.encoded is None else item.encoded.result())
+            self.num_written += item.encoded is not None
 
     def _open(self) -> None:  # noqa: B027 - may stay empty
         """Prepare for the first image."""
 
     @abstractmethod
-    def _put(self, item: Item, png: bytes | None) -> None:
+    def _put(self, item: Item, encoded: bytes | None) -> None:
         """Write one encoded image; None leaves its place empty."""
 
     def _finish(self) -> None:  # noqa: B027
@@ -114,9 +112,3 @@ def remove_leftovers(folder: Path, name: str) -> None:
     """Remove the temporary files that a killed process left of outputs called `name` (a glob pattern)."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def _encode_png(image: np.ndarray) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=COMPRESS_LEVEL)
-    return buffer.getvalue()

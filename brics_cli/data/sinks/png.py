@@ -18,13 +18,13 @@ class PngSink(ImageSink):
                 return number
         return len(keys)
 
-    def _put(self, item: Item, png: bytes | None) -> None:
-        if png is None:
+    def _put(self, item: Item, encoded: bytes | None) -> None:
+        if encoded is None:
             return
         final = self.path / f"{item.key}.png"
         final.parent.mkdir(parents=True, exist_ok=True)
         with _renamed_when_whole(final) as temporary:
-            temporary.write_bytes(png)
+            temporary.write_bytes(encoded)
 
 
 @contextmanager

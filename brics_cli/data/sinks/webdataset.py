@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.data.sinks.base import ImageSink, Item, remove_leftovers
+from brics_cli.data.sinks.encodings import PNG, Encoding
 from brics_cli.workspace import atomic_path
 
 
@@ -19,8 +20,8 @@ class WebDatasetSink(ImageSink):
     images were skipped, so that whole shards say where to go on.
     """
 
-    def __init__(self, path: Path, shard_size: int) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, shard_size: int, *, encoding: Encoding = PNG) -> None:
+        super().__init__(path, encoding=encoding)
         self._shard_size = None if path.suffix == ".tar" else shard_size
         self._place = 0
         self._shard: ExitStack | None = None
@@ -44,14 +45,14 @@ class WebDatasetSink(ImageSink):
     def _tar(self, number: int) -> Path:
         return self.path if self._shard_size is None else self.path / f"{number:05d}.tar"
 
-    def _put(self, item: Item, png: bytes | None) -> None:
+    def _put(self, item: Item, encoded: bytes | None) -> None:
         if self._shard is None:
             self._begin_shard()
-        if png is not None:
+        if encoded is not None:
             stem, meta = webdataset_stem(item.key), item.meta
             if stem != item.key:
                 meta = {**(meta or {}), "original_key": item.key}
-            sample: dict[str, Any] = {"__key__": stem, "png": png}
+            sample: dict[str, Any] = {"__key__": stem, self.encoding.extension: encoded}
             if item.label is not None:
                 sample["cls"] = str(item.label).encode()
             if meta is not None:
@@ -84,8 +85,9 @@ class WebDatasetSink(ImageSink):
 
 
 def webdataset_stem(key: str) -> str:
-    """The member stem of `key`: the dots of its last part are written %2E, since webdataset splits at the first dot."""
+    """The member stem of `key`: the dots of its last part are written %2E, since webdataset splits at the first dot;
+    line ends %0A, since it passes over names with one."""
     folder, slash, name = key.rpartition("/")
-    if "." not in name:
-        return key
-    return folder + slash + name.replace("%", "%25").replace(".", "%2E")
+    if "." in name:
+        name = name.replace("%", "%25").replace(".", "%2E")
+    return (folder + slash + name).replace("\n", "%0A")

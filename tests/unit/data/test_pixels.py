@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
+from brics_cli.cli.options import Transform
 from brics_cli.data.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
 from brics_cli.errors import UsageError
 
@@ -105,11 +106,43 @@ def test_transforms_give_the_size_asked_for(name, size, photo):
     assert apply_transform(photo.resize(size), name, 64).shape == (64, 64, 3)
 
 
-def test_crop_bicubic_and_lanczos_are_pillows(photo):
+def edm_center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """EDM's dataset_tool, `center-crop`: the largest centred square by array slices, then LANCZOS."""
+    rows, columns = pixels.shape[:2]
+    side = min(rows, columns)
+    square = pixels[(rows - side) // 2 : (rows + side) // 2, (columns - side) // 2 : (columns + side) // 2]
+    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def edm2_center_crop_dhariwal(pixels: np.ndarray, size: int) -> np.ndarray:
+    """EDM2's dataset_tool, `center-crop-dhariwal`, which is ADM's loader: box halvings, bicubic to the short side with
+    both sides rounded, then the centre by array slices."""
+    image = Image.fromarray(pixels)
+    while image.width >= 2 * size and image.height >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    factor = size / min(image.width, image.height)
+    resized = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+    rows, columns = resized.height, resized.width
+    top, left = (rows - size) // 2, (columns - size) // 2
+    return np.array(resized)[top : top + size, left : left + size]
+
+
+SIDES = [(512, 512), (512, 301), (301, 512), (340, 256), (256, 341), (130, 127), (127, 128), (64, 64), (64, 97),
+         (50, 90), (33, 31), (511, 129), (257, 255)]  # fmt: skip
+
+
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize(("name", "oracle"), [("edm-lanczos", edm_center_crop), ("adm", edm2_center_crop_dhariwal)])
+def test_peers_transforms_to_the_bit(name, oracle, sides, photo):
+    image = photo.crop((0, 0, *sides))
+    for size in (64, 32, 48):
+        assert np.array_equal(apply_transform(image, name, size), oracle(np.array(image), size))
+
+
+def test_crop_bicubic_is_pillows(photo):
     wide = photo.crop((0, 0, 512, 301))
-    for name, filter in (("crop-bicubic", Image.Resampling.BICUBIC), ("edm-lanczos", Image.Resampling.LANCZOS)):
-        square = Image.fromarray(np.array(wide)[:, 105:406]).resize((64, 64), filter)
-        assert np.array_equal(apply_transform(wide, name, 64), np.array(square))
+    square = Image.fromarray(np.array(wide)[:, 105:406]).resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.array_equal(apply_transform(wide, "crop-bicubic", 64), np.array(square))
 
 
 def test_adm_halves_with_a_box_filter(photo):
@@ -117,6 +150,34 @@ def test_adm_halves_with_a_box_filter(photo):
     boxed = np.array(photo).astype(np.float64).reshape(128, 4, 128, 4, 3).mean(axis=(1, 3))
     ours = apply_transform(photo, "adm", 128)
     assert np.abs(ours - boxed).max() <= 2  # each halving rounds
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bit_tiff_of_either_byte_order(order):
+    values = np.array([[0, 127 * 257, 65535]], f"{order}u2")
+    decoded = np.array(decode_image(encoded(Image.fromarray(values), "TIFF")))
+    assert decoded[0, :, 0].tolist() == [0, 127, 255]
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 180), (6, -90), (8, 90)])
+def test_every_exif_rotation(orientation, turned, photo):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    small = photo.resize((40, 24))
+    upright = np.array(small.rotate(turned, expand=True))
+    assert np.array_equal(np.array(decode_image(encoded(small, exif=exif))), upright)
+
+
+def test_damaged_exif_leaves_the_pixels(photo):
+    data = encoded(photo.resize((40, 24)), "JPEG", exif=b"Exif\0\0garbage that is no TIFF header")
+    assert decode_image(data).size == (40, 24)
+
+
+def test_a_bomb_of_190_kb_is_refused_before_it_is_unpacked(photo):
+    bomb = encoded(Image.new("L", (14_000, 14_000)))
+    assert len(bomb) < 200_000
+    with pytest.raises(ImageError, match="decompression bomb"):
+        decode_image(bomb)
 
 
 def test_none_takes_its_own_size_alone(photo):
@@ -128,4 +189,4 @@ def test_none_takes_its_own_size_alone(photo):
 def test_unknown_transform_names_the_nearest(photo):
     with pytest.raises(UsageError, match="did you mean 'crop-bicubic'"):
         apply_transform(photo, "crop-bicubik", 64)
-    assert set(TRANSFORM_VERSIONS) == {"crop-bicubic", "adm", "edm-lanczos", "none"}
+    assert {transform.value for transform in Transform} == set(TRANSFORM_VERSIONS)

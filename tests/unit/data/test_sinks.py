@@ -62,10 +62,10 @@ def test_webdataset_bytes_repeat(tmp_path):
 
 def test_webdataset_reads_what_we_write_dots_and_all(tmp_path):
     with open_sink(tmp_path / "x.tar") as sink:
-        for key, image in zip(["my.photo.1", "my.photo.2", "k" * 150], images(3), strict=True):
+        for key, image in zip(["my.photo.1", "my.photo.2", "k" * 150, "a\nb/c\n"], images(4), strict=True):
             sink.write(key, image)
     dataset = webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
-    assert [sample["__key__"] for sample in dataset] == ["my%2Ephoto%2E1", "my%2Ephoto%2E2", "k" * 150]
+    assert [sample["__key__"] for sample in dataset] == ["my%2Ephoto%2E1", "my%2Ephoto%2E2", "k" * 150, "a%0Ab/c%0A"]
     assert open_collection(tmp_path / "x.tar").read(0, 0).meta == {"original_key": "my.photo.1"}
 
 
@@ -133,6 +133,21 @@ def test_path_and_format_must_agree(tmp_path):
         open_sink(tmp_path / "x.zip")
     write_all(tmp_path / "x.zip", overwrite=True)
     assert zipfile.is_zipfile(tmp_path / "x.zip")
+
+
+def test_claiming_again_removes_what_a_kill_left(tmp_path):
+    claim_output(artefact(tmp_path / "out"), overwrite=False)
+    (tmp_path / "out" / ".failures.jsonl.0a1b2c3d.tmp").write_bytes(b"")
+    (tmp_path / "out" / "00000.tar").write_bytes(b"kept")
+    assert claim_output(artefact(tmp_path / "out"), overwrite=False) == "resume"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.tar", "brics.json"]
+
+
+def test_a_claim_that_was_killed_is_no_claim(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".brics.json.0a1b2c3d.tmp").write_bytes(b"{")
+    assert claim_output(artefact(tmp_path / "out"), overwrite=False) == "new"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["brics.json"]
 
 
 def artefact(path: Path, sha256: str = "a" * 64, **settings) -> Artefact:

@@ -1,0 +1,41 @@
+"""How an image becomes the bytes of a file: PNG, lossless WebP, or JPEG. (H, W, 3) uint8 RGB in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A file format and its settings. The same pixels give the same bytes with the same version of Pillow.
+
+    `name` goes into artefacts: it says all that the bytes depend on. Picklable, so that processes can encode.
+    """
+
+    name: str
+    extension: str
+    pillow_format: str
+    settings: Mapping[str, Any]
+
+    def encode(self, image: np.ndarray) -> bytes:
+        """The bytes of the file."""
+        buffer = BytesIO()
+        Image.fromarray(image).save(buffer, format=self.pillow_format, **self.settings)
+        return buffer.getvalue()
+
+
+PNG = Encoding("png", "png", "PNG", {"compress_level": 3})
+"""Level 3 of zlib is about twice as fast as Pillow's default 6."""
+WEBP = Encoding("webp", "webp", "WEBP", {"lossless": True, "quality": 0, "method": 1})
+"""Lossless; `quality` and `method` are effort here."""
+
+
+def jpeg(quality: int) -> Encoding:
+    """JPEG of `quality` 1 to 100, with full-resolution colour (4:4:4)."""
+    return Encoding(f"jpeg-{quality}", "jpg", "JPEG", {"quality": quality, "subsampling": 0})

@@ -1,0 +1,148 @@
+"""A zip of images: StyleGAN's and EDM's layout (`00000/img00000000.png`, `dataset.json`), or any other.
+
+Read in place. The central directory is read once; after that an image is one `pread` and, where it is deflated, one
+`decompress`, so that threads and processes share nothing but the file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable
+from brics_cli.data.names import Names
+from brics_cli.data.pixels import ImageError
+from brics_cli.data.sidecars import DatasetJson, merged
+from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
+from brics_cli.data.sources.samples import Samples, tidy_name
+from brics_cli.errors import ArtefactError, UsageError
+
+AGAIN = "Download or pack it again."
+_ENCRYPTED = 0x1
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of the name and of the extra field
+
+
+class ZipCollection(UnshardedCollection):
+    """The images in the zip `path`, in sorted order.
+
+    Labels come from `dataset.json` and from sidecars; where `dataset.json` names `keys`, as `brics decode` writes
+    them, they are the images' keys. Raises UsageError when there is no image or the zip is encrypted or holds an
+    LMDB; ArtefactError when it is truncated or damaged.
+    """
+
+    kind = "zip"
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path.resolve())
+        self._descriptors = ProcessCache(Descriptor.of, limit=1)
+        members = sorted(_members(path).items())
+        names = [name for name, _ in members]
+        self._samples = Samples(names, where=f"the zip {path}")
+        if not len(self._samples):
+            raise UsageError(f"no images in the zip {path}", next="Give a zip with png, jpg or webp files.")
+        infos = [info for _, info in members]
+        self._offsets = np.array([info.header_offset for info in infos], np.int64)
+        self._sizes = np.array([[info.compress_size, info.file_size] for info in infos], np.int64)
+        self._crcs = np.array([info.CRC for info in infos], np.int64)
+        self._deflated = np.array([info.compress_type == zipfile.ZIP_DEFLATED for info in infos])
+        self._dataset_json = self._read_dataset_json(names)
+        self._keys = self._listed_keys()
+        used = {place for i in range(len(self._samples)) for place in self._samples.sidecars(i)}
+        rows = [
+            (printable(self._samples.image_name(i)), int(self._sizes[member, 0]), int(self._crcs[member]))
+            for i, member in enumerate(self._samples.images.tolist())
+        ]
+        also = [(name, info.CRC) for place, (name, info) in enumerate(members) if place in used]
+        if "dataset.json" in names:
+            also.append(("dataset.json", int(self._crcs[names.index("dataset.json")])))
+        self._cut(rows, also=also)
+
+    def _read_dataset_json(self, names: list[str]) -> DatasetJson | None:
+        if "dataset.json" not in names:
+            return None
+        try:
+            data = self._bytes(names.index("dataset.json"))
+        except ImageError as error:
+            raise ArtefactError(f"the zip {self.path}: its dataset.json is {error}", next=AGAIN) from None
+        return DatasetJson(data, where=f"the zip {self.path}")
+
+    def _listed_keys(self) -> Names | None:
+        """The keys that `dataset.json` gives, if it gives every image one of its own."""
+        if self._dataset_json is None or not self._dataset_json.keys:
+            return None
+        keys = [self._dataset_json.keys.get(self._samples.image_name(i), "") for i in range(len(self._samples))]
+        tidy = all(tidy_name(key, where=f"the zip {self.path}") == key for key in keys)
+        return Names(keys) if tidy and len(set(keys)) == len(keys) else None
+
+    def describe(self) -> str:
+        labels = ", labels from dataset.json" if self._dataset_json is not None and self._dataset_json.labels else ""
+        return f"{len(self):,} images, zip{labels}{self.note}"
+
+    def key(self, shard_index: int, index: int) -> str:
+        position = self._position(shard_index, index)
+        return self._samples.key(position) if self._keys is None else self._keys[position]
+
+    def read(self, shard_index: int, index: int) -> RawImage:
+        position = self._position(shard_index, index)
+        annotations = self._samples.annotations(position, self._sidecar)
+        if self._dataset_json is not None:
+            annotations = merged(self._dataset_json.label(self._samples.image_name(position)), annotations)
+        data = self._bytes(self._samples.image(position))
+        return RawImage(self.key(shard_index, index), data, *annotations, shard_index, index)
+
+    def _sidecar(self, member: int) -> bytes:
+        try:
+            return self._bytes(member)
+        except ImageError:
+            return b""
+
+    def _bytes(self, member: int) -> bytes:
+        compressed, size = self._sizes[member].tolist()
+        check_num_bytes(max(compressed, size))
+        file, offset = self._descriptors[Path(self.path)], int(self._offsets[member])
+        header = file.read(offset, _LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+            raise ImageError("damaged: its header in the zip is gone")
+        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        data = file.read(offset + _LOCAL_HEADER.size + name_length + extra_length, compressed)
+        if self._deflated[member]:
+            try:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            except zlib.error as error:
+                raise ImageError(f"damaged: {error}") from None
+        if len(data) != size or zlib.crc32(data) != int(self._crcs[member]):
+            raise ImageError("damaged: its checksum in the zip differs")
+        return data
+
+
+def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The files of a zip by tidy name."""
+    where = f"the zip {path}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
+        raise ArtefactError(f"{where} is truncated or damaged ({error})", next=AGAIN) from None
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        if os.path.basename(info.filename) == "data.mdb":  # noqa: PTH119 - a name, not a path
+            raise UsageError(f"{path} is a zipped LMDB, which cannot be mapped", next=f"Unzip it: unzip {path}")
+        name = tidy_name(info.filename, where=where)
+        if name is None:
+            continue
+        if info.flag_bits & _ENCRYPTED:
+            raise UsageError(f"{path} is encrypted", next="Unpack it with its password and give the folder.")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UsageError(
+                f"{path} is compressed by method {info.compress_type}, which is not read",
+                next="Unpack it and give the folder.",
+            )
+        if name in members:
+            raise ArtefactError(f"{where} holds {printable(name)!r} twice", next="Pack it again with unique names.")
+        members[name] = info
+    return members

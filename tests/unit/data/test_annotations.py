@@ -1,0 +1,115 @@
+"""Labels and metadata: dataset.json, folders as classes, and sidecars of any content."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_files import grey, read_all, write_tar
+
+from brics_cli.data import open_collection
+from brics_cli.data.sidecars import read_sidecars
+from brics_cli.errors import ArtefactError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("sidecars", "expected"),
+    [
+        ([], (None, None)),
+        ([("cls", b"7\n")], (7, None)),
+        ([("cls", b"-1")], (-1, None)),
+        ([("cls", b"tabby")], (None, {"cls": "tabby"})),
+        ([("cls", b"9" * 19)], (None, {"cls": "9" * 19})),
+        ([("cls", b"1" * 5000)], (None, {"cls": "1" * 5000})),
+        ([("cls", "²".encode())], (None, {"cls": "²"})),
+        ([("json", b'{"a": 1}'), ("txt", b"a cat")], (None, {"a": 1, "txt": "a cat"})),
+        ([("json", b"[1, 2]")], (None, {"json": [1, 2]})),
+        ([("json", b"{broken")], (None, {"json": "{broken"})),
+        ([("json", b"[" * 100_000)], (None, {"json": "[" * 100_000})),
+        ([("json", rb'{"lone": "\ud800"}')], (None, {"lone": "?"})),
+        ([("txt", b"\xff\xfe")], (None, {"txt": "\ufffd\ufffd"})),
+    ],
+)
+def test_sidecars(sidecars, expected):
+    assert read_sidecars(sidecars) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["cls", "json", "txt"]), st.binary(max_size=60)), max_size=3))
+def test_whatever_a_sidecar_holds_can_be_stored(sidecars):
+    label, meta = read_sidecars(sidecars)
+    assert label is None or abs(label) < 2**63
+    json.dumps(meta, ensure_ascii=False).encode()  # what shards and stores do
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("cats/a.png", "cats/deep/b.png", "dogs/a.png", "c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(grey())
+    return tmp_path
+
+
+def test_top_level_folders_are_not_classes_unless_asked(folder):
+    assert {raw.label for raw in read_all(open_collection(folder))} == {None}
+    asked = open_collection(folder, labels="folder")
+    assert {raw.key: (raw.label, raw.meta) for raw in read_all(asked)} == {
+        "c": (None, None),
+        "cats/a": (0, {"class": "cats"}),
+        "cats/deep/b": (0, {"class": "cats"}),
+        "dogs/a": (1, {"class": "dogs"}),
+    }
+    assert asked.describe().endswith("2 of them classes")
+
+
+def test_folders_as_classes_need_a_folder(tmp_path):
+    tar = write_tar(tmp_path / "x.tar", [("a/b.png", grey())])
+    with pytest.raises(UsageError, match="--labels folder goes with a folder of images, not with WebDataset"):
+        open_collection(tar, labels="folder")
+
+
+def test_ffhq_layout_has_no_classes(tmp_path):
+    for number in (0, 1, 1000):
+        path = tmp_path / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(grey())
+    (tmp_path / "LICENSE.txt").write_text("CC")
+    collection = open_collection(tmp_path)
+    assert collection.describe() == "3 images, folder with 2 subfolders in FFHQ's layout"
+    assert [(raw.key, raw.label) for raw in read_all(collection)] == [
+        ("00000/00000", None), ("00000/00001", None), ("01000/01000", None),
+    ]  # fmt: skip
+
+
+def test_a_folder_with_dataset_json_and_sidecars(folder):
+    before = open_collection(folder).fingerprint
+    listing = {"labels": [["cats/a.png", 4], ["c.png", [0.5, 1.5]], ["dogs/a.png", None]]}
+    (folder / "dataset.json").write_text(json.dumps(listing))
+    (folder / "cats" / "a.txt").write_text("a cat")
+    (folder / "dogs" / "a.cls").write_text("9")
+    collection = open_collection(folder)
+    assert {raw.key: (raw.label, raw.meta) for raw in read_all(collection)} == {
+        "c": (None, {"label_vector": [0.5, 1.5]}),
+        "cats/a": (4, {"txt": "a cat"}),
+        "cats/deep/b": (None, None),
+        "dogs/a": (9, None),
+    }
+    assert collection.fingerprint != before
+    assert "labels from dataset.json" in collection.describe()
+
+
+@pytest.mark.parametrize("text", ["{", '{"labels": [["a.png"]]}', '{"labels": 5}', '{"labels": [1, 2]}', "\xff"])
+def test_a_damaged_dataset_json_says_so(folder, text):
+    (folder / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtefactError, match=r"dataset\.json is damaged"):
+        open_collection(folder)
+
+
+def test_a_link_to_nothing_is_a_failure_not_an_absence(folder):
+    (folder / "z.png").symlink_to("gone.png")
+    collection = open_collection(folder)
+    assert len(collection) == 5
+    with pytest.raises(Exception, match="cannot be read: No such file"):
+        collection.read(0, 4)

@@ -1,0 +1,139 @@
+"""The fast form of crop-bicubic agrees with Pillow's to 60 dB; files that need interpretation go through Pillow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from image_files import encoded
+from PIL import Image
+from skimage import data as photographs
+
+from brics_cli.cli.app import run
+from brics_cli.data.fast_pixels import load_fast
+from brics_cli.data.pixels import MAX_PIXELS, ImageError, apply_transform, decode_image, load_pixels
+from brics_cli.errors import UsageError
+
+FAST = "crop-bicubic-fast"
+
+
+def fast(data: bytes, size: int) -> np.ndarray | None:
+    return load_fast(data, transform=FAST, size=size, max_pixels=MAX_PIXELS)
+
+
+def transformed(data: bytes, size: int) -> np.ndarray:
+    return load_pixels(data, transform=FAST, size=size)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(np.mean((a.astype(float) - b.astype(float)) ** 2), 1e-9)))
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(photographs.astronaut())
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket", "camera"])
+def test_it_agrees_with_the_reference_on_photographs(name, format):
+    image = Image.fromarray(getattr(photographs, name)())
+    data = encoded(image, format, **({"quality": 92} if format == "JPEG" else {}))
+    for size in (64, 256):
+        found, reference = transformed(data, size), load_pixels(data, transform="crop-bicubic", size=size)
+        assert (fast(data, size) is not None) == (format == "JPEG")
+        assert found.dtype == np.uint8 and found.shape == (size, size, 3)
+        assert psnr(found, reference) >= 60
+        assert np.abs(found.astype(int) - reference).max() <= 1
+
+
+def test_it_agrees_on_the_jpegs_that_scikit_image_ships():
+    files = sorted(Path(skimage.__file__).with_name("data").glob("*.jp*g"))
+    found = {file.name: fast(file.read_bytes(), 128) for file in files}
+    assert len(found) >= 2 and all(image is not None for image in found.values())
+    for file in files:
+        assert psnr(found[file.name], load_pixels(file.read_bytes(), transform="crop-bicubic", size=128)) >= 60
+
+
+def test_decoded_pixels_are_the_same_ones(photo):
+    """Of a square of the size asked for nothing is resized: the two decoders alone are compared."""
+    for options in ({"quality": 90}, {"subsampling": 2}, {"progressive": True}):
+        data = encoded(photo, "JPEG", **options)
+        assert np.array_equal(fast(data, 512), np.array(decode_image(data)))
+
+
+def special_files(photo: Image.Image) -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small = photo.resize((96, 64))
+    sixteen = np.array(small.convert("L")).astype(np.uint16) * 257
+    transparent = small.copy()
+    transparent.putalpha(100)
+    return {
+        "16 bit": encoded(Image.fromarray(sixteen)),
+        "CMYK": encoded(small.convert("CMYK"), "JPEG"),
+        "palette": encoded(small.quantize(8)),
+        "alpha": encoded(transparent),
+        "transparent colour": encoded(small, transparency=(0, 0, 0)),
+        "EXIF in a JPEG": encoded(small, "JPEG", exif=exif),
+        "EXIF in a PNG": encoded(small, exif=exif),
+        "WebP": encoded(small, "WEBP"),
+        "1 bit": encoded(small.convert("1")),
+    }
+
+
+def test_files_that_need_interpretation_go_through_the_reference(photo):
+    for name, data in special_files(photo).items():
+        assert fast(data, 32) is None, name
+        through_pillow = apply_transform(decode_image(data), FAST, 32)
+        assert np.array_equal(load_pixels(data, transform=FAST, size=32), through_pillow), name
+        assert psnr(through_pillow, load_pixels(data, transform="crop-bicubic", size=32)) >= 60, name
+
+
+def fails(data: bytes, transform: str) -> bool:
+    try:
+        load_pixels(data, transform=transform, size=32)
+    except ImageError:
+        return True
+    return False
+
+
+def test_damaged_files_fail_as_in_the_reference(photo):
+    small = photo.resize((96, 64))
+    for format in ("PNG", "JPEG"):
+        whole = encoded(small, format)
+        for data in (whole[: len(whole) // 2], whole[:40], b""):
+            with pytest.raises(ImageError):
+                transformed(data, 32)
+        for cut in (1, 2, 3, 20, 60):
+            assert fails(whole[:-cut], FAST) == fails(whole[:-cut], "crop-bicubic"), (format, cut)
+    with pytest.raises(ImageError, match="bomb"):
+        load_pixels(encoded(Image.new("L", (20000, 20000))), transform=FAST, size=32)
+
+
+def test_flipped_bytes_are_an_image_or_an_image_error(photo):
+    generator = np.random.default_rng(0)
+    for format in ("PNG", "JPEG"):
+        good = encoded(photo.resize((48, 48)), format)
+        for _ in range(100):
+            mutated = bytearray(good)
+            for position in generator.integers(0, len(good), 3):
+                mutated[position] = int(generator.integers(0, 256))
+            try:
+                assert load_pixels(bytes(mutated), transform=FAST, size=16).shape == (16, 16, 3)
+            except ImageError:
+                continue
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a CUDA device")
+def test_the_gpu_decoder_without_a_gpu_is_one_line(photo, tmp_path, capfd):
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        load_pixels(encoded(photo, "JPEG"), transform="crop-bicubic-cuda", size=32)
+    (tmp_path / "images").mkdir()
+    photo.save(tmp_path / "images" / "a.jpg")
+    arguments = ["pack", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--transform", "crop-bicubic-cuda"]
+    assert run(arguments) == 2
+    assert "needs a CUDA device" in capfd.readouterr().err

@@ -1,10 +1,114 @@
-"""torch.distributed in the few calls we need. One process unless `torchrun` started several."""
+"""torch.distributed in the few calls we need. One process unless `torchrun` started several.
+
+Every call does nothing in a world of one, so that a loop is written once. Collective calls must be reached by all
+processes in the same order.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
-from brics_cli.errors import UsageError
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from brics_cli.errors import BricsError, UsageError, as_brics_error
+
+T = TypeVar("T")
+
+
+class World:
+    """The processes that train together: this one's `rank` among `size`, and the `device` it computes on."""
+
+    def __init__(self, *, rank: int = 0, size: int = 1, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def mine(self, batch: Sequence[T]) -> Sequence[T]:
+        """This process's share of a global batch: a slice of equal length for every rank."""
+        each = len(batch) // self.size
+        return batch[self.rank * each : (self.rank + 1) * each]
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """`model` as DDP: equal weights everywhere, and gradients averaged in the backward pass."""
+        if self.size == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; torch 2.8 knows no other name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+    def averaging(self, model: nn.Module, *, now: bool) -> AbstractContextManager[Any]:
+        """While the block runs, a backward pass through `model` averages gradients over the world, or does not yet.
+
+        All micro-batches but the last one of a step only accumulate. Forward and backward both belong inside.
+        """
+        return nullcontext() if now or self.size == 1 else model.no_sync()  # type: ignore[operator]
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean of `tensor` over the world; the same bits everywhere."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.detach().clone()
+        dist.all_reduce(tensor)
+        return tensor / self.size
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Average the gradients of `model`, for networks that are not wrapped by `replicate`."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sum of each value over the world."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each of `tensors` by its sum over the world."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return self.total([float(flag)])[0] > 0
+
+    def lead(self, action: Callable[[], T]) -> T | None:
+        """Run `action` in the leader while the others wait; they get None, or raise what it raised."""
+        if self.size == 1:
+            return action()
+        result, failure = None, None
+        if self.is_leader:
+            try:
+                result = action()
+            except Exception as error:
+                failure = error
+        said = as_brics_error(failure) if failure is not None else None
+        heard: list[Any] = [None if failure is None else (type(said or failure), str(said or failure))]
+        dist.broadcast_object_list(heard, device=self.device if self.device.type == "cuda" else None)
+        if failure is not None:
+            raise failure
+        if heard[0] is not None:
+            kind, text = heard[0]
+            raise kind(text) if issubclass(kind, BricsError) else RuntimeError(f"in the first process: {text}")
+        return result
 
 
 def world_size() -> int:
@@ -12,9 +116,39 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def refuse_many_processes() -> None:
-    """Raise UsageError under `torchrun` with more than one process: training here is one process."""
-    if world_size() > 1:
+def num_local_processes() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_batch(batch_size: int, *, accumulate: int) -> None:
+    """Raise UsageError unless a global batch splits into `accumulate` micro-batches in every process."""
+    parts = accumulate * world_size()
+    if batch_size % parts:
+        processes = f" * {world_size()} processes" if world_size() > 1 else ""
         raise UsageError(
-            f"this command trains in one process, and WORLD_SIZE is {world_size()}", next="Start it without torchrun."
+            f"training.batch_size {batch_size} is not a multiple of training.accumulate {accumulate}{processes}"
         )
+
+
+@contextmanager
+def join_world(device: torch.device) -> Iterator[World]:
+    """The world that `torchrun` made, joined while the block runs; without `torchrun` a world of one.
+
+    `device` is what this command was asked to use: under `torchrun` on CUDA, each process takes the GPU of its local
+    rank. NCCL on CUDA, gloo elsewhere. Raises UsageError for `--device cuda:N` with several processes.
+    """
+    size = world_size()
+    if size == 1:
+        yield World(device=device)
+        return
+    if device.type == "cuda":
+        if device.index is not None:
+            raise UsageError(f"--device {device} names one GPU for {size} processes", next="Use --device cuda.")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank=dist.get_rank(), size=size, device=device)
+    finally:
+        dist.destroy_process_group()

@@ -1,51 +1,155 @@
-"""`brics bench train`: images per second of a recipe's training pass on the device at hand."""
+"""`brics bench train`: what a step of `train-ae` costs on the device at hand, and where its time goes."""
 
 from __future__ import annotations
 
+import resource
+import statistics
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from brics_cli.bench.timing import device_name, median_seconds
+from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.core.build import build_autoencoder
-from brics_cli.training.estimate import loss_on_random_images
+from brics_cli.core.losses import perceptual_distance, reconstruction_loss
+from brics_cli.data import open_collection
+from brics_cli.data.loader import default_num_workers
+from brics_cli.distributed import World
+from brics_cli.reporting import Reporter, TimeSplit
+from brics_cli.training.adversary import build_adversary
+from brics_cli.training.batches import Means, micro_batches, prepare
+from brics_cli.training.images import Batch, TrainingImages
+from brics_cli.training.order import SampleOrder
+from brics_cli.training.precision import autocast, compiled
 from brics_cli.training.state import TrainingState
+
+WARMUP_STEPS = 3
+RANDOM_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """One phase of a training step on random images, cumulative: `forward`, `+ backward`, `+ update`."""
+class TrainTiming:
+    """A step of `batch_size` images: median over the steps, and the mean milliseconds of each of its phases.
 
-    phase: str
+    Phases were timed in further steps that wait for the device after each. `memory_gib` is the peak, of the device's
+    memory on CUDA, of this process elsewhere.
+    """
+
+    device: str
+    batch_size: int
     ms_per_step: float
     img_per_s: float
+    phases_ms: dict[str, float]
+    memory_gib: float
+    memory_of: str
 
 
 def bench_train(
-    recipe: AutoencoderRecipe, *, device: torch.device, repeats: int
-) -> tuple[str, list[Throughput], float | None]:
-    """The device's name, the phases of a step, and the peak device memory in GiB (None on a CPU)."""
+    recipe: AutoencoderRecipe, *, device: torch.device, repeats: int, reporter: Reporter, data: str | None = None
+) -> TrainTiming:
+    """Time `repeats` steps of `recipe` on images of the collection `data`, or on random ones kept in memory.
+
+    With the discriminator when the recipe has one, compiled when the recipe says so.
+    """
     torch.manual_seed(0)
-    schedule = recipe.training
+    schedule, world = recipe.training, World(device=device)
     model = build_autoencoder(recipe.model).to(device).to(memory_format=torch.channels_last)
-    state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
-    compiled = torch.compile(model) if schedule.compile else model
-    forward = loss_on_random_images(recipe, compiled, num_images=schedule.batch_size, device=device)
+    adversary = build_adversary(recipe, model, world=world)
+    state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
+    distance = perceptual_distance(recipe.loss, device=device)
+    forward = compiled(model, schedule)
+    batches = _random_batches(recipe) if data is None else _batches_of(data, recipe, reporter=reporter)
 
-    def backward() -> None:
-        forward().backward()
+    def step(split: TimeSplit, *, wait: bool) -> None:
+        def phase_ends() -> None:
+            if wait and device.type == "cuda":
+                torch.cuda.synchronize(device)
 
-    def update() -> None:
-        backward()
-        state.update(0.0)
+        terms = Means()
+        with split.phase("data wait"):
+            inputs, noise = prepare(next(batches), recipe, step=state.step, device=device)
+            phase_ends()
+        for pixels, code_noise, _ in micro_batches(inputs, noise, num=schedule.accumulate):
+            with split.phase("forward"):
+                with autocast(schedule, device):
+                    out = forward(pixels, noise=code_noise)
+                losses = reconstruction_loss(recipe.loss, out.reconstructions, pixels, distance=distance)
+                loss = sum(losses.values(), out.aux_loss.float())
+                if adversary is not None:
+                    loss = loss + adversary.judge(out.reconstructions, losses, step=state.step)
+                phase_ends()
+            with split.phase("backward"):
+                (loss / schedule.accumulate).backward()
+                phase_ends()
+            terms.add({"loss": loss})
+            if adversary is not None:
+                with split.phase("discriminator"):
+                    adversary.learn(pixels, out.reconstructions, step=state.step)
+                    phase_ends()
+        with split.phase("optimiser"):
+            if adversary is not None:
+                adversary.update(step=state.step)
+            state.update(terms.result(world)["loss"])
+            phase_ends()
 
+    for _ in range(WARMUP_STEPS):
+        step(TimeSplit(), wait=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rows = []
-    for phase, work in (("forward", forward), ("+ backward", backward), ("+ update", update)):
-        seconds = median_seconds(work, device=device, repeats=repeats)
-        model.zero_grad(set_to_none=True)
-        rows.append(Throughput(phase, 1000 * seconds, schedule.batch_size / seconds))
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return device_name(device), rows, peak
+    seconds = [_seconds(lambda: step(TimeSplit(), wait=False), device) for _ in range(repeats)]
+    split = TimeSplit()
+    total = sum(_seconds(lambda: step(split, wait=True), device) for _ in range(repeats))
+    batches.close()
+    phases = {name: 1000 * each / repeats for name, each in split.seconds.items()}
+    median = statistics.median(seconds)
+    return TrainTiming(
+        device=device_name(device),
+        batch_size=schedule.batch_size,
+        ms_per_step=1000 * median,
+        img_per_s=schedule.batch_size / median,
+        phases_ms=phases | {"rest": 1000 * (total - sum(split.seconds.values())) / repeats},
+        memory_gib=_peak_memory_gib(device),
+        memory_of="the device" if device.type == "cuda" else "this process",
+    )
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _random_batches(recipe: AutoencoderRecipe) -> Generator[Batch, None, None]:
+    size, number = recipe.model.image_size, recipe.training.batch_size
+    pool = np.random.default_rng(0).integers(0, 256, (RANDOM_BATCHES * number, size, size, 3), np.uint8)
+    start = 0
+    while True:
+        samples = [(start + offset) % len(pool) for offset in range(number)]
+        yield Batch(samples, pool[samples])
+        start += number
+
+
+def _batches_of(data: str, recipe: AutoencoderRecipe, *, reporter: Reporter) -> Generator[Batch, None, None]:
+    collection = open_collection(data)
+    reporter.message(f"{collection.path}: {collection.describe()}")
+    images = TrainingImages(
+        collection,
+        transform=recipe.data.transform,
+        size=recipe.model.image_size,
+        num_workers=default_num_workers(),
+    )
+    images.cache(limit_gib=recipe.data.cache_gib, reporter=reporter)
+    shards, _ = images.split(val_fraction=None)
+    order = SampleOrder(shards, seed=recipe.training.seed, window=recipe.data.shuffle_window)
+    return images.batches(order, start=0, batch_size=recipe.training.batch_size)
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

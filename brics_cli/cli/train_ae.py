@@ -8,7 +8,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.cli.training import show_config, show_plan, show_result
+from brics_cli.cli.training import one_voice, show_config, show_plan, show_result, training_reporter
 from brics_cli.errors import ExitCode
 
 app = options.command_app()
@@ -54,6 +54,7 @@ def train_ae(
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    reporter = training_reporter(session)
     asked = TrainOptions(
         data=data,
         recipe=recipe,
@@ -65,15 +66,16 @@ def train_ae(
         resume=resume,
         init_from=init_from,
     )
-    plan = plan_autoencoder(asked, workspace=session.workspace, reporter=session.reporter)
-    if print_config:
-        show_config(session, plan)
-        return ExitCode.DONE
-    if dry_run:
-        show_plan(session, plan, estimate_training(plan, device=device))
-        return ExitCode.DONE
-    trained = train_autoencoder(
-        plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=session.reporter
-    )
+    with one_voice():
+        plan = plan_autoencoder(asked, workspace=session.workspace, reporter=reporter)
+        if print_config:
+            show_config(session, plan)
+            return ExitCode.DONE
+        if dry_run:
+            show_plan(session, plan, estimate_training(plan, device=device))
+            return ExitCode.DONE
+        trained = train_autoencoder(
+            plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=reporter
+        )
     show_result(session, trained, "brics", "encode-dataset", plan.data, "--out", "codes.h5", "--ae", trained.run)
     return ExitCode.SOME_FAILED if trained.num_failed else ExitCode.DONE

@@ -8,7 +8,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.cli.training import show_config, show_plan, show_result
+from brics_cli.cli.training import one_voice, show_config, show_plan, show_result, training_reporter
 
 app = options.command_app()
 
@@ -46,6 +46,7 @@ def train_diffusion(
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    reporter = training_reporter(session)
     asked = TrainOptions(
         data=codes,
         recipe=recipe,
@@ -56,14 +57,15 @@ def train_diffusion(
         resume=resume,
         init_from=init_from,
     )
-    plan = plan_diffusion(asked, workspace=session.workspace, reporter=session.reporter)
-    if print_config:
-        show_config(session, plan)
-        return
-    if dry_run:
-        show_plan(session, plan, estimate_training(plan, device=device))
-        return
-    trained = train_diffusion(
-        plan, workspace=session.workspace, device=device, overwrite=overwrite, reporter=session.reporter
-    )
+    with one_voice():
+        plan = plan_diffusion(asked, workspace=session.workspace, reporter=reporter)
+        if print_config:
+            show_config(session, plan)
+            return
+        if dry_run:
+            show_plan(session, plan, estimate_training(plan, device=device))
+            return
+        trained = train_diffusion(
+            plan, workspace=session.workspace, device=device, overwrite=overwrite, reporter=reporter
+        )
     show_result(session, trained, "brics", "sample", "--n", "1000", "--model", trained.run)

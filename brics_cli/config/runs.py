@@ -26,29 +26,78 @@ class OptimiserConfig(Config):
     """Largest gradient norm."""
 
 
+SMALLEST_SIDE = {"none": 1, "multiscale": 11, "lpips": 16, "vgg16": 16}
+"""Pixels that a perceptual distance needs: the window of SSIM, the pooling layers of VGG16."""
+
+
+class PerceptualConfig(Config):
+    """A perceptual distance between reconstruction and image, weighted into the loss. Never swapped for another one."""
+
+    kind: Literal["none", "multiscale", "lpips", "vgg16"] = "none"
+    """`multiscale`: L1 + Laplacian pyramid + MS-SSIM, without weights; `lpips`: LPIPS v0.1 on VGG16; `vgg16`: L1 of
+    VGG16 features (the paper's). The last two need vgg16's weights: `brics weights list`."""
+    weight: float = Field(default=1.0, ge=0)
+
+
 class LossConfig(Config):
     """Weights of the reconstruction loss; images are in [-1, 1]."""
 
     l1: float = Field(default=1.0, ge=0)
     l2: float = Field(default=0.0, ge=0)
+    perceptual: PerceptualConfig = PerceptualConfig()
 
     @model_validator(mode="after")
     def _something_is_minimised(self) -> LossConfig:
-        if not (self.l1 or self.l2):
+        if not (self.l1 or self.l2 or (self.perceptual.kind != "none" and self.perceptual.weight)):
             raise ValueError("all weights are 0: nothing would be minimised")
+        return self
+
+
+class GanConfig(Config):
+    """The discriminator and its share in the autoencoder's loss. `weight: 0` is training without one."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """Of the adversarial loss, once ramped in; under `adaptive`, its gradient relative to the reconstruction's."""
+    loss: Literal["hinge", "non-saturating"] = "hinge"
+    ramp_steps: NonNegativeInt = 2000
+    """The discriminator learns from step 0; its weight in the autoencoder's loss grows from 0 over these steps."""
+    adaptive: bool = True
+    """Multiply by |gradient of reconstruction| / |gradient of GAN| at the last layer (arXiv 2012.09841, equation 7)."""
+    adaptive_max: float = Field(default=10.0, gt=0)
+    """Largest factor of `adaptive`: without a limit a confident discriminator is given ever more weight."""
+    r1_gamma: float = Field(default=0.01, ge=0)
+    """Of the penalty on the discriminator's gradient at real images, per patch (R1, arXiv 1801.04406); 0 for none.
+    Patches need little: at 1 this one tells nothing from nothing, its logits all 0 (64 px, hinge)."""
+    r1_every: PositiveInt = 16
+    """Steps between two penalties, each this many times as strong (lazy regularisation, arXiv 1912.04958)."""
+    widths: tuple[PositiveInt, ...] = (64, 128, 256)
+    """Channels of the discriminator, one strided convolution each: patches of 2^stages pixels and more are judged."""
+    norm: Literal["group", "none"] = "group"
+    """Per image alone: with batch statistics, loss would depend on how a batch is split over micro-batches or GPUs."""
+    lr: float = Field(default=4e-4, gt=0, le=100)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.99)
+
+    @model_validator(mode="after")
+    def _has_layers(self) -> GanConfig:
+        if not self.widths:
+            raise ValueError("widths is empty: a discriminator needs at least one layer")
         return self
 
 
 class DataConfig(Config):
     """How images reach the model."""
 
-    transform: Literal["crop-bicubic", "adm", "edm-lanczos", "none"] = "crop-bicubic"
+    transform: Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"] = (
+        "crop-bicubic"
+    )
     flip: bool = True
     """Mirror half of the training images."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Held out by hash of the key when no --val is given."""
     cache_gib: float = Field(default=4.0, ge=0)
-    """Decoded images are kept in memory when all of them fit in this."""
+    """Decoded images are kept in memory when all of them fit in this, over all processes of a machine."""
+    shuffle_window: PositiveInt = 16_384
+    """Images shuffled together, rounded up to whole shards; files of two windows are in memory when images are not."""
 
 
 class ScheduleConfig(Config):
@@ -72,6 +121,9 @@ class ScheduleConfig(Config):
     snapshot_every: PositiveInt = 5000
     checkpoint_every: PositiveInt = 5000
     keep_checkpoints: PositiveInt = 2
+    """The newest ones that are kept."""
+    keep_best: Literal["psnr", "ssim", "none"] = "psnr"
+    """Autoencoders keep in `best/` the model that scored best on this in validation; diffusion models do not score."""
 
 
 RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -87,9 +139,22 @@ class AutoencoderRecipe(Config):
     """One line for `brics recipes`."""
     model: AutoencoderConfig
     loss: LossConfig = LossConfig()
+    gan: GanConfig = GanConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     data: DataConfig = DataConfig()
     training: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _images_are_large_enough(self) -> AutoencoderRecipe:
+        kind, size = self.loss.perceptual.kind, self.model.image_size
+        if size < SMALLEST_SIDE[kind]:
+            raise ValueError(
+                f"loss.perceptual.kind {kind} needs images of at least {SMALLEST_SIDE[kind]} px, not {size}"
+            )
+        patch = 2 ** len(self.gan.widths)
+        if self.gan.weight and size < 2 * patch:
+            raise ValueError(f"gan.widths has {len(self.gan.widths)} stages for images of {2 * patch} px, not {size}")
+        return self
 
 
 class DiffusionRecipe(Config):

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.core.autoencoder import Autoencoder, save_autoencoder
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.device import resolve_device
 from brics_cli.core.image_tensors import to_tensor, to_uint8
-from brics_cli.core.losses import reconstruction_loss
-from brics_cli.core.randomness import Stream, keyed_coins, keyed_normal
+from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.data import contact_sheet
-from brics_cli.distributed import refuse_many_processes
+from brics_cli.distributed import World, join_world
 from brics_cli.metrics.reconstruction import psnr, ssim
 from brics_cli.reporting import Reporter
-from brics_cli.training.clock import Clock
+from brics_cli.training.adversary import build_adversary
+from brics_cli.training.batches import Means, micro_batches, prepare
+from brics_cli.training.clock import Clock, time_note
 from brics_cli.training.estimate import Estimate, estimate, loss_on_random_images
-from brics_cli.training.images import Batch, TrainingImages
+from brics_cli.training.images import TrainingImages
 from brics_cli.training.plan import AutoencoderPlan
-from brics_cli.training.precision import autocast
-from brics_cli.training.run import Run, TrainResult, open_run
+from brics_cli.training.precision import autocast, compiled
+from brics_cli.training.run import TrainResult, open_run
 from brics_cli.training.signals import stop_signals
 from brics_cli.training.state import TrainingState
 
 SNAPSHOT_IMAGES = 12
+PSNR_CAP_DB = 100.0
 
 
 def train_autoencoder(
@@ -45,63 +48,77 @@ def train_autoencoder(
     Raises InterruptedRunError once an interrupted run is saved, MachineError when training diverges, ArtefactError
     when a checkpoint to resume or weights to start from cannot be read.
     """
-    refuse_many_processes()
-    on = resolve_device(device)
     recipe, schedule = plan.recipe, plan.recipe.training
-    torch.manual_seed(schedule.seed)
-    model = build_autoencoder(recipe.model).to(on).to(memory_format=torch.channels_last)
-    state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
-    images, val_images, val_samples, order = plan.load_images(num_workers=num_workers, reporter=reporter)
-    forward = torch.compile(model) if schedule.compile else model
-    metrics: dict[str, float] = {}
+    with ExitStack() as stack:
+        world = stack.enter_context(join_world(resolve_device(device)))
+        torch.manual_seed(schedule.seed)
+        model = build_autoencoder(recipe.model).to(world.device).to(memory_format=torch.channels_last)
+        adversary = build_adversary(recipe, model, world=world)
+        state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
+        distance = perceptual_distance(recipe.loss, device=world.device)
+        images, val_images, val_samples, order = plan.load_images(num_workers=num_workers, reporter=reporter)
+        run = stack.enter_context(open_run(plan, state, world=world, overwrite=overwrite, reporter=reporter))
+        stop = stack.enter_context(stop_signals())
+        task = stack.enter_context(reporter.task("train-ae", total=schedule.steps, unit="step", initial=state.step))
+        forward = compiled(world.replicate(model), schedule)
+        batches = images.batches(order, start=state.images_seen, batch_size=schedule.batch_size, world=world)
+        clock, metrics, scores = Clock(), dict[str, float](), dict[str, float]()
 
-    with (
-        open_run(plan, state, device=on, overwrite=overwrite, reporter=reporter) as run,
-        stop_signals() as stop,
-        reporter.task("train-ae", total=schedule.steps, unit="step", initial=state.step) as task,
-    ):
-        batches = images.batches(order, start=state.images_seen, batch_size=schedule.batch_size)
-        clock = Clock()
-        while state.step < schedule.steps:
-            with clock.waiting():
-                inputs, noise = prepare(next(batches), recipe, step=state.step, device=on)
+        while (step := state.step) < schedule.steps:
+            with clock.phase("waiting"):
+                inputs, noise = prepare(next(batches), recipe, step=step, device=world.device)
 
-            # accumulate: the loss of a batch is the mean over its micro-batches
-            terms: dict[str, float] = {}
-            for pixels, code_noise in zip(
-                inputs.chunk(schedule.accumulate), noise.chunk(schedule.accumulate), strict=True
-            ):
-                with autocast(schedule, on):
-                    out = forward(pixels, noise=code_noise)
-                losses = reconstruction_loss(recipe.loss, out.reconstructions, pixels)
-                loss = sum(losses.values(), out.aux_loss.float())
-                (loss / schedule.accumulate).backward()
-                for name, value in {"loss": loss, **losses, **out.stats}.items():
-                    terms[name] = terms.get(name, 0.0) + float(value.detach()) / schedule.accumulate
+            with clock.phase("compute"):
+                # accumulate: the loss of a batch is the mean over its micro-batches, in all processes
+                terms = Means()
+                for pixels, code_noise, is_last in micro_batches(inputs, noise, num=schedule.accumulate):
+                    with world.averaging(forward, now=is_last):
+                        with autocast(schedule, world.device):
+                            out = forward(pixels, noise=code_noise)
+                        losses = reconstruction_loss(recipe.loss, out.reconstructions, pixels, distance=distance)
+                        loss = sum(losses.values(), out.aux_loss.float())
+                        if adversary is not None:
+                            losses["gan"] = adversary.judge(out.reconstructions, losses, step=step)
+                            loss = loss + losses["gan"]
+                        (loss / schedule.accumulate).backward()
+                    terms.add({"loss": loss, **losses, **out.stats})
+                    if adversary is not None:
+                        terms.add(adversary.learn(pixels, out.reconstructions, step=step))
+                means = terms.result(world)
 
-            # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
-            update = state.update(terms["loss"])
+                # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
+                update = state.update(means["loss"])
+                if adversary is not None:
+                    adversary.update(step=step)
+
             clock.step(schedule.batch_size)
-            clock.warn_if_long(num_steps=schedule.steps - state.step, device=on, reporter=reporter)
+            clock.warn_if_long(num_steps=schedule.steps - state.step, device=world.device, reporter=reporter)
             last = state.step == schedule.steps
+            stopping = world.any(stop.requested)
 
             if state.step % schedule.log_every == 0 or last:
-                metrics |= {f"train/{name}": value for name, value in terms.items()} | clock.lap()
-                metrics |= {"train/grad_norm": update.grad_norm, "train/lr": update.lr}
-                metrics |= {"train/skipped": float(state.num_skipped)}
-                run.log(state.step, metrics)
-            task.advance(note=_note(terms, metrics))
-            if state.step % schedule.val_every == 0 or last:
-                scores = validate_reconstructions(state.ema.model, val_images, val_samples, device=on)
+                logged = {f"train/{name}": value for name, value in means.items()} | clock.lap()
+                logged |= {"train/grad_norm": update.grad_norm, "train/lr": update.lr}
+                logged |= {"train/skipped": float(state.num_skipped)}
+                if adversary is not None:
+                    logged |= {"train/gan_weight": adversary.weight(step), "train/d_skipped": adversary.num_skipped}
+                metrics |= logged
+                run.log(state.step, logged)
+            task.advance(note=_note(means, metrics))
+            if validating := (state.step % schedule.val_every == 0 or last):
+                scores = validate(state.ema.model, val_images, val_samples, world=world, reporter=reporter)
                 metrics |= scores
                 run.log(state.step, scores)
-            if state.step % schedule.snapshot_every == 0 or last:
-                save_snapshot(state.ema.model, val_images, val_samples, run.image_path(state.step), device=on)
-            if (state.step % schedule.checkpoint_every == 0 or last or stop.requested) and state.is_sound():
-                publish_model(run, state, recipe, metrics=metrics)
+                run.keep_if_best(saver(state, recipe, scores=scores), scores)
+            if world.is_leader and (state.step % schedule.snapshot_every == 0 or last):
+                save_snapshot(state.ema.model, val_images, val_samples, run.image_path(state.step), device=world.device)
+            if (state.step % schedule.checkpoint_every == 0 or last or stopping) and state.is_sound():
+                valid = scores if validating else {}
+                summary = f"{recipe.name}, step {state.step:,}" + _psnr_note(valid)
+                run.publish(saver(state, recipe, scores=valid), step=state.step, summary=summary, **valid)
                 run.save_checkpoint(state)
-                if stop.requested and not last:
-                    raise run.interrupted(state, command="train-ae")
+                if stopping and not last:
+                    raise run.interrupted(state)
             elif last:
                 raise state.diverged("the last losses or weights are not finite")
     if images.cached is None:  # read as it went, so failures are known only now
@@ -114,35 +131,42 @@ def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimat
     on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
     model = build_autoencoder(recipe.model).to(on).to(memory_format=torch.channels_last)
     num_images = schedule.batch_size // schedule.accumulate
-    loss = loss_on_random_images(recipe, model, num_images=num_images, device=on)
+    adversary = build_adversary(recipe, model, world=World(device=on))
+    loss = loss_on_random_images(recipe, model, num_images=num_images, device=on, adversary=adversary)
     return estimate(model, loss, schedule=schedule)
 
 
-def prepare(batch: Batch, recipe: AutoencoderRecipe, *, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """images (B, 3, S, S) in [-1, 1], mirrored by a coin each, and the codes' noise (B, C, h, w); keyed by sample."""
-    seed = recipe.training.seed
-    images = to_tensor(batch.images, device)
-    if recipe.data.flip:
-        coins = keyed_coins(seed, step=step, indices=batch.indices, stream=Stream.FLIP).to(device)
-        images = torch.where(coins[:, None, None, None], images.flip(-1), images)
-    noise = keyed_normal(
-        seed, step=step, indices=batch.indices, shape=recipe.model.code_shape, stream=Stream.CODE_NOISE
-    )
-    return images.contiguous(memory_format=torch.channels_last), noise.to(device)
-
-
 @torch.inference_mode()
-def validate_reconstructions(
-    model: Autoencoder, images: TrainingImages, samples: np.ndarray, *, device: torch.device, batch_size: int = 64
+def validate(
+    model: Autoencoder,
+    images: TrainingImages,
+    samples: np.ndarray,
+    *,
+    world: World,
+    reporter: Reporter,
+    batch_size: int = 64,
 ) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM of the reconstructions of `samples`, on uint8 as evaluation does."""
-    scores: dict[str, list[np.ndarray]] = {"val/psnr": [], "val/ssim": []}
-    for start in range(0, len(samples), batch_size):
-        real = images.load(samples[start : start + batch_size].tolist())
-        fake = to_uint8(model.decode(model.encode(to_tensor(real, device))))
-        scores["val/psnr"].append(np.minimum(psnr(real, fake), 100.0))  # identical images would be infinite
-        scores["val/ssim"].append(ssim(real, fake))
-    return {name: float(np.concatenate(values).mean()) for name, values in scores.items()}
+    """Mean PSNR (dB) and SSIM of the reconstructions of `samples`, on uint8 as evaluation does, and what of the
+    bottleneck's tables their codes use. Each process scores its share; nothing, said so, when none can be read."""
+    sums = np.zeros(3)  # images, PSNR, SSIM
+    usage = model.bottleneck.usage_counter()
+    mine = samples[world.rank :: world.size]
+    for start in range(0, len(mine), batch_size):
+        real = images.load(mine[start : start + batch_size].tolist())
+        if not len(real):
+            continue
+        codes = model.encode(to_tensor(real, world.device))
+        usage.add(codes)
+        fake = to_uint8(model.decode(codes))
+        capped = np.minimum(psnr(real, fake), PSNR_CAP_DB)  # identical images would be infinite
+        sums += [len(real), capped.sum(), ssim(real, fake).sum()]
+    num, total_psnr, total_ssim = world.total(sums.tolist())
+    if not num:
+        reporter.warning(f"no validation score: none of the {len(samples):,} validation images can be read")
+        return {}
+    world.add_up(usage.counts)
+    used = {f"val/{name}": value for name, value in usage.result().items()}
+    return {"val/psnr": total_psnr / num, "val/ssim": total_ssim / num} | used
 
 
 @torch.inference_mode()
@@ -151,30 +175,26 @@ def save_snapshot(
 ) -> None:
     """A sheet of validation images above their reconstructions."""
     real = images.load(samples[:SNAPSHOT_IMAGES].tolist())
+    if not len(real):
+        return
     fake = to_uint8(model.decode(model.encode(to_tensor(real, device))))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet([list(real), list(fake)], path=path, row_labels=["originals", "reconstructions"])
 
 
-def publish_model(
-    run: Run, state: TrainingState[Autoencoder], recipe: AutoencoderRecipe, *, metrics: dict[str, float]
-) -> None:
-    """Write the average as the run's model, and say so in its provenance."""
+def saver(
+    state: TrainingState[Autoencoder], recipe: AutoencoderRecipe, *, scores: dict[str, float]
+) -> Callable[[Path], str]:
+    """A function that writes the average as a model directory, with what it was trained to minimise."""
     details: dict[str, Any] = {"transform": recipe.data.transform, "recipe": recipe.name, "step": state.step}
-    sha256 = save_autoencoder(
-        run.path / "model", config=recipe.model, state=state.ema.model.state_dict(), details=details
-    )
-    validated = (state.step % recipe.training.val_every == 0) or state.step == recipe.training.steps
-    scores = {name: value for name, value in metrics.items() if name.startswith("val/") and validated}
-    summary = f"{recipe.name}, step {state.step:,}" + (f", {scores['val/psnr']:.2f} dB" if scores else "")
-    complete = state.step == recipe.training.steps
-    run.publish(complete=complete, sha256=sha256, step=state.step, summary=summary, **scores)
+    details |= {"loss": recipe.loss.model_dump(mode="json"), "gan": recipe.gan.model_dump(mode="json"), **scores}
+    weights = state.ema.model.state_dict()
+    return lambda directory: save_autoencoder(directory, config=recipe.model, state=weights, details=details)
 
 
-def _note(terms: dict[str, float], metrics: dict[str, float]) -> str:
-    note = f"loss {terms['loss']:.4f}"
-    if "val/psnr" in metrics:
-        note += f"  val {metrics['val/psnr']:.2f} dB"
-    if "time/img_per_s" in metrics:
-        note += f"  {metrics['time/img_per_s']:,.0f} img/s  waiting {metrics['time/waiting']:.0%}"
-    return note
+def _note(means: dict[str, float], metrics: dict[str, float]) -> str:
+    return f"loss {means['loss']:.4f}{_psnr_note(metrics).replace(',', '  val')}{time_note(metrics)}"
+
+
+def _psnr_note(scores: dict[str, float]) -> str:
+    return f", {scores['val/psnr']:.2f} dB" if "val/psnr" in scores else ""

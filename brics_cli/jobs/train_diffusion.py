@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,17 @@ from brics_cli.core.image_tensors import to_uint8
 from brics_cli.core.randomness import Stream, keyed_coins
 from brics_cli.core.samplers import sample_codes
 from brics_cli.data import contact_sheet
-from brics_cli.distributed import refuse_many_processes
+from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError
 from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.streams.autoencoders import load_store_autoencoder
-from brics_cli.training.clock import Clock
+from brics_cli.training.clock import Clock, time_note
 from brics_cli.training.estimate import Estimate, estimate
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
-from brics_cli.training.precision import autocast
-from brics_cli.training.run import Run, TrainResult, open_run
+from brics_cli.training.precision import autocast, compiled
+from brics_cli.training.run import TrainResult, open_run
 from brics_cli.training.signals import stop_signals
 from brics_cli.training.state import TrainingState
 from brics_cli.workspace import Workspace
@@ -50,66 +51,72 @@ def train_diffusion(
     Raises InterruptedRunError once an interrupted run is saved, MachineError when training diverges, ArtefactError
     when a checkpoint to resume or weights to start from cannot be read.
     """
-    refuse_many_processes()
-    on = resolve_device(device)
     recipe, schedule, store = plan.recipe, plan.recipe.training, plan.store
-    shape = " x ".join(str(side) for side in store.code_shape)
-    reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
-    torch.manual_seed(schedule.seed)
-    model = build_for_store(recipe, store).to(on)
-    state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
-    autoencoder = find_autoencoder(store, workspace=workspace, device=on, reporter=reporter)
-    order = SampleOrder([np.arange(len(store))], seed=schedule.seed)
-    forward = torch.compile(model) if schedule.compile else model
-    metrics: dict[str, float] = {}
+    with ExitStack() as stack:
+        world = stack.enter_context(join_world(resolve_device(device)))
+        shape = " x ".join(str(side) for side in store.code_shape)
+        reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
+        torch.manual_seed(schedule.seed)
+        model = build_for_store(recipe, store).to(world.device)
+        state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
+        autoencoder = find_autoencoder(store, workspace=workspace, world=world, reporter=reporter)
+        order = SampleOrder([np.arange(len(store))], seed=schedule.seed)
+        run = stack.enter_context(open_run(plan, state, world=world, overwrite=overwrite, reporter=reporter))
+        stop = stack.enter_context(stop_signals())
+        task = stack.enter_context(
+            reporter.task("train-diffusion", total=schedule.steps, unit="step", initial=state.step)
+        )
+        forward = compiled(world.replicate(model), schedule)
+        clock, metrics, levels = Clock(), dict[str, float](), LevelMeans()
 
-    with (
-        open_run(plan, state, device=on, overwrite=overwrite, reporter=reporter) as run,
-        stop_signals() as stop,
-        reporter.task("train-diffusion", total=schedule.steps, unit="step", initial=state.step) as task,
-    ):
-        clock, levels = Clock(), dict[str, tuple[float, int]]()
-        while state.step < schedule.steps:
-            samples = order.batch(state.images_seen, schedule.batch_size)
-            with clock.waiting():
-                all_codes, all_labels = load_codes(store, samples, step=state.step, seed=schedule.seed)
+        while (step := state.step) < schedule.steps:
+            with clock.phase("waiting"):
+                samples = world.mine(order.batch(state.images_seen, schedule.batch_size))
+                all_codes, all_labels = load_codes(store, samples, step=step, seed=schedule.seed)
 
-            # accumulate: the loss of a batch is the mean over its samples
-            loss_of_batch, size = 0.0, len(samples) // schedule.accumulate
-            for start in range(0, len(samples), size):
-                part = slice(start, start + size)
-                codes, labels = all_codes[part].to(on), all_labels[part].to(on)
-                draws = draws_for(
-                    schedule.seed, step=state.step, indices=samples[part], shape=store.code_shape, device=on
-                )
-                with autocast(schedule, on):
-                    loss, log_snr = forward(codes, draws, labels=labels)
-                (loss.mean() / schedule.accumulate).backward()
-                loss_of_batch += float(loss.detach().mean()) / schedule.accumulate
-                for name, (total, count) in loss_by_level(loss, log_snr).items():
-                    so_far = levels.get(name, (0.0, 0))
-                    levels[name] = (so_far[0] + total, so_far[1] + count)
+            with clock.phase("compute"):
+                # accumulate: the loss of a batch is the mean over its samples, in all processes
+                loss_of_batch, size = 0.0, len(samples) // schedule.accumulate
+                for start in range(0, len(samples), size):
+                    part = slice(start, start + size)
+                    codes, labels = all_codes[part].to(world.device), all_labels[part].to(world.device)
+                    draws = draws_for(
+                        schedule.seed, step=step, indices=samples[part], shape=store.code_shape, device=world.device
+                    )
+                    with world.averaging(forward, now=start + size == len(samples)):
+                        with autocast(schedule, world.device):
+                            loss, log_snr = forward(codes, draws, labels=labels)
+                        (loss.mean() / schedule.accumulate).backward()
+                    loss_of_batch += float(loss.detach().mean()) / schedule.accumulate
+                    levels.add(loss, log_snr)
+                loss_of_batch = world.total([loss_of_batch])[0] / world.size
 
-            # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
-            update = state.update(loss_of_batch)
+                # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
+                update = state.update(loss_of_batch)
+
             clock.step(schedule.batch_size)
-            clock.warn_if_long(num_steps=schedule.steps - state.step, device=on, reporter=reporter)
+            clock.warn_if_long(num_steps=schedule.steps - state.step, device=world.device, reporter=reporter)
             last = state.step == schedule.steps
+            stopping = world.any(stop.requested)
 
             if state.step % schedule.log_every == 0 or last:
-                metrics |= {"train/loss": loss_of_batch, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
-                metrics |= {f"loss/{name}": total / count for name, (total, count) in levels.items() if count}
-                metrics |= {"train/skipped": float(state.num_skipped)} | clock.lap()
-                run.log(state.step, metrics)
-                levels = {}
-            task.advance(note=f"loss {loss_of_batch:.4f}")
+                logged = {"train/loss": loss_of_batch, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
+                logged |= levels.result(world) | {"train/skipped": float(state.num_skipped)} | clock.lap()
+                metrics |= logged
+                run.log(state.step, logged)
+                levels = LevelMeans()
+            task.advance(note=f"loss {loss_of_batch:.4f}{time_note(metrics)}")
             if (state.step % schedule.snapshot_every == 0 or last) and autoencoder is not None:
-                save_snapshot(state.ema.model, autoencoder, run.image_path(state.step), device=on)
-            if (state.step % schedule.checkpoint_every == 0 or last or stop.requested) and state.is_sound():
-                publish_model(run, state, recipe, store)
+                save_snapshot(state.ema.model, autoencoder, run.image_path(state.step), device=world.device)
+            if (state.step % schedule.checkpoint_every == 0 or last or stopping) and state.is_sound():
+                run.publish(
+                    lambda directory: save_average(state.ema.model, directory, store=store),
+                    step=state.step,
+                    summary=f"{recipe.name}, step {state.step:,}",
+                )
                 run.save_checkpoint(state)
-                if stop.requested and not last:
-                    raise run.interrupted(state, command="train-diffusion")
+                if stopping and not last:
+                    raise run.interrupted(state)
             elif last:
                 raise state.diverged("the last losses or weights are not finite")
     return TrainResult(plan.artefact.path, state.step, metrics)
@@ -140,15 +147,21 @@ def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> Denoiser:
         num_classes=num_classes,
         store_mean=store.mean.tolist(),
         store_std=store.std.tolist(),
+        code_kind=store.code_kind,
     )
 
 
 def find_autoencoder(
-    store: KeyCodeStore, *, workspace: Workspace, device: torch.device, reporter: Reporter
+    store: KeyCodeStore, *, workspace: Workspace, world: World, reporter: Reporter
 ) -> Autoencoder | None:
-    """The store's autoencoder, which snapshots need and training does not; None, said so, when it is not there."""
+    """The store's autoencoder, which snapshots need and training does not; None, said so, when it is not there.
+
+    The process that leads draws the snapshots, so the others do not load it.
+    """
+    if not world.is_leader:
+        return None
     try:
-        return load_store_autoencoder(store, workspace=workspace, device=device)
+        return load_store_autoencoder(store, workspace=workspace, device=world.device)
     except ArtefactError as error:
         reporter.warning(f"no sample sheets during training: {error.what}")
         return None
@@ -174,14 +187,31 @@ def save_snapshot(denoiser: Denoiser, autoencoder: Autoencoder, path: Path, *, d
     contact_sheet(rows, path=path)
 
 
-def publish_model(run: Run, state: TrainingState[Denoiser], recipe: DiffusionRecipe, store: KeyCodeStore) -> None:
-    """Write the average as the run's model, and say so in its provenance."""
-    average = state.ema.model
+def save_average(average: Denoiser, directory: Path, *, store: KeyCodeStore) -> str:
+    """Write the average as a model directory that names its store and autoencoder; its sha256."""
     lineage = {
         "autoencoder_sha256": str(store.autoencoder["sha256"]),
         "store_sha256": store.sha256,
         "store_path": str(store.path.resolve()),
     }
-    sha256 = save_denoiser(run.path / "model", denoiser=average, state=average.state_dict(), lineage=lineage)
-    complete = state.step == recipe.training.steps
-    run.publish(complete=complete, sha256=sha256, step=state.step, summary=f"{recipe.name}, step {state.step:,}")
+    return save_denoiser(directory, denoiser=average, state=average.state_dict(), lineage=lineage)
+
+
+class LevelMeans:
+    """The mean loss of each range of noise levels since the last log line, over batches and processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, loss: Tensor, log_snr: Tensor) -> None:
+        """Add the samples of a micro-batch: loss (B,) at log_snr (B,)."""
+        for name, (total, count) in loss_by_level(loss, log_snr).items():
+            so_far = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (so_far[0] + total, so_far[1] + count)
+
+    def result(self, world: World) -> dict[str, float]:
+        """By name; a range that no sample fell into is left out."""
+        totals = world.total([total for total, _ in self._sums.values()])
+        counts = world.total([float(count) for _, count in self._sums.values()])
+        found = zip(self._sums, totals, counts, strict=True)
+        return {f"loss/{name}": total / count for name, total, count in found if count}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from brics_cli.config import AutoencoderRecipe, ScheduleConfig
 from brics_cli.core.autoencoder import AutoencoderOutput
-from brics_cli.core.losses import reconstruction_loss
+from brics_cli.core.losses import perceptual_distance, reconstruction_loss
+from brics_cli.training.adversary import Adversary
 from brics_cli.training.precision import autocast
 
 # A checkpoint holds the weights, their average and AdamW's two moments.
@@ -29,21 +30,32 @@ class Estimate:
 
 
 def loss_on_random_images(
-    recipe: AutoencoderRecipe, model: Callable[..., AutoencoderOutput], *, num_images: int, device: torch.device
+    recipe: AutoencoderRecipe,
+    model: Callable[..., AutoencoderOutput],
+    *,
+    num_images: int,
+    device: torch.device,
+    adversary: Adversary | None = None,
 ) -> Callable[[], Tensor]:
     """The forward pass of a training step, as a function without arguments: the loss of random images, always the same.
 
-    `model` is the recipe's autoencoder, compiled or not.
+    `model` is the recipe's autoencoder, compiled or not. With an `adversary` the discriminator's own forward and
+    backward pass is part of each call.
     """
     size = recipe.model.image_size
     images = torch.rand(num_images, 3, size, size, device=device) * 2 - 1
     images = images.contiguous(memory_format=torch.channels_last)
+    distance = perceptual_distance(recipe.loss, device=device)
     noise = torch.randn(num_images, *recipe.model.code_shape, device=device)
 
     def loss() -> Tensor:
         with autocast(recipe.training, device):
             out = model(images, noise=noise)
-        return sum(reconstruction_loss(recipe.loss, out.reconstructions, images).values(), out.aux_loss)
+        losses = reconstruction_loss(recipe.loss, out.reconstructions, images, distance=distance)
+        if adversary is not None:
+            losses["gan"] = adversary.judge(out.reconstructions, losses, step=1)  # most steps have no penalty
+            adversary.learn(images, out.reconstructions, step=1)
+        return sum(losses.values(), out.aux_loss)
 
     return loss
 

@@ -1,14 +1,16 @@
 """Images for training: a collection split into training and validation, decoded into memory or read ahead.
 
-A collection whose decoded pixels fit in `cache_gib` is decoded once and kept; a larger one is read in the order of
-`SampleOrder`, several batches ahead of the device, by threads (Pillow and the file system release the GIL).
+A collection whose decoded pixels fit in `cache_gib` is decoded once and kept; of a larger one the files are read shard
+by shard (`reading`) and decoded several batches ahead of the device, by threads (Pillow and the file system release the
+interpreter lock).
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,9 +18,11 @@ import numpy as np
 
 from brics_cli.data import Collection, ImageError, load_shards
 from brics_cli.data.pixels import load_pixels
+from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.training.order import SampleOrder
+from brics_cli.training.reading import WindowReader
 
 BATCHES_AHEAD = 4
 GIB = 2**30
@@ -48,13 +52,17 @@ class TrainingImages:
     def __len__(self) -> int:
         return self.shard_starts[-1]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all images, decoded."""
+        return len(self) * self.size**2 * 3
+
     def key(self, sample: int) -> str:
         return self.collection.key(*self._position(sample))
 
     def cache(self, *, limit_gib: float, reporter: Reporter) -> bool:
         """Decode everything into memory if it fits in `limit_gib`; whether it did. Failures are recorded."""
-        num_bytes = len(self) * self.size**2 * 3
-        if num_bytes > limit_gib * GIB:
+        if self.num_bytes > limit_gib * GIB:
             return False
         images = np.zeros((len(self), self.size, self.size, 3), np.uint8)
         loading = load_shards(self.collection, transform=self.transform, size=self.size, num_workers=self.num_workers)
@@ -98,30 +106,45 @@ class TrainingImages:
         """(up to len(samples), S, S, 3) uint8: for validation, where a sample that cannot be read is left out."""
         if self.cached is not None:
             return self.cached[np.asarray(samples, np.int64)]
-        images = [image for sample in samples if (image := self._decode(int(sample))) is not None]
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            decoded = pool.map(self._decode, [int(sample) for sample in samples])
+            images = [image for image in decoded if image is not None]
         return np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
 
-    def batches(self, order: SampleOrder, *, start: int, batch_size: int) -> Iterator[Batch]:
+    def batches(
+        self, order: SampleOrder, *, start: int, batch_size: int, world: World | None = None
+    ) -> Generator[Batch, None, None]:
         """Batches of `order` from position `start` on, without end; read ahead unless they are in memory.
 
-        A sample that cannot be read is replaced by the next one that can and is not held out.
+        In a `world` of several processes each gets its share of every batch, and reads no more. A sample that cannot
+        be read is replaced by the next one that can and is not held out.
         """
+        mine = range(batch_size) if world is None else world.mine(range(batch_size))
         if self.cached is not None:
             while True:
-                samples = order.batch(start, batch_size)
+                samples = [order[start + offset] for offset in mine]
                 yield Batch(samples, self.load(samples))
                 start += batch_size
-        with ThreadPoolExecutor(self.num_workers) as pool:
+        reader = WindowReader(
+            self.collection,
+            order,
+            start=start,
+            position_of=self._position,
+            is_mine=lambda position, first=start: (position - first) % batch_size in mine,  # type: ignore[misc]
+        )
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="brics-decode") as pool:
             ahead: deque[tuple[list[int], list[Future[np.ndarray]]]] = deque()
             try:
                 while True:
                     while len(ahead) < BATCHES_AHEAD:
-                        samples = order.batch(start, batch_size)
-                        ahead.append((samples, [pool.submit(self._load_or_next, sample) for sample in samples]))
+                        taken = [reader.take(start + offset) for offset in mine]
+                        futures = [pool.submit(self._load_or_next, *each) for each in taken]
+                        ahead.append(([sample for sample, _ in taken], futures))
                         start += batch_size
                     samples, futures = ahead.popleft()
                     yield Batch(samples, np.stack([future.result() for future in futures]))
             finally:
+                reader.close()
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def warn_about_failures(self, reporter: Reporter) -> None:
@@ -133,24 +156,26 @@ class TrainingImages:
                 f"first {self.key(sample)}: {reason}"
             )
 
-    def _load_or_next(self, sample: int) -> np.ndarray:
-        for offset in range(len(self)):
-            candidate = (sample + offset) % len(self)
-            if offset and candidate in self._held_out:
-                continue
-            image = self._decode(candidate)
+    def _load_or_next(self, sample: int, file: Callable[[], bytes]) -> np.ndarray:
+        image = self._decode(sample, file)
+        for offset in range(1, len(self)):
             if image is not None:
                 return image
-        raise ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")
+            candidate = (sample + offset) % len(self)
+            image = None if candidate in self._held_out else self._decode(candidate)
+        if image is None:
+            raise ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")
+        return image
 
-    def _decode(self, sample: int) -> np.ndarray | None:
+    def _decode(self, sample: int, file: Callable[[], bytes] | None = None) -> np.ndarray | None:
+        """The pixels of a sample, from `file` or else read now; None, recorded, when that fails."""
         try:
-            raw = self.collection.read(*self._position(sample))
-            return load_pixels(raw.data, transform=self.transform, size=self.size)
+            data = file() if file is not None else self.collection.read(*self._position(sample)).data
+            return load_pixels(data, transform=self.transform, size=self.size)
         except ImageError as error:
             self.failures[sample] = str(error)
             return None
 
     def _position(self, sample: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
+        shard = bisect_right(self.shard_starts, sample) - 1
         return shard, sample - self.shard_starts[shard]

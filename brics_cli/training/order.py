@@ -6,7 +6,7 @@ collection of any size, and a small one is one window, a full shuffle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -43,6 +43,21 @@ class SampleOrder:
     def batch(self, start: int, size: int) -> list[int]:
         """The `size` sample indices from position `start` on; epochs follow one another without a gap."""
         return [self[position] for position in range(start, start + size)]
+
+    def windows(self, position: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(position of its first sample, its samples in order) of the window with `position` and all after it.
+
+        Without end: epochs follow one another.
+        """
+        epoch, offset = divmod(position, self.num_samples)
+        while True:
+            self._enter(epoch)
+            for number, start in enumerate(list(self._starts)):
+                self._enter(epoch)  # somebody may have looked elsewhere since the last window
+                samples = self._window(number)
+                if start + len(samples) > offset:
+                    yield epoch * self.num_samples + start, samples
+            epoch, offset = epoch + 1, 0
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:

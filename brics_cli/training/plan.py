@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,21 +13,20 @@ from brics_cli.config import (
     AutoencoderRecipe,
     DiffusionRecipe,
     Recipe,
-    ScheduleConfig,
     default_autoencoder_recipe,
     load_recipe,
-    load_yaml,
 )
-from brics_cli.config.loading import recipe_from_values
+from brics_cli.core.losses import check_perceptual_weights
 from brics_cli.core.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.data import Collection, median_side, open_collection
 from brics_cli.data.loader import default_num_workers
+from brics_cli.distributed import check_batch, num_local_processes
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.run import CONFIG_FILE, open_for_resume
+from brics_cli.training.resuming import flatten, open_for_resume, reopen_collection, reopen_store, resumed_recipe
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
@@ -90,7 +88,7 @@ class AutoencoderPlan:
             shards, _ = images.split(val_fraction=None)
             val_images = self._opened(self.val, workers, reporter)
             val_samples = np.concatenate(val_images.split(val_fraction=None)[0])
-        order = SampleOrder(shards, seed=self.recipe.training.seed)
+        order = SampleOrder(shards, seed=self.recipe.training.seed, window=self.recipe.data.shuffle_window)
         spread = np.linspace(0, len(val_samples) - 1, min(len(val_samples), VALIDATION_IMAGES)).round().astype(int)
         return images, val_images, val_samples[spread], order
 
@@ -99,9 +97,14 @@ class AutoencoderPlan:
         images = TrainingImages(
             collection, transform=data.transform, size=self.recipe.model.image_size, num_workers=num_workers
         )
-        if images.cache(limit_gib=data.cache_gib, reporter=reporter):
+        if images.cache(limit_gib=data.cache_gib / num_local_processes(), reporter=reporter):
             assert images.cached is not None
             reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
+        else:
+            reporter.message(
+                f"{len(images):,} images would take {images.num_bytes / 2**30:,.1f} GiB decoded, more than "
+                f"data.cache_gib {data.cache_gib:g}: read shard by shard, shuffled over {data.shuffle_window:,}"
+            )
         images.warn_about_failures(reporter)
         return images
 
@@ -138,13 +141,12 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
     """
     kind: Kind = "autoencoder"
     if options.resume is not None:
-        artefact, values = _run_to_resume(options, kind=kind)
-        recipe = recipe_from_values(
-            values, kind=kind, source=str(options.resume / CONFIG_FILE), training__steps=options.steps
-        )
+        artefact, recipe = _run_to_resume(options, kind=kind, reporter=reporter)
         assert isinstance(recipe, AutoencoderRecipe)
-        val = _reopen(artefact, "validation", workspace) if artefact.parent("validation") else None
-        return AutoencoderPlan(recipe, _reopen(artefact, "collection", workspace), val, artefact, resume=True)
+        check_perceptual_weights(recipe.loss)
+        val = reopen_collection(artefact, "validation", workspace) if artefact.parent("validation") else None
+        collection = reopen_collection(artefact, "collection", workspace)
+        return AutoencoderPlan(recipe, collection, val, artefact, resume=True)
     path = options.data
     if path is None:
         newest = workspace.newest("shards")
@@ -159,6 +161,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
     recipe = _load(name, options, kind=kind)
     assert isinstance(recipe, AutoencoderRecipe)
+    check_perceptual_weights(recipe.loss)
     _check_init(options, recipe)
     val = open_collection(options.val) if options.val is not None else None
     parents = [Parent("collection", collection.path, collection.fingerprint)]
@@ -175,12 +178,9 @@ def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Rep
     """
     kind: Kind = "diffusion"
     if options.resume is not None:
-        artefact, values = _run_to_resume(options, kind=kind)
-        recipe = recipe_from_values(
-            values, kind=kind, source=str(options.resume / CONFIG_FILE), training__steps=options.steps
-        )
+        artefact, recipe = _run_to_resume(options, kind=kind, reporter=reporter)
         assert isinstance(recipe, DiffusionRecipe)
-        return DiffusionPlan(recipe, _reopen_store(artefact, workspace), artefact, resume=True)
+        return DiffusionPlan(recipe, reopen_store(artefact, workspace), artefact, resume=True)
     path = options.data
     if path is None:
         newest = workspace.newest("store")
@@ -206,15 +206,8 @@ def _load(name: str, options: TrainOptions, *, kind: str) -> Recipe:
     recipe = load_recipe(
         name, kind=kind, overrides=options.overrides, training__steps=options.steps, training__seed=options.seed
     )
-    _check_batches(recipe.training)
+    check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
     return recipe
-
-
-def _check_batches(schedule: ScheduleConfig) -> None:
-    if schedule.batch_size % schedule.accumulate:
-        raise UsageError(
-            f"training.batch_size {schedule.batch_size} is not a multiple of training.accumulate {schedule.accumulate}"
-        )
 
 
 def _check_init(options: TrainOptions, recipe: Recipe) -> None:
@@ -224,20 +217,12 @@ def _check_init(options: TrainOptions, recipe: Recipe) -> None:
     theirs = read_model_config(options.init_from, kind=recipe.kind)[0]
     part = "model" if isinstance(recipe, AutoencoderRecipe) else "denoiser"
     ours = getattr(recipe, part).model_dump(mode="json")
-    differing = differences(_flat(theirs.get(part, {})), _flat(ours))
+    differing = differences(flatten(theirs.get(part, {})), flatten(ours))
     if differing:
         raise ArtefactError(
             f"{options.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",
             next="Take its recipe: --recipe RUN/config.yaml.",
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _new_artefact(
@@ -250,51 +235,25 @@ def _new_artefact(
     return Artefact(kind, path, now(), complete=False, parents=tuple(parents), details={"recipe": recipe.name})
 
 
-def _run_to_resume(options: TrainOptions, *, kind: str) -> tuple[Artefact, dict[str, Any]]:
+def _run_to_resume(options: TrainOptions, *, kind: str, reporter: Reporter) -> tuple[Artefact, Recipe]:
     assert options.resume is not None
     given = {
         "the data": options.data,
         "--recipe": options.recipe,
         "--seed": options.seed,
-        "--set": options.overrides,
         "--val": options.val,
         "--out": options.out,
         "--init-from": options.init_from,
     }
-    refused = [name for name, value in given.items() if value is not None and value != ()]
+    refused = [name for name, value in given.items() if value is not None]
     if refused:
         raise UsageError(
             f"--resume goes on with the run's own settings, so it cannot be given with {', '.join(refused)}",
-            next="--steps alone may change; for anything else start a new run with --init-from.",
+            next="--steps and --set may change; for anything else start a new run with --init-from.",
         )
-    return open_for_resume(options.resume, kind=kind), load_yaml(options.resume / CONFIG_FILE)
-
-
-def _reopen(artefact: Artefact, kind: str, workspace: Workspace) -> Collection:
-    parent = _parent(artefact, kind)
-    collection = open_collection(workspace.collection_path(parent))
-    _check_unchanged(parent, collection.fingerprint, artefact)
-    return collection
-
-
-def _reopen_store(artefact: Artefact, workspace: Workspace) -> KeyCodeStore:
-    parent = _parent(artefact, "store")
-    moved = None if Path(parent.path).exists() else workspace.with_sha256("store", parent.sha256)
-    store = KeyCodeStore(parent.path if moved is None else moved.path)
-    _check_unchanged(parent, store.sha256, artefact)
-    return store
-
-
-def _parent(artefact: Artefact, kind: str) -> Parent:
-    parent = artefact.parent(kind)
-    if parent is None:
-        raise ArtefactError(f"{artefact.path} does not say what it was trained on")
-    return parent
-
-
-def _check_unchanged(parent: Parent, sha256: str, artefact: Artefact) -> None:
-    if sha256 != parent.sha256:
-        raise ArtefactError(
-            f"{parent.path} has changed since {artefact.path} was started on it",
-            next="Start a new run with --init-from to go on with other data.",
-        )
+    artefact = open_for_resume(options.resume, kind=kind)
+    recipe = resumed_recipe(
+        options.resume, kind=kind, overrides=options.overrides, steps=options.steps, reporter=reporter
+    )
+    check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
+    return artefact, recipe

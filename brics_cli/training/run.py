@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -9,8 +10,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,20 +24,21 @@ import brics_cli
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
-from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
+from brics_cli.distributed import World
+from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, UsageError
 from brics_cli.reporting import Reporter
+from brics_cli.training.resuming import CONFIG_FILE, checkpoints, latest_checkpoint, settings_of
 from brics_cli.training.state import TrainingState
 from brics_cli.workspace import (
     Artefact,
     atomic_path,
     check_output,
-    read_provenance,
     write_json_atomically,
     write_provenance,
     write_text_atomically,
 )
 
-CONFIG_FILE = "config.yaml"
+BEST = "best"
 
 
 class Plan(Protocol):
@@ -53,102 +55,156 @@ class Plan(Protocol):
 
 
 class Run:
-    """One training run on disk, open for writing."""
+    """One training run on disk. In a world of several processes the first one writes, and the others write nothing."""
 
-    def __init__(self, artefact: Artefact, *, keep_checkpoints: int, first_step: int = 0) -> None:
+    def __init__(self, artefact: Artefact, *, recipe: Recipe, world: World, first_step: int = 0) -> None:
         self.artefact = artefact
         self.path = artefact.path
-        self.keep_checkpoints = keep_checkpoints
-        self.writer = SummaryWriter(str(self.path), purge_step=first_step)
-
-    @classmethod
-    def create(cls, artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> Run:
-        """Make the directory and write what is known before the first step."""
-        inputs = [parent.path for parent in artefact.parents]
-        check_output(artefact.path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
-        artefact.path.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(recipe))
-        write_json_atomically(artefact.path / "environment.json", environment(device, seed=recipe.training.seed))
-        write_provenance(artefact)
-        return cls(artefact, keep_checkpoints=recipe.training.keep_checkpoints)
+        self.recipe = recipe
+        self.world = world
+        self.writer = SummaryWriter(str(self.path), purge_step=first_step) if world.is_leader else None
+        self.best_score = _best_score(self.path, metric=recipe.training.keep_best)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append `values` of `step` to metrics.jsonl and TensorBoard."""
+        if self.writer is None:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which a resumed run is about to repeat."""
-        path = self.path / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text_atomically(path, "".join(kept))
 
     def image_path(self, step: int) -> Path:
         """Where the snapshot of `step` belongs."""
         return self.path / "images" / f"step-{step:08d}.png"
 
     def save_checkpoint(self, state: TrainingState[Any]) -> None:
-        """Write a checkpoint atomically, then remove the oldest ones beyond `keep_checkpoints`."""
+        """Write a checkpoint atomically, then remove the oldest ones beyond `training.keep_checkpoints`.
+
+        A disk that fills up ends here, with the checkpoints there were.
+        """
+        self._lead(lambda: self._write_checkpoint(state))
+
+    def _write_checkpoint(self, state: TrainingState[Any]) -> None:
         with atomic_path(self.path / "checkpoints" / f"step-{state.step:08d}") as temporary:
             temporary.mkdir()
-            state.save(temporary)
-        for old in checkpoints(self.path)[: -self.keep_checkpoints]:
+            state.save(temporary, settings=settings_of(self.recipe))
+        for old in checkpoints(self.path)[: -self.recipe.training.keep_checkpoints]:
             shutil.rmtree(old)
 
-    def publish(self, *, complete: bool, **details: Any) -> None:
-        """Write the run's provenance with `details` added."""
-        self.artefact = replace(self.artefact, complete=complete, details={**self.artefact.details, **details})
+    def publish(self, save: Callable[[Path], str], *, step: int, summary: str, **details: Any) -> None:
+        """Let `save` write the run's model directory and return its sha256; then write the run's provenance.
+
+        `details` are added to it; the run is complete when `step` is the recipe's last.
+        """
+        self._lead(lambda: self._write_model(save, step=step, summary=summary, details=details))
+
+    def _write_model(self, save: Callable[[Path], str], *, step: int, summary: str, details: dict[str, Any]) -> None:
+        sha256 = save(self.path / "model")
+        details = {**self.artefact.details, **details, "sha256": sha256, "step": step, "summary": summary}
+        self.artefact = replace(self.artefact, complete=step == self.recipe.training.steps, details=details)
         write_provenance(self.artefact)
 
-    def interrupted(self, state: TrainingState[Any], *, command: str) -> InterruptedRunError:
+    def keep_if_best(self, save: Callable[[Path], str], scores: Mapping[str, float]) -> None:
+        """Let `save` write `best/`, a model directory, when the score that the recipe goes by is the best so far."""
+        score = scores.get(f"val/{self.recipe.training.keep_best}")
+        if score is None or (self.best_score is not None and score <= self.best_score):
+            return
+        self.best_score = score
+        self._lead(lambda: save(self.path / BEST))
+
+    def interrupted(self, state: TrainingState[Any]) -> InterruptedRunError:
         """The error that ends a run that was asked to stop, and has been saved."""
         return InterruptedRunError(
             f"stopped at step {state.step:,} of {state.schedule.steps:,}, saved",
-            next=f"Go on with: brics {command} --resume {shlex.quote(str(self.path))}",
+            next=f"Go on with: {self.resume_command}",
         )
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        command = "train-ae" if self.artefact.kind == "autoencoder" else "train-diffusion"
+        return f"brics {command} --resume {shlex.quote(str(self.path))}"
+
+    def _lead(self, write: Callable[[], object]) -> None:
+        """Let the first process `write`. Raises MachineError, with what is intact, when the disk is full."""
+        try:
+            self.world.lead(write)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            found = checkpoints(self.path)
+            if not found:
+                raise
+            step = int(found[-1].name.removeprefix("step-"))
+            raise MachineError(
+                f"no space left on the device: {error.filename}; the checkpoint of step {step:,} is intact",
+                next=f"Free some space, then go on with: {self.resume_command}",
+            ) from None
 
 
 @contextmanager
 def open_run(
-    plan: Plan, state: TrainingState[Any], *, device: torch.device, overwrite: bool, reporter: Reporter
+    plan: Plan, state: TrainingState[Any], *, world: World, overwrite: bool, reporter: Reporter
 ) -> Iterator[Run]:
     """The run directory of `plan`, locked while the block runs: made new, or resumed with its state restored.
 
     Raises MachineError when another process trains it, WouldOverwriteError, and ArtefactError when what it should
     continue or start from cannot be read.
     """
-    artefact = plan.artefact
-    with output_lock(artefact.path):
+    artefact, recipe = plan.artefact, plan.recipe
+    with ExitStack() as stack:
+        world.lead(lambda: stack.enter_context(output_lock(artefact.path)))
         if plan.resume:
-            remove_half_written(artefact.path)
+            world.lead(lambda: remove_half_written(artefact.path))
             state.load(latest_checkpoint(artefact.path))
-            if state.step > plan.recipe.training.steps:
+            if state.step > recipe.training.steps:
                 raise UsageError(
-                    f"{artefact.path} is at step {state.step:,} already, beyond --steps {plan.recipe.training.steps:,}",
+                    f"{artefact.path} is at step {state.step:,} already, beyond --steps {recipe.training.steps:,}",
                     next="Give more --steps.",
                 )
-            write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(plan.recipe))  # --steps may be new
-            run = Run(artefact, keep_checkpoints=plan.recipe.training.keep_checkpoints, first_step=state.step + 1)
-            run.forget_after(state.step)
+            world.lead(lambda: _take_up(artefact.path, recipe, step=state.step))
             reporter.message(f"resuming {artefact.path} at step {state.step:,}")
         else:
             if plan.init_from is not None:
                 state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
-            run = Run.create(artefact, recipe=plan.recipe, device=device, overwrite=overwrite)
+            world.lead(lambda: _create(artefact, recipe=recipe, device=world.device, overwrite=overwrite))
             reporter.message(f"run: {artefact.path}")
+        run = Run(artefact, recipe=recipe, world=world, first_step=state.step + 1 if plan.resume else 0)
         try:
             yield run
         finally:
-            run.writer.close()
+            if run.writer is not None:
+                run.writer.close()
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The run's complete checkpoints, oldest first."""
-    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/state.json"))
+def _create(artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> None:
+    """Make the directory and write what is known before the first step."""
+    inputs = [parent.path for parent in artefact.parents]
+    check_output(artefact.path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
+    artefact.path.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(recipe))
+    write_json_atomically(artefact.path / "environment.json", environment(device, seed=recipe.training.seed))
+    write_provenance(artefact)
+
+
+def _take_up(path: Path, recipe: Recipe, *, step: int) -> None:
+    """Write the settings that the run goes on with, and drop the metrics of steps after `step`: they come again."""
+    write_text_atomically(path / CONFIG_FILE, dump_yaml(recipe))
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text_atomically(metrics, "".join(kept))
+
+
+def _best_score(run: Path, *, metric: str) -> float | None:
+    """What the run's best model scored; None when it has none, or none by this metric."""
+    try:
+        score = read_model_config(run / BEST, kind="autoencoder")[0].get(f"val/{metric}")
+    except ArtefactError:
+        return None
+    return score if isinstance(score, float) else None
 
 
 def remove_half_written(run: Path) -> None:
@@ -159,22 +215,6 @@ def remove_half_written(run: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def latest_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint. Raises ArtefactError when there is none."""
-    found = checkpoints(run)
-    if not found:
-        raise ArtefactError(f"{run} has no checkpoint to resume from", next="Start it again without --resume.")
-    return found[-1]
-
-
-def open_for_resume(path: Path, *, kind: str) -> Artefact:
-    """The artefact of a run to resume. Raises ArtefactError when `path` is not a run of `kind`."""
-    artefact = read_provenance(path)
-    if artefact is None or artefact.kind != kind or not (path / CONFIG_FILE).is_file():
-        raise ArtefactError(f"{path} is not a run of kind {kind!r}", next="`brics status` lists the runs.")
-    return artefact
 
 
 def environment(device: torch.device, *, seed: int) -> dict[str, Any]:

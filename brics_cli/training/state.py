@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
-import torch
 from torch import nn
 
 from brics_cli.config import OptimiserConfig, ScheduleConfig
 from brics_cli.core.model_files import load_weights, read_tensors, write_tensors
 from brics_cli.errors import ArtefactError, MachineError
+from brics_cli.training.adversary import Adversary
 from brics_cli.training.ema import Ema, ModelT
-from brics_cli.training.optimiser import build_optimiser, lr_factor
+from brics_cli.training.optimiser import build_optimiser, lr_factor, read_optimiser, set_lr, write_optimiser
 from brics_cli.workspace.files import read_json, write_json_atomically
 
 MAX_SKIPPED_IN_A_ROW = 3
+FORMAT_VERSION = 1
+"""Of checkpoints."""
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,23 @@ class Update:
 class TrainingState(Generic[ModelT]):
     """Everything that a checkpoint must hold for a resumed run to equal an uninterrupted one.
 
-    Data order and random draws are functions of (seed, step, sample), so `step` stands for them all.
+    Data order and random draws are functions of (seed, step, sample), so `step` stands for them all. `adversary` is
+    the discriminator in training, if there is one; it is saved and loaded here, and updates itself.
     """
 
-    def __init__(self, model: ModelT, *, optimiser: OptimiserConfig, schedule: ScheduleConfig) -> None:
+    def __init__(
+        self,
+        model: ModelT,
+        *,
+        optimiser: OptimiserConfig,
+        schedule: ScheduleConfig,
+        adversary: Adversary | None = None,
+    ) -> None:
         self.model: ModelT = model
         self.optimiser_config = optimiser
         self.schedule = schedule
         self.optimiser = build_optimiser(model, optimiser)
+        self.adversary = adversary
         self.ema: Ema[ModelT] = Ema(model, half_life_kimg=schedule.ema_half_life_kimg, warmup=schedule.ema_warmup)
         self.step = 0
         self.num_skipped = 0
@@ -51,7 +63,8 @@ class TrainingState(Generic[ModelT]):
 
     def is_sound(self) -> bool:
         """Whether it may be saved: the last step was not skipped, and every weight is finite."""
-        return not self._skipped_in_a_row and all(bool(p.isfinite().all()) for p in self.model.parameters())
+        sound = not self._skipped_in_a_row and all(bool(p.isfinite().all()) for p in self.model.parameters())
+        return sound and (self.adversary is None or self.adversary.is_sound())
 
     def diverged(self, why: str) -> MachineError:
         """The error that ends a run whose weights or losses are no numbers any more."""
@@ -67,10 +80,9 @@ class TrainingState(Generic[ModelT]):
         MachineError, and the last checkpoint stays as it is.
         """
         factor = lr_factor(self.optimiser_config, step=self.step, num_steps=self.schedule.steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        lr = set_lr(self.optimiser, factor)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.optimiser_config.grad_clip))
-        finite = all(map(_is_finite, (loss, norm)))
+        finite = math.isfinite(loss) and math.isfinite(norm)
         self.step += 1
         if finite:
             self.optimiser.step()
@@ -82,37 +94,37 @@ class TrainingState(Generic[ModelT]):
             if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise self.diverged(f"loss {loss:g}, gradient norm {norm:g}, {MAX_SKIPPED_IN_A_ROW} steps in a row,")
         self.optimiser.zero_grad(set_to_none=True)
-        return Update(norm, self.optimiser.param_groups[0]["lr"], not finite)
+        return Update(norm, lr, not finite)
 
-    def save(self, directory: Path) -> None:
-        """Write the state into the existing, empty `directory`. `state.json` comes last: it marks completion."""
+    def save(self, directory: Path, *, settings: dict[str, Any] | None = None) -> None:
+        """Write the state into the existing, empty `directory`. `state.json` comes last: it marks completion.
+
+        `settings`, the recipe in flat form, are kept beside it: a resumed run compares.
+        """
         write_tensors(directory / "weights.safetensors", self.model.state_dict())
         write_tensors(directory / "ema.safetensors", self.ema.model.state_dict())
-        optimiser = BytesIO()  # torch.save to a path turns a full disk into a RuntimeError without a cause
-        torch.save(self.optimiser.state_dict(), optimiser)
-        (directory / "optimiser.pt").write_bytes(optimiser.getbuffer())
-        counts = {"format_version": 1, "step": self.step, "num_skipped": self.num_skipped}
-        write_json_atomically(directory / "state.json", counts)
+        write_optimiser(directory / "optimiser.pt", self.optimiser)
+        counts = {"format_version": FORMAT_VERSION, "step": self.step, "num_skipped": self.num_skipped}
+        adversary = {} if self.adversary is None else {"adversary": self.adversary.save(directory)}
+        write_json_atomically(directory / STATE_FILE, counts | adversary | {"settings": settings or {}})
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote. Raises ArtefactError when a file is missing, damaged or of another model."""
-        counts = read_json(directory / "state.json", what="checkpoint")
+        """Restore what `save` wrote.
+
+        Raises ArtefactError when a file is missing, damaged, of another model, or of a newer format.
+        """
+        counts = read_state_file(directory)
         for model, name in ((self.model, "weights.safetensors"), (self.ema.model, "ema.safetensors")):
             try:
                 model.load_state_dict(read_tensors(directory / name))
             except RuntimeError as error:
-                raise ArtefactError(f"{directory / name} does not fit this model ({_first_line(error)})") from None
-        try:
-            device = next(self.model.parameters()).device
-            rates = [group["base_lr"] for group in self.optimiser.param_groups]  # the recipe's, not the checkpoint's
-            optimiser = torch.load(directory / "optimiser.pt", map_location=device, weights_only=True)
-            self.optimiser.load_state_dict(optimiser)
-            for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-                group["base_lr"] = rate
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ArtefactError(f"{directory / 'optimiser.pt'} cannot be read ({_first_line(error)})") from None
-        except Exception as error:  # unpickling a damaged file can raise anything
-            raise ArtefactError(f"{directory / 'optimiser.pt'} is damaged ({type(error).__name__})") from None
+                first_line = str(error).splitlines()[0].rstrip(":")
+                raise ArtefactError(f"{directory / name} does not fit this model ({first_line})") from None
+        read_optimiser(directory / "optimiser.pt", self.optimiser)
+        if self.adversary is not None:
+            if "adversary" not in counts:
+                raise ArtefactError(f"{directory} holds no discriminator, and this recipe has gan.weight > 0")
+            self.adversary.load(directory, counts["adversary"])
         self.step, self.num_skipped = int(counts["step"]), int(counts["num_skipped"])
 
     def start_from(self, directory: Path) -> None:
@@ -122,9 +134,17 @@ class TrainingState(Generic[ModelT]):
         self.ema.model.load_state_dict(self.model.state_dict())
 
 
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def read_state_file(directory: Path) -> dict[str, Any]:
+    """The counts of a checkpoint. Raises ArtefactError when they are missing, damaged, foreign or of a newer format."""
+    path = directory / STATE_FILE
+    counts = read_json(path, what="checkpoint")
+    if not isinstance(counts, dict) or not isinstance(counts.get("format_version"), int):
+        raise ArtefactError(f"checkpoint: {path} is not one that brics wrote")
+    if counts["format_version"] > FORMAT_VERSION:
+        raise ArtefactError(
+            f"{directory} has checkpoint format {counts['format_version']}, this brics reads {FORMAT_VERSION}",
+            next="It was written by a newer brics: pip install -U brics-cli",
+        )
+    if not {"step", "num_skipped"} <= counts.keys():
+        raise ArtefactError(f"checkpoint: {path} is damaged (it names no step)")
+    return counts

@@ -1,0 +1,49 @@
+"""`brics plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session
+
+app = options.command_app()
+
+
+@app.command()
+def plot(
+    runs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(metavar="[RUN...]", help="Training runs, overlaid. Default: the newest one in the workspace."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The picture: .png, .svg or .pdf.", show_default=True)
+    ] = Path("curves.png"),
+    overwrite: options.Overwrite = False,
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Draw loss, learning-rate and validation curves of training runs.
+
+    Runs that are still training can be drawn too.
+
+    Example: brics plot runs/autoencoder/* --out curves.png
+    """
+    from brics_cli.jobs.plot import plot_runs
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    drawn = plot_runs(runs or [_newest_run(session)], out=out, overwrite=overwrite)
+    session.result({"plot": drawn.path, "runs": drawn.runs}, str(drawn.path))
+
+
+def _newest_run(session: Session) -> Path:
+    """The newest training run of either kind, said on stderr."""
+    runs = [artefact for artefact in session.workspace.artefacts() if artefact.kind in ("autoencoder", "diffusion")]
+    if not runs:
+        return session.resolve("autoencoder", argument="RUN").path  # which says how to make one
+    session.reporter.message(f"RUN not given: using {runs[0].path}")
+    return runs[0].path

@@ -1,0 +1,160 @@
+"""The discriminator in training: its loss, its optimiser, its weight in the autoencoder's loss, its state.
+
+It learns from step 0, on every image, while its weight in the autoencoder's loss ramps up from 0: a discriminator that
+starts late is strong at once and breaks what it meets (CompVis/taming-transformers #44, #93).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
+from brics_cli.config.runs import GanConfig
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
+from brics_cli.core.model_files import read_tensors, write_tensors
+from brics_cli.distributed import World
+from brics_cli.errors import ArtefactError
+from brics_cli.training.optimiser import lr_factor, read_optimiser, set_lr, write_optimiser
+from brics_cli.training.precision import autocast
+
+ADAPT_EVERY = 8
+"""Steps between two measurements of the adaptive factor, each of which costs another backward pass of the losses."""
+WEIGHTS, OPTIMISER = "discriminator.safetensors", "discriminator-optimiser.pt"
+
+
+class Adversary:
+    """A discriminator that follows an autoencoder whose decoder ends in the parameter `last_layer`.
+
+    The adaptive factor of a step was measured at an earlier step, over that whole step: all micro-batches and all
+    processes. So it is the same number however a batch is split, and a resumed run finds it in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: GanConfig,
+        *,
+        optimiser: OptimiserConfig,
+        schedule: ScheduleConfig,
+        last_layer: nn.Parameter,
+        world: World,
+    ) -> None:
+        self.config, self.optimiser_config, self.schedule = config, optimiser, schedule
+        self.last_layer = last_layer
+        self.world = world
+        self.discriminator = Discriminator(config).to(world.device).to(memory_format=torch.channels_last)
+        groups = [{"params": list(self.discriminator.parameters()), "lr": config.lr, "base_lr": config.lr}]
+        self.optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.0)
+        self.factor = 0.0 if config.adaptive else 1.0
+        self.num_skipped = 0
+        self._gradients: list[Tensor] = []
+
+    def weight(self, step: int) -> float:
+        """The adversarial loss' weight at `step`: recipe, ramp and adaptive factor."""
+        ramp = min(1.0, step / self.config.ramp_steps) if self.config.ramp_steps else 1.0
+        return self.config.weight * ramp * self.factor
+
+    def judge(self, reconstructions: Tensor, losses: Mapping[str, Tensor], *, step: int) -> Tensor:
+        """The weighted adversarial loss of a micro-batch (B, 3, H, W), a scalar to add to its reconstruction `losses`.
+
+        Gradients reach the reconstructions and not the discriminator.
+        """
+        with self._frozen(), autocast(self.schedule, self.world.device):
+            logits = self.discriminator(reconstructions)
+        loss = adversarial_loss(self.config, logits)
+        if self.config.adaptive and step % ADAPT_EVERY == 0:
+            gradients = [
+                torch.autograd.grad(each, self.last_layer, retain_graph=True)[0].float()
+                for each in (torch.stack(list(losses.values())).sum(), loss)
+            ]
+            measured = torch.stack(gradients)  # (2, *last_layer)
+            self._gradients.append(measured)
+        return self.weight(step) * loss
+
+    def learn(self, images: Tensor, reconstructions: Tensor, *, step: int) -> dict[str, Tensor]:
+        """Add the gradients of a micro-batch's discriminator loss to the discriminator; what is worth logging."""
+        with autocast(self.schedule, self.world.device):
+            real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
+        loss = discriminator_loss(self.config, real=real, fake=fake)
+        logged = {"d_loss": loss, "d_real": real.mean(), "d_fake": fake.mean()}
+        if self.config.r1_gamma and step % self.config.r1_every == 0:
+            penalty = r1_penalty(self.discriminator, images)
+            loss = loss + self.config.r1_gamma * self.config.r1_every * penalty
+        (loss / self.schedule.accumulate).backward()
+        return {name: value.detach() for name, value in logged.items()}
+
+    def update(self, *, step: int) -> None:
+        """Step the discriminator with the gradients of `step`, and set the adaptive factor of the steps to come.
+
+        A gradient that is not finite is passed over: the autoencoder's guard decides whether the run goes on.
+        """
+        set_lr(self.optimiser, lr_factor(self.optimiser_config, step=step, num_steps=self.schedule.steps))
+        self.world.average_gradients(self.discriminator)
+        norm = float(nn.utils.get_total_norm([p.grad for p in self.discriminator.parameters() if p.grad is not None]))
+        if math.isfinite(norm):
+            self.optimiser.step()
+        else:
+            self.num_skipped += 1
+        self.optimiser.zero_grad(set_to_none=True)
+        if self._gradients:
+            mean = self.world.average(torch.stack(self._gradients).mean(dim=0))
+            reconstruction, adversarial = (float(part.norm()) for part in mean)
+            ratio = reconstruction / (adversarial + 1e-8)
+            if math.isfinite(ratio):
+                self.factor = min(ratio, self.config.adaptive_max)
+            self._gradients = []
+
+    def is_sound(self) -> bool:
+        """Whether every weight is finite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.discriminator.parameters())
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write weights and optimiser into `directory`; what is returned belongs into its state.json."""
+        write_tensors(directory / WEIGHTS, self.discriminator.state_dict())
+        write_optimiser(directory / OPTIMISER, self.optimiser)
+        return {"factor": self.factor, "num_skipped": self.num_skipped}
+
+    def load(self, directory: Path, state: dict[str, Any]) -> None:
+        """Restore what `save` wrote and returned. Raises ArtefactError for a missing, damaged or other one."""
+        try:
+            self.discriminator.load_state_dict(read_tensors(directory / WEIGHTS))
+        except RuntimeError as error:
+            raise ArtefactError(
+                f"{directory / WEIGHTS} does not fit this discriminator ({str(error).splitlines()[0]})"
+            ) from None
+        read_optimiser(directory / OPTIMISER, self.optimiser)
+        self.factor, self.num_skipped = float(state["factor"]), int(state["num_skipped"])
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        self.discriminator.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.discriminator.requires_grad_(True)
+
+
+def build_adversary(recipe: AutoencoderRecipe, model: Autoencoder, *, world: World) -> Adversary | None:
+    """The discriminator that the recipe asks for, on the world's device; None for a weight of 0."""
+    if not recipe.gan.weight:
+        return None
+    return Adversary(
+        recipe.gan,
+        optimiser=recipe.optimiser,
+        schedule=recipe.training,
+        last_layer=last_layer(model.decoder),
+        world=world,
+    )
+
+
+def last_layer(decoder: nn.Module) -> nn.Parameter:
+    """The weights that make the image: the decoder's `head`, or its last matrix where it has none of that name."""
+    matrices = {name: parameter for name, parameter in decoder.named_parameters() if parameter.dim() >= 2}
+    return matrices.get("head.weight", list(matrices.values())[-1])

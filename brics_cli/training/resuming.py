@@ -1,0 +1,145 @@
+"""Going on with a run: its last checkpoint, its settings, what has changed since, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brics_cli.config import Recipe, load_yaml
+from brics_cli.config.loading import recipe_from_values
+from brics_cli.data import Collection, open_collection
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.reporting import Reporter
+from brics_cli.store import KeyCodeStore
+from brics_cli.training.state import STATE_FILE, read_state_file
+from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
+from brics_cli.workspace.differences import differences
+
+CONFIG_FILE = "config.yaml"
+
+FIXED = (
+    *("model", "denoiser", "diffusion", "data.transform", "data.val_fraction", "data.shuffle_window"),
+    *("gan.widths", "gan.norm", "training.batch_size", "training.seed"),
+)
+"""Settings that make a run what it is: with others its weights, or its place in the data, would mean something else."""
+NOT_COMPARED = ("name", "about", "kind", "training.steps")
+"""`--steps` is the one setting that may change without a word: more steps are why most runs are resumed."""
+
+
+def open_for_resume(path: Path, *, kind: str) -> Artefact:
+    """The artefact of a run to resume. Raises ArtefactError when `path` is not a run of `kind`."""
+    artefact = read_provenance(path)
+    if artefact is None or artefact.kind != kind or not (path / CONFIG_FILE).is_file():
+        raise ArtefactError(f"{path} is not a run of kind {kind!r}", next="`brics status` lists the runs.")
+    return artefact
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's complete checkpoints, oldest first."""
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE_FILE}"))
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest complete checkpoint. Raises ArtefactError when there is none."""
+    found = checkpoints(run)
+    if not found:
+        raise ArtefactError(f"{run} has no checkpoint to resume from", next="Start it again without --resume.")
+    return found[-1]
+
+
+def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int | None, reporter: Reporter) -> Recipe:
+    """The recipe that a resumed run goes on with: its config.yaml, `--set` and `--steps`.
+
+    Compared with what its last checkpoint was trained with. Raises ArtefactError, naming each setting with both
+    values, when config.yaml was edited and `--set` does not say the same again; UsageError for a setting that cannot
+    change within a run.
+    """
+    path = run / CONFIG_FILE
+    values = load_yaml(path)
+    recipe = recipe_from_values(values, kind=kind, source=str(path), overrides=overrides, training__steps=steps)
+    checkpoint = latest_checkpoint(run)
+    trained = read_state_file(checkpoint).get("settings") or {}
+    now = {key: value for key, value in settings_of(recipe).items() if key in trained}
+    trained = {key: value for key, value in trained.items() if key in now}
+    changed = {key for key in now if now[key] != trained[key]}
+    lines = differences(_only(trained, changed), _only(now, changed))
+    fixed = {key for key in changed if _is_fixed(key, trained, now)}
+    if fixed:
+        raise UsageError(
+            f"{run} cannot go on with other settings of this kind: "
+            f"{'; '.join(differences(_only(trained, fixed), _only(now, fixed)))}",
+            next=f"Start a new run from its weights: --init-from {run}",
+        )
+    said = {override.partition("=")[0].strip() for override in overrides}
+    unsaid = {key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in said)}
+    if unsaid:
+        again = " ".join(f"--set {key}={_yaml(now[key])}" for key in sorted(unsaid))
+        raise ArtefactError(
+            f"{path} has changed since {checkpoint.name}: "
+            f"{'; '.join(differences(_only(trained, unsaid), _only(now, unsaid)))}",
+            next=f"If that is meant, say it again: --resume {run} {again}; or start a new run: --init-from {run}",
+        )
+    if lines:
+        reporter.message(f"settings that change from here on: {'; '.join(lines)}")
+    return recipe
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint remembers of its recipe: dotted keys and their values, as JSON has them."""
+    flat = flatten(recipe.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if key not in NOT_COMPARED}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def reopen_collection(artefact: Artefact, kind: str, workspace: Workspace) -> Collection:
+    """The collection that a run was started on, as its parent `kind`. Raises ArtefactError when it has changed."""
+    parent = _parent(artefact, kind)
+    collection = open_collection(workspace.collection_path(parent))
+    _check_unchanged(parent, collection.fingerprint, artefact)
+    return collection
+
+
+def reopen_store(artefact: Artefact, workspace: Workspace) -> KeyCodeStore:
+    """The store that a run was started on. Raises ArtefactError when it has changed."""
+    parent = _parent(artefact, "store")
+    moved = None if Path(parent.path).exists() else workspace.with_sha256("store", parent.sha256)
+    store = KeyCodeStore(parent.path if moved is None else moved.path)
+    _check_unchanged(parent, store.sha256, artefact)
+    return store
+
+
+def _is_fixed(key: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if key == "gan.weight":  # a discriminator cannot appear from nowhere, nor be dropped from the checkpoint
+        return not (trained[key] and now[key])
+    return any(key == name or key.startswith(f"{name}.") for name in FIXED)
+
+
+def _only(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in keys}
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+
+
+def _parent(artefact: Artefact, kind: str) -> Parent:
+    parent = artefact.parent(kind)
+    if parent is None:
+        raise ArtefactError(f"{artefact.path} does not say what it was trained on")
+    return parent
+
+
+def _check_unchanged(parent: Parent, sha256: str, artefact: Artefact) -> None:
+    if sha256 != parent.sha256:
+        raise ArtefactError(
+            f"{parent.path} has changed since {artefact.path} was started on it",
+            next="Start a new run with --init-from to go on with other data.",
+        )

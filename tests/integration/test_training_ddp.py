@@ -1,0 +1,92 @@
+"""Two processes on gloo against one: the same global batch, the same losses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import brics, environment, start_brics
+from safetensors.torch import load_file
+
+STEPS = 10
+LOSSES = ("train/loss", "train/l1", "train/multiscale", "train/gan", "train/d_loss", "val/psnr", "val/ssim")
+WITH_GAN = (
+    *("--recipe", "tiny", "--workers", "1", "--steps", STEPS),
+    *("--set", "training.batch_size=8", "--set", "training.accumulate=2", "--set", "training.log_every=1"),
+    *("--set", "training.val_every=5", "--set", "model.encoder.widths=[16,32]", "--set", "model.decoder.widths=[16]"),
+    *("--set", "model.image_size=32"),
+    *("--set", "gan.weight=0.5", "--set", "gan.ramp_steps=4", "--set", "gan.widths=[8,8]"),
+    *("--set", "loss.perceptual.kind=multiscale", "--set", "data.cache_gib=0"),
+)
+
+
+def rank_environment(rank: int, *, port: int) -> dict[str, str]:
+    """What torchrun gives the process `rank` of two."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def test_two_processes_train_as_one_with_the_gan_on(photographs: Path, tmp_path: Path) -> None:
+    arguments, port = ("train-ae", photographs, *WITH_GAN, "--device", "cpu"), free_port()
+    second = start_brics(*arguments, "--out", "two", cwd=tmp_path, **rank_environment(1, port=port))
+    first = brics(*arguments, "--out", "two", cwd=tmp_path, check=0, **rank_environment(0, port=port))
+    assert second.communicate(timeout=60) == ("", ""), "the second process spoke"
+    assert (second.returncode, first.stdout.strip()) == (0, "two")
+    brics(*arguments, "--out", "one", cwd=tmp_path, check=0)
+    ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    assert any(row.get("train/gan_weight", 0) > 0.01 for row in ours), "the discriminator had no say"
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            # Adam with eps 1e-15 divides a sum's rounding by itself, so gradients drift apart before losses do;
+            # code_std is a mean of standard deviations of parts, which differs with the parts
+            tolerance = 1e-5 if name in LOSSES else 1e-2
+            assert b[name] == pytest.approx(a[name], rel=tolerance, abs=tolerance), (a["step"], name)
+    assert len(list((tmp_path / "two").glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_is_interrupted_and_one_process_goes_on(photographs: Path, tmp_path: Path) -> None:
+    brics("train-ae", photographs, *WITH_GAN, "--out", "ae", "--device", "cpu", cwd=tmp_path, check=0)
+    brics("encode-dataset", photographs, "--ae", "ae", "--flips", "--out", "codes.h5", cwd=tmp_path, check=0)
+    settings = ("--recipe", "tiny", "--set", "training.batch_size=8", "--set", "training.log_every=1")
+    long = ("train-diffusion", "codes.h5", *settings, "--set", "optimiser.decay=none", "--device", "cpu")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(free_port()))
+    world = subprocess.Popen(
+        [*torchrun, "-m", "brics_cli", *map(str, long), "--steps", "4000", "--out", "two"],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "two" / "metrics.jsonl").exists():
+        assert world.poll() is None, world.communicate()
+        time.sleep(0.05)
+    world.send_signal(signal.SIGTERM)
+    stdout, stderr = world.communicate(timeout=120)
+    assert stdout == ""
+    assert stderr.count("saved. Go on with: brics train-diffusion --resume two") == 1, stderr
+    (checkpoint,) = (tmp_path / "two" / "checkpoints").iterdir()
+    steps = int(checkpoint.name.removeprefix("step-")) + 3
+    brics(*long, "--out", "one", "--steps", steps, cwd=tmp_path, check=0)
+    brics("train-diffusion", "--resume", "two", "--steps", steps, "--device", "cpu", cwd=tmp_path, check=0)
+    ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(ours) == len(theirs) == steps
+    assert [row["train/loss"] for row in theirs] == pytest.approx([row["train/loss"] for row in ours], rel=1e-4)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-3 for name in weights[0])

@@ -107,7 +107,7 @@ def recipe_from_values(
     base = validate(_RECIPES[kind], values, source=source)
     if not overrides and all(value is None for value in flags.values()):
         return base
-    changed = apply_overrides(values, overrides)
+    changed = apply_overrides(base.model_dump(mode="json"), overrides)  # complete, so that every block has its kind
     for key, value in flags.items():
         if value is not None:
             _assign(changed, key.split("__"), value)

@@ -122,3 +122,9 @@ def test_a_key_written_twice_is_an_error() -> None:
 @pytest.mark.parametrize(("side", "name"), [(64, "brics-64"), (127, "brics-64"), (341, "brics-256"), (8, "brics-64")])
 def test_the_default_recipe_is_the_largest_not_above_the_images(side: int, name: str) -> None:
     assert default_autoencoder_recipe(side) == name
+
+
+def test_saying_the_default_kind_again_keeps_its_block() -> None:
+    """Recipes leave `decoder.kind` out: setting it to what it is anyway must not empty the block."""
+    said = load_recipe("tiny", kind="autoencoder", overrides=["model.decoder.kind=resnet"])
+    assert said == load_recipe("tiny", kind="autoencoder")

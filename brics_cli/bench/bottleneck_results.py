@@ -1,0 +1,161 @@
+"""Rows of `brics bench bottlenecks`: kept in a file of JSON lines, averaged over seeds, plotted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from brics_cli.bench.bottleneck_scores import Scores
+from brics_cli.config import AutoencoderRecipe
+from brics_cli.errors import ArtefactError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant to train. `noise` is the training noise on the codes; None where a bottleneck takes none."""
+
+    variant: str
+    noise: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One variant, trained and scored. GFLOP and parameters are those from codes to pixels."""
+
+    job: Job
+    data: str
+    num_train: int
+    num_val: int
+    recipe: dict[str, Any]
+    gflop: float
+    params_m: float
+    bits_per_pixel: float
+    img_per_s: float
+    device: str
+    scores: Scores
+
+    def is_of(self, job: Job, recipe: AutoencoderRecipe, *, data: str) -> bool:
+        """Whether this row is what training `job` by `recipe` on `data` gave."""
+        return (self.job, self.recipe, self.data) == (job, recipe.model_dump(mode="json"), data)
+
+
+def append_result(path: Path, row: Trained) -> None:
+    """Add a row to the file, one line of JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
+
+
+def read_results(path: Path) -> list[Trained]:
+    """The rows of a file, none if it is not there. A last line that a kill cut short is dropped.
+
+    Raises ArtefactError for a line that is no row of this benchmark.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            values = json.loads(line)
+            rows.append(Trained(**{**values, "job": Job(**values["job"]), "scores": Scores(**values["scores"])}))
+        except (ValueError, TypeError, KeyError):
+            raise ArtefactError(
+                f"{path} line {number} is no row of brics bench bottlenecks", next="Give another --results file."
+            ) from None
+    if lines[-1]:
+        path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
+    return rows
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A variant over its seeds: (mean, standard deviation; None for one seed) of every figure that is a number."""
+
+    variant: str
+    noise: float | None
+    num_seeds: int
+    gflop: float
+    params_m: float
+    bits_per_pixel: float
+    img_per_s: float
+    figures: dict[str, tuple[float, float | None]]
+
+
+def summarise(rows: Sequence[Trained]) -> list[Summary]:
+    """One summary per variant and training noise, in the order in which they first stand in `rows`."""
+    groups: dict[tuple[str, float | None], list[Trained]] = {}
+    for row in rows:
+        groups.setdefault((row.job.variant, row.job.noise), []).append(row)
+    summaries = []
+    for (variant, noise), members in groups.items():
+        by_seed = [_figures(row.scores) for row in members]
+        figures = {
+            name: (mean(values), stdev(values) if len(values) > 1 else None)
+            for name in by_seed[0]
+            if (values := [figures[name] for figures in by_seed if name in figures])
+        }
+        first = members[0]
+        summaries.append(
+            Summary(
+                variant,
+                noise,
+                len(members),
+                first.gflop,
+                first.params_m,
+                first.bits_per_pixel,
+                mean(row.img_per_s for row in members),
+                figures,
+            )
+        )
+    return summaries
+
+
+def _figures(scores: Scores) -> dict[str, float]:
+    """Every score as one flat name: `psnr`, `psnr noise 0.1`, `psnr 5 bit`, `usage` ..."""
+    flat = {"psnr": scores.psnr, "ssim": scores.ssim}
+    if scores.lpips is not None:
+        flat["lpips"] = scores.lpips
+    flat |= {f"psnr noise {level}": value for level, value in scores.psnr_noise.items()}
+    flat |= {f"psnr {bits} bit": value for bits, value in scores.psnr_bits.items()}
+    flat |= {"path length": scores.path_length, "largest step": scores.largest_step}
+    return flat | scores.usage
+
+
+def plot(summaries: Sequence[Summary], path: Path, *, title: str) -> None:
+    """PSNR of every variant against the noise on its codes, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    prefix = "psnr noise "
+    for summary in summaries:
+        levels = [0.0, *(float(name.removeprefix(prefix)) for name in summary.figures if name.startswith(prefix))]
+        values = [
+            summary.figures["psnr"],
+            *(value for name, value in summary.figures.items() if name.startswith(prefix)),
+        ]
+        trained = f", trained with noise {summary.noise:g}" if summary.noise else ""
+        axes.errorbar(
+            levels,
+            [value[0] for value in values],
+            yerr=[value[1] or 0.0 for value in values],
+            marker="o",
+            capsize=3,
+            label=f"{summary.variant}{trained}",
+        )
+    axes.set_xlabel("noise on the codes (in standard deviations of the codes)")
+    axes.set_ylabel("PSNR of held-out images (dB)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,252 @@
+"""`brics bench bottlenecks`: every bottleneck under the same encoder, decoder, losses and budget (DESIGN section 3.3).
+
+The fair comparison is at equal cost: what a variant saves against the recipe's own from codes to pixels goes into the
+hidden width of its feature MLP, so `none` gets an MLP that costs what retrieval and the grid's wider input cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from brics_cli.bench.bottleneck_results import Job, Trained, append_result, read_results
+from brics_cli.bench.bottleneck_scores import Scores, score
+from brics_cli.bench.timing import device_name
+from brics_cli.config import AutoencoderRecipe, load_recipe
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.build import build_autoencoder
+from brics_cli.core.flops import count
+from brics_cli.core.losses import perceptual_distance, reconstruction_loss
+from brics_cli.data import open_collection
+from brics_cli.errors import UsageError
+from brics_cli.networks.perceptual import load_lpips
+from brics_cli.reporting import Reporter
+from brics_cli.training.batches import prepare
+from brics_cli.training.holdout import hold_out_look_alikes
+from brics_cli.training.images import Batch, TrainingImages
+from brics_cli.training.order import SampleOrder
+from brics_cli.training.precision import autocast
+from brics_cli.training.state import TrainingState
+from brics_cli.weights import find
+
+# Name -> what it changes in the recipe. `grid` is the recipe as it is.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "grid": (),
+    "grid-1d": ("model.bottleneck.key_dim=1",),
+    "grid-3d": ("model.bottleneck.key_dim=3", "model.bottleneck.resolutions=[4,8,12,16]", "model.code_channels=15"),
+    "grid-positions": (
+        "model.bottleneck.positions=image",
+        "model.bottleneck.key_dim=1",
+        "model.bottleneck.resolutions=[4,8,16]",
+    ),
+    "grid-cell": (
+        "model.bottleneck.positions=cell",
+        "model.bottleneck.key_dim=1",
+        "model.bottleneck.resolutions=[4,8,16]",
+    ),
+    "hash": ("model.bottleneck.kind=hash", "model.bottleneck.table_cap=256"),
+    "none": ("model.bottleneck.kind=none",),
+    "kl": ("model.bottleneck.kind=kl",),
+    "fsq": ("model.bottleneck.kind=fsq",),
+    "vq": ("model.bottleneck.kind=vq",),
+    "rq": ("model.bottleneck.kind=rq",),
+}
+COST_TOLERANCE = 0.01
+HOLD_OUT = 0.1
+
+
+def jobs_of(
+    variants: Sequence[str], *, noise: Sequence[float], seeds: Sequence[int], recipe: str, overrides: Sequence[str]
+) -> list[Job]:
+    """Every variant at every training noise, seed after seed. Without `noise`, the recipe's own.
+
+    Raises UsageError for a name that is none of VARIANTS, or a setting that does not validate.
+    """
+    own = _load(recipe, overrides)
+    levels = list(dict.fromkeys(noise)) or [getattr(own.model.bottleneck, "noise", 0.0)]
+    jobs = []
+    for seed in dict.fromkeys(seeds):
+        for name in dict.fromkeys(variants):
+            if name not in VARIANTS:
+                raise UsageError(f"no bottleneck variant {name!r}", next=f"There are: {', '.join(VARIANTS)}.")
+            takes_noise = hasattr(_load(recipe, [*overrides, *VARIANTS[name]]).model.bottleneck, "noise")
+            jobs += [Job(name, level, seed) for level in (levels if takes_noise else [None])]
+    return jobs
+
+
+def recipe_of(job: Job, *, recipe: str, overrides: Sequence[str], steps: int | None) -> AutoencoderRecipe:
+    """The recipe that `job` trains by, at its own cost. Raises UsageError for a setting that does not validate."""
+    noise = [] if job.noise is None else [f"model.bottleneck.noise={job.noise}"]
+    return _load(recipe, [*overrides, *VARIANTS[job.variant], *noise], training__steps=steps, training__seed=job.seed)
+
+
+def _load(recipe: str, overrides: Sequence[str], **flags: int | None) -> AutoencoderRecipe:
+    loaded = load_recipe(recipe, kind="autoencoder", overrides=overrides, **flags)
+    assert isinstance(loaded, AutoencoderRecipe)
+    return loaded
+
+
+def at_cost(recipe: AutoencoderRecipe, gflop: float) -> AutoencoderRecipe:
+    """`recipe` with the hidden width of its feature MLP chosen so that codes to pixels cost `gflop`, within 1%.
+
+    Raises UsageError when no width does: a variant may cost more than that with the narrowest MLP.
+    """
+
+    def with_width(hidden_dim: int) -> AutoencoderRecipe:
+        features = recipe.model.features.model_copy(update={"hidden_dim": hidden_dim})
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"features": features})})
+
+    low, high = (count(with_width(width))[-1].gflop for width in (16, 1040))
+    hidden_dim = max(8, round(16 + 1024 * (gflop - low) / (high - low)))
+    matched = with_width(hidden_dim)
+    cost = count(matched)[-1].gflop
+    if abs(cost / gflop - 1) > COST_TOLERANCE:
+        raise UsageError(
+            f"bottleneck {recipe.model.bottleneck.kind} costs {cost:.4g} GFLOP from codes to pixels with a feature MLP "
+            f"of {hidden_dim}, not {gflop:.4g}",
+            next="Compare at each recipe's own cost: --own-cost.",
+        )
+    return matched
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A collection in memory, (N, S, S, 3) uint8, split into training and held-out images."""
+
+    name: str
+    train: np.ndarray
+    val: np.ndarray
+
+
+def load_split(
+    data: str, val: str | None, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
+) -> HeldOut:
+    """Decode `data`; without `val`, hold a tenth of it out: whole clusters of look-alikes.
+
+    Raises UsageError when a collection cannot be opened, or is larger than the recipe's `data.cache_gib`.
+    """
+    train, keys = _decode(data, recipe=recipe, num_workers=num_workers, reporter=reporter)
+    if val is not None:
+        held_out = _decode(val, recipe=recipe, num_workers=num_workers, reporter=reporter)[0]
+        return HeldOut(data, train, held_out)
+    chosen = hold_out_look_alikes(train, keys, fraction=HOLD_OUT)
+    return HeldOut(data, np.delete(train, chosen, axis=0), train[chosen])
+
+
+def _decode(
+    data: str, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
+) -> tuple[np.ndarray, list[str]]:
+    images = TrainingImages(
+        open_collection(data), transform=recipe.data.transform, size=recipe.model.image_size, num_workers=num_workers
+    )
+    if not images.cache(limit_gib=recipe.data.cache_gib, reporter=reporter):
+        raise UsageError(
+            f"{data} does not fit in {recipe.data.cache_gib:g} GiB, and every variant trains on it in turn",
+            next="Give a smaller collection, or more memory: --set data.cache_gib=...",
+        )
+    images.warn_about_failures(reporter)
+    assert images.cached is not None
+    usable = [sample for sample in range(len(images)) if sample not in images.failures]
+    return images.cached[usable], [images.key(sample) for sample in usable]
+
+
+def train(
+    recipe: AutoencoderRecipe, images: np.ndarray, *, device: torch.device, reporter: Reporter, title: str
+) -> tuple[Autoencoder, float]:
+    """The averaged model after the recipe's steps on (N, S, S, 3) uint8 images, and images per second of training."""
+    schedule = recipe.training
+    torch.manual_seed(schedule.seed)
+    model = build_autoencoder(recipe.model).to(device).to(memory_format=torch.channels_last)
+    state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
+    order = SampleOrder([np.arange(len(images))], seed=schedule.seed)
+    distance = perceptual_distance(recipe.loss, device=device)
+    forward = torch.compile(model) if schedule.compile else model
+    start = time.perf_counter()
+    with reporter.task(title, total=schedule.steps, unit="step") as task:
+        while state.step < schedule.steps:
+            samples = order.batch(state.images_seen, schedule.batch_size)
+            pixels, noise = prepare(Batch(samples, images[samples]), recipe, step=state.step, device=device)
+            with autocast(schedule, device):
+                out = forward(pixels, noise=noise)
+            losses = reconstruction_loss(recipe.loss, out.reconstructions, pixels, distance=distance)
+            loss = sum(losses.values(), out.aux_loss.float())
+            loss.backward()
+            state.update(float(loss.detach()))
+            task.advance(note=f"loss {float(loss.detach()):.4f}")
+    return state.ema.model, schedule.steps * schedule.batch_size / (time.perf_counter() - start)
+
+
+def bench_bottlenecks(
+    jobs: Sequence[Job],
+    *,
+    data: str,
+    val: str | None,
+    recipe: str,
+    overrides: Sequence[str],
+    steps: int | None,
+    equal_cost: bool,
+    results: Path | None,
+    device: torch.device,
+    num_workers: int,
+    reporter: Reporter,
+) -> list[Trained]:
+    """Train and score every job, one after the other, on the same images; rows that `results` holds are not repeated.
+
+    `results` is a file of JSON lines that every finished row is appended to. Raises UsageError for settings that do
+    not fit, before anything is trained, ArtefactError for a damaged results file.
+    """
+    done = read_results(results) if results is not None else []
+    recipes = {}
+    reference = _load(recipe, overrides)
+    gflop = count(reference)[-1].gflop
+    for job in jobs:
+        own = recipe_of(job, recipe=recipe, overrides=overrides, steps=steps)
+        recipes[job] = at_cost(own, gflop) if equal_cost else own
+        build_autoencoder(recipes[job].model)  # a missing extra is said now, not hours later
+    split = load_split(data, val, recipe=reference, num_workers=num_workers, reporter=reporter)
+    reporter.message(f"{split.name}: {len(split.train):,} images to train on, {len(split.val):,} held out")
+    lpips = _lpips_if_there(device)
+    rows = []
+    for job, wanted in recipes.items():
+        row = next((row for row in done if row.is_of(job, wanted, data=data)), None)
+        if row is None:
+            title = f"{job.variant}, seed {job.seed}"
+            model, img_per_s = train(wanted, split.train, device=device, reporter=reporter, title=title)
+            scores = score(model, split.val, device=device, lpips=lpips)
+            row = _row(job, wanted, split, scores, img_per_s=img_per_s, device=device)
+            if results is not None:
+                append_result(results, row)
+        rows.append(row)
+    return rows
+
+
+def _row(
+    job: Job, recipe: AutoencoderRecipe, split: HeldOut, scores: Scores, *, img_per_s: float, device: torch.device
+) -> Trained:
+    cost = count(recipe)[-1]
+    _, height, width = recipe.model.code_shape
+    bits = recipe.model.bottleneck.bits_per_position(recipe.model.code_channels) * height * width
+    return Trained(
+        job=job,
+        data=split.name,
+        num_train=len(split.train),
+        num_val=len(split.val),
+        recipe=recipe.model_dump(mode="json"),
+        gflop=cost.gflop,
+        params_m=cost.params_m,
+        bits_per_pixel=bits / recipe.model.image_size**2,
+        img_per_s=img_per_s,
+        device=device_name(device),
+        scores=scores,
+    )
+
+
+def _lpips_if_there(device: torch.device) -> nn.Module | None:
+    backbone = find("alexnet")
+    return None if backbone is None else load_lpips(backbone.path, net="alex", device=device)

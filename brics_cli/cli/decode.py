@@ -50,7 +50,7 @@ def decode(
     """Decode a key-code store back into images.
 
     Images keep the keys of the collection. The autoencoder is the one that made the store. Run the same command again
-    after an interruption and a folder is continued; a zip or a single tar begins again.
+    after an interruption and it goes on.
 
     Example: brics decode codes.h5 --out reconstructions
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
-from brics_cli.errors import ArtefactError, ExitCode
+from brics_cli.cli.verification import report_verification
+from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.workspace import read_provenance
 
 app = options.command_app()
@@ -50,12 +52,15 @@ def encode_dataset(
     ] = None,
     ae: options.AutoencoderRun = None,
     quantisation: Annotated[
-        Quantisation, typer.Option("--quantisation", help="uint8 is enough for bounded codes.")
-    ] = Quantisation.uint8,
+        Optional[Quantisation],  # noqa: UP045
+        typer.Option("--quantisation", help="Default: uint8 for bounded codes, float16 for those of kl, vq and rq."),
+    ] = None,
     dtype: Annotated[
         Optional[options.Precision],  # noqa: UP045
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
+    subset: options.Subset = None,
+    labels: options.Labels = None,
     transform: Annotated[
         Optional[options.Transform],  # noqa: UP045
         typer.Option("--transform", help="How an image becomes a square. Default: as in the autoencoder's training."),
@@ -65,12 +70,34 @@ def encode_dataset(
         Optional[int],  # noqa: UP045
         typer.Option("--limit", min=1, help="Encode only the first so many images."),
     ] = None,
+    keys: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--keys", metavar="FILE", help="Encode only the images whose keys FILE lists, one per line."),
+    ] = None,
+    part: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--part",
+            metavar="I/N",
+            help="Encode every N-th shard, from shard I on (job arrays); `brics merge` joins the parts.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     max_failures: options.MaxFailures = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every promise of the finished store, as `brics info --verify`.")
+    ] = False,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="As everywhere; or several, one process each: cuda:0,cuda:1, cuda:\\* for all, cpu,cpu.",
+            rich_help_panel=options.COMMON,
+        ),
+    ] = "auto",
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -83,34 +110,42 @@ def encode_dataset(
     Example: brics encode-dataset ./lsun --out codes.h5 --flips
     """
     from brics_cli.core.autoencoder import load_autoencoder
-    from brics_cli.core.device import resolve_device
+    from brics_cli.core.device import resolve_devices
     from brics_cli.jobs.encode_dataset import encode_dataset as run
     from brics_cli.jobs.encode_dataset import estimate_seconds, plan_encoding
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    target = resolve_device(device)
+    one_of = parse_part(part) if part is not None else None
+    listed = read_keys(keys) if keys is not None else None
+    devices = resolve_devices(device)
     run_path = ae if ae is not None else session.resolve("autoencoder", argument="--ae").path
     if data is None:
         data = trained_on(run_path)
         session.reporter.message(f"DATA not given: using {data}, which {run_path} was trained on")
+    name = "codes.h5" if one_of is None else f"codes-{one_of[0]}-of-{one_of[1]}.h5"
     plan = plan_encoding(
         data,
-        load_autoencoder(run_path, device=target),
-        out=out if out is not None else session.workspace.root / "codes.h5",
-        device=target,
-        quantisation=quantisation.value,
+        load_autoencoder(run_path, device=devices[0]),
+        out=out if out is not None else session.workspace.root / name,
+        device=devices,
+        quantisation=quantisation.value if quantisation is not None else None,
         precision=dtype.value if dtype is not None else None,
         transform=transform.value if transform is not None else None,
         flips=flips,
         limit=limit,
+        keys=listed,
+        part=one_of,
+        subset=subset,
+        labels="folder" if labels is not None else None,
     )
-    shape = "x".join(str(side) for side in plan.header.code_shape)
+    header = plan.header
+    shape = "x".join(str(side) for side in header.code_shape)
     if dry_run:
         seconds = estimate_seconds(plan, batch_size=batch_size, num_workers=num_workers)
         value = {
-            "images": plan.header.num_images,
+            "images": header.num_images,
             "shards": len(plan.shards),
-            "code_shape": list(plan.header.code_shape),
+            "code_shape": list(header.code_shape),
             "bytes": plan.store_bytes,
             "bytes_needed": 2 * plan.store_bytes,
             "seconds": seconds,
@@ -118,9 +153,9 @@ def encode_dataset(
         }
         session.result(
             value,
-            f"would encode {plan.collection.describe()} into {plan.out}: codes {shape} {quantisation.value}, "
+            f"would encode {plan.collection.describe()} into {plan.out}: codes {shape} {header.quantisation}, "
             f"{human_bytes(plan.store_bytes)} (twice that while parts are merged), "
-            f"about {seconds:,.0f} s on {target} by its first batch",
+            f"about {seconds:,.0f} s on {device if device != 'auto' else devices[0]} by its first batch",
         )
         return
     with same_command_goes_on():
@@ -130,6 +165,7 @@ def encode_dataset(
             num_workers=num_workers,
             overwrite=overwrite,
             max_failures=max_failures,
+            verify=verify,
             reporter=session.reporter,
         )
     if encoded.already_complete:
@@ -141,16 +177,44 @@ def encode_dataset(
         loss_db = encoded.psnr_exact_db - encoded.psnr_db
         value["quantisation_cost_db"] = loss_db
         shown = round(loss_db, 3) + 0.0  # a gain below the last digit is no "-0.000"
-        cost = f"; {quantisation.value} costs {shown:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first batch)"
+        cost = f"; {header.quantisation} costs {shown:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first images)"
     session.result(
         value,
-        f"{encoded.num_images:,} codes {shape} {quantisation.value}{speed}, {encoded.bytes_per_image:,} bytes per "
-        f"image (1/{encoded.ratio_to_pixels:.3g} of its pixels){cost}: {encoded.path}",
+        f"{encoded.num_images:,} codes {shape} {header.quantisation}{speed}, {encoded.bytes_per_image:,} bytes per "
+        f"image (1/{encoded.ratio_to_pixels:.3g} of its pixels, 1/{encoded.ratio_to_source:.3g} of its file){cost}: "
+        f"{encoded.path}",
     )
+    report_verification(session, encoded.path, encoded.broken)
     if encoded.failures:
         warn_about_failures(
-            session, encoded.num_failed, of=plan.header.num_images, listed_in=f"{plan.out} (brics info {plan.out})"
+            session, encoded.num_failed, of=header.num_images, listed_in=f"{plan.out} (brics info {plan.out})"
         )
-    session.next_step("brics", "train-diffusion", plan.out)
+    if one_of is None:
+        session.next_step("brics", "train-diffusion", plan.out)
+    else:
+        session.reporter.message(f"when all {one_of[1]} parts are encoded: brics merge {plan.out} ... --out codes.h5")
     if encoded.failures:
         raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`2/8` -> (2, 8). Raises UsageError."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    part, num_parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= num_parts:
+        raise UsageError(f"--part {text} is not I/N with I from 1 to N", next="Example: --part 2/8")
+    return part, num_parts
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys that a file lists, one per line; empty lines are passed over. Raises UsageError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"--keys {path} is missing", next="Give a text file with one key per line.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--keys {path} is not UTF-8 text", next="Give a text file with one key per line.") from None
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise UsageError(f"--keys {path} lists no key", next="Give a text file with one key per line.")
+    return keys

@@ -95,4 +95,5 @@ def _print_flops(session: Session, recipe: str) -> None:
         ratio = row["vqgan_f16_ratio"]
         shown = f"{ratio:.3f}x" if ratio is not None else ""
         table.add_row(row["part"], f"{row['gflop']:,.4g}", f"{row['params_m']:,.4g}", *[shown] * has_ratio)
-    session.result(rows, [table])
+    how = "2 per multiply-add; retrieval by its own formula, the same whatever computes it"
+    session.result(rows, [table, how])

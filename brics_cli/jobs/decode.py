@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ import torch
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, open_sink
-from brics_cli.data.outputs import output_lock
-from brics_cli.data.sinks import Format, check_key, format_of
+from brics_cli.data.outputs import Claim, output_lock
+from brics_cli.data.sinks import Format, check_key, discard_pieces, format_of, pieces_directory
 from brics_cli.errors import ArtefactError, InterruptedRunError
 from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
-from brics_cli.workspace import Artefact, Parent, write_provenance
+from brics_cli.workspace import Artefact, Parent, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 
 
@@ -88,19 +88,18 @@ def plan_decoding(
 
 
 def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, reporter: Reporter) -> DecodeResult:
-    """Decode every row, going on where an interrupted run stopped (folders; a zip or a tar begins again).
+    """Decode every row, going on where an interrupted run stopped.
 
     Batches always begin at a multiple of `batch_size`, so an interrupted run gives the same pixels. Raises
     ArtefactError or WouldOverwriteError when something else is at `out`, InterruptedRunError on Ctrl-C.
     """
     store, num_images = plan.store, len(plan.store)
     with output_lock(plan.out):
-        claim = claim_output(plan.artefact, overwrite=overwrite, is_file=plan.is_file)
-        if claim == "complete":
+        if _claim(plan, overwrite=overwrite) == "complete":
             return DecodeResult(plan.out, plan.format, num_images, 0, None, True)
         start = time.perf_counter()
         try:
-            with open_sink(plan.out, plan.format, shard_size=plan.shard_size, overwrite=overwrite) as sink:
+            with open_sink(plan.out, plan.format, shard_size=plan.shard_size, overwrite=True, resumable=True) as sink:
                 done = sink.resume_point(store.keys)
                 if done:
                     reporter.message(f"going on after {done:,} images that are decoded")
@@ -119,14 +118,32 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
                             )
                         task.advance(stop - max(first, done))
         except KeyboardInterrupt:
-            kept = "nothing is kept" if plan.is_file else f"what is whole in {plan.out} is kept"
-            raise InterruptedRunError(f"interrupted; {kept}") from None
+            kept_in = pieces_directory(plan.out) if plan.is_file else plan.out
+            raise InterruptedRunError(f"interrupted; what is whole in {kept_in} is kept") from None
         img_per_s = (num_images - done) / max(time.perf_counter() - start, 1e-9)
         summary = f"{num_images:,} images, {plan.format}, {store.image_size} px"
         details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,
                    "transform": store.transform}  # fmt: skip
         write_provenance(finished(plan.artefact, **details))
+        if plan.is_file:
+            discard_pieces(plan.out)
     return DecodeResult(plan.out, plan.format, num_images, num_images - done, img_per_s, False)
+
+
+def _claim(plan: DecodePlan, *, overwrite: bool) -> Claim:
+    """Claim the output, and for one file the folder of its pieces as well: that is what is gone on with."""
+    if not plan.is_file:
+        return claim_output(plan.artefact, overwrite=overwrite)
+    pieces = replace(plan.artefact, path=pieces_directory(plan.out))
+    on_record = read_provenance(plan.out) is not None
+    if plan.out.exists() and not on_record and not overwrite and pieces.path.exists():
+        # killed between the file's last rename and its provenance: the pieces say whose it is
+        return claim_output(pieces, overwrite=False)
+    claim = claim_output(plan.artefact, overwrite=overwrite, is_file=True)
+    if claim == "complete":
+        discard_pieces(plan.out)  # killed while they were removed
+        return claim
+    return claim_output(pieces, overwrite=overwrite)
 
 
 @torch.inference_mode()

@@ -63,6 +63,7 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
         "mean": [round(float(value), 4) for value in store.mean],
         "std": [round(float(value), 4) for value in store.std],
         "source": store.source,
+        **_chosen(store),
         "autoencoder": _parent_path(store.artefact, "autoencoder"),
         "autoencoder_sha256": store.autoencoder["sha256"],
         "sha256": store.sha256,
@@ -70,6 +71,12 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
         "brics_version": store.brics_version,
     }
     return Description("key-code store", path, facts, store.failures, broken)
+
+
+def _chosen(store: KeyCodeStore) -> dict[str, Any]:
+    """What of its source a store holds, where that is not all."""
+    chosen = {"part": store.header.part, "selection": store.header.selection[:12], "labels": store.header.labels}
+    return {name: value for name, value in chosen.items() if value}
 
 
 def _parent_path(artefact: Artefact, kind: str) -> str | None:

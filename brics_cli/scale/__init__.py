@@ -1,1 +1,6 @@
-"""Executors of batch jobs over shards and devices: several devices on one machine come with issue 5."""
+"""Executors: where a batch job's tasks run, one shard each. `local` now: one process per device of this machine."""
+
+from brics_cli.scale.executor import Executor, Work
+from brics_cli.scale.local import LocalExecutor
+
+__all__ = ["Executor", "LocalExecutor", "Work"]

@@ -1,19 +1,32 @@
 """The key-code store: the HDF5 file of a whole encoded collection, format 1 (DESIGN section 4). No torch is needed."""
 
-from brics_cli.store.format import QUANTISATIONS, Quantisation, StoreHeader, StoreShard, dequantise, quantise
+from brics_cli.store.format import (
+    QUANTISATIONS,
+    Quantisation,
+    StoreHeader,
+    StoreShard,
+    dequantise,
+    quantise,
+    quantise_on_device,
+)
+from brics_cli.store.joining import Join, plan_join, write_join
 from brics_cli.store.reader import KeyCodeStore
 from brics_cli.store.verify import verify_store, verify_store_in_child
 from brics_cli.store.writer import StoreWriter
 
 __all__ = [
     "QUANTISATIONS",
+    "Join",
     "KeyCodeStore",
     "Quantisation",
     "StoreHeader",
     "StoreShard",
     "StoreWriter",
     "dequantise",
+    "plan_join",
     "quantise",
+    "quantise_on_device",
     "verify_store",
     "verify_store_in_child",
+    "write_join",
 ]

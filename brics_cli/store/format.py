@@ -54,7 +54,9 @@ class StoreHeader:
 
     `transform` is `name/version`; `autoencoder` holds `sha256` (of its weights) and `config`; `precision` is that
     of the encoder's arithmetic (fp32, bf16); `source` is the collection's path, for the reader's information, and
-    `source_sha256` its fingerprint; `num_images` of it are encoded (all, or --limit).
+    `source_sha256` its fingerprint; `num_images` of it are encoded (all, or --limit). `selection` is the sha256 of
+    the keys that were asked for, empty for all; `part` is `i/n` for every n-th shard of the source, empty for all;
+    `labels` is `folder` when folders are classes, empty for the labels that images carry.
     """
 
     code_shape: tuple[int, int, int]
@@ -68,6 +70,9 @@ class StoreHeader:
     flipped: bool = False
     precision: str = "fp32"
     code_kind: Literal["bounded", "continuous"] = "bounded"
+    selection: str = ""
+    part: str = ""
+    labels: str = ""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -81,6 +86,7 @@ class StoreHeader:
 
     def identity(self) -> dict[str, Any]:
         """What must not change between two runs that write to one store."""
+        chosen = {"selection": self.selection, "part": self.part, "labels": self.labels}
         return {
             "format": FORMAT_VERSION,
             "autoencoder": self.autoencoder["sha256"],
@@ -92,6 +98,7 @@ class StoreHeader:
             "precision": self.precision,
             "source": self.source_sha256,
             "num_images": self.num_images,
+            **{name: value for name, value in chosen.items() if value},
         }
 
     def attributes(self) -> dict[str, Any]:
@@ -109,23 +116,35 @@ def quantise(codes: Array | Tensor, quantisation: Quantisation) -> Array:
     Values outside [0, 1] are clamped, except by float16. Raises ValueError when a value is not finite.
     """
     dtype, scale = QUANTISATIONS[quantisation]
-    if isinstance(codes, np.ndarray):
-        finite = bool(np.isfinite(codes).all())
-        values = codes if quantisation == "float16" else np.rint(np.clip(codes, 0, 1).astype(np.float32) * scale)
+    if not isinstance(codes, np.ndarray):
+        stored, finite = quantise_on_device(codes, quantisation)
+        rows = stored.cpu().numpy().astype(dtype, copy=False)
+        is_finite = bool(finite)
+    elif quantisation == "float16":
+        with np.errstate(over="ignore"):
+            rows = codes.astype(dtype)
+        is_finite = bool(np.isfinite(rows).all())
     else:
-        import torch
-
-        finite = bool(torch.isfinite(codes).all())
-        codes = codes.detach().float()
-        if quantisation == "uint8":  # a quarter of the bytes to move off the device
-            values = codes.clamp(0, 1).mul(scale).round().to(torch.uint8).cpu().numpy()
-        elif quantisation == "uint16":
-            values = codes.clamp(0, 1).mul(scale).round().to(torch.int32).cpu().numpy()
-        else:
-            values = codes.cpu().numpy()
-    if not finite:
+        is_finite = bool(np.isfinite(codes).all())
+        rows = np.rint(np.clip(np.nan_to_num(codes), 0, 1).astype(np.float32) * scale).astype(dtype)
+    if not is_finite:
         raise ValueError("codes hold values that are not finite")
-    return values.astype(dtype)
+    return rows
+
+
+def quantise_on_device(codes: Tensor, quantisation: Quantisation) -> tuple[Tensor, Tensor]:
+    """`quantise` without waiting for the device: the stored values there, and whether all are finite (0-dim bool).
+
+    The values are uint8, int32 (for uint16) or float16: as few bytes to move off the device as torch allows.
+    """
+    import torch
+
+    codes = codes.detach().float()
+    if quantisation == "float16":
+        stored = codes.half()
+        return stored, torch.isfinite(stored).all()
+    scaled = codes.clamp(0, 1).mul_(QUANTISATIONS[quantisation][1]).round_()
+    return scaled.to(torch.uint8 if quantisation == "uint8" else torch.int32), torch.isfinite(codes).all()
 
 
 def dequantise(rows: Array, quantisation: Quantisation) -> npt.NDArray[np.float32]:
@@ -157,6 +176,9 @@ class Statistics:
 
     def add(self, rows: Array, header: StoreHeader) -> None:
         """Count stored `rows` (B, C, h, w)."""
+        if header.quantisation == "uint8" and header.code_kind == "bounded":
+            self._add_counts(rows)
+            return
         low, high = bin_edges(header.code_kind)
         codes = dequantise(rows, header.quantisation)
         by_channel = np.moveaxis(codes, 1, 0).reshape(codes.shape[1], -1)  # (C, B h w)
@@ -166,6 +188,15 @@ class Statistics:
         for channel, found in enumerate(bins):
             self.histogram[channel] += np.bincount(found, minlength=NUM_BINS)
         self.num_values += by_channel.shape[1]
+
+    def _add_counts(self, rows: Array) -> None:
+        """`add` for uint8: its 256 values are counted, each a bin of its own, then weighed: fast, and exact."""
+        counts = np.stack([np.bincount(channel.reshape(-1), minlength=256) for channel in rows.swapaxes(0, 1)])
+        values = np.arange(256) / QUANTISATIONS["uint8"][1]
+        self.total += counts @ values
+        self.squares += counts @ values**2
+        self.histogram += counts
+        self.num_values += rows.size // rows.shape[1]
 
     def merge(self, other: Statistics) -> None:
         self.total += other.total

@@ -1,17 +1,21 @@
-"""From finished parts to one store: everything is checked on the way, nothing is written twice or left out."""
+"""From shards to one store: everything is checked on the way, nothing is written twice or left out.
+
+The shards are the finished parts of an encoding (`parts`), or those of whole stores that are joined (`joining`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
 
 import brics_cli
-from brics_cli.errors import TooManyFailuresError
+from brics_cli.errors import ArtefactError, TooManyFailuresError
 from brics_cli.reporting import Task
 from brics_cli.store.allocation import RawRows
 from brics_cli.store.format import (
@@ -26,7 +30,7 @@ from brics_cli.store.format import (
     fixed_bytes,
     store_sha256,
 )
-from brics_cli.store.parts import Part, meta_bytes
+from brics_cli.store.sealing import SEAL_ATTRIBUTE, seal
 from brics_cli.workspace import Artefact
 from brics_cli.workspace.artefacts import STORE_ATTRIBUTE, finished
 
@@ -35,20 +39,48 @@ TABLE_ROW_BYTES = 2048
 """Room for a row of the shards or the failures table."""
 
 
+class ShardRows(Protocol):
+    """The rows of one shard, open for reading. `metas` None: no image has any; `failures` are (key, reason) bytes.
+
+    `codes` and `flipped` (None without flips) are sliced by row; `statistics` None: to be taken from the codes.
+    """
+
+    num_ok: int
+    sha256: str
+    keys: Array
+    labels: Array
+    index_in_shard: Array
+    failures: Array
+    codes: Any
+    flipped: Any
+    statistics: Statistics | None
+
+    @property
+    def metas(self) -> list[str] | None: ...
+
+    def damaged(self, reason: str) -> ArtefactError:
+        """The error that says so."""
+
+
+OpenRows = Callable[[int], AbstractContextManager[ShardRows]]
+
+
 def write_merged(
     temporary: Path,
-    parts: Path,
     header: StoreHeader,
     shards: Sequence[StoreShard],
+    open_rows: OpenRows,
     *,
     artefact: Artefact,
     task: Task,
 ) -> Artefact:
-    """Write the store that `parts` add up to, as `temporary`; returns `artefact`, its provenance, with counts.
+    """Write the store that `shards` add up to, as `temporary`; returns `artefact`, its provenance, with counts.
+
+    `open_rows(number)` opens the rows of one of them.
 
     Checks that each shard's images are all there once, encoded or failed, and that rows are those once hashed.
     """
-    table, failures, key_width, num_ok = _survey(parts, header, shards)
+    table, failures, key_width, num_ok = _survey(shards, open_rows)
     if num_ok == 0:
         first = f"; the first, {failures[0][1]}: {failures[0][2]}" if failures else ""
         raise TooManyFailuresError(f"none of {header.num_images:,} images could be encoded{first}")
@@ -59,11 +91,13 @@ def write_merged(
     raw = RawRows(temporary, dict.fromkeys(names, shape), header.dtype)
     try:
         start = 0
-        for number, shard in enumerate(shards):
-            with Part(parts, header, shard) as part:
+        for number in range(len(shards)):
+            with open_rows(number) as part:
                 row_hash = RowHash()
                 for block, block_flipped, position in _blocks(part):
                     row_hash.add(block, block_flipped)
+                    if part.statistics is None:
+                        statistics.add(block, header)
                     raw.write("codes", start + position, block)
                     if block_flipped is not None:
                         raw.write("codes_flipped", start + position, block_flipped)
@@ -72,7 +106,8 @@ def write_merged(
                 if row_hash.hexdigest(part.keys, part.labels, part.index_in_shard, metas) != part.sha256:
                     raise part.damaged("its rows do not have the sha256 they were written with")
                 columns.add(start, number, part, metas)
-                statistics.merge(part.statistics)
+                if part.statistics is not None:
+                    statistics.merge(part.statistics)
                 start += part.num_ok
         sha256 = store_sha256(str(row[-1]) for row in table)
         artefact = _counted(artefact, header, sha256=sha256, num_ok=num_ok, num_failed=len(failures))
@@ -88,20 +123,21 @@ def write_merged(
                 created=artefact.created,
             )
             file.attrs[STORE_ATTRIBUTE] = json.dumps(artefact.to_json(), ensure_ascii=False)
+            file.attrs[SEAL_ATTRIBUTE] = seal(file)
     finally:
         raw.close()
     return artefact
 
 
 def _survey(
-    parts: Path, header: StoreHeader, shards: Sequence[StoreShard]
+    shards: Sequence[StoreShard], open_rows: OpenRows
 ) -> tuple[list[tuple[Any, ...]], list[tuple[str, str, str]], int, int]:
-    """The shards table, the failures, the width of the keys and N, from all parts."""
+    """The shards table, the failures, the width of the keys and N, from all shards."""
     table: list[tuple[Any, ...]] = []
     failures: list[tuple[str, str, str]] = []
     key_width, num_ok = 1, 0
-    for shard in shards:
-        with Part(parts, header, shard) as part:
+    for number, shard in enumerate(shards):
+        with open_rows(number) as part:
             num_failed = len(part.failures)
             if part.num_ok + num_failed != shard.num_images or len(np.unique(part.keys)) != part.num_ok:
                 raise part.damaged("its images are not all there exactly once")
@@ -120,7 +156,7 @@ def _survey(
 def _counted(artefact: Artefact, header: StoreHeader, *, sha256: str, num_ok: int, num_failed: int) -> Artefact:
     shape = "x".join(str(side) for side in header.code_shape)
     summary = f"{num_ok:,} codes {shape} {header.quantisation}, {header.image_size} px"
-    return finished(artefact, sha256=sha256, num_images=num_ok, num_failed=num_failed, summary=summary)
+    return finished(artefact, sha256=sha256, num_images=num_ok, num_failed=num_failed, summary=summary, sealed=True)
 
 
 class _Columns:
@@ -131,7 +167,7 @@ class _Columns:
         self.numbers = {name: np.empty(num_rows, "<i8") for name in ("labels", "shard_id", "index_in_shard")}
         self.metas: list[tuple[int, list[str]]] = []
 
-    def add(self, start: int, shard_id: int, part: Part, metas: list[str] | None) -> None:
+    def add(self, start: int, shard_id: int, part: ShardRows, metas: list[str] | None) -> None:
         rows = slice(start, start + part.num_ok)
         self.keys[rows] = part.keys
         self.numbers["labels"][rows] = part.labels
@@ -154,7 +190,12 @@ class _Columns:
             texts[start : start + len(metas)] = metas
 
 
-def _blocks(part: Part) -> Iterator[tuple[Array, Array | None, int]]:
+def meta_bytes(metas: Sequence[str] | None) -> int:
+    """About how much room a column of texts takes in HDF5: a reference each, and heaps that are half full."""
+    return sum(16 + 2 * len(text.encode()) for text in metas or ())
+
+
+def _blocks(part: ShardRows) -> Iterator[tuple[Array, Array | None, int]]:
     """(codes, flipped codes or None, first row) of a part in blocks of about COPY_BYTES."""
     bytes_per_row = max(int(np.prod(part.codes.shape[1:])) * part.codes.dtype.itemsize, 1)
     step = max(COPY_BYTES // bytes_per_row, 1)

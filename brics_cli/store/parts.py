@@ -20,6 +20,7 @@ import numpy as np
 from brics_cli.errors import ArtefactError
 from brics_cli.store.allocation import RawRows
 from brics_cli.store.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
+from brics_cli.store.merging import meta_bytes
 from brics_cli.workspace import atomic_path
 
 PART_VERSION = 1
@@ -142,11 +143,6 @@ class PartWriter:
             )
 
 
-def meta_bytes(metas: Sequence[str] | None) -> int:
-    """About how much room a column of texts takes in HDF5: a reference each, and heaps that are half full."""
-    return sum(16 + 2 * len(text.encode()) for text in metas or ())
-
-
 class Part:
     """A finished part, opened for reading inside a `with` block. Raises ArtefactError when it is damaged."""
 
@@ -161,7 +157,7 @@ class Part:
             attributes = dict(self._file.attrs)
             self.num_ok = int(attributes["n_ok"])
             self.sha256 = str(attributes["sha256"])
-            self.statistics = Statistics(
+            self.statistics: Statistics | None = Statistics(
                 self._file["total"][()],
                 self._file["squares"][()],
                 self._file["histogram"][()],

@@ -11,15 +11,19 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError
-from brics_cli.store.format import FORMAT_VERSION, QUANTISATIONS, Array, dequantise
+from brics_cli.store.format import FORMAT_VERSION, QUANTISATIONS, Array, StoreHeader, dequantise
 from brics_cli.workspace import Artefact, read_provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
 
 AGAIN = "Make it again: brics encode-dataset IMAGES --out codes.h5"
 
@@ -32,7 +36,11 @@ class KeyCodeStore:
 
     Attributes: `path`; `code_shape` (C, h, w); `image_size`; `transform` (name) and `transform_version`;
     `quantisation`; `code_kind` (bounded or continuous); `precision`; `autoencoder` (`sha256`, `config`); `source`
-    (the collection's path) and `source_sha256`; `sha256` (of the rows); `created`; `brics_version`.
+    (the collection's path) and `source_sha256`; `identity` (all that must not change between two runs that write
+    one store); `sha256` (of the rows); `created`; `brics_version`.
+
+    It is a map-style dataset as torch's DataLoader takes them: `DataLoader(store, batch_size=256, shuffle=True)`
+    gives batches of codes, read with one indexing each; `as_dataset` adds labels and flips.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,11 +80,12 @@ class KeyCodeStore:
         self.image_size = int(attributes["image_size"])
         self.transform, _, self.transform_version = str(attributes["transform"]).partition("/")
         self.quantisation: Any = str(attributes["quantisation"])
-        self.code_kind = str(attributes["code_kind"])
+        self.code_kind: Any = str(attributes["code_kind"])
         self.precision = str(attributes["precision"])
         self.autoencoder: dict[str, Any] = json.loads(attributes["autoencoder"])
         self.source = str(attributes["source"])
         self.source_sha256 = str(attributes["source_sha256"])
+        self.identity: dict[str, Any] = dict(json.loads(attributes["identity"]))
         self.sha256 = str(attributes["sha256"])
         self.created = str(attributes["created"])
         self.brics_version = str(attributes["brics_version"])
@@ -122,6 +131,20 @@ class KeyCodeStore:
             raise IndexError(f"row {index} of a store of {len(self)}")
         return dequantise(self._map("codes")[index], self.quantisation)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """`[self[i] for i in indices]` in one read: what torch's DataLoader calls for a batch."""
+        return list(self.batch(indices))
+
+    def as_dataset(self, *, flips: bool = False) -> Dataset[tuple[Tensor, int]]:
+        """A `torch.utils.data.Dataset` of (codes float32 (C, h, w), label or -1).
+
+        With `flips` it is twice as long: row N + i is the mirror image of row i. Raises ArtefactError for `flips` in
+        a store without them.
+        """
+        from brics_cli.store.dataset import KeyCodeDataset
+
+        return KeyCodeDataset(self, flips=flips)
+
     def batch(self, indices: Sequence[int] | slice | Array, *, flipped: bool = False) -> npt.NDArray[np.float32]:
         """The codes of several images, or of their mirror images: float32 (B, C, h, w)."""
         return dequantise(self.raw(indices, flipped=flipped), self.quantisation)
@@ -132,7 +155,9 @@ class KeyCodeStore:
         Raises ArtefactError for `flipped` in a store without flips.
         """
         rows = self._map("codes_flipped" if flipped else "codes")
-        return np.array(rows[indices if isinstance(indices, slice) else np.asarray(indices, np.int64)])
+        if isinstance(indices, slice):
+            return np.array(rows[indices])
+        return rows.take(np.asarray(indices, np.int64), axis=0)
 
     @property
     def has_flipped(self) -> bool:
@@ -144,7 +169,8 @@ class KeyCodeStore:
             raise ArtefactError(f"{self.path} holds no flipped codes", next="Encode again with --flips.")
         if name not in self._maps:
             shape = (self._num_rows, *self.code_shape)
-            self._maps[name] = np.memmap(self.path, self._dtype, "r", self._offsets[name], shape)
+            mapped = np.memmap(self.path, self._dtype, "r", self._offsets[name], shape)
+            self._maps[name] = mapped.view(np.ndarray)  # a memmap pays for its bookkeeping at every slice
         return self._maps[name]
 
     @property
@@ -161,6 +187,10 @@ class KeyCodeStore:
     def keys(self) -> list[str]:
         """The key of each row."""
         return [key.decode() for key in self._column("keys")]
+
+    def key_bytes(self) -> Array:
+        """The keys as they are stored: UTF-8 in fixed-length bytes (N,), without a text object for each."""
+        return np.asarray(self._column("keys"))
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -186,6 +216,27 @@ class KeyCodeStore:
     def failures(self) -> list[dict[str, Any]]:
         """The images that could not be encoded: shard, key, reason."""
         return _rows(self._column("failures"))
+
+    @property
+    def header(self) -> StoreHeader:
+        """What it was made of and with, as its writer had it."""
+        kind: Any = self.code_kind
+        return StoreHeader(
+            code_shape=self.code_shape,
+            image_size=self.image_size,
+            transform=f"{self.transform}/{self.transform_version}",
+            quantisation=self.quantisation,
+            autoencoder=self.autoencoder,
+            source=self.source,
+            source_sha256=self.source_sha256,
+            num_images=int(self.identity.get("num_images", len(self))),
+            flipped=self.has_flipped,
+            precision=self.precision,
+            code_kind=kind,
+            selection=str(self.identity.get("selection", "")),
+            part=str(self.identity.get("part", "")),
+            labels=str(self.identity.get("labels", "")),
+        )
 
     @property
     def artefact(self) -> Artefact:

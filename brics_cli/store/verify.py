@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 
 from brics_cli.errors import ArtefactError, BricsError
-from brics_cli.store.format import RowHash, Statistics, StoreHeader, store_sha256
+from brics_cli.store.format import RowHash, Statistics, store_sha256
 from brics_cli.store.reader import KeyCodeStore
+from brics_cli.store.sealing import SEAL_ATTRIBUTE, SEALED_DATASETS, seal
 
 BLOCK_ROWS = 4096
 
@@ -28,7 +29,7 @@ def verify_store(path: str | Path) -> list[str]:
     try:
         store = KeyCodeStore(path)
         with h5py.File(store.path, "r") as file:
-            broken = _structure(file, len(store))
+            broken = _structure(file, len(store), is_sealed=bool(store.artefact.details.get("sealed")))
             if broken:
                 return broken
             columns = {name: file[name][()] for name in ("keys", "labels", "shard_id", "index_in_shard")}
@@ -45,18 +46,25 @@ def verify_store(path: str | Path) -> list[str]:
         return [f"reading it fails: {type(error).__name__}: {error}"]
 
 
-def _structure(file: h5py.File, num_rows: int) -> list[str]:
+def _structure(file: h5py.File, num_rows: int, *, is_sealed: bool) -> list[str]:
     broken = []
-    for name, kind in (("labels", "i"), ("shard_id", "i"), ("index_in_shard", "i"), ("keys", "S"), ("meta", "O")):
+    for name, kind in (
+        ("labels", "<i8"),
+        ("shard_id", "<i8"),
+        ("index_in_shard", "<i8"),
+        ("keys", "|S"),
+        ("meta", "|O"),
+    ):
         if name not in file:
             broken.append(f"dataset {name} is missing")
-        elif file[name].shape != (num_rows,) or file[name].dtype.kind != kind:
-            broken.append(
-                f"dataset {name} is {file[name].shape} {file[name].dtype}, not {num_rows} rows of kind {kind}"
-            )
-    return broken + [
-        f"dataset {name} is missing" for name in ("shards", "failures", "stats/histogram") if name not in file
-    ]
+        elif file[name].shape != (num_rows,) or not file[name].dtype.str.startswith(kind):
+            broken.append(f"dataset {name} is {file[name].shape} {file[name].dtype}, not {num_rows} rows of {kind}")
+    broken += [f"dataset {name} is missing" for name in SEALED_DATASETS if name not in file]
+    if not broken and SEAL_ATTRIBUTE in file.attrs and file.attrs[SEAL_ATTRIBUTE] != seal(file):
+        broken.append("the header, the tables or the statistics are not those that were written (seal)")
+    if SEAL_ATTRIBUTE not in file.attrs and is_sealed:  # stores made before there were seals have none
+        broken.append("the seal is missing")
+    return broken
 
 
 def _counts(store: KeyCodeStore, columns: dict[str, Any]) -> list[str]:
@@ -92,7 +100,7 @@ def _hashes_and_statistics(store: KeyCodeStore, columns: dict[str, Any], metas: 
     if store_sha256(shard["sha256"] for shard in store.shards) != store.sha256:
         broken.append("attribute sha256 is not that of the shards' row hashes")
     statistics = Statistics.empty(store.code_shape[0])
-    header = _header(store)
+    header = store.header
     start = 0
     for shard in store.shards:
         stop = start + shard["n_ok"]
@@ -119,26 +127,13 @@ def _hashes_and_statistics(store: KeyCodeStore, columns: dict[str, Any], metas: 
 
 def _identity(store: KeyCodeStore) -> list[str]:
     broken = []
+    if store.header.identity() != store.identity:
+        broken.append("attribute identity is not that of the other attributes")
     if store.artefact.details.get("sha256") != store.sha256:
         broken.append("the provenance names another sha256")
     if len(str(store.autoencoder.get("sha256", ""))) != 64 or "config" not in store.autoencoder:
         broken.append("attribute autoencoder lacks the sha256 or the config")
     return broken
-
-
-def _header(store: KeyCodeStore) -> StoreHeader:
-    kind: Any = store.code_kind
-    return StoreHeader(
-        code_shape=store.code_shape,
-        image_size=store.image_size,
-        transform=store.transform,
-        quantisation=store.quantisation,
-        autoencoder=store.autoencoder,
-        source=store.source,
-        source_sha256=store.source_sha256,
-        num_images=len(store),
-        code_kind=kind,
-    )
 
 
 def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -> list[str]:

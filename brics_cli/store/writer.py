@@ -18,10 +18,7 @@ import h5py
 
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
 from brics_cli.reporting import Reporter, SilentReporter
-from brics_cli.store.format import (
-    StoreHeader,
-    StoreShard,
-)
+from brics_cli.store.format import StoreHeader, StoreShard
 from brics_cli.store.merging import write_merged
 from brics_cli.store.parts import Part, PartWriter, part_mismatch, part_path
 from brics_cli.workspace import Artefact, Kind, Parent, hold_lock, write_json_atomically
@@ -60,19 +57,22 @@ class StoreWriter:
         self.complete = False
         self.redone: list[str] = []
         """Parts that were damaged and will be written again, each with the reason."""
-        self._parts = self.path.with_name(self.path.name + ".parts")
+        self.parts_directory = self.path.with_name(self.path.name + ".parts")
+        """Where parts are written, by other processes too while this one holds the lock."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         if self.path.is_dir():
             raise UsageError(f"--out {self.path} is a folder", next="Give a file, e.g. codes.h5.")
         self.complete = check_store_output(self.path, self.header, overwrite=self.overwrite)
-        if self.complete and not self._parts.exists():
+        if self.complete and not self.parts_directory.exists():
             return self
-        self._parts.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(hold_lock(self._parts / ".lock", what=str(self.path)))
+        self.parts_directory.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(hold_lock(self.parts_directory / ".lock", what=str(self.path)))
+        # again, now that nobody else is writing: who held the lock until now may have finished the store
+        self.complete = check_store_output(self.path, self.header, overwrite=self.overwrite)
         if self.complete:  # killed between the last rename and the removal of the parts
-            shutil.rmtree(self._parts)
+            shutil.rmtree(self.parts_directory)
         else:
             try:
                 self._claim_parts()
@@ -84,47 +84,53 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.parts_directory.exists():
+            self._remove_leftovers()
         self._stack.close()
+
+    def _remove_leftovers(self) -> None:
+        """Remove the beginnings of parts whose writer was killed."""
+        for leftover in self.parts_directory.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def _claim_parts(self) -> None:
         """Make sure that the parts directory belongs to this store, and throw away parts that are damaged."""
-        record = self._parts / "identity.json"
+        record = self.parts_directory / "identity.json"
         if record.exists():
             differing = differences(read_json(record, what="unfinished store"), self.header.identity())
             if differing and not self.overwrite:
                 raise ArtefactError(
-                    f"{self._parts} holds the beginning of another store: {'; '.join(differing)}",
+                    f"{self.parts_directory} holds the beginning of another store: {'; '.join(differing)}",
                     next="Give another --out, or --overwrite to begin again.",
                 )
             if differing:
-                for old in self._parts.glob("*.h5"):
+                for old in self.parts_directory.glob("*.h5"):
                     old.unlink()
         write_json_atomically(record, self.header.identity())
-        for leftover in self._parts.glob(".*.tmp"):
-            leftover.unlink()
+        self._remove_leftovers()
         for shard in self.shards:
-            path = part_path(self._parts, shard)
-            if path.exists() and (reason := part_mismatch(self._parts, self.header, shard)) is not None:
+            path = part_path(self.parts_directory, shard)
+            if path.exists() and (reason := part_mismatch(self.parts_directory, self.header, shard)) is not None:
                 self.redone.append(f"{path} ({reason})")
                 path.unlink()
 
     @property
     def pending(self) -> list[int]:
         """The shards that have no part yet, in order."""
-        return [index for index, shard in enumerate(self.shards) if not part_path(self._parts, shard).exists()]
+        return [index for index, shard in enumerate(self.shards) if not part_path(self.parts_directory, shard).exists()]
 
     def num_failed(self) -> int:
         """Images that failed in the parts written so far."""
         total = 0
         for shard in self.shards:
-            if part_path(self._parts, shard).exists():
-                with Part(self._parts, self.header, shard) as part:
+            if part_path(self.parts_directory, shard).exists():
+                with Part(self.parts_directory, self.header, shard) as part:
                     total += len(part.failures)
         return total
 
     def part(self, shard_index: int) -> PartWriter:
-        """A writer for the part of one shard."""
-        return PartWriter(self._parts, self.header, self.shards[shard_index])
+        """A writer for the part of one shard. Other processes may make their own for `parts_directory`."""
+        return PartWriter(self.parts_directory, self.header, self.shards[shard_index])
 
     def merge(
         self, *, parents: Sequence[Parent], details: Mapping[str, Any] | None = None, reporter: Reporter | None = None
@@ -140,14 +146,24 @@ class StoreWriter:
         try:
             with (reporter or SilentReporter()).task("merge", total=self.header.num_images, unit="img") as task:
                 artefact = Artefact(self.kind, self.path, now(), False, tuple(parents), dict(details or {}))
-                artefact = write_merged(temporary, self._parts, self.header, self.shards, artefact=artefact, task=task)
-            fsync(temporary)
-            temporary.replace(self.path)
-            fsync(self.path.parent)
+                artefact = write_merged(
+                    temporary, self.header, self.shards, self._open_part, artefact=artefact, task=task
+                )
+            put_in_place(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
-        shutil.rmtree(self._parts)
+        shutil.rmtree(self.parts_directory)
         return artefact
+
+    def _open_part(self, shard_index: int) -> Part:
+        return Part(self.parts_directory, self.header, self.shards[shard_index])
+
+
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Give a whole file its final name, safe from a power cut at any moment."""
+    fsync(temporary)
+    temporary.replace(final)
+    fsync(final.parent)
 
 
 def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool) -> bool:

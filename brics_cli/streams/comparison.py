@@ -1,8 +1,8 @@
 """What `brics eval` compares with what, when a path is left out: found in the workspace, through the lineage.
 
-`pairs` (PSNR, SSIM, LPIPS): the newest key-code store with the collection it was encoded from. `sets` (FID, CLIP-FID):
-the newest samples with the collection that their autoencoder was trained on. The transform and the size that made
-the codes apply to the collection as well, so that both sides show the same square.
+`pairs` (PSNR, SSIM, LPIPS, rFID): the newest key-code store with the collection it was encoded from. `sets` (FID,
+CLIP-FID, ...): the newest samples with the collection that their autoencoder was trained on. The transform and the
+size that made the codes apply to the collection as well, so that both sides show the same square.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ def comparison_inputs(
             origin = None if artefact is None else _origin(artefact, compares, workspace=workspace, needed=False)
         real_path = str(real)
     else:
-        if made is not None and made.kind == "samples" and compares == "pairs":
+        if made is not None and made.kind in {"samples", "diffusion"} and compares == "pairs":
             raise ArtefactError(
-                f"{fake_path} holds samples, which have no originals to be paired with",
+                f"{fake_path} holds samples, which have no originals to be paired with"
+                if made.kind == "samples"
+                else f"{fake_path} is a diffusion run, and what is drawn from it has no originals to be paired with",
                 next="Measure them with --metric fid or --metric clip-fid, or give --fake CODES.",
             )
         if origin is None:

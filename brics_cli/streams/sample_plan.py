@@ -158,11 +158,12 @@ def store_layout(plan: SamplePlan) -> tuple[StoreHeader, list[StoreShard]]:
         code_shape=config.code_shape,
         image_size=config.image_size,
         transform=f"{plan.autoencoder.transform}/{TRANSFORM_VERSIONS[plan.autoencoder.transform]}",
-        quantisation="uint8",
+        quantisation="uint8" if config.code_kind == "bounded" else "float16",
         autoencoder={"sha256": plan.autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
         source=str(plan.stream.denoiser.path.resolve()),
         source_sha256=fingerprint,
         num_images=len(plan.seeds),
+        code_kind=config.code_kind,
     )
     starts = range(0, len(plan.seeds), plan.shard_size)
     return header, [

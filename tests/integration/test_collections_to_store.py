@@ -6,30 +6,26 @@ The autoencoder is the tiny recipe's with random weights: what is tested is that
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from killing import Command
 from PIL import Image
+from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 
 from brics_cli.cli.app import run
-from brics_cli.config import load_recipe
-from brics_cli.core.autoencoder import load_autoencoder, save_autoencoder
-from brics_cli.core.build import build_autoencoder
+from brics_cli.core.autoencoder import load_autoencoder
 from brics_cli.core.image_tensors import to_tensor, to_uint8
 from brics_cli.data import load_shards, open_collection
 from brics_cli.data.pixels import load_pixels
 from brics_cli.store import KeyCodeStore, quantise, verify_store
-from brics_cli.workspace import Artefact, Parent, read_provenance, write_provenance
-from brics_cli.workspace.artefacts import now
+from brics_cli.workspace import Parent, read_provenance
 
 NUM_IMAGES = 240
 SHARD_SIZE = 40
@@ -42,16 +38,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_autoencoder(path: Path, *, seed: int) -> Path:
-    torch.manual_seed(seed)
-    recipe = load_recipe("tiny", kind="autoencoder")
-    model = build_autoencoder(recipe.model)
-    details = {"transform": recipe.data.transform}
-    sha256 = save_autoencoder(path / "model", config=recipe.model, state=model.state_dict(), details=details)
-    write_provenance(Artefact("autoencoder", path, now(), True, (), {"sha256": sha256}))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -90,32 +76,6 @@ def inside(workspace, monkeypatch) -> Path:
 def rows(path: Path) -> dict[str, list]:
     with h5py.File(path) as file:
         return {name: file[name][()].tolist() for name in file if name != "stats"}
-
-
-class Command:
-    """`brics ...` in a forked process: it can be killed like any other, and need not import everything again."""
-
-    def __init__(self, arguments: list[str], stderr: Path) -> None:
-        self.pid = os.fork()
-        if self.pid == 0:
-            log = os.open(stderr, os.O_WRONLY | os.O_CREAT)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.argv, sys.stdout, sys.stderr = ["brics", *arguments], os.fdopen(1, "w"), os.fdopen(2, "w")
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            code = run(arguments)
-            sys.stderr.flush()
-            os._exit(code)
-
-    def stop_when(self, condition: Callable[[], bool], number: int, timeout_s: float = 60) -> int:
-        """Send signal `number` as soon as `condition` holds; the exit code, negative for a signal."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert os.waitpid(self.pid, os.WNOHANG) == (0, 0), "it ended before it could be stopped"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(self.pid, number)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def test_packed_images_are_the_transformed_ones(photos, workspace):

@@ -1,0 +1,117 @@
+"""`brics bench store`: rows per second of a key-code store, written, and read in random batches.
+
+Each way of reading takes its turn in every repeat, on the same random rows; a numpy.memmap of the same bytes is what
+they are compared with.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from brics_cli.bench.timing import device_name
+from brics_cli.store import KeyCodeStore, StoreHeader, StoreShard, StoreWriter
+from brics_cli.store.dataset import KeyCodeDataset
+from brics_cli.workspace import Parent
+
+SHARD_SIZE = 1000
+BATCHES = 100
+"""Random batches per repeat."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way of reading random batches: rows per second, and that over numpy.memmap's, medians of the repeats."""
+
+    how: str
+    rows_per_s: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class StoreBench:
+    """`write_rows_per_s` counts parts, hashes, statistics, fsync and merge."""
+
+    device: str
+    num_rows: int
+    code_shape: tuple[int, int, int]
+    batch_size: int
+    write_rows_per_s: float
+    readings: list[Reading]
+
+
+def bench_store(*, num_rows: int, code_shape: tuple[int, int, int], batch_size: int, repeats: int) -> StoreBench:
+    """Write and read a store of `num_rows` random uint8 codes (C, h, w), in the page cache, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
+        path, raw = Path(folder, "codes.h5"), Path(folder, "codes.npy")
+        write_rows_per_s = num_rows / _write(path, num_rows=num_rows, code_shape=code_shape)
+        store = KeyCodeStore(path)
+        plain = np.lib.format.open_memmap(raw, "w+", np.uint8, (num_rows, *code_shape))
+        for first in range(0, num_rows, SHARD_SIZE):
+            plain[first : first + SHARD_SIZE] = store.raw(slice(first, first + SHARD_SIZE))
+        mapped = np.lib.format.open_memmap(raw, "r")
+        with h5py.File(path, "r") as file:
+            codes = file["codes"]
+            items = KeyCodeDataset(store)
+            ways: dict[str, Callable[[np.ndarray], Any]] = {
+                "numpy.memmap, uint8": lambda rows: mapped[rows],
+                "KeyCodeStore.raw, uint8": store.raw,
+                "KeyCodeStore.batch, float32": store.batch,
+                "h5py, rows sorted, uint8": lambda rows: codes[np.unique(rows)],
+                "as_dataset items, float32 and labels": lambda rows: items.__getitems__(rows.tolist()),
+            }
+            seconds = _in_turn(ways, num_rows=num_rows, batch_size=batch_size, repeats=repeats)
+    reference = seconds["numpy.memmap, uint8"]
+    readings = [
+        Reading(
+            how,
+            BATCHES * batch_size / statistics.median(taken),
+            statistics.median(base / each for base, each in zip(reference, taken, strict=True)),
+        )
+        for how, taken in seconds.items()
+    ]
+    return StoreBench(device_name(torch.device("cpu")), num_rows, code_shape, batch_size, write_rows_per_s, readings)
+
+
+def _in_turn(
+    ways: dict[str, Callable[[np.ndarray], Any]], *, num_rows: int, batch_size: int, repeats: int
+) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {how: [] for how in ways}
+    generator = np.random.default_rng(0)
+    for repeat in range(repeats + 1):  # the first one warms up
+        batches = [generator.integers(0, num_rows, batch_size) for _ in range(BATCHES)]
+        for how, read in ways.items():
+            start = time.perf_counter()
+            for rows in batches:
+                read(rows)
+            if repeat:
+                seconds[how].append(time.perf_counter() - start)
+    return seconds
+
+
+def _write(path: Path, *, num_rows: int, code_shape: tuple[int, int, int]) -> float:
+    """Write the store; the seconds that it took."""
+    header = StoreHeader(
+        code_shape=code_shape, image_size=256, transform="none/bench", quantisation="uint8", source="random",
+        source_sha256="0" * 64, num_images=num_rows, autoencoder={"sha256": "0" * 64, "config": {}},
+    )  # fmt: skip
+    starts = range(0, num_rows, SHARD_SIZE)
+    shards = [StoreShard(f"{start:08d}", min(SHARD_SIZE, num_rows - start), 0, "0" * 64) for start in starts]
+    codes = np.random.default_rng(0).integers(0, 256, (SHARD_SIZE, *code_shape), np.uint8)
+    start = time.perf_counter()
+    with StoreWriter(path, header, shards) as writer:
+        for number, shard in enumerate(shards):
+            rows = codes[: shard.num_images]
+            with writer.part(number) as part:
+                part.add(rows, keys=[f"{shard.name}/{row:04d}" for row in range(len(rows))], indices=range(len(rows)))
+        writer.merge(parents=(Parent("autoencoder", "none", "0" * 64),))
+    return time.perf_counter() - start

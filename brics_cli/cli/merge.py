@@ -1,0 +1,59 @@
+"""`brics merge`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.verification import report_verification
+
+app = options.command_app()
+
+
+@app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Key-code stores, in the order wanted.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.h5", help="The joined store.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every promise of the joined store, as `brics info --verify`.")
+    ] = False,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Join key-code stores into one.
+
+    The stores must be of one autoencoder and transform, and no image may be in two of them. All parts of a collection
+    (`brics encode-dataset --part I/N`) give the store that one run would have given; other stores follow one another,
+    which is how a collection grows.
+
+    Example: brics merge codes-1-of-2.h5 codes-2-of-2.h5 --out codes.h5
+    """
+    from brics_cli.jobs.merge import merge as run
+    from brics_cli.jobs.merge import plan_merge
+
+    session = Session(quiet=quiet, as_json=as_json)
+    join = plan_merge(stores, out=out)
+    if dry_run:
+        num_bytes = join.num_rows * join.header.bytes_per_image
+        session.result(
+            {"images": join.num_rows, "shards": len(join.shards), "bytes": num_bytes, "out": out},
+            f"would join {len(stores)} stores into {out}: {join.num_rows:,} codes, {len(join.shards):,} shards, "
+            f"{human_bytes(num_bytes)}",
+        )
+        return
+    merged = run(join, out=out, overwrite=overwrite, verify=verify, reporter=session.reporter)
+    if merged.already_complete:
+        session.reporter.message(f"{out} is complete already, made from the same stores: nothing to do")
+    session.result(
+        asdict(merged),
+        f"{merged.num_images:,} codes of {merged.num_shards:,} shards from {merged.num_stores} stores: {merged.path}",
+    )
+    report_verification(session, merged.path, merged.broken)
+    session.next_step("brics", "train-diffusion", merged.path)

@@ -1,0 +1,73 @@
+"""`brics reconstruct`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, plain_table
+from brics_cli.errors import ExitCode
+
+app = options.command_app()
+
+
+@app.command()
+def reconstruct(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The sheet.")] = Path("sheet.png"),
+    ae: options.AutoencoderRun = None,
+    dtype: Annotated[
+        Optional[options.Precision],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
+    ] = None,
+    batch_size: options.BatchSize = 64,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show images beside their reconstructions.
+
+    Each image becomes the square that the autoencoder was trained on, then codes as a key-code store keeps them, then
+    an image again; the sheet has both, and the PSNR of each.
+
+    Example: brics reconstruct photos/a.jpg photos/b.jpg --out sheet.png
+    """
+    from brics_cli.core.autoencoder import load_autoencoder
+    from brics_cli.core.device import resolve_device
+    from brics_cli.jobs.reconstruct import reconstruct as run
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    target = resolve_device(device)
+    run_path = ae if ae is not None else session.resolve("autoencoder", argument="--ae").path
+    made = run(
+        images,
+        load_autoencoder(run_path, device=target),
+        out=out,
+        device=target,
+        precision=dtype.value if dtype is not None else ("bf16" if target.type == "cuda" else "fp32"),
+        batch_size=batch_size,
+        overwrite=overwrite,
+    )
+    table = plain_table("image", "PSNR dB")
+    for each in made.reconstructions:
+        table.add_row(str(each.path), f"{each.psnr_db:.2f}")
+    shape = "x".join(str(side) for side in made.code_shape)
+    session.result(
+        asdict(made),
+        [
+            table,
+            f"{len(made.reconstructions)} images through codes {shape} {made.quantisation}, "
+            f"{made.mean_psnr_db:.2f} dB on average: {made.path}",
+        ],
+    )
+    for path, reason in made.failures:
+        session.reporter.warning(f"{path}: {reason}")
+    session.next_step("brics", "encode-dataset", "IMAGES", "--ae", run_path, "--out", "codes.h5")
+    if made.failures:
+        raise typer.Exit(ExitCode.SOME_FAILED)

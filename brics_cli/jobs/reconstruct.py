@@ -1,0 +1,109 @@
+"""`brics reconstruct`: images -> codes, quantised as a store keeps them -> images, side by side in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.image_tensors import to_uint8
+from brics_cli.data import ImageError, contact_sheet
+from brics_cli.data.pixels import load_pixels
+from brics_cli.errors import TooManyFailuresError, UsageError
+from brics_cli.metrics.reconstruction import psnr
+from brics_cli.store import Quantisation, dequantise, quantise
+from brics_cli.streams.encoding import encoding_network
+from brics_cli.workspace import check_output
+
+SHOWN_SIDE = 256
+"""Smaller images are enlarged by whole pixels up to about this, so that they can be judged."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One image: its path, and the PSNR of its reconstruction in dB (infinite where they are equal)."""
+
+    path: Path
+    psnr_db: float
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """The sheet, and what is on it in order; `failures` are (path, reason) of images that could not be read."""
+
+    path: Path
+    reconstructions: list[Reconstruction]
+    mean_psnr_db: float
+    code_shape: tuple[int, int, int]
+    quantisation: Quantisation
+    failures: list[tuple[str, str]]
+
+
+def reconstruct(
+    images: Sequence[Path],
+    autoencoder: Autoencoder,
+    *,
+    out: Path,
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 64,
+    overwrite: bool = False,
+) -> ReconstructResult:
+    """Write a sheet of originals (as the autoencoder's transform makes them square) beside their reconstructions.
+
+    Raises UsageError for a path that is no file, WouldOverwriteError when `out` is there, TooManyFailuresError when
+    not one file is an image.
+    """
+    for path in images:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is missing"
+            raise UsageError(f"{path} {what}", next="Give image files: brics reconstruct photos/*.jpg --out sheet.png")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out} does not end in .png", next="Example: --out sheet.png")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder", next="Give a file, e.g. sheet.png.")
+    check_output(out, overwrite=overwrite, what="the sheet")
+    size = autoencoder.config.image_size
+    originals: list[np.ndarray] = []
+    read: list[Path] = []
+    failures: list[tuple[str, str]] = []
+    for path in images:
+        try:
+            originals.append(load_pixels(path.read_bytes(), transform=autoencoder.transform, size=size))
+            read.append(path)
+        except ImageError as error:
+            failures.append((str(path), str(error)))
+    if not read:
+        raise TooManyFailuresError(
+            f"none of {len(images)} files can be read as an image; the first, {failures[0][0]}: {failures[0][1]}"
+        )
+    quantisation: Quantisation = "uint8" if autoencoder.config.code_kind == "bounded" else "float16"
+    network = encoding_network(autoencoder, precision=precision)
+    decoded: list[np.ndarray] = []
+    with torch.inference_mode():
+        for start in range(0, len(originals), batch_size):
+            pixels = torch.from_numpy(np.stack(originals[start : start + batch_size])).to(device)  # (B, H, W, 3)
+            rows = quantise(network(pixels), quantisation)  # (B, C, h, w), as a store keeps them
+            codes = torch.from_numpy(dequantise(rows, quantisation)).to(device)
+            decoded.extend(to_uint8(autoencoder.decode(codes)))  # (H, W, 3) each
+    quality = psnr(np.stack(originals), np.stack(decoded))
+    shape = "x".join(str(side) for side in autoencoder.config.code_shape)
+    contact_sheet(
+        list(zip(originals, decoded, strict=True)),
+        path=out,
+        row_labels=[f"{path.name}  {db:.2f} dB" for path, db in zip(read, quality, strict=True)],
+        title=f"original, from codes {shape} {quantisation}",
+        scale=max(1, SHOWN_SIDE // size),
+    )
+    return ReconstructResult(
+        path=out,
+        reconstructions=[Reconstruction(path, float(db)) for path, db in zip(read, quality, strict=True)],
+        mean_psnr_db=float(quality.mean()),
+        code_shape=autoencoder.config.code_shape,
+        quantisation=quantisation,
+        failures=failures,
+    )

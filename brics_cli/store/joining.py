@@ -1,0 +1,214 @@
+"""Join whole stores into one: the parts `i/n` of one collection, or a collection and what it has grown by.
+
+The stores must be of one autoencoder, transform and storage; their images must all be different ones. All `n` parts of
+one source give the store that one run over it would have given, shard order included; other stores follow one another
+as they are named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.reporting import Reporter
+from brics_cli.store.format import StoreHeader, StoreShard
+from brics_cli.store.merging import write_merged
+from brics_cli.store.reader import KeyCodeStore
+from brics_cli.store.rows import StoreRows
+from brics_cli.store.writer import check_store_output, put_in_place
+from brics_cli.workspace import Artefact, Parent, hold_lock
+from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.differences import differences
+
+_MAY_DIFFER = ("source", "num_images", "selection", "part")
+
+
+@dataclass(frozen=True)
+class Join:
+    """What the joined store will be: `order` names the store and the shard in it behind each of `shards`."""
+
+    stores: list[KeyCodeStore]
+    header: StoreHeader
+    shards: list[StoreShard]
+    order: list[tuple[int, int]]
+    parents: tuple[Parent, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the joined store."""
+        return sum(len(store) for store in self.stores)
+
+
+def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
+    """Look whether `stores` can be joined, and how.
+
+    Raises UsageError for fewer than two, ArtefactError when they differ in what must be the same (saying in what),
+    when one image is in two of them, or when a part of a collection is missing.
+    """
+    if len(stores) < 2:
+        raise UsageError("joining takes at least two stores", next="Example: brics merge a.h5 b.h5 --out codes.h5")
+    first = stores[0]
+    for store in stores[1:]:
+        differing = differences(_must_agree(first), _must_agree(store))
+        if differing:
+            raise ArtefactError(
+                f"{store.path} cannot be joined to {first.path}: {'; '.join(differing)}",
+                next="Join stores that were encoded alike.",
+            )
+    _check_keys_differ(stores)
+    whole = _parts_of_one_source(stores)
+    ordered = list(stores) if whole is None else whole
+    order = _interleaved(ordered) if whole is not None else _one_after_another(ordered)
+    rows = [ordered[store].shards[number] for store, number in order]
+    names = _unique_names([row["name"] for row in rows])
+    shards = [
+        StoreShard(name, row["n_in"], row["size"], row["fingerprint"]) for name, row in zip(names, rows, strict=True)
+    ]
+    header = _header(ordered, num_images=sum(row["n_in"] for row in rows), is_whole=whole is not None)
+    return Join(ordered, header, shards, order, _parents(ordered, is_whole=whole is not None), _details(ordered[0]))
+
+
+def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Reporter) -> Artefact | None:
+    """Write the joined store; None when `path` is that store already.
+
+    Raises ArtefactError or WouldOverwriteError when something else is there, MachineError while another process
+    writes it, ArtefactError when rows are not those that were once written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
+        if check_store_output(path, join.header, overwrite=overwrite):
+            return None
+        artefact = Artefact(join.stores[0].artefact.kind, path, now(), False, join.parents, dict(join.details))
+        try:
+            with reporter.task("merge", total=join.num_rows, unit="img") as task:
+                artefact = write_merged(
+                    temporary, join.header, join.shards, partial(_open_shard, join), artefact=artefact, task=task
+                )
+            put_in_place(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return artefact
+
+
+def _must_agree(store: KeyCodeStore) -> dict[str, Any]:
+    kept = {name: value for name, value in store.identity.items() if name not in _MAY_DIFFER}
+    return {**kept, "code_kind": store.code_kind, "kind": store.artefact.kind}
+
+
+def _check_keys_differ(stores: Sequence[KeyCodeStore]) -> None:
+    """Sorted bytes, not a set of texts: a store may have tens of millions of keys."""
+    keys = np.concatenate([store.key_bytes() for store in stores])
+    owner = np.repeat(np.arange(len(stores)), [len(store) for store in stores])
+    order = np.argsort(keys, kind="stable")
+    twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    if len(twice):
+        one, other = order[twice[0]], order[twice[0] + 1]
+        raise ArtefactError(
+            f"the image {keys[one].decode()!r} is in {stores[owner[one]].path} and in {stores[owner[other]].path}",
+            next="An image can be in a store once: leave one store out, or pack one collection under other names.",
+        )
+
+
+def _parts_of_one_source(stores: Sequence[KeyCodeStore]) -> list[KeyCodeStore] | None:
+    """The stores in order of their parts when they are all those of one source; None when they are no such parts."""
+    by_source: dict[tuple[Any, ...], list[KeyCodeStore]] = {}
+    for store in stores:
+        if part := store.identity.get("part"):
+            source = (store.identity["source"], store.identity.get("selection"), part.partition("/")[2])
+            by_source.setdefault(source, []).append(store)
+    for (_, _, num_parts), parts in by_source.items():
+        there = {int(store.identity["part"].partition("/")[0]) for store in parts}
+        missing = sorted(set(range(1, int(num_parts) + 1)) - there)
+        if missing:
+            listed = ", ".join(f"{number}/{num_parts}" for number in missing[:5])
+            raise ArtefactError(
+                f"of the parts of {parts[0].source} these are missing: {listed}",
+                next=f"Encode them: brics encode-dataset {parts[0].source} --part {missing[0]}/{num_parts}",
+            )
+    if len(by_source) != 1 or sum(map(len, by_source.values())) != len(stores):
+        return None
+    return sorted(stores, key=lambda store: int(store.identity["part"].partition("/")[0]))
+
+
+def _one_after_another(stores: Sequence[KeyCodeStore]) -> list[tuple[int, int]]:
+    return [(index, number) for index, store in enumerate(stores) for number in range(len(store.shards))]
+
+
+def _interleaved(stores: Sequence[KeyCodeStore]) -> list[tuple[int, int]]:
+    """Shard 0 of every part, then shard 1 of every part: the order of the source."""
+    longest = max(len(store.shards) for store in stores)
+    return [
+        (index, number) for number in range(longest) for index, store in enumerate(stores) if number < len(store.shards)
+    ]
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    """Shard names, a second `00000` as `00000~2`."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}~{number}", number + 1
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def _header(stores: Sequence[KeyCodeStore], *, num_images: int, is_whole: bool) -> StoreHeader:
+    header = replace(stores[0].header, num_images=num_images, part="")
+    if is_whole:  # the same identity as that of one run over the source
+        return header
+    sources = list(dict.fromkeys(store.source for store in stores))
+    hashes = list(dict.fromkeys(store.source_sha256 for store in stores))
+    joined = json.dumps([store.sha256 for store in stores])
+    return replace(
+        header,
+        source=" + ".join(sources),
+        source_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        selection=hashlib.sha256(joined.encode()).hexdigest(),
+    )
+
+
+def _parents(stores: Sequence[KeyCodeStore], *, is_whole: bool) -> tuple[Parent, ...]:
+    """The autoencoder, then every collection once, then, unless they were parts of one, the stores."""
+    parents: dict[tuple[str, str], Parent] = {}
+    for store in stores:
+        for parent in store.artefact.parents:
+            if parent.kind != "store":
+                parents.setdefault((parent.kind, parent.sha256), parent)
+    ordered = sorted(parents.values(), key=lambda parent: parent.kind != "autoencoder")
+    joined = [] if is_whole else [Parent("store", str(store.path.resolve()), store.sha256) for store in stores]
+    return (*ordered, *joined)
+
+
+def _details(store: KeyCodeStore) -> dict[str, Any]:
+    counted = ("sha256", "num_images", "num_failed", "summary", "sealed")
+    return {name: value for name, value in store.artefact.details.items() if name not in counted}
+
+
+@contextmanager
+def _open_shard(join: Join, shard_index: int) -> Iterator[StoreRows]:
+    store_index, number = join.order[shard_index]
+    store = join.stores[store_index]
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(h5py.File(store.path, "r"))
+            rows = StoreRows(store, file, number)
+        except (KeyError, RuntimeError) as error:
+            raise ArtefactError(
+                f"{store.path} cannot be read ({error})", next=f"See: brics info {store.path} --verify"
+            ) from None
+        yield rows

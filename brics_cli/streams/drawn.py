@@ -1,0 +1,96 @@
+"""Images drawn from a diffusion model while they are measured: nothing is written, image i is that of seed i.
+
+B images per batch, (H, W, 3) uint8 RGB; the same pixels as the PNGs of `brics sample` with the same settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from brics_cli.core.image_tensors import to_uint8
+from brics_cli.core.samplers import SamplerSettings
+from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.streams.images import Image, ImageStream
+from brics_cli.streams.sample_plan import SamplePlan, plan_sampling
+from brics_cli.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How many images, from seed 0 on, and how."""
+
+    num_images: int = 1000
+    sampler: str = "heun"
+    steps: int | None = None
+
+
+class DrawnStream(ImageStream):
+    """The images of seeds 0 to N - 1 of a diffusion model; the key of an image is its seed."""
+
+    kind = "diffusion"
+
+    def __init__(self, plan: SamplePlan, *, path: str, batch_size: int) -> None:
+        super().__init__(batch_size=batch_size)
+        self.plan = plan
+        self.path = path
+        self.keys = [f"{seed:08d}" for seed in plan.seeds]
+        denoiser = plan.stream.denoiser
+        identity = {"settings": plan.settings, "model": denoiser.weights_sha256}
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def describe(self) -> str:
+        settings = self.plan.stream.settings
+        return (
+            f"{len(self):,} images drawn from a diffusion model, {settings.sampler}, "
+            f"{settings.num_evaluations} evaluations each, seeds {self.plan.settings['seeds']}"
+        )
+
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        """The images at `positions`, which must rise: a batch of seeds is computed once and whole."""
+        order = range(len(self)) if positions is None else positions
+        waiting: list[Image | None] = []
+        wanted = set(order)
+        if not wanted:
+            return
+        for batch in self.plan.stream.batches(range(min(wanted), max(wanted) + 1)):
+            with torch.inference_mode():
+                images = to_uint8(self.plan.autoencoder.decode(batch.codes))[batch.rows]  # (b, H, W, 3)
+            waiting += [image for seed, image in zip(batch.seeds, images, strict=True) if seed in wanted]
+            while len(waiting) >= self.batch_size:
+                yield waiting[: self.batch_size]
+                waiting = waiting[self.batch_size :]
+        if waiting:
+            yield waiting
+
+
+def draw_images(
+    model: Path,
+    settings: DrawSettings,
+    *,
+    workspace: Workspace,
+    device: torch.device,
+    batch_size: int,
+    reporter: Reporter | None = None,
+) -> DrawnStream:
+    """The stream of the diffusion run (or its `model` directory) `model`.
+
+    Raises ArtefactError and UsageError as `plan_sampling` does.
+    """
+    plan = plan_sampling(
+        model,
+        seeds=range(settings.num_images),
+        settings=SamplerSettings(sampler=settings.sampler, steps=settings.steps),
+        batch_size=batch_size,
+        workspace=workspace,
+        device=device,
+        out=Path("drawn.h5"),  # nothing is written: a plan is of samples that go somewhere
+        format="h5",
+        reporter=reporter or SilentReporter(),
+    )
+    return DrawnStream(plan, path=str(model.resolve()), batch_size=batch_size)

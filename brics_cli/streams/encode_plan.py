@@ -1,0 +1,108 @@
+"""What `brics encode-dataset` will do, fixed before any image is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.data import TRANSFORM_VERSIONS, Collection, open_collection
+from brics_cli.data.opening import Labels
+from brics_cli.data.selection import every_nth_shard, select_keys
+from brics_cli.errors import UsageError
+from brics_cli.store import Quantisation, StoreHeader, StoreShard
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """What would be encoded, with what, and where to. `source_bytes_per_image` is the collection's, on disk."""
+
+    collection: Collection
+    autoencoder: Autoencoder
+    header: StoreHeader
+    shards: list[StoreShard]
+    out: Path
+    transform: str
+    devices: list[torch.device]
+    source_bytes_per_image: float
+
+    @property
+    def store_bytes(self) -> int:
+        """Of the codes; the merge needs it twice."""
+        return self.header.bytes_per_image * self.header.num_images
+
+    @property
+    def ratio_to_pixels(self) -> float:
+        """Bytes of an image's pixels over bytes of its codes."""
+        return 3 * self.header.image_size**2 / self.header.bytes_per_image
+
+    @property
+    def ratio_to_source(self) -> float:
+        """Bytes of an image in the collection over bytes of its codes."""
+        return self.source_bytes_per_image / self.header.bytes_per_image
+
+
+def plan_encoding(
+    data: str,
+    autoencoder: Autoencoder,
+    *,
+    out: Path,
+    device: torch.device | list[torch.device],
+    quantisation: Quantisation | None = None,
+    precision: str | None = None,
+    transform: str | None = None,
+    flips: bool = False,
+    limit: int | None = None,
+    keys: list[str] | None = None,
+    part: tuple[int, int] | None = None,
+    subset: str | None = None,
+    labels: Labels | None = None,
+) -> EncodePlan:
+    """Look at the collection and fix every setting.
+
+    `quantisation` None is uint8 for bounded codes, float16 for continuous ones; `precision` None is bf16 on CUDA,
+    fp32 elsewhere; `transform` None is the one the autoencoder was trained with. Of the collection (its `subset`, with
+    the classes that `labels` names, see `open_collection`) the images of `keys` are taken, of these the first `limit`,
+    and of those part i of n: (i, n).
+    Raises UsageError and ArtefactError as `open_collection`; UsageError for keys that are not there, and for
+    continuous codes in a type that holds [0, 1].
+    """
+    if out.suffix != ".h5":
+        raise UsageError(f"--out {out} does not end in .h5", next="Give a file such as codes.h5.")
+    kind = autoencoder.config.code_kind
+    quantisation = quantisation or ("uint8" if kind == "bounded" else "float16")
+    if kind == "continuous" and quantisation != "float16":
+        raise UsageError(
+            f"--quantisation {quantisation} holds codes in [0, 1], and those of {autoencoder.path} are not bounded",
+            next="Use --quantisation float16.",
+        )
+    devices = device if isinstance(device, list) else [device]
+    whole = open_collection(data, subset=subset, labels=labels)
+    collection: Collection = whole if keys is None else select_keys(whole, keys)
+    collection = collection if limit is None else collection.first(limit)
+    collection = collection if part is None else every_nth_shard(collection, part=part[0], num_parts=part[1])
+    transform = transform or autoencoder.transform
+    header = StoreHeader(
+        code_shape=autoencoder.config.code_shape,
+        image_size=autoencoder.config.image_size,
+        transform=f"{transform}/{TRANSFORM_VERSIONS[transform]}",
+        quantisation=quantisation,
+        autoencoder={"sha256": autoencoder.weights_sha256, "config": autoencoder.config.model_dump(mode="json")},
+        source=collection.path,
+        source_sha256=whole.fingerprint,
+        num_images=len(collection),
+        flipped=flips,
+        precision=precision or ("bf16" if devices[0].type == "cuda" else "fp32"),
+        code_kind=kind,
+        selection="" if keys is None else hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest(),
+        part="" if part is None else f"{part[0]}/{part[1]}",
+        labels=labels or "",
+    )
+    shards = [
+        StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.fingerprint) for shard in collection.shards
+    ]
+    source_bytes = sum(shard.size_bytes for shard in whole.shards) / max(len(whole), 1)
+    return EncodePlan(collection, autoencoder, header, shards, out, transform, devices, source_bytes)

@@ -1,0 +1,185 @@
+"""From images to the parts of a key-code store, shard by shard, on one device.
+
+While the device works on a batch, threads decode the next ones and, on CUDA, the batch before it is brought home and
+written: copies are asynchronous, from and to pinned memory. B images, (B, H, W, 3) uint8; codes (B, C, h, w).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.data import Batch, Collection, load_shards
+from brics_cli.data.loader import Failure
+from brics_cli.errors import ArtefactError
+from brics_cli.reporting import TimeSplit
+from brics_cli.store import StoreHeader, StoreShard, quantise_on_device
+from brics_cli.store.parts import PartWriter
+
+Network = Callable[[Tensor], Tensor]
+"""uint8 pixels (B, H, W, 3) on the device -> codes (B, C, h, w) there, float32."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch and its stored values: (B, C, h, w) each, of the images and, with flips, of their mirror images."""
+
+    batch: Batch
+    codes: np.ndarray
+    flipped: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one batch adds: images read and encoded, failures, and seconds by phase."""
+
+    num_read: int
+    num_encoded: int
+    failures: list[Failure]
+    seconds: dict[str, float]
+
+
+def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
+    """The network of an autoencoder's codes. `precision` is fp32, or bf16 for autocast."""
+
+    def network(pixels: Tensor) -> Tensor:
+        images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (B, 3, H, W) in [-1, 1]
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return autoencoder.encode(images).float()
+
+    return network
+
+
+class CodeEncoder:
+    """Batches of images in, stored values out, through `network` on `device`."""
+
+    def __init__(self, network: Network, header: StoreHeader, *, device: torch.device, made_by: Path | str) -> None:
+        self.network = network
+        self.header = header
+        self.device = device
+        self.made_by = made_by
+
+    def encode(self, batch: Batch) -> Rows:
+        """One batch, waited for. Raises ArtefactError when codes are not finite."""
+        return self.launch(batch)()
+
+    def stream(self, batches: Iterator[Batch], split: TimeSplit) -> Iterator[Rows]:
+        """All batches in order; `split` is told the seconds spent waiting for them, and for the device."""
+        depth = 1 if self.device.type == "cuda" else 0
+        launched: deque[Callable[[], Rows]] = deque()
+        while True:
+            with split.phase("wait"):
+                batch = next(batches, None)
+            with split.phase("compute"):
+                if batch is not None:
+                    launched.append(self.launch(batch))
+                rows = launched.popleft()() if len(launched) > depth or (batch is None and launched) else None
+            if rows is not None:
+                yield rows
+            elif batch is None:
+                return
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> Callable[[], Rows]:
+        """Start one batch; what is returned waits for it."""
+        if not batch.keys:
+            empty = np.empty((0, *self.header.code_shape), self.header.dtype)
+            return lambda: Rows(batch, empty, empty if self.header.flipped else None)
+        pixels = torch.from_numpy(batch.images)  # (B, H, W, 3)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=self.device.type == "cuda")
+        codes = self._start(pixels)
+        flipped = self._start(pixels.flip(2)) if self.header.flipped else None
+
+        def wait() -> Rows:
+            try:
+                return Rows(batch, codes(), flipped() if flipped is not None else None)
+            except ValueError:
+                raise ArtefactError(
+                    f"{self.made_by} makes codes that are not finite of {batch.keys[0]} or its neighbours",
+                    next="Use --dtype fp32, or train the autoencoder again.",
+                ) from None
+
+        return wait
+
+    def _start(self, pixels: Tensor) -> Callable[[], np.ndarray]:
+        stored, finite = quantise_on_device(self.network(pixels), self.header.quantisation)
+        event = None
+        if self.device.type == "cuda":
+            stored, finite = (_to_pinned(each) for each in (stored, finite))
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> np.ndarray:
+            if event is not None:
+                event.synchronize()
+            if not bool(finite):
+                raise ValueError("codes hold values that are not finite")
+            return stored.cpu().numpy().astype(self.header.dtype, copy=False)  # (B, C, h, w)
+
+        return wait
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory, under way: it is there once the stream has come so far."""
+    home = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return home.copy_(tensor, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """Shards to be encoded into parts: what every process that takes some of them needs to know."""
+
+    collection: Collection
+    header: StoreHeader
+    shards: list[StoreShard]
+    parts_directory: Path
+    transform: str
+    batch_size: int
+    num_workers: int | None
+
+    def encode(self, shard_indices: Iterable[int], encoder: CodeEncoder) -> Iterator[Progress]:
+        """Write the part of each shard; closing the iterator, or an error, throws away the part being written.
+
+        Raises ArtefactError when a shard cannot be read or codes are not finite, OSError when parts cannot be written.
+        """
+        batches = load_shards(
+            self.collection,
+            shard_indices,
+            transform=self.transform,
+            size=self.header.image_size,
+            num_workers=self.num_workers,
+            batch_size=self.batch_size,
+        )
+        split = TimeSplit()
+        try:
+            encoded = encoder.stream(batches, split)
+            for first in encoded:
+                with PartWriter(self.parts_directory, self.header, self.shards[first.batch.shard_index]) as part:
+                    for rows in chain([first], encoded):
+                        batch = rows.batch
+                        with split.phase("write"):
+                            part.add(
+                                rows.codes,
+                                flipped=rows.flipped,
+                                keys=batch.keys,
+                                indices=batch.indices,
+                                labels=batch.labels,
+                                metas=batch.metas,
+                                failures=batch.failures,
+                            )
+                        seconds, split.seconds = split.seconds, {}
+                        yield Progress(batch.num_read, len(batch.keys), batch.failures, seconds)
+                        if batch.end_of_shard:
+                            break
+        finally:
+            batches.close()

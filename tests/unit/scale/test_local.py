@@ -1,0 +1,68 @@
+"""The local executor: every task once, events come home, errors and deaths too, and no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scale_works import Dies, Fails, Lingers, Squares
+
+from brics_cli.errors import ArtefactError, MachineError
+from brics_cli.scale import LocalExecutor
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_every_task_is_taken_once():
+    events = list(LocalExecutor(["a", "b"]).run(Squares(), list(range(40))))
+    assert sorted(task for _, task, _ in events) == list(range(40))
+    assert all(square == task**2 for _, task, square in events)
+    assert {device for device, _, _ in events} == {"a", "b"}
+    for name in ("a", "b"):
+        taken = [task for device, task, _ in events if device == name]
+        assert taken == sorted(taken)
+
+
+def test_an_error_of_a_worker_is_raised_with_its_advice():
+    with pytest.raises(ArtefactError, match=r"shard 2 is damaged\. Pack it again\.") as caught:
+        list(LocalExecutor(["a"]).run(Fails(), [0, 1, 2, 3]))
+    assert caught.value.next == "Pack it again." and caught.value.exit_code == 3
+
+
+def test_a_worker_that_is_killed_is_an_error_and_not_a_wait():
+    with pytest.raises(MachineError, match=r"the process of device a was killed by signal 9 \(out of memory\?\)"):
+        list(LocalExecutor(["a"]).run(Dies(), [0, 1]))
+
+
+def test_workers_end_when_nobody_listens_any_more(tmp_path):
+    events = LocalExecutor(["a"]).run(Lingers(tmp_path), [0])
+    pid = next(events)
+    events.close()
+    assert not is_running(pid)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = (
+        "from pathlib import Path; from brics_cli.scale import LocalExecutor; from scale_works import Lingers\n"
+        f"if __name__ == '__main__': list(LocalExecutor(['a']).run(Lingers(Path({str(tmp_path)!r})), [0]))"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    deadline = time.monotonic() + 60
+    while not (found := [path for path in tmp_path.iterdir() if path.name.isdigit()]):
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    while is_running(int(found[0].name)):
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.02)

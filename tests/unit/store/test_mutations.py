@@ -1,0 +1,165 @@
+"""Stores with bytes or structures changed at random: `verify` reports every change that a reader could see.
+
+The check is done in a child, since libhdf5 crashes on some. When `verify` finds a mutated store sound, every attribute,
+type, shape and value in it must be what it was: whatever else stands in the file is no promise.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from store_files import write_store
+
+from brics_cli.store import KeyCodeStore, verify_store, verify_store_in_child
+
+LIMIT_S = 20
+
+
+def in_child(work: Callable[[], Any]) -> Any:
+    """What `work` returns, done in a forked process; None when that crashed or took longer than LIMIT_S."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            faulthandler.disable()  # a crash is an answer here
+            signal.alarm(LIMIT_S)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.write(writing, json.dumps(work()).encode()[:60_000])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else None
+
+
+def all_there_is(path: Path) -> str:
+    """Every name, attribute, type, shape and value of a store, and what a reader maps, in one text."""
+    found: list[str] = []
+
+    def look(name: str, item: Any) -> None:
+        found.append(f"{name} {type(item).__name__} {sorted((k, repr(v)) for k, v in item.attrs.items())}")
+        if isinstance(item, h5py.Dataset):
+            found.append(
+                f"{item.dtype} {item.shape} {hash(item[()].tobytes()) if item.dtype.kind != 'O' else item[()]}"
+            )
+
+    with h5py.File(path) as file:
+        look("/", file)
+        file.visititems(look)
+    store = KeyCodeStore(path)
+    mapped = [hash(store.raw(slice(None), flipped=flipped).tobytes()) for flipped in (False, True)]
+    return "\n".join([*found, str(mapped), str(store.keys), str(store.shards), str(store.failures)])
+
+
+def in_bytes(data: bytearray, generator: np.random.Generator) -> bytearray:
+    """One of: bits flipped, bytes replaced, a run zeroed, cut, or lengthened inside."""
+    position = int(generator.integers(len(data)))
+    match int(generator.integers(6)):
+        case 0 | 1:
+            data[position] ^= 1 << int(generator.integers(8))
+        case 2:
+            for _ in range(int(generator.integers(1, 9))):
+                data[int(generator.integers(len(data)))] = int(generator.integers(256))
+        case 3:
+            length = int(generator.integers(1, 65))
+            data[position : position + length] = bytes(len(data[position : position + length]))
+        case 4:
+            del data[position:]
+        case _:
+            data[position:position] = bytes(generator.integers(0, 256, 3, dtype=np.uint8))
+    return data
+
+
+def in_structure(path: Path, generator: np.random.Generator) -> None:
+    """One thing done with h5py: a dataset gone, moved, retyped or changed; an attribute gone or changed."""
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        name = names[int(generator.integers(len(names)))]
+        values = file[name][()]
+        match int(generator.integers(6)):
+            case 0:
+                del file[name]
+            case 1:
+                file.move(name, name + "_")
+            case 2:
+                del file[name]
+                file.create_dataset(name, data=values[: len(values) // 2])
+            case 3:
+                del file[name]
+                file.create_dataset(name, data=values, chunks=True)
+            case 4:
+                attribute = sorted(file.attrs)[int(generator.integers(len(file.attrs)))]
+                del file.attrs[attribute]
+            case _:
+                attribute = sorted(file.attrs)[int(generator.integers(len(file.attrs)))]
+                value = file.attrs[attribute]
+                file.attrs[attribute] = value + ("x" if isinstance(value, str) else 1)
+
+
+def check(path: Path, *, num: int, seed: int, structure: bool) -> tuple[int, int]:
+    """Mutate a store `num` times; how many were reported, and of these how many by a crash or the time limit."""
+    data = path.read_bytes()
+    before = all_there_is(path)
+    mutated = path.with_name("mutated.h5")
+    generator = np.random.default_rng(seed)
+    reported = crashed = 0
+    for number in range(num):
+        if structure:
+            mutated.write_bytes(data)
+            in_structure(mutated, generator)
+        else:
+            mutated.write_bytes(in_bytes(bytearray(data), generator))
+        broken = in_child(lambda: verify_store(mutated))
+        reported += broken != []
+        crashed += broken is None
+        if broken == []:
+            assert in_child(lambda: all_there_is(mutated) == before), f"seed {seed}, mutation {number} is not seen"
+    return reported, crashed
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_store(tmp_path / "codes.h5", ["s0", "s1", "s2"])
+
+
+def test_a_sound_store_is_sound_and_the_oracle_sees_it(path):
+    assert verify_store(path) == [] and all_there_is(path) == all_there_is(path)
+
+
+@pytest.mark.parametrize("structure", [False, True], ids=["bytes", "structure"])
+def test_mutations_are_reported(path, structure):
+    reported, _ = check(path, num=30, seed=0, structure=structure)
+    assert reported > (20 if structure else 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("structure", [False, True], ids=["bytes", "structure"])
+def test_many_mutations_are_reported(path, structure, seed):
+    reported, crashed = check(path, num=1000, seed=seed, structure=structure)
+    print(f"seed {seed}: {reported} of 1000 reported, {crashed} by a crash or the time limit")
+
+
+def test_a_child_that_dies_or_hangs_is_reported(path, monkeypatch, tmp_path):
+    """What libhdf5 does on some files, done on purpose: the parent lives and says so."""
+    import brics_cli.store.verify as verify
+
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(verify.sys, "executable", str(dying))
+    assert verify_store_in_child(path) == ["reading it crashes libhdf5 (signal 11)"]
+    dying.write_text("#!/bin/sh\nexec sleep 60\n")
+    assert verify_store_in_child(path, timeout_s=0.2) == ["reading it did not end in 1 s"]

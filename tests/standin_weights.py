@@ -10,7 +10,11 @@ from pathlib import Path
 
 import open_clip
 import torch
+import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from brics_cli.networks.inception_pytorch import fid_inception
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 CLIP_FILE = "ViT-B-32.pt"
@@ -85,4 +89,88 @@ def save_backbone(path: Path, features: nn.Module) -> Path:
 def _script(layers: nn.Module, directory: Path) -> Path:
     path = directory / INCEPTION_FILE
     torch.jit.script(StandInInception(layers).eval()).save(str(path))
+    return path
+
+
+class _StandInVgg(nn.Module):
+    """NVIDIA's VGG16 as its callers see it: pixels of 0-255 at any size, 4096 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 4096), nn.ReLU())
+
+    def forward(
+        self, img: Tensor, resize_images: bool = True, return_features: bool = False, return_lpips: bool = False
+    ) -> Tensor:
+        return self.layers((img - 128) / 128)
+
+
+def save_nvidia_vgg16(directory: Path) -> Path:
+    """A small network behind the signature of NVIDIA's TorchScript file."""
+    path = directory / "vgg16.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.jit.script(_StandInVgg().eval()).save(str(path))
+    return path
+
+
+VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+
+
+def save_vgg16(directory: Path, *, widths: tuple[int, ...] = (8,) * 13) -> Path:
+    """torchvision's VGG16 of other widths: the names, and 4096 features; VGG16_WIDTHS are those LPIPS needs."""
+    path = directory / "vgg16-397923af.pth"
+    generator = torch.Generator().manual_seed(0)
+    state, width = {}, 3
+    for number, wide in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), widths, strict=True):
+        state[f"features.{number}.weight"] = torch.randn(wide, width, 3, 3, generator=generator) / (4.5 * width) ** 0.5
+        state[f"features.{number}.bias"] = torch.randn(wide, generator=generator) * 0.01
+        width = wide
+    for number, (rows, columns) in {0: (64, width * 49), 3: (4096, 64)}.items():
+        state[f"classifier.{number}.weight"] = torch.randn(rows, columns, generator=generator) / columns**0.5
+        state[f"classifier.{number}.bias"] = torch.zeros(rows)
+    torch.save(state, path)
+    return path
+
+
+def save_dinov2(directory: Path) -> Path:
+    """A narrow, shallow DINOv2 in Meta's format: its names, 37 x 37 positions, a mask token."""
+    path = directory / "dinov2_vitl14_pretrain.pth"
+    generator = torch.Generator().manual_seed(0)
+    network = VisionTransformer(
+        img_size=518, patch_size=14, embed_dim=64, depth=2, num_heads=1, init_values=1e-5, num_classes=0
+    )
+    state = {
+        name: torch.randn(value.shape, generator=generator) / max(value.shape[-1], 1) ** 0.5
+        for name, value in network.state_dict().items()
+    }
+    state["mask_token"] = torch.zeros(1, 64)
+    torch.save(state, path)
+    return path
+
+
+def save_alexnet(directory: Path) -> Path:
+    """torchvision's AlexNet of random weights: only the convolutions, of their real size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = torchvision.models.alexnet(weights=None).features
+    return save_backbone(directory / "alexnet-owt-7be5be79.pth", features)
+
+
+def save_inception_pytorch(directory: Path) -> Path:
+    """pytorch-fid's Inception of random weights, of its real size: clean-fid's own class must take it."""
+    path = directory / "pt_inception-2015-12-05-6726825d.pth"
+    with torch.device("meta"):
+        network = fid_inception(init_weights=False)
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in network.state_dict().items():
+        if not value.is_floating_point():
+            state[name] = torch.zeros(value.shape, dtype=value.dtype)
+        elif "running_var" in name or "bn.weight" in name:
+            state[name] = torch.rand(value.shape, generator=generator) * 0.5 + 0.75
+        else:
+            fan_in = max(value[0].numel(), 1) if value.ndim else 1
+            state[name] = torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5
+    torch.save(state, path)
     return path

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from brics_cli.cli import options
+from brics_cli.cli.bench_bottlenecks import bottlenecks
+from brics_cli.cli.bench_codes import encode, store
+from brics_cli.cli.bench_eval import evaluation
+from brics_cli.cli.bench_retrieval import retrieval
 from brics_cli.cli.output import Session, plain_table
 
 app = options.command_app(no_args_is_help=True)
@@ -23,47 +27,52 @@ def bench() -> None:
     """
 
 
-@app.command()
-def retrieval(
-    batch_size: options.BatchSize = 8,
-    repeats: Repeats = 10,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-) -> None:
-    """Feature-grid retrieval: milliseconds per image, forward and backward, of each backend."""
-    from brics_cli.bench.retrieval import bench_retrieval
-    from brics_cli.core.device import resolve_device
-
-    name, timings = bench_retrieval(device=resolve_device(device), batch_size=batch_size, repeats=repeats)
-    title = f"retrieval, float32, batch {batch_size}, on {name}"
-    table = plain_table("scale", "backend", "forward ms/img", "forward + backward ms/img", title=title)
-    for timing in timings:
-        table.add_row(timing.scale, timing.backend, f"{timing.forward_ms:.3f}", f"{timing.forward_backward_ms:.3f}")
-    session = Session(as_json=as_json)
-    session.result({"device": name, "batch_size": batch_size, "timings": [asdict(each) for each in timings]}, table)
+app.command()(bottlenecks)
+app.command()(encode)
+app.command("eval")(evaluation)
+app.command()(retrieval)
+app.command()(store)
 
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Option("--recipe", help="An autoencoder recipe: name or path.")] = "tiny",
     overrides: options.Set = None,
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--data", metavar="DATA", help="Images to read, so that waiting counts. Default: random ones."),
+    ] = None,
+    compile_: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--compile/--no-compile", help="With torch.compile or without. Default: as the recipe says."),
+    ] = None,
     repeats: Repeats = 10,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """A recipe's training step on random images: images per second, phase by phase, and peak memory."""
+    """A recipe's training step: images per second, where the time goes, and peak memory.
+
+    With the discriminator when the recipe has one.
+    """
     from brics_cli.bench.train import bench_train
     from brics_cli.config import AutoencoderRecipe, load_recipe
     from brics_cli.core.device import resolve_device
 
-    loaded = load_recipe(recipe, kind="autoencoder", overrides=overrides or ())
-    assert isinstance(loaded, AutoencoderRecipe)
-    name, rows, peak = bench_train(loaded, device=resolve_device(device), repeats=repeats)
-    schedule = loaded.training
-    title = f"{loaded.name}, batch {schedule.batch_size}, {schedule.precision}, on {name}"
-    table = plain_table("up to", "ms/step", "img/s", title=title)
-    for row in rows:
-        table.add_row(row.phase, f"{row.ms_per_step:.1f}", f"{row.img_per_s:,.1f}")
     session = Session(as_json=as_json)
-    value = {"device": name, "recipe": loaded.name, "phases": [asdict(row) for row in rows], "peak_memory_gib": peak}
-    session.result(value, [table, f"peak memory {peak:.2f} GiB"] if peak is not None else table)
+    loaded = load_recipe(recipe, kind="autoencoder", overrides=overrides or (), training__compile=compile_)
+    assert isinstance(loaded, AutoencoderRecipe)
+    timing = bench_train(loaded, device=resolve_device(device), repeats=repeats, reporter=session.reporter, data=data)
+    schedule = loaded.training
+    settings = [schedule.precision, "compiled" if schedule.compile else "not compiled"]
+    settings += [f"GAN {loaded.gan.loss}"] if loaded.gan.weight else []
+    title = f"{loaded.name}, batch {timing.batch_size}, {', '.join(settings)}, on {timing.device}"
+    table = plain_table("phase of a step", "ms", "share", title=title)
+    total = sum(timing.phases_ms.values())
+    for phase, milliseconds in timing.phases_ms.items():
+        table.add_row(phase, f"{milliseconds:.1f}", f"{milliseconds / total:.0%}")
+    lines = [
+        f"{timing.img_per_s:,.1f} img/s, {timing.ms_per_step:.1f} ms per step (median of {repeats})",
+        f"peak memory of {timing.memory_of} {timing.memory_gib:.2f} GiB",
+    ]
+    value = {"recipe": loaded.name, "compile": schedule.compile, "gan_weight": loaded.gan.weight, **asdict(timing)}
+    session.result(value, [table, *lines])

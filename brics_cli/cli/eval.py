@@ -1,46 +1,77 @@
-"""`brics eval`: the figures of reconstructions and samples."""
+"""`brics eval`: the figures of reconstructions and samples; `brics eval compare`: reports side by side."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.output import Session, plain_table
-from brics_cli.errors import ExitCode
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from brics_cli.metrics.report import EvaluationReport, MetricResult
+from brics_cli.cli.evaluation import (
+    checks_table,
+    comparison_table,
+    footnotes,
+    results_table,
+    say_what_was_not_measured,
+)
+from brics_cli.cli.output import Session
+from brics_cli.errors import ExitCode, UsageError
 
 app = options.command_app()
-NUM_FAILURES_SHOWN = 10
-NO_FIGURE = "-"
+
+FEATURES = "Features"
+DRAWN = "Images drawn from a diffusion run"
+NEIGHBOURS = "Nearest neighbours"
 
 
-@app.command()
+class ModeOption(StrEnum):
+    """How images are resized for Inception, by clean-fid's names."""
+
+    clean = "clean"
+    legacy_tensorflow = "legacy-tensorflow"
+    legacy_pytorch = "legacy-pytorch"
+
+
+class PresetOption(StrEnum):
+    """What precision, recall, density and coverage are computed of."""
+
+    adm = "adm"
+    stylegan3 = "stylegan3"
+    prdc = "prdc"
+
+
+@app.callback(invoke_without_command=True)
 def eval(
+    context: typer.Context,
     metric: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--metric",
-            help="psnr, ssim, lpips, lpips-vgg (pairs of images); fid, clip-fid (sets of images). Repeatable. "
-            "Default: psnr, ssim, and every other one whose weights are there.",
+            help="Pairs of images: psnr, ssim, ms-ssim, lpips, lpips-vgg, rfid. Sets of images: fid, clip-fid, "
+            "fd-dinov2, kid, is, precision, recall, density, coverage, neighbours. Codes: usage. Or all: whatever "
+            "the weights at hand allow. Repeatable. Default: psnr, ssim, and lpips, lpips-vgg, fid, clip-fid where "
+            "their weights are there.",
         ),
     ] = None,
     real: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--real", metavar="PATH", help="The originals: a folder, tars, a tar pattern, or a key-code store."
+            "--real",
+            metavar="PATH",
+            help="The originals: a collection, a key-code store, or saved statistics (.npz with mu and sigma).",
         ),
     ] = None,
     fake: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--fake", metavar="PATH", help="What is measured: the same kinds; a store is decoded on the fly."),
+        typer.Option(
+            "--fake",
+            metavar="PATH",
+            help="What is measured: the same kinds (a store is decoded on the fly), or a diffusion run, of which "
+            "images are drawn on the fly.",
+        ),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -51,13 +82,73 @@ def eval(
         typer.Option("--limit", min=1, help="Measure only the first so many pairs, or images of each side."),
     ] = None,
     batch_size: options.BatchSize = 32,
+    mode: Annotated[
+        ModeOption,
+        typer.Option("--mode", help="How images are resized for Inception (clean-fid's).", rich_help_panel=FEATURES),
+    ] = ModeOption.clean,
+    preset: Annotated[
+        PresetOption,
+        typer.Option(
+            "--preset",
+            help="Precision, recall, density, coverage: adm (Inception, k = 3), stylegan3 (NVIDIA's VGG16, k = 3) or "
+            "prdc (torchvision's VGG16, k = 5, 10,000 images).",
+            rich_help_panel=FEATURES,
+        ),
+    ] = PresetOption.adm,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Compute the features of --real anew and keep none; see brics cache.",
+            rich_help_panel=FEATURES,
+        ),
+    ] = False,
     allow_unverified: Annotated[
         bool,
         typer.Option(
             "--allow-unverified",
             help="Use weights of unknown sha256 that were imported so. Their figures are marked not comparable.",
+            rich_help_panel=FEATURES,
         ),
     ] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test",
+            help="Check this machine's numbers against closed forms, clean-fid's code and, given --real and --fake, "
+            "clean-fid's published statistics of CIFAR-10.",
+            rich_help_panel=FEATURES,
+        ),
+    ] = False,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", min=1, help="Images to draw, from seed 0 on.", rich_help_panel=DRAWN)
+    ] = 1000,
+    sampler: Annotated[
+        str,
+        typer.Option("--sampler", metavar="NAME", help="heun, dpmpp-2m, ddim or ddpm.", rich_help_panel=DRAWN),
+    ] = "heun",
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--steps", min=1, help="Sampler steps. Default: the sampler's own.", rich_help_panel=DRAWN),
+    ] = None,
+    neighbours_by: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--neighbours-by",
+            metavar="NETWORK",
+            help="lpips-alex, lpips-vgg, dinov2, inception-clean or clip. Default: the first whose weights are there.",
+            rich_help_panel=NEIGHBOURS,
+        ),
+    ] = None,
+    neighbours_of: Annotated[
+        int,
+        typer.Option(
+            "--neighbours-of", min=1, help="Look up the first so many fake images.", rich_help_panel=NEIGHBOURS
+        ),
+    ] = 64,
+    sheet: Annotated[
+        Path, typer.Option("--sheet", metavar="PNG", help="Where the sheet goes.", rich_help_panel=NEIGHBOURS)
+    ] = Path("neighbours.png"),
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
@@ -67,17 +158,26 @@ def eval(
 ) -> int:
     """Measure reconstructions against their originals, or samples against a collection.
 
-    **Pairs** (psnr, ssim, lpips): left out, `--fake` is the newest key-code store, decoded on the fly, and `--real`
-    the collection it was encoded from. Images are paired by key: equal keys, or one with directories in front.
+    **Pairs** (psnr, ssim, lpips, rfid): left out, `--fake` is the newest key-code store, decoded on the fly, and
+    `--real` the collection it was encoded from. Images are paired by key: equal keys, or one with directories in
+    front.
 
-    **Sets** (fid, clip-fid): left out, `--fake` is the newest samples, and `--real` the collection that the
+    **Sets** (fid, clip-fid, kid, ...): left out, `--fake` is the newest samples, and `--real` the collection that the
     autoencoder behind them was trained on.
 
     The transform and size of the store or autoencoder behind one side apply to the collection on the other.
-    """
-    from brics_cli.jobs.evaluate import evaluate
 
+    **Reports** written with `--out` stand side by side in `brics eval compare A.json B.json`.
+    """
+    if context.invoked_subcommand is not None:
+        return ExitCode.DONE
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    if self_test:
+        return _self_test(session, real, fake, device=device)
+    from brics_cli.jobs.evaluate import NeighbourSettings, evaluate
+    from brics_cli.metrics.registry import Settings
+    from brics_cli.streams.drawn import DrawSettings
+
     report = evaluate(
         metric,
         real=real,
@@ -88,6 +188,10 @@ def eval(
         batch_size=batch_size,
         limit=limit,
         allow_unverified=allow_unverified,
+        settings=Settings(mode=mode.value, preset=preset.value),
+        draw=DrawSettings(num_samples, sampler, steps),
+        neighbours=NeighbourSettings(num_queries=neighbours_of, by=neighbours_by, sheet=sheet),
+        use_cache=not no_cache,
         out=out,
         overwrite=overwrite,
         dry_run=dry_run,
@@ -100,7 +204,7 @@ def eval(
         session.result({"planned": report.planned, "left_out": report.left_out}, lines)
         return ExitCode.DONE
     session.result(report.to_json(), [results_table(report), *footnotes(report)])
-    _say_what_was_not_measured(session, report, out)
+    say_what_was_not_measured(session, report, out)
     store = next((source.path for source in report.sources if source.kind == "store"), None)
     if store is not None and "fid" not in {result.metric for result in report.results}:
         session.next_step("brics", "train-diffusion", store)
@@ -109,59 +213,49 @@ def eval(
     return ExitCode.SOME_FAILED if report.failures else ExitCode.DONE
 
 
-def results_table(report: EvaluationReport) -> Table:
-    """Metric, value, standard error, N, definition."""
-    table = plain_table("metric", "value", "± s.e.", "N", "definition")
-    table.columns[-1].justify = "left"
-    for result in report.results:
-        arrow = "↑" if result.better == "higher" else "↓"
-        num = f"{result.num_real:,}"
-        if result.num_real != result.num_fake:
-            num = f"{result.num_real:,} real, {result.num_fake:,} fake"
-        error = NO_FIGURE if result.standard_error is None else _figure(result, result.standard_error)
-        table.add_row(f"{result.title} {arrow}", _figure(result, result.value), error, num, result.definition)
-    return table
+@app.command("compare")
+def compare_reports(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="Files that `brics eval --out` wrote.")],
+    metric: Annotated[
+        str, typer.Option("--metric", help="What to plot against the training step of the model.")
+    ] = "fid",
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--plot", metavar="FILE", help="Write the plot there: .png, .pdf or .svg."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> int:
+    """Print reports side by side, the best figure of each metric marked, and plot one against training steps.
+
+    Figures that differ in definition, reference or number of images are not ranked: the last column says why.
+    """
+    from brics_cli.metrics.comparing import compare, load_report, plot_against_steps
+    from brics_cli.metrics.registry import metric as known_metric
+    from brics_cli.workspace import check_output, check_writable
+
+    session = Session(quiet=quiet, as_json=as_json)
+    loaded = [load_report(path) for path in reports]
+    rows = compare(loaded)
+    if plot is not None:
+        check_output(plot, overwrite=overwrite, what="the plot")
+        check_writable(plot)
+        num_points = plot_against_steps(loaded, known_metric(metric).name, path=plot)
+        session.reporter.message(f"plot: {plot}, {num_points} points")
+    value = {"reports": [asdict(report) for report in loaded], "metrics": [asdict(row) for row in rows]}
+    session.result(value, comparison_table(loaded, rows))
+    session.next_step("brics", "status")
+    return ExitCode.DONE
 
 
-def footnotes(report: EvaluationReport) -> list[str]:
-    """What a reader of the table must know besides."""
-    notes = [f"{result.title}: {result.note}" for result in report.results if result.note]
-    if any(result.standard_error is None and result.resize is not None for result in report.results):
-        notes.append(f"{NO_FIGURE}  a figure of two sets as a whole has no standard error over images")
-    notes += [
-        f"{result.title}: not comparable with published figures, its weights are not the published file"
-        for result in report.results
-        if not result.comparable
-    ]
-    return notes
+def _self_test(session: Session, real: str | None, fake: str | None, *, device: str) -> int:
+    from brics_cli.jobs.self_test import self_test
 
-
-def _figure(result: MetricResult, value: float) -> str:
-    if math.isinf(value):
-        return "∞"
-    digits = 2 if result.unit == "dB" else 4
-    return f"{value:.{digits}f} {result.unit}".strip()
-
-
-def _images(num: int) -> str:
-    return f"{num:,} image{'' if num == 1 else 's'}"
-
-
-def _say_what_was_not_measured(session: Session, report: EvaluationReport, out: Path | None) -> None:
-    """Left-out metrics, images without a partner, images that failed: on stderr."""
-    reporter = session.reporter
-    for name, reason in report.left_out.items():
-        reporter.message(f"left out: {name}: {reason}")
-    if report.num_pairs is not None:
-        for side, keys in (("real", report.unmatched_real), ("fake", report.unmatched_fake)):
-            if keys:
-                reporter.warning(f"{side}: {_images(len(keys))} without a partner of the same key, first {keys[0]}")
-    if report.failures:
-        total = len(report.failures)
-        first = f"first {min(total, NUM_FAILURES_SHOWN)}" if total > 1 else "namely"
-        listed = f"listed in {out}" if out is not None else f"{first}:"
-        reporter.warning(f"{_images(total)} failed, left out of every figure, {listed}")
-        for failure in report.failures[:NUM_FAILURES_SHOWN] if out is None else []:
-            reporter.warning(f"{failure.side} {failure.key}: {failure.reason}")
-    if out is not None:
-        reporter.message(f"report: {out}")
+    if real is not None and not real.endswith(".npz"):
+        raise UsageError(f"--self-test --real {real}: give clean-fid's statistics, an .npz")
+    statistics = None if real is None else Path(real)
+    checks = self_test(statistics=statistics, images=fake, device=device, reporter=session.reporter)
+    session.result([asdict(check) for check in checks], checks_table(checks))
+    session.next_step("brics", "eval")
+    return ExitCode.MACHINE if any(check.passed is False for check in checks) else ExitCode.DONE

@@ -60,9 +60,10 @@ def verify(as_json: options.Json = False) -> int:
     states = survey(forget=True)
     table = plain_table("weights", "state", "sha256", "published sha256")
     for state in states:
-        table.add_row(state.entry.id, _SAID[state.state], (state.sha256 or "-")[:16], state.entry.sha256[:16])
+        published = (state.entry.sha256 or "none")[:16]
+        table.add_row(state.entry.id, _SAID[state.state], (state.sha256 or "-")[:16], published)
     session.result([_record(state) for state in states], [table])
-    wrong = [state for state in states if state.state == "unverified"]
+    wrong = [state for state in states if state.state == "unverified" and state.entry.sha256 is not None]
     for state in wrong:
         session.reporter.warning(f"{state.path} is not the published {state.entry.file}")
     return ExitCode.ARTEFACT if wrong else ExitCode.DONE
@@ -100,22 +101,33 @@ def import_weights(
 @app.command()
 def fetch(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Which weights; see brics weights list.")],
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Take weights that have no published sha256 to be checked by.")
+    ] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Download weights, checked by sha256 before they get their name. `BRICS_OFFLINE=1` forbids it."""
+    """Download weights, checked by sha256 before they get their name. `BRICS_OFFLINE=1` forbids it.
+
+    A download that broke off goes on where it ended.
+    """
     from brics_cli.weights import importing
 
     session = Session(quiet=quiet, as_json=as_json)
-    fetched = importing.fetch(ids, reporter=session.reporter)
+    fetched = importing.fetch(ids, allow_unverified=allow_unverified, reporter=session.reporter)
     session.result([asdict(found) for found in fetched], [f"{found.id}: {found.path}" for found in fetched])
-    session.next_step("brics", "eval", *_metric_flags([found.id for found in fetched]))
+    flags = [] if all(found.verified for found in fetched) else ["--allow-unverified"]
+    session.next_step("brics", "eval", *_metric_flags([found.id for found in fetched]), *flags)
 
 
 def _metric_flags(ids: list[str]) -> list[str]:
+    """`--metric` with the first metric of each of the weights, and what makes it need them."""
     from brics_cli.weights import entry
 
-    return [word for weights_id in ids for name in entry(weights_id).metrics for word in ("--metric", name)]
+    known = [entry(weights_id) for weights_id in ids]
+    metrics = dict.fromkeys(weights.metrics[0] for weights in known)
+    flags = known[0].flags if len(known) == 1 else ()
+    return [*(word for name in metrics for word in ("--metric", name)), *flags]
 
 
 def _record(state: WeightsState) -> dict[str, Any]:

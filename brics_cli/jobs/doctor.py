@@ -109,8 +109,8 @@ def _kernels() -> Check:
     spec = GridSpec(2, (4, 16), 4)
     keys = torch.rand(3, 257, 2, generator=generator)
     tables = torch.randn(3, spec.num_vertices, 4, generator=generator)
-    exact = reference.retrieve(keys.double(), tables.double(), spec.resolutions)
+    exact = reference.retrieve(keys.double(), tables.double(), spec)
     error = float((grid_retrieve(keys.to(device), tables.to(device), spec).cpu() - exact).abs().max())
     ok = error < RETRIEVAL_TOLERANCE
-    found = f"backend {backend()} on {device}: within {error:.1e} of the float64 reference"
+    found = f"backend {backend(device)} on {device}: within {error:.1e} of the float64 reference"
     return Check("kernels", ok, found, "" if ok else "Use BRICS_KERNELS=reference, and report this.")

@@ -6,29 +6,29 @@ metric, and the figures come back with all that is needed to compare them: N, de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 import brics_cli
 from brics_cli.core.device import resolve_device
 from brics_cli.data.loader import default_num_workers
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.metrics.meters import Image, PairMeter, SetMeter, pair_meter, set_meter
-from brics_cli.metrics.pairing import Pairing, match_keys
-from brics_cli.metrics.registry import Metric
-from brics_cli.metrics.report import EvaluationReport, FailedImage, MetricResult, Source
+from brics_cli.jobs.evaluation_inputs import model_behind, open_input, pair_inputs, why_not
+from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
+from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store
+from brics_cli.metrics.extraction import Side
+from brics_cli.metrics.registry import Metric, Settings
+from brics_cli.metrics.report import EvaluationReport, FailedImage, Source
+from brics_cli.metrics.scores import Score, SetScorer
 from brics_cli.metrics.selection import Choice, choose_metrics
+from brics_cli.metrics.statistics import SavedStatistics
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.streams.comparison import Compares, ComparisonInputs, comparison_inputs
-from brics_cli.streams.images import ImageStream, open_images
+from brics_cli.streams.drawn import DrawSettings
 from brics_cli.workspace import (
     Artefact,
     Parent,
@@ -41,18 +41,18 @@ from brics_cli.workspace import (
 )
 from brics_cli.workspace.artefacts import now
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
 
 
 @dataclass(frozen=True)
-class Machinery:
-    """What measuring runs on."""
+class NeighbourSettings:
+    """Of `--metric neighbours`: how many fake images are looked up, how many nearest real ones each, in which
+    features (None: the best that is there), and where the sheet goes."""
 
-    device: torch.device
-    batch_size: int
-    num_workers: int
-    pool: ThreadPoolExecutor
-    reporter: Reporter
+    num_queries: int = 64
+    num_neighbours: int = 3
+    by: str | None = None
+    sheet: Path = Path("neighbours.png")
 
 
 def evaluate(
@@ -67,27 +67,36 @@ def evaluate(
     num_workers: int | None = None,
     limit: int | None = None,
     allow_unverified: bool = False,
+    settings: Settings | None = None,
+    draw: DrawSettings | None = None,
+    neighbours: NeighbourSettings | None = None,
+    use_cache: bool = True,
     out: Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> EvaluationReport:
-    """Measure `metrics` (names of the registry; None: all whose weights and inputs are there) of `fake` against `real`.
+    """Measure `metrics` (names of the registry; None: the usual ones whose weights and inputs are there; `all`: every
+    one) of `fake` against `real`.
 
-    Paths are collections or key-code stores; left out, they come from `workspace` (`streams.comparison` says how).
-    `dry_run`: only say what would be measured (`EvaluationReport.planned`).
-    `limit`: the first so many pairs, and the first so many images of each side. `out`: also write the report there.
-    Raises UsageError (unknown metric, no pairs, sizes that differ), ArtefactError (weights or inputs missing),
-    WouldOverwriteError.
+    Paths are collections, key-code stores, diffusion runs (images are drawn as `draw` says) or saved statistics
+    (.npz); left out, they come from `workspace` (`streams.comparison` says how). `dry_run`: only say what would be
+    measured (`EvaluationReport.planned`). `limit`: the first so many pairs, and the first so many images of each
+    side. `use_cache`: take features of the real side from the cache and put them there. `out`: also write the report
+    there. Raises UsageError (unknown metric, no pairs, sizes that differ, too few images), ArtefactError (weights or
+    inputs missing), MachineError (features that are not finite), WouldOverwriteError.
     """
     workspace = workspace or Workspace(Path())
     reporter = reporter or SilentReporter()
-    asked = metrics is not None
-    choice = choose_metrics(metrics, allow_unverified=allow_unverified)
+    settings, neighbours = settings or Settings(), neighbours or NeighbourSettings()
+    choice = choose_metrics(metrics, allow_unverified=allow_unverified, settings=settings, neighbours_by=neighbours.by)
     if out is not None:
         check_output(out, overwrite=overwrite, what="the report")
         check_writable(out)
+    if any(chosen.family == "neighbours" for chosen in choice.metrics):
+        check_output(neighbours.sheet, overwrite=overwrite, what="the sheet of nearest neighbours")
+        check_writable(neighbours.sheet)
     torch_device = resolve_device(device)
-    plan, without_inputs = _plan(choice.metrics, real, fake, workspace, reporter, asked=asked)
+    plan, without_inputs = _plan(choice, real, fake, workspace, reporter)
     report = EvaluationReport(left_out={**choice.left_out, **without_inputs})
     if dry_run:
         report.planned = [
@@ -96,9 +105,22 @@ def evaluate(
         return report
     workers = num_workers or default_num_workers()
     with ThreadPoolExecutor(workers, thread_name_prefix="brics-metrics") as pool:
-        machinery = Machinery(torch_device, batch_size, workers, pool, reporter)
+        machinery = Machinery(
+            device=torch_device,
+            batch_size=batch_size,
+            num_workers=workers,
+            pool=pool,
+            reporter=reporter,
+            settings=settings,
+            use_cache=use_cache,
+            limit=limit,
+            num_queries=neighbours.num_queries,
+            num_neighbours=neighbours.num_neighbours,
+        )
         for inputs, group in plan.items():
-            _compare(inputs, group, choice, machinery, report, workspace=workspace, limit=limit, asked=asked)
+            _compare(inputs, group, choice, machinery, report, workspace, draw or DrawSettings(), neighbours.sheet)
+    if not report.results:
+        raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
     order = [chosen.name for chosen in choice.metrics]
     report.results.sort(key=lambda result: order.index(result.metric))
     report.provenance = {
@@ -108,6 +130,8 @@ def evaluate(
         "dtype": "float32",
         "batch_size": batch_size,
         "limit": limit,
+        "mode": settings.mode,
+        "preset": settings.preset,
         "weights": _weights_used(report, choice),
         "packages": {package: version(package) for package in PACKAGES},
         "comparable": all(result.comparable for result in report.results),
@@ -118,13 +142,7 @@ def evaluate(
 
 
 def _plan(
-    wanted: Sequence[Metric],
-    real: str | Path | None,
-    fake: str | Path | None,
-    workspace: Workspace,
-    reporter: Reporter,
-    *,
-    asked: bool,
+    choice: Choice, real: str | Path | None, fake: str | Path | None, workspace: Workspace, reporter: Reporter
 ) -> tuple[dict[ComparisonInputs, list[Metric]], dict[str, str]]:
     """Which metrics go with which inputs; metrics of the same inputs share one reading of them.
 
@@ -133,16 +151,16 @@ def _plan(
     plan: dict[ComparisonInputs, list[Metric]] = {}
     left_out: dict[str, str] = {}
     problem: BricsError | None = None
-    kinds: tuple[Compares, ...] = ("pairs", "sets")
-    for compares in kinds:
-        members = [chosen for chosen in wanted if chosen.compares == compares]
+    kinds: tuple[tuple[str, Compares], ...] = (("reconstructions", "pairs"), ("samples", "sets"))
+    for wanted, compares in kinds:
+        members = [chosen for chosen in choice.metrics if chosen.inputs == wanted]
         if not members:
             continue
         try:
             inputs = comparison_inputs(compares, workspace=workspace, real=real, fake=fake, say=reporter.message)
             plan.setdefault(inputs, []).extend(members)
         except ArtefactError as error:
-            if asked:
+            if choice.asked:
                 raise
             problem = problem or error
             left_out.update({chosen.name: error.what for chosen in members})
@@ -157,134 +175,96 @@ def _compare(
     choice: Choice,
     machinery: Machinery,
     report: EvaluationReport,
-    *,
     workspace: Workspace,
-    limit: int | None,
-    asked: bool,
+    draw: DrawSettings,
+    sheet: Path,
 ) -> None:
     """Measure the metrics of one pair of inputs and add what was found to `report`."""
-    real, fake = (
-        open_images(
-            path,
-            workspace=workspace,
-            transform=inputs.transform,
-            size=inputs.size,
-            device=machinery.device,
-            batch_size=machinery.batch_size,
-            num_workers=machinery.num_workers,
+    real, fake = (open_input(path, inputs, machinery, workspace, draw) for path in (inputs.real, inputs.fake))
+    for name, source in (("real", real), ("fake", fake)):
+        kind, sha256 = (
+            ("statistics", source.sha256) if isinstance(source, SavedStatistics) else (source.kind, source.identity)
         )
-        for path in (inputs.real, inputs.fake)
-    )
-    for side, stream in (("real", real), ("fake", fake)):
-        source = Source(side, stream.kind, stream.path, stream.describe(), stream.identity)
-        report.sources.append(source)
-        machinery.reporter.message(f"{side}: {source.path}: {source.description}")
-    pairing = Pairing([], [], list(range(len(real))), list(range(len(fake))))
-    measured = list(group)
-    if any(chosen.compares == "pairs" for chosen in group):
-        pairing = match_keys(real.keys, fake.keys)
-        if len(pairing):
-            report.unmatched_real = [real.keys[position] for position in pairing.unmatched_real]
-            report.unmatched_fake = [fake.keys[position] for position in pairing.unmatched_fake]
+        model = model_behind(source.path, workspace)
+        report.sources.append(Source(name, kind, source.path, source.describe(), sha256, model=model))
+        machinery.reporter.message(f"{name}: {source.path}: {source.describe()}")
+
+    def leave_out(chosen: Metric, error: BricsError) -> None:
+        if choice.asked:
+            raise error
+        report.left_out[chosen.name] = error.what
+
+    pairing = pair_inputs(real, fake, group, report)
+    measured = []
+    for chosen in group:
+        problem = why_not(chosen, real, fake, pairing, machinery)
+        if problem is None:
+            measured.append(chosen)
         else:
-            measured = [chosen for chosen in group if chosen.compares == "sets"]
-            what = f"no key of {_example(real)} matches one of {_example(fake)}"
-            if asked or not measured:
-                raise UsageError(what, next="PSNR, SSIM and LPIPS need pairs: images of the same key on both sides.")
-            report.left_out.update({chosen.name: what for chosen in group if chosen.compares == "pairs"})
-    pairs: list[PairMeter] = []
-    sets: list[SetMeter] = []
-    for chosen in measured:
-        files = [found.path for found in choice.weights[chosen.name]]
-        if chosen.compares == "pairs":
-            pairs.append(pair_meter(chosen, weights=files, device=machinery.device, pool=machinery.pool))
-        else:
-            sets.append(set_meter(chosen, weights=files, device=machinery.device))
-    _measure(real, fake, pairing, pairs, sets, machinery=machinery, limit=limit)
-    for side, stream in (("real", real), ("fake", fake)):
-        report.failures += [FailedImage(side, failure.key, failure.reason) for failure in stream.failures]
-    meters: list[PairMeter | SetMeter] = [*pairs, *sets]
-    for meter in meters:
-        verified = all(found.verified for found in choice.weights[meter.metric.name])
-        report.results.append(_result(meter, real, fake, verified=verified))
-    if pairs:
-        report.num_pairs = pairs[0].num
-
-
-def _measure(
-    real: ImageStream,
-    fake: ImageStream,
-    pairing: Pairing,
-    pairs: Sequence[PairMeter],
-    sets: Sequence[SetMeter],
-    *,
-    machinery: Machinery,
-    limit: int | None,
-) -> None:
-    """One pass: partners are read side by side, then, for metrics of sets, the images without a partner."""
-    num_pairs = len(pairing) if limit is None else min(len(pairing), limit)
-    real_order, fake_order = pairing.real[:num_pairs], pairing.fake[:num_pairs]
-    if sets:
-        real_order = (pairing.real + pairing.unmatched_real)[:limit]
-        fake_order = (pairing.fake + pairing.unmatched_fake)[:limit]
-    left = num_pairs
-    nothing: list[Image | None] = []
-    with machinery.reporter.task("measure", total=len(real_order) + len(fake_order), unit="img") as task:
-        for real_batch, fake_batch in zip_longest(real.read(real_order), fake.read(fake_order), fillvalue=nothing):
-            for first, second in _partners(real_batch[:left], fake_batch[:left]):
-                for pair in pairs:
-                    pair.update(first, second)
-            for meter in sets:
-                meter.update("real", [image for image in real_batch if image is not None], pool=machinery.pool)
-                meter.update("fake", [image for image in fake_batch if image is not None], pool=machinery.pool)
-            left = max(left - machinery.batch_size, 0)
-            task.advance(len(real_batch) + len(fake_batch))
-
-
-def _partners(real: Sequence[Image | None], fake: Sequence[Image | None]) -> Iterator[tuple[Image, Image]]:
-    """Partners that could both be read, stacked to (N, H, W, 3), one pair of arrays per size of image."""
-    by_shape: dict[tuple[int, ...], list[tuple[Image, Image]]] = {}
-    for first, second in zip(real, fake, strict=True):
-        if first is None or second is None:
-            continue
-        if first.shape != second.shape:
-            raise UsageError(
-                f"the images differ in size: real {first.shape[1]} x {first.shape[0]}, "
-                f"fake {second.shape[1]} x {second.shape[0]}",
-                next=f"Make the originals squares of the same size: brics pack REAL --out DIR --size {second.shape[0]}",
+            leave_out(chosen, problem)
+    found = measure(real, fake, pairing, measured, choice, machinery)
+    try:
+        sides: tuple[Side, Side] = ("real", "fake")
+        for side, listed in zip(sides, report.sources[-2:], strict=True):
+            report.failures += [FailedImage(side, *failure) for failure in found.failures.get(side, [])]
+            listed.cached.extend(
+                key for (key, of), features in found.features.items() if of == side and features.from_cache
             )
-        by_shape.setdefault(first.shape, []).append((first, second))
-    for members in by_shape.values():
-        yield np.stack([first for first, _ in members]), np.stack([second for _, second in members])
+        scorers: dict[str, SetScorer] = {}
+        for chosen in measured:
+            try:
+                score = _score(chosen, found, choice, machinery, scorers, real, fake, report, sheet)
+            except UsageError as error:
+                leave_out(chosen, error)
+                continue
+            report.results.append(result_of(chosen, score, found, choice, machinery.settings, real, fake))
+    finally:
+        found.close()
 
 
-def _example(stream: ImageStream) -> str:
-    return f"{stream.path} ({stream.keys[0]!r}, …)" if stream.keys else f"{stream.path} (which is empty)"
+def _score(
+    chosen: Metric,
+    found: Measured,
+    choice: Choice,
+    machinery: Machinery,
+    scorers: dict[str, SetScorer],
+    real: Input,
+    fake: Input,
+    report: EvaluationReport,
+    sheet: Path,
+) -> Score:
+    """The figure of one metric from what the pass found."""
+    if chosen.name in found.refused:
+        raise found.refused[chosen.name]
+    if chosen.compares == "codes":
+        return usage_of_store(fake, limit=machinery.limit, reporter=machinery.reporter)
+    if chosen.compares == "pairs":
+        meter = next(meter for meter in found.pairs if meter.metric is chosen)
+        report.num_pairs = meter.num
+        _check_read(chosen, meter.num, found)
+        return pair_score(meter)
+    key = choice.networks[chosen.name]
+    assert key is not None
+    if chosen.family == "neighbours":
+        search = found.searches[key]
+        _check_read(chosen, min(search.num_real, len(search.query_images)), found)
+        return neighbour_score(search, real, fake, sheet=sheet, report=report)
+    sides = [found.features.get((key, "fake")), found.features.get((key, "real"))]
+    _check_read(chosen, min(features.num for features in sides if features and features.num is not None), found)
+    if key not in scorers:
+        of_fake = found.features[key, "fake"]
+        of_real = found.features.get((key, "real"), of_fake)  # IS alone has no real side
+        scorers[key] = SetScorer(
+            of_real, of_fake, found.networks[key], settings=machinery.settings, device=machinery.device
+        )
+    return scorers[key].score(chosen)
 
 
-def _result(meter: PairMeter | SetMeter, real: ImageStream, fake: ImageStream, *, verified: bool) -> MetricResult:
-    num_real, num_fake = (meter.num, meter.num) if isinstance(meter, PairMeter) else (meter.num_real, meter.num_fake)
-    if min(num_real, num_fake) == 0:
-        failures = [*real.failures, *fake.failures]
-        why = f" (first {failures[0].key}: {failures[0].reason})" if failures else ""
-        raise ArtefactError(f"{meter.metric.title}: not one image could be read{why}")
-    chosen = meter.metric
-    return MetricResult(
-        metric=chosen.name,
-        title=chosen.title,
-        real=real.path,
-        fake=fake.path,
-        value=meter.value,
-        standard_error=meter.standard_error if isinstance(meter, PairMeter) else None,
-        num_real=num_real,
-        num_fake=num_fake,
-        unit=chosen.unit,
-        better=chosen.better,
-        definition=chosen.definition,
-        resize=meter.network.resize if isinstance(meter, SetMeter) else None,
-        comparable=verified,
-        note=meter.note,
-    )
+def _check_read(chosen: Metric, num: int, found: Measured) -> None:
+    if num == 0:
+        failures = [failure for side in found.failures.values() for failure in side]
+        why = f" (first {failures[0][0]}: {failures[0][1]})" if failures else ""
+        raise ArtefactError(f"{chosen.title}: not one image could be read{why}")
 
 
 def _weights_used(report: EvaluationReport, choice: Choice) -> list[dict[str, Any]]:

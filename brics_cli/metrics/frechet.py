@@ -8,12 +8,49 @@ N images, D features.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from brics_cli.errors import UsageError
 
 Array = NDArray[np.float64]
+
+
+class Gaussian(Protocol):
+    """A mean (D,) and a covariance (D, D) of `num` images (None: nobody said)."""
+
+    @property
+    def num(self) -> int | None: ...
+    @property
+    def mean(self) -> Array: ...
+    @property
+    def covariance(self) -> Array: ...
+    @property
+    def is_full(self) -> bool: ...
+    def factor(self) -> Array: ...
+
+
+class StoredGaussian:
+    """A Gaussian read from a file, or made of other moments."""
+
+    def __init__(self, mean: Array, covariance: Array, *, num: int | None = None) -> None:
+        self.mean = np.asarray(mean, dtype=np.float64)
+        self.covariance = np.asarray(covariance, dtype=np.float64)
+        self.num = num
+
+    @property
+    def num_features(self) -> int:
+        return len(self.mean)
+
+    @property
+    def is_full(self) -> bool:
+        """Only a square factor can be had of a covariance."""
+        return True
+
+    def factor(self) -> Array:
+        return factor_of(self.covariance)
 
 
 class FeatureMoments:
@@ -76,12 +113,33 @@ class FeatureMoments:
         if self._rows is not None:
             rows = np.concatenate(self._rows)  # (N, D)
             return np.asarray((rows - rows.mean(axis=0)).T / np.sqrt(self.num - 1))
-        covariance = self.covariance
-        try:
-            return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-        except np.linalg.LinAlgError:
-            values, vectors = np.linalg.eigh(covariance)
-            return np.asarray(vectors * np.sqrt(values.clip(min=0)))
+        return factor_of(self.covariance)
+
+    def state(self) -> dict[str, Array]:
+        """What `from_state` makes the same moments of, to the last bit."""
+        if self._rows is not None:
+            rows = np.concatenate(self._rows) if self._rows else np.empty((0, self.num_features))
+            return {"rows": rows}
+        assert self._products is not None
+        return {
+            "num": np.array(self.num),
+            "shift": self._shift,
+            "sum": self._sum,
+            "products": self._products,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Array]) -> FeatureMoments:
+        """The moments whose `state` this is. Raises KeyError or ValueError for anything else."""
+        if "rows" in state:
+            moments = cls(state["rows"].shape[1])
+            if len(state["rows"]):
+                moments.update(state["rows"])
+            return moments
+        moments = cls(len(state["shift"]))
+        moments.num, moments._rows = int(state["num"]), None
+        moments._shift, moments._sum, moments._products = state["shift"], state["sum"], state["products"]
+        return moments
 
     def _fold(self, rows: Array) -> None:
         assert self._products is not None
@@ -90,20 +148,51 @@ class FeatureMoments:
         self._products += centred.T @ centred
 
 
-def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
+def factor_of(covariance: Array) -> Array:
+    """F (D, D) with F Fᵀ = covariance, by Cholesky or, when it is singular, from its eigenvectors."""
+    try:
+        return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(values.clip(min=0)))
+
+
+class FrechetReference:
+    """One side of a Fréchet distance, factored once for any number of others."""
+
+    def __init__(self, reference: Gaussian) -> None:
+        _check(reference)
+        self.mean = reference.mean
+        self.is_full = reference.is_full
+        self._factor = reference.factor()  # (D, D) or (D, N)
+        self._trace = float(np.square(self._factor).sum())
+
+    def distance(self, other: Gaussian) -> float:
+        """d² to `other`; never below zero."""
+        _check(other)
+        if self.is_full and other.is_full:
+            covariance = other.covariance
+            eigenvalues = np.linalg.eigvalsh(self._factor.T @ covariance @ self._factor)
+            trace_root, trace = np.sqrt(eigenvalues.clip(min=0)).sum(), np.trace(covariance)
+        else:
+            factor = other.factor()
+            trace_root = np.linalg.svd(self._factor.T @ factor, compute_uv=False).sum()
+            trace = np.square(factor).sum()
+        difference = self.mean - other.mean  # (D,)
+        # Rounding leaves about -1e-12 for identical sets; the distance itself has no negative values.
+        return max(float(difference @ difference + self._trace + trace - 2 * trace_root), 0.0)
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """d² between the Gaussians of two sets; symmetric, zero for identical sets, never below zero.
 
     Raises UsageError when a set has fewer than two images, for which there is no covariance.
     """
-    if min(a.num, b.num) < 2:
+    if min(num for num in (a.num, b.num, 2) if num is not None) < 2:
         raise UsageError(f"a Fréchet distance needs at least 2 images on each side, there are {a.num} and {b.num}")
-    if a.is_full and b.is_full:
-        factor = a.factor()  # (D, D)
-        eigenvalues = np.linalg.eigvalsh(factor.T @ b.covariance @ factor)
-        trace_root = np.sqrt(eigenvalues.clip(min=0)).sum()
-    else:
-        trace_root = np.linalg.svd(a.factor().T @ b.factor(), compute_uv=False).sum()
-    difference = a.mean - b.mean  # (D,)
-    traces = np.trace(a.covariance) + np.trace(b.covariance)
-    # Rounding leaves about -1e-12 for identical sets; the distance itself has no negative values.
-    return max(float(difference @ difference + traces - 2 * trace_root), 0.0)
+    return FrechetReference(a).distance(b)
+
+
+def _check(gaussian: Gaussian) -> None:
+    if gaussian.num is not None and gaussian.num < 2:
+        raise UsageError(f"a Fréchet distance needs at least 2 images on each side, there is {gaussian.num}")

@@ -1,29 +1,30 @@
-"""One meter per metric: images go in batch by batch, the figure comes out. Each network is loaded once.
+"""One meter per metric of pairs: an image and its original go in, batch by batch; one value per pair is kept.
 
-`PairMeter` gets an image beside its original and keeps one value per pair; `SetMeter` gets images of either side and
-keeps moments. N images, (H, W, 3) uint8.
+N pairs, (H, W, 3) uint8.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brics_cli.metrics.frechet import FeatureMoments, frechet_distance
+from brics_cli.errors import UsageError
+from brics_cli.metrics.ms_ssim import ms_ssim
 from brics_cli.metrics.reconstruction import psnr, ssim
 from brics_cli.metrics.registry import Metric
-from brics_cli.networks.features import FeatureNetwork
+
+if TYPE_CHECKING:
+    from brics_cli.metrics.neighbours import LpipsFeatures
 
 Image = NDArray[np.uint8]
 PairFunction = Callable[[Image, Image], NDArray[np.float64]]
-Side = Literal["real", "fake"]
 
 
 class PairMeter:
@@ -67,50 +68,26 @@ class PairMeter:
         return f"{num_identical:,} pairs are identical, of infinite {self.metric.title}" if num_identical else None
 
 
-class SetMeter:
-    """The Fréchet distance of two sets of images in the features of one network."""
-
-    def __init__(self, metric: Metric, network: FeatureNetwork) -> None:
-        self.metric = metric
-        self.network = network
-        self.moments: dict[Side, FeatureMoments] = {
-            "real": FeatureMoments(network.num_features),
-            "fake": FeatureMoments(network.num_features),
-        }
-
-    def update(self, side: Side, images: Sequence[Image], *, pool: ThreadPoolExecutor | None = None) -> None:
-        """Add images of one side, each (H, W, 3) of any size."""
-        if images:
-            self.moments[side].update(self.network.features(images, pool=pool))
-
-    @property
-    def num_real(self) -> int:
-        return self.moments["real"].num
-
-    @property
-    def num_fake(self) -> int:
-        return self.moments["fake"].num
-
-    @property
-    def value(self) -> float:
-        return frechet_distance(self.moments["real"], self.moments["fake"])
-
-    @property
-    def note(self) -> str | None:
-        smallest = min(moments.num for moments in self.moments.values())
-        if smallest > self.network.num_features:
-            return None
-        return f"{smallest:,} images are fewer than the {self.network.num_features:,} features: compare at equal N only"
-
-
 def pair_meter(
-    metric: Metric, *, weights: Sequence[Path], device: torch.device, pool: ThreadPoolExecutor | None = None
+    metric: Metric,
+    *,
+    weights: Sequence[Path],
+    device: torch.device,
+    pool: ThreadPoolExecutor | None = None,
+    shared: dict[str, LpipsFeatures] | None = None,
 ) -> PairMeter:
-    """The meter of a metric that compares pairs; `weights` are the files of `metric.weights`."""
+    """The meter of a metric that compares pairs; `weights` are the files of `metric.weights`.
+
+    `shared`: LPIPS networks that are at work already, by key; an image that they have seen is not run again.
+    """
     if metric.name == "psnr":
         return PairMeter(metric, psnr)
     if metric.name == "ssim":
         return PairMeter(metric, lambda real, fake: ssim(real, fake, pool=pool))
+    if metric.name == "ms-ssim":
+        return PairMeter(metric, lambda real, fake: ms_ssim(real, fake, device=device))
+    if shared and metric.network in shared:
+        return PairMeter(metric, shared[metric.network].distance)
     from brics_cli.metrics.perceptual import lpips_distance
     from brics_cli.networks.perceptual import load_lpips
 
@@ -118,12 +95,21 @@ def pair_meter(
     return PairMeter(metric, lambda real, fake: lpips_distance(model, real, fake, device=device))
 
 
-def set_meter(metric: Metric, *, weights: Sequence[Path], device: torch.device) -> SetMeter:
-    """The meter of a metric that compares sets; `weights` are the files of `metric.weights`."""
-    if metric.name == "clip-fid":
-        from brics_cli.networks.clip import load_clip
+def stacked_partners(real: Sequence[Image | None], fake: Sequence[Image | None]) -> Iterator[tuple[Image, Image]]:
+    """Partners that could both be read, stacked to (N, H, W, 3), one pair of arrays per size of image.
 
-        return SetMeter(metric, load_clip(weights[0], device=device))
-    from brics_cli.networks.inception import load_inception
-
-    return SetMeter(metric, load_inception(weights[0], device=device))
+    Raises UsageError when partners differ in size.
+    """
+    by_shape: dict[tuple[int, ...], list[tuple[Image, Image]]] = {}
+    for first, second in zip(real, fake, strict=True):
+        if first is None or second is None:
+            continue
+        if first.shape != second.shape:
+            raise UsageError(
+                f"the images differ in size: real {first.shape[1]} x {first.shape[0]}, "
+                f"fake {second.shape[1]} x {second.shape[0]}",
+                next=f"Make the originals squares of the same size: brics pack REAL --out DIR --size {second.shape[0]}",
+            )
+        by_shape.setdefault(first.shape, []).append((first, second))
+    for members in by_shape.values():
+        yield np.stack([first for first, _ in members]), np.stack([second for _, second in members])

@@ -1,4 +1,8 @@
-"""Which metrics there are, what each compares, which weights it needs, and its definition in one line. No torch."""
+"""Which metrics there are, what each compares, which network and weights it needs, and its definition. No torch.
+
+A metric's features depend on two settings: the `mode` of Inception (how images are resized for it: clean-fid's
+names) and the `preset` of the manifold metrics (network, k, inequality). `network_of` and `definition_of` resolve them.
+"""
 
 from __future__ import annotations
 
@@ -8,89 +12,250 @@ from typing import Literal
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
 
+Mode = Literal["clean", "legacy-tensorflow", "legacy-pytorch"]
+Preset = Literal["adm", "stylegan3", "prdc"]
+Compares = Literal["pairs", "sets", "codes"]
+Family = Literal["frechet", "kernel", "inception-score", "manifold", "pairs", "usage", "neighbours"]
+
+MODES: tuple[Mode, ...] = ("clean", "legacy-tensorflow", "legacy-pytorch")
+
+
+@dataclass(frozen=True)
+class ManifoldPreset:
+    """What fixes precision, recall, density and coverage: the features, k, whether a radius reaches its own distance
+    (`<=`), and how many images of a side are taken at most."""
+
+    network: str
+    k: int
+    closed: bool
+    max_real: int | None
+    max_fake: int | None
+    source: str
+
+
+PRESETS: dict[Preset, ManifoldPreset] = {
+    "adm": ManifoldPreset("inception", 3, True, None, None, "ADM's evaluator, arXiv 2105.05233"),
+    "stylegan3": ManifoldPreset("nvidia-vgg16", 3, True, 200_000, 50_000, "StyleGAN3's pr50k3_full"),
+    "prdc": ManifoldPreset("vgg16-fc2", 5, False, 10_000, 10_000, "prdc, arXiv 2002.09797"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the features of some metrics depend on."""
+
+    mode: Mode = "clean"
+    preset: Preset = "adm"
+
+
+NETWORK_WEIGHTS: dict[str, str] = {
+    "inception-clean": "inception",
+    "inception-legacy-tensorflow": "inception",
+    "inception-legacy-pytorch": "inception-pytorch",
+    "clip": "clip-vit-b-32",
+    "dinov2": "dinov2-vit-l-14",
+    "nvidia-vgg16": "nvidia-vgg16",
+    "vgg16-fc2": "vgg16",
+    "lpips-alex": "alexnet",
+    "lpips-vgg": "vgg16",
+}
+"""Every way that features are made -> the weights it needs."""
+
+NEIGHBOUR_NETWORKS: tuple[str, ...] = ("lpips-alex", "lpips-vgg", "dinov2", "inception-clean", "clip")
+"""What nearest images may be looked for in; the first whose weights are there is taken."""
+
 
 @dataclass(frozen=True)
 class Metric:
     """One name of `brics eval --metric`.
 
     `compares`: `pairs`, an image with its reconstruction, so each image has a value and the mean a standard error;
-    or `sets`, two collections as a whole. `definition` is what must agree for two figures to be comparable.
+    `sets`, two collections as a whole; or `codes`, what a store holds. `inputs` says what is looked up when no path
+    is given: reconstructions with their originals, or samples with the training collection. `network` is a key of
+    NETWORK_WEIGHTS, or `inception` (by mode), `manifold` (by preset), `neighbours`. `definition` is what must agree
+    for two figures to be comparable.
     """
 
     name: str
     title: str
-    compares: Literal["pairs", "sets"]
-    weights: tuple[str, ...]
-    better: Literal["higher", "lower"]
+    compares: Compares
+    family: Family
+    network: str | None
+    better: Literal["higher", "lower", ""]
     unit: str
     definition: str
+    inputs: Literal["reconstructions", "samples"] = "samples"
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights needed under the default settings."""
+        return weights_of(self, Settings())
+
+
+def _pairs(name: str, title: str, network: str | None, better: Literal["higher", "lower"], definition: str) -> Metric:
+    unit = "dB" if name == "psnr" else ""
+    return Metric(name, title, "pairs", "pairs", network, better, unit, definition, inputs="reconstructions")
+
+
+def _manifold(name: str, title: str, definition: str) -> Metric:
+    return Metric(name, title, "sets", "manifold", "manifold", "higher", "", definition)
+
+
+_FID = "2048 features, covariance / (N - 1)"
 
 REGISTRY: dict[str, Metric] = {
     metric.name: metric
     for metric in (
+        _pairs("psnr", "PSNR", None, "higher", "uint8 RGB, MSE over all channels, mean of the images' values"),
+        _pairs(
+            "ssim",
+            "SSIM",
+            None,
+            "higher",
+            "uint8 RGB (range 255), Gaussian window 11 x 11, sigma 1.5, mean over channels and images",
+        ),
+        _pairs(
+            "ms-ssim",
+            "MS-SSIM",
+            None,
+            "higher",
+            "uint8 RGB (range 255), Wang 2003: 5 scales, window 11 x 11, sigma 1.5, mean over channels and images",
+        ),
+        _pairs("lpips", "LPIPS (alex)", "lpips-alex", "lower", "lpips v0.1, AlexNet, images in [-1, 1]"),
+        _pairs("lpips-vgg", "LPIPS (vgg)", "lpips-vgg", "lower", "lpips v0.1, VGG16, images in [-1, 1]"),
+        Metric("rfid", "rFID", "sets", "frechet", "inception", "lower", "", _FID, inputs="reconstructions"),
+        Metric("fid", "FID", "sets", "frechet", "inception", "lower", "", _FID),
         Metric(
-            name="psnr",
-            title="PSNR",
-            compares="pairs",
-            weights=(),
-            better="higher",
-            unit="dB",
-            definition="uint8 RGB, MSE over all channels, mean of the images' values",
+            "clip-fid",
+            "CLIP-FID",
+            "sets",
+            "frechet",
+            "clip",
+            "lower",
+            "",
+            "clean-fid's clip_vit_b_32: CLIP ViT-B/32, 512 features, float32, covariance / (N - 1)",
         ),
         Metric(
-            name="ssim",
-            title="SSIM",
-            compares="pairs",
-            weights=(),
-            better="higher",
-            unit="",
-            definition="uint8 RGB (range 255), Gaussian window 11 x 11, sigma 1.5, mean over channels and images",
+            "fd-dinov2",
+            "FD-DINOv2",
+            "sets",
+            "frechet",
+            "dinov2",
+            "lower",
+            "",
+            "dgm-eval's: DINOv2 ViT-L/14, 1024 features of the class token, float32, covariance / (N - 1)",
         ),
         Metric(
-            name="lpips",
-            title="LPIPS (alex)",
-            compares="pairs",
-            weights=("alexnet",),
-            better="lower",
-            unit="",
-            definition="lpips v0.1, AlexNet, images in [-1, 1]",
+            "kid",
+            "KID",
+            "sets",
+            "kernel",
+            "inception",
+            "lower",
+            "",
+            "unbiased, kernel (x.y/2048 + 1)^3, mean of 100 subsets of 1000",
         ),
         Metric(
-            name="lpips-vgg",
-            title="LPIPS (vgg)",
-            compares="pairs",
-            weights=("vgg16",),
-            better="lower",
-            unit="",
-            definition="lpips v0.1, VGG16, images in [-1, 1]",
+            "is",
+            "IS",
+            "sets",
+            "inception-score",
+            "inception",
+            "higher",
+            "",
+            "1008 classes without output bias, 10 splits after a shuffle of seed 2020 (torch-fidelity's)",
+        ),
+        _manifold("precision", "Precision", "share of the fake images inside the manifold of the real"),
+        _manifold("recall", "Recall", "share of the real images inside the manifold of the fake"),
+        _manifold("density", "Density", "real balls around a fake image, over k (< radius)"),
+        _manifold("coverage", "Coverage", "share of the real balls that hold a fake image (< radius)"),
+        Metric(
+            "usage",
+            "Usage",
+            "codes",
+            "usage",
+            None,
+            "higher",
+            "",
+            "share of the bottleneck's grid vertices or codebook entries that the store's codes use",
+            inputs="reconstructions",
         ),
         Metric(
-            name="fid",
-            title="FID",
-            compares="sets",
-            weights=("inception",),
-            better="lower",
-            unit="",
-            definition="clean-fid's mode clean: Inception 2015, 2048 features, covariance / (N - 1)",
-        ),
-        Metric(
-            name="clip-fid",
-            title="CLIP-FID",
-            compares="sets",
-            weights=("clip-vit-b-32",),
-            better="lower",
-            unit="",
-            definition="clean-fid's clip_vit_b_32: CLIP ViT-B/32, 512 features, float32, covariance / (N - 1)",
+            "neighbours",
+            "Nearest neighbour",
+            "sets",
+            "neighbours",
+            "neighbours",
+            "",
+            "",
+            "median over the looked-up fake images of the distance to the nearest real one",
         ),
     )
 }
 
-NEEDS_NO_WEIGHTS: tuple[str, ...] = tuple(name for name, metric in REGISTRY.items() if not metric.weights)
+DEFAULT: tuple[str, ...] = ("psnr", "ssim", "lpips", "lpips-vgg", "fid", "clip-fid")
+"""Measured, where weights and inputs allow, when no metric is named."""
+
+NEEDS_NO_WEIGHTS: tuple[str, ...] = ("psnr", "ssim")
+"""What an error about missing weights offers instead."""
 
 
 def metric(name: str) -> Metric:
     """The metric `name`. Raises UsageError with the nearest name, or all of them, when there is none."""
     if name not in REGISTRY:
-        raise UsageError(f"no metric {name!r}{did_you_mean(name, REGISTRY)}")
+        near = did_you_mean(name, [*REGISTRY, "all"]) or f"; there are: {', '.join(REGISTRY)}, and all"
+        raise UsageError(f"no metric {name!r}{near}")
     return REGISTRY[name]
+
+
+def network_of(metric: Metric, settings: Settings) -> str | None:
+    """The key of NETWORK_WEIGHTS that `metric` takes its features from; None when it needs no network.
+
+    `neighbours` may take several: its first choice is returned.
+    """
+    network = PRESETS[settings.preset].network if metric.network == "manifold" else metric.network
+    if network == "inception":
+        return f"inception-{settings.mode}"
+    return NEIGHBOUR_NETWORKS[0] if network == "neighbours" else network
+
+
+def weights_of(metric: Metric, settings: Settings) -> tuple[str, ...]:
+    """The weights `metric` needs."""
+    network = network_of(metric, settings)
+    return () if network is None else (NETWORK_WEIGHTS[network],)
+
+
+def smallest_number(metric: Metric, settings: Settings) -> int:
+    """How many images of a side `metric` needs at least to have a figure."""
+    return {"frechet": 2, "kernel": 2, "manifold": PRESETS[settings.preset].k + 1}.get(metric.family, 1)
+
+
+def definition_of(metric: Metric, settings: Settings, *, network: str | None = None) -> str:
+    """What must agree for two figures to be comparable, the settings filled in.
+
+    `network`: what the features were taken from, where that was chosen by what is there (`neighbours`).
+    """
+    if metric.family == "manifold":
+        preset = PRESETS[settings.preset]
+        features = _FEATURES[network_of(metric, settings) or ""]
+        sign = "<=" if preset.closed and metric.name in {"precision", "recall"} else "<"
+        rule = f", {sign} radius" if metric.name in {"precision", "recall"} else ""
+        return f"{metric.definition}: preset {settings.preset} ({preset.source}), k = {preset.k}{rule}, {features}"
+    if metric.network == "inception":
+        return f"{_FEATURES[f'inception-{settings.mode}']}, {metric.definition}"
+    if metric.family == "neighbours" and network is not None:
+        return f"{metric.definition}, {_FEATURES[network]}"
+    return metric.definition
+
+
+_FEATURES = {
+    "inception-clean": "clean-fid's mode clean: Inception 2015",
+    "inception-legacy-tensorflow": "clean-fid's mode legacy_tensorflow: Inception 2015 with its own resize",
+    "inception-legacy-pytorch": "clean-fid's mode legacy_pytorch: pytorch-fid's Inception",
+    "nvidia-vgg16": "NVIDIA's VGG16, 4096 features",
+    "vgg16-fc2": "torchvision's VGG16, 4096 features (fc2 after ReLU)",
+    "clip": "CLIP ViT-B/32 features",
+    "dinov2": "DINOv2 ViT-L/14 features",
+    "lpips-alex": "LPIPS v0.1 (alex)",
+    "lpips-vgg": "LPIPS v0.1 (vgg)",
+}

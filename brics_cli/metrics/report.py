@@ -11,8 +11,10 @@ from typing import Any
 class MetricResult:
     """One figure of `fake` against `real` (paths).
 
-    `standard_error` is over images, None for metrics of sets; `resize` says how a network's input was made;
-    `comparable` is False when weights of unknown sha256 were used; `note` is what a reader must know besides.
+    `standard_error` is the error bar and `error_kind` says of what kind (None: there is none); `num_real` and
+    `num_fake` are None where nobody knows (saved statistics) or the side plays no part; `resize` says how a network's
+    input was made; `comparable` is False when weights of unknown sha256 were used; `note` is what a reader must know
+    besides; `details` is what the metric found beside its value.
     """
 
     metric: str
@@ -21,25 +23,33 @@ class MetricResult:
     fake: str
     value: float
     standard_error: float | None
-    num_real: int
-    num_fake: int
+    num_real: int | None
+    num_fake: int | None
     unit: str
     better: str
     definition: str
     resize: str | None
     comparable: bool
     note: str | None
+    error_kind: str | None = None
+    details: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """One side of a comparison. `sha256` is a store's, or a collection's fingerprint."""
+    """One side of a comparison. `sha256` is a store's, a model's or a file's, or a collection's fingerprint.
+
+    `cached`: the networks whose features of it came from the cache. `model`: kind, path and step of the trained model
+    it came from, where one is known.
+    """
 
     side: str
     kind: str
     path: str
     description: str
     sha256: str
+    cached: list[str] = field(default_factory=list)
+    model: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,10 @@ class EvaluationReport:
     unmatched_fake: list[str] = field(default_factory=list)
     failures: list[FailedImage] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    """Metric -> why it was not measured; filled only when no metric was asked for by name."""
+    """Metric -> why it was not measured; filled only when not every metric was asked for by name."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    sheets: list[str] = field(default_factory=list)
+    """Contact sheets that were written."""
     planned: list[dict[str, Any]] = field(default_factory=list)
     """What would be measured of what: filled by a dry run alone."""
 
@@ -80,6 +92,7 @@ class EvaluationReport:
         """Everything, as JSON can hold it: an infinite PSNR is null, and its `note` says why."""
         record = asdict(self)
         for result in record["results"]:
-            if not math.isfinite(result["value"]):
-                result["value"] = None
+            for name in ("value", "standard_error"):
+                if result[name] is not None and not math.isfinite(result[name]):
+                    result[name] = None
         return {"brics_report": 1, **record}

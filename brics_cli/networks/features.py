@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import MachineError
+
+Image = NDArray[np.uint8]
+Prepared = NDArray[np.generic]
 
 
 @contextmanager
@@ -31,39 +34,70 @@ def quiet_jit() -> Iterator[None]:
 class FeatureNetwork(ABC):
     """A pretrained network with its own resize, on one device, in float32.
 
-    `name`, `num_features` (D), `input_side` (S) and `resize` (in words, for the provenance) say what it is.
+    `name`, `num_features` (D) and `resize` (in words, for the provenance) say what it is; so do `weights_sha256` and
+    `key`, which `networks.loading` fills in.
     """
 
     name: str
     num_features: int
-    input_side: int
     resize: str
+    key: str = ""
+    weights_sha256: str = ""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
 
     @abstractmethod
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.generic]:
+    def prepare(self, image: Image) -> Prepared:
         """One image (H, W, 3), RGB, 0-255, as the network's input (S, S, 3), 0-255. Runs in worker threads."""
 
     @abstractmethod
     def forward(self, batch: Tensor) -> Tensor:
-        """(B, 3, S, S) float32, 0-255, on the device -> features (B, D)."""
+        """(B, 3, S, S) float32, 0-255, channels last, on the device -> features (B, D)."""
 
-    def features(
-        self, images: Sequence[NDArray[np.uint8]], *, pool: ThreadPoolExecutor | None = None
-    ) -> NDArray[np.float32]:
+    def features(self, images: Sequence[Image], *, pool: ThreadPoolExecutor | None = None) -> NDArray[np.float32]:
         """Features (B, D) of `images`, each (H, W, 3) of any size. Resizing runs in `pool`: Pillow lets threads run.
 
         Raises MachineError when a feature is not finite, which a sound image and sound weights never give.
         """
-        prepared = list((pool.map if pool else map)(self.prepare, images))
-        batch = torch.from_numpy(np.stack(prepared)).to(self.device)  # (B, S, S, 3)
-        batch = batch.permute(0, 3, 1, 2).to(torch.float32).contiguous()  # (B, 3, S, S)
-        with torch.inference_mode():
-            features = self.forward(batch).float().cpu().numpy()  # (B, D)
+        features = self.of_prepared(list((pool.map if pool else map)(self.prepare, images)))
         if not np.isfinite(features).all():
             raise MachineError(
                 f"{self.name} gave features that are not finite", next="Check its weights: brics weights verify"
             )
         return features
+
+    def submit(self, images: Sequence[Image], pool: ThreadPoolExecutor) -> list[Future[Prepared]]:
+        """Start resizing `images` in `pool`; `of_prepared` takes the results."""
+        return [pool.submit(self.prepare, image) for image in images]
+
+    def of_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+        """Features (B, D) of inputs that `prepare` made; inputs of different sizes (legacy modes) run size by size."""
+        features = np.empty((len(prepared), self.num_features), np.float32)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, each in enumerate(prepared):
+            by_shape.setdefault(each.shape, []).append(index)
+        for indices in by_shape.values():
+            features[indices] = self._run(np.stack([prepared[index] for index in indices]))
+        return features
+
+    def _run(self, inputs: Prepared) -> NDArray[np.float32]:
+        """(B, S, S, 3) -> (B, D). TensorFloat-32 would cost three digits that published figures have."""
+        batch = torch.from_numpy(inputs).to(self.device)
+        # Rows of pixels with their channels together are what channels-last convolutions read: no copy is made.
+        batch = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)  # (B, 3, S, S)
+        with torch.inference_mode(), full_float32():
+            features: NDArray[np.float32] = self.forward(batch).float().cpu().numpy()  # (B, D)
+        return features
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and matrix products of CUDA in full float32, whatever the process has set."""
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)

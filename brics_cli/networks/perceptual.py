@@ -5,7 +5,6 @@ The linear heads are inside the lpips wheel; the backbone's weights are torchvis
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
+from brics_cli.networks.state import read_state
 from brics_cli.workspace import sha256_of_file
 
 LpipsNet = Literal["alex", "vgg"]
@@ -38,8 +38,8 @@ def load_lpips(path: Path, *, net: LpipsNet, device: torch.device | str = "cpu")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision with an argument it has renamed
         model = lpips.LPIPS(net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False)
-    backbone = _read_state(path, what=f"the {net} backbone of torchvision")
-    heads = _read_state(_heads_path(net), what="a file of LPIPS heads")
+    backbone = read_state(path, what=f"the {net} backbone of torchvision")
+    heads = read_state(_heads_path(net), what="a file of LPIPS heads")
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name.startswith("net."):  # net.slice3.6.weight is torchvision's features.6.weight
@@ -55,6 +55,21 @@ def load_lpips(path: Path, *, net: LpipsNet, device: torch.device | str = "cpu")
     return model.requires_grad_(False).eval().to(device)
 
 
+class VggFeatureDistance:
+    """L1 between the features of VGG16: the perceptual loss of arXiv 2305.18601, which names the network and no layers.
+
+    Ours are LPIPS' five (the last ReLU of each stage), averaged with equal weight; `model` is `load_lpips(net="vgg")`.
+    """
+
+    def __init__(self, model: lpips.LPIPS) -> None:
+        self.model = model
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> a scalar."""
+        stages = zip(*(self.model.net(self.model.scaling_layer(images)) for images in (a, b)), strict=True)
+        return torch.stack([(x - y).abs().mean() for x, y in stages]).mean()
+
+
 def _heads_path(net: LpipsNet) -> Path:
     path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
     if sha256_of_file(path) != HEADS_SHA256[net]:
@@ -62,14 +77,3 @@ def _heads_path(net: LpipsNet) -> Path:
             f"{path} does not hold the published LPIPS v0.1 heads", next="Reinstall it: pip install lpips==0.1.4"
         )
     return path
-
-
-def _read_state(path: Path, *, what: str) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArtefactError(f"{path} is not {what} ({first_line})") from None
-    if not isinstance(state, dict):
-        raise ArtefactError(f"{path} is not {what} (it holds a {type(state).__name__})")
-    return state

@@ -63,7 +63,7 @@ def find(weights_id: str, *, allow_unverified: bool = False) -> FoundWeights | N
     wanted = entry(weights_id)
     for place in search_places():
         path = place / wanted.file
-        if path.is_file() and _readable_sha256(path) == wanted.sha256:
+        if wanted.sha256 is not None and path.is_file() and _readable_sha256(path) == wanted.sha256:
             return FoundWeights(wanted.id, path, wanted.sha256, verified=True)
     unverified = weights_root() / wanted.file
     if allow_unverified and unverified.is_file():
@@ -91,6 +91,8 @@ def require(
 def missing_line(weights_id: str) -> str:
     """What a list of left-out metrics says: `needs ViT-B-32.pt (354.0 MB), which is not there`."""
     wanted = entry(weights_id)
+    if wanted.sha256 is None and (weights_root() / wanted.file).is_file():
+        return f"needs {wanted.file}, which has no published sha256: --allow-unverified takes it"
     return f"needs {wanted.file} ({wanted.size}), which is not there"
 
 
@@ -130,12 +132,25 @@ def _missing(wanted: WeightsEntry, metric: str, instead: Sequence[str]) -> str:
     places = ", ".join(str(place) for place in search_places())
     what = f"{metric} needs {wanted.file} ({wanted.size}), not found in {places}"
     own = weights_root() / wanted.file
+    if wanted.sha256 is None:
+        return _missing_unpublished(wanted, what, own)
     if own.is_file():
         what += f" ({own} is not the published file: `brics weights verify` says how it differs)"
     text = f"{what}. On a connected machine: curl -LO {wanted.url}; then brics weights import {wanted.file}."
     if instead:
         text += f" Or {' '.join(f'--metric {name}' for name in instead)}, which need none."
     return text
+
+
+def _missing_unpublished(wanted: WeightsEntry, what: str, own: Path) -> str:
+    """Weights without a published checksum are there or not, but never verified."""
+    if own.is_file():
+        what = f"{own} has no published sha256 to be checked by"
+        return f"{what}. Measure with --allow-unverified; the figures are then marked as not comparable."
+    return (
+        f"{what}. Nobody has published its sha256: curl -LO {wanted.url}; then brics weights import {wanted.file} "
+        f"--allow-unverified --as {wanted.id}; then brics eval --allow-unverified"
+    )
 
 
 def _read_checked(memory: Path) -> dict[str, Any]:

@@ -6,24 +6,20 @@ Every file is recognised by its sha256, never by its name, and lands by rename: 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.reporting import Reporter, SilentReporter, Task
+from brics_cli.weights.downloading import CHUNK_BYTES, download
 from brics_cli.weights.finding import FoundWeights, checked_sha256, find, forget_checked, weights_root
 from brics_cli.weights.registry import REGISTRY, WeightsEntry, entry, recognise
 from brics_cli.workspace import atomic_path
 
-CHUNK_BYTES = 1_000_000
 TIMEOUT_S = 30.0
 
 
@@ -31,7 +27,8 @@ TIMEOUT_S = 30.0
 class WeightsState:
     """What `brics weights list` and `verify` say of one entry.
 
-    `state`: `verified`, `missing`, or `unverified`, a file of the right name whose sha256 is not the published one.
+    `state`: `verified`, `missing`, or `unverified`, a file of the right name whose sha256 is not the published one,
+    or which has none.
     """
 
     entry: WeightsEntry
@@ -79,17 +76,29 @@ def import_weights(
 
 
 def fetch(
-    weights_ids: Iterable[str], *, reporter: Reporter | None = None, timeout_s: float = TIMEOUT_S
+    weights_ids: Iterable[str],
+    *,
+    allow_unverified: bool = False,
+    reporter: Reporter | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> list[FoundWeights]:
     """Download weights into the root, each checked before it gets its name; those already there are left alone.
 
-    Raises MachineError when the network is not there or `$BRICS_OFFLINE` is set, ArtefactError when what arrives
-    does not have the published sha256.
+    A download that broke off goes on where it ended. Raises MachineError when the network is not there or
+    `$BRICS_OFFLINE` is set, ArtefactError when what arrives does not have the published sha256, UsageError for
+    weights without a published sha256 unless `allow_unverified`.
     """
     reporter = reporter or SilentReporter()
     fetched = []
-    for wanted in [entry(weights_id) for weights_id in weights_ids]:
-        found = find(wanted.id)
+    entries = [entry(weights_id) for weights_id in dict.fromkeys(weights_ids)]
+    for wanted in entries:
+        if wanted.sha256 is None and not allow_unverified:
+            raise UsageError(
+                f"nobody has published the sha256 of {wanted.file}, so it cannot be checked",
+                next="If you trust its server: --allow-unverified; its results are then marked as not comparable.",
+            )
+    for wanted in entries:
+        found = find(wanted.id, allow_unverified=wanted.sha256 is None)
         if found is None:
             found = _download(wanted, reporter, timeout_s)
         else:
@@ -100,26 +109,13 @@ def fetch(
 
 def _download(wanted: WeightsEntry, reporter: Reporter, timeout_s: float) -> FoundWeights:
     by_hand = f"On a connected machine: curl -LO {wanted.url}; then brics weights import {wanted.file}"
+    if wanted.sha256 is None:
+        by_hand += f" --allow-unverified --as {wanted.id}"
     if os.environ.get("BRICS_OFFLINE", "") not in {"", "0"}:
         raise MachineError(f"{wanted.file} is not here and BRICS_OFFLINE is set", next=by_hand)
     final = weights_root() / wanted.file
-    with (
-        atomic_path(final) as temporary,
-        reporter.task(wanted.file, total=-(-wanted.num_bytes // CHUNK_BYTES), unit="MB") as task,
-    ):
-        try:
-            response = urllib.request.urlopen(wanted.url, timeout=timeout_s)
-            with closing(response), temporary.open("wb") as target:
-                sha256 = _copy(response, target, task)
-        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise MachineError(f"cannot fetch {wanted.url} ({reason})", next=by_hand) from None
-        if sha256 != wanted.sha256:
-            raise ArtefactError(
-                f"what {wanted.url} sent is not {wanted.file}: sha256 {sha256[:12]}… instead of {wanted.sha256[:12]}…",
-                next="Nothing was kept. Try again, or get the file elsewhere: brics weights import FILE",
-            )
-    return FoundWeights(wanted.id, final, sha256, verified=True)
+    sha256 = download(wanted, final, by_hand=by_hand, reporter=reporter, timeout_s=timeout_s)
+    return FoundWeights(wanted.id, final, sha256, verified=wanted.sha256 is not None)
 
 
 def _import_recognised(path: Path, reporter: Reporter) -> FoundWeights | None:
@@ -163,7 +159,7 @@ def _files(source: Path) -> Iterator[Path]:
     if source.is_file():
         yield source
         return
-    sizes = {known.num_bytes for known in REGISTRY.values()}
+    sizes = {known.num_bytes for known in REGISTRY.values() if known.sha256 is not None}
     yield from sorted(path for path in source.rglob("*") if path.is_file() and path.stat().st_size in sizes)
 
 

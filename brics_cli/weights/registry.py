@@ -1,7 +1,8 @@
 """The one table of pretrained weights: names, origins, checksums, licences, and the metrics each serves.
 
-URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision), byte counts what their
-servers state. The linear heads of LPIPS are not here: they are inside the lpips wheel.
+URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision, Meta), byte counts what
+their servers state. Nobody has published a checksum of NVIDIA's VGG16: it is taken only with --allow-unverified. The
+linear heads of LPIPS are not here: they are inside the lpips wheel.
 """
 
 from __future__ import annotations
@@ -14,21 +15,26 @@ from brics_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """One file of pretrained weights. `file` is its published name, which loaders rely on."""
+    """One file of pretrained weights. `file` is its published name, which loaders rely on.
+
+    `sha256` and `num_bytes` are None where nobody has published them; `flags` go with `--metric` to make a metric
+    need this file.
+    """
 
     id: str
     file: str
     url: str
-    sha256: str
-    num_bytes: int
+    sha256: str | None
+    num_bytes: int | None
     licence: str
     metrics: tuple[str, ...]
     """The names of `brics eval --metric` that need it."""
+    flags: tuple[str, ...] = ()
 
     @property
     def size(self) -> str:
         """`95.6 MB`, in the decimal units that download pages use."""
-        return f"{self.num_bytes / 1e6:.1f} MB"
+        return "size unknown" if self.num_bytes is None else f"{self.num_bytes / 1e6:.1f} MB"
 
 
 REGISTRY: dict[str, WeightsEntry] = {
@@ -41,7 +47,18 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
             num_bytes=95_607_719,
             licence="Apache-2.0 (TensorFlow's Inception, converted by NVIDIA)",
-            metrics=("fid",),
+            metrics=("fid", "rfid", "kid", "is", "precision", "recall", "density", "coverage"),
+        ),
+        WeightsEntry(
+            id="inception-pytorch",
+            file="pt_inception-2015-12-05-6726825d.pth",
+            url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            "pt_inception-2015-12-05-6726825d.pth",
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            num_bytes=95_628_359,
+            licence="Apache-2.0 (TensorFlow's Inception, converted by pytorch-fid)",
+            metrics=("fid", "rfid", "kid", "is"),
+            flags=("--mode", "legacy-pytorch"),
         ),
         WeightsEntry(
             id="clip-vit-b-32",
@@ -69,7 +86,26 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
             num_bytes=553_433_881,
             licence="BSD-3-Clause (torchvision)",
-            metrics=("lpips-vgg",),
+            metrics=("lpips-vgg", "precision", "recall", "density", "coverage"),
+        ),
+        WeightsEntry(
+            id="nvidia-vgg16",
+            file="vgg16.pt",
+            url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/vgg16.pt",
+            sha256=None,
+            num_bytes=None,
+            licence="CC BY 4.0 (Oxford VGG's weights, converted by NVIDIA)",
+            metrics=("precision", "recall", "density", "coverage"),
+            flags=("--preset", "stylegan3"),
+        ),
+        WeightsEntry(
+            id="dinov2-vit-l-14",
+            file="dinov2_vitl14_pretrain.pth",
+            url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+            sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+            num_bytes=1_217_586_395,
+            licence="Apache-2.0 (Meta)",
+            metrics=("fd-dinov2",),
         ),
     )
 }

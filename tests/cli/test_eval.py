@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,29 @@ def test_an_empty_workspace_says_what_to_make(
 ) -> None:
     assert run(["eval", "--workspace", str(tmp_path)]) == ExitCode.ARTEFACT
     assert "Make one: brics encode-dataset IMAGES --out codes.h5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--metric", "neighbours", "--neighbours-by", "lpips"], "--neighbours-by: no network 'lpips'"),
+        (["--mode", "cleen"], "brics eval: invalid value for '--mode'"),
+        (["compare", "nowhere.json", "nowhere.json"], "no such file: nowhere.json. Write one: brics eval --out"),
+        (["compare"], "brics eval compare: missing argument"),
+        (["report.json"], "brics eval: no such command 'report.json'"),
+        (["--self-test", "--real", "folder"], "--self-test --real folder: give clean-fid's statistics, an .npz"),
+        (["--self-test", "--fake", "folder"], "--self-test takes both --real STATISTICS.npz and --fake IMAGES"),
+    ],
+)
+def test_bad_words_are_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", *words]) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert err.lower().startswith(f"error: {line}".lower())
+
+
+def test_the_self_test_runs_what_it_can(no_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "--self-test", "--json"]) == ExitCode.DONE
+    checks = json.loads(capsys.readouterr().out)
+    assert [check["passed"] for check in checks] == [True] * 7 + [None] * 2
+    assert "curl -LO https://www.cs.cmu.edu/~clean-fid/stats/cifar10_clean_train_32.npz" in checks[-1]["found"]

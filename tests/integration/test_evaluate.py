@@ -15,14 +15,15 @@ from oracles import clean_fid
 from PIL import Image
 
 from brics_cli.cli.app import run
-from brics_cli.config import AutoencoderConfig, DecoderConfig, EncoderConfig
-from brics_cli.core.autoencoder import save_autoencoder
+from brics_cli.config import AutoencoderConfig, EncoderConfig, ResNetDecoderConfig
+from brics_cli.core.autoencoder import load_autoencoder, save_autoencoder
 from brics_cli.core.build import build_autoencoder
 from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.jobs.evaluate import evaluate
 from brics_cli.metrics.reconstruction import psnr, ssim
 from brics_cli.networks.inception import load_inception
+from brics_cli.store import KeyCodeStore
 from brics_cli.streams.images import open_images
 from brics_cli.weights.importing import import_weights
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, write_provenance
@@ -45,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
         image_size=SIDE,
         code_channels=4,
         encoder=EncoderConfig(widths=(8, 8, 8), num_blocks=1),
-        decoder=DecoderConfig(widths=(8, 8, 8), num_blocks=1),
+        decoder=ResNetDecoderConfig(widths=(8, 8, 8), num_blocks=1),
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -261,3 +262,29 @@ def test_a_collection_that_went_away_is_named(workspace: Path, made: Path, tmp_p
         assert evaluate(["psnr"], real=moved, workspace=Workspace(workspace)).num_pairs == NUM_IMAGES
     finally:
         moved.rename(made / "photos")
+
+
+def test_usage_of_a_store_is_what_the_bottlenecks_counter_finds(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert brics("eval", "--workspace", workspace, "--metric", "usage", "--json") == ExitCode.DONE
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    store = KeyCodeStore(workspace / "codes.h5")
+    counter = load_autoencoder(workspace / "runs" / "autoencoder" / "a").bottleneck.usage_counter()
+    counter.add(torch.from_numpy(store.batch(range(NUM_IMAGES))))
+    assert 0 < result["value"] < 1
+    assert result["value"] == counter.result()["usage"]
+    assert result["details"] == counter.result()
+    assert (result["num_real"], result["num_fake"]) == (None, NUM_IMAGES)
+
+
+def test_rfid_takes_the_reconstructions_and_fid_the_samples(workspace: Path, samples: Path) -> None:
+    inception = standin_weights.save_random_inception(workspace)
+    import_weights(inception, allow_unverified=True, as_id="inception")
+    report = evaluate(["rfid", "fid"], workspace=Workspace(workspace), allow_unverified=True)
+    assert [(result.metric, Path(result.fake).name) for result in report.results] == [
+        ("rfid", "codes.h5"),
+        ("fid", "samples"),
+    ]
+    alone = evaluate(["fid"], fake=workspace / "codes.h5", workspace=Workspace(workspace), allow_unverified=True)
+    assert report.value("rfid") == pytest.approx(alone.value("fid"), rel=1e-9)

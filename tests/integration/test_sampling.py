@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from brics_cli.cli.app import run
-from brics_cli.config import AutoencoderConfig, DecoderConfig, DiffusionConfig, DiTConfig, EncoderConfig
+from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, EncoderConfig, ResNetDecoderConfig
 from brics_cli.core.autoencoder import load_autoencoder, save_autoencoder
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import build_denoiser, save_denoiser
@@ -32,7 +32,7 @@ AUTOENCODER = AutoencoderConfig(
     image_size=16,
     code_channels=4,
     encoder=EncoderConfig(widths=(8, 8, 8), num_blocks=1),
-    decoder=DecoderConfig(widths=(8, 8, 8), num_blocks=1),
+    decoder=ResNetDecoderConfig(widths=(8, 8, 8), num_blocks=1),
 )
 
 

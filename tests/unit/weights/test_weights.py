@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -19,7 +21,7 @@ OTHER = b"some other bytes!!!" * 100
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
     """Every place that is looked in, empty, below tmp_path; `toy` is the one entry of the registry."""
     found = {name: tmp_path / name for name in ("root", "torch", "tmp", "home")}
     for place in found.values():
@@ -38,10 +40,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         licence="none",
         metrics=("fid",),
     )
-    for known in list(REGISTRY):
-        monkeypatch.delitem(REGISTRY, known)
-    monkeypatch.setitem(REGISTRY, "toy", toy)
-    return found
+    with patch.dict(REGISTRY, {"toy": toy}, clear=True):  # monkeypatch would put the entries back in another order
+        yield found
 
 
 def test_nothing_is_found_in_empty_places(places: dict[str, Path]) -> None:
@@ -132,40 +132,106 @@ def test_an_unknown_file_does_not_replace_the_published_one(places: dict[str, Pa
     assert find("toy") is not None
 
 
+class Server:
+    """What a web server on this machine sends, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.body = CONTENT
+        self.knows_ranges = True
+        self.break_after: int | None = None
+        self.ranges: list[str | None] = []
+
+
 @pytest.fixture
-def server(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """A web server on this machine that sends `body` for the toy's URL."""
-    sent = {"body": CONTENT}
+def server(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A web server on this machine for the toy's URL."""
+    state = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            asked = self.headers.get("Range")
+            state.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.knows_ranges else 0
+            if start >= len(state.body) and start:
+                self.send_response(416)
+                self.end_headers()
+                return
+            rest = state.body[start:]
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(state.body) - 1}/{len(state.body)}")
+            self.send_header("Content-Length", str(len(rest)))
             self.end_headers()
-            self.wfile.write(sent["body"])
+            self.wfile.write(rest if state.break_after is None else rest[: state.break_after])
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
+    threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     toy = WeightsEntry(**{**vars(REGISTRY["toy"]), "url": f"http://127.0.0.1:{web.server_port}/toy.pt"})
-    monkeypatch.setitem(REGISTRY, "toy", toy)
-    yield sent
+    REGISTRY["toy"] = toy
+    yield state
     web.shutdown()
     web.server_close()
 
 
-def test_fetch_checks_before_the_file_gets_its_name(server: dict[str, bytes], places: dict[str, Path]) -> None:
-    server["body"] = OTHER
-    with pytest.raises(ArtefactError, match=r"is not toy\.pt"):
+def test_fetch_checks_before_the_file_gets_its_name(server: Server, places: dict[str, Path]) -> None:
+    server.body = OTHER
+    with pytest.raises(ArtefactError, match=r"is not toy\.pt.*Nothing was kept"):
         importing.fetch(["toy"])
     assert list(places["root"].iterdir()) == []
-    server["body"] = CONTENT
+    server.body = CONTENT
     assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
-    server["body"] = b""
+    assert [path.name for path in places["root"].iterdir() if path.suffix != ".json"] == ["toy.pt"]
+    server.body = b""
     assert importing.fetch(["toy"])[0].verified  # already there: nothing is asked for again
+
+
+def test_a_broken_download_goes_on_where_it_ended(server: Server, places: dict[str, Path]) -> None:
+    server.break_after = 0
+    part = places["root"] / "toy.pt.part"
+    part.write_bytes(CONTENT[:700])  # what a killed fetch leaves
+    with pytest.raises(MachineError, match=r"broke off after 0\.0 MB .*The same command goes on from there"):
+        importing.fetch(["toy"])
+    assert part.read_bytes() == CONTENT[:700]
+    server.break_after, server.ranges = 500, []
+    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT  # connections that break are taken up again
+    assert server.ranges == ["bytes=700-", "bytes=1200-", "bytes=1700-"]
+    assert not part.exists()
+
+
+def test_a_server_without_ranges_and_a_part_of_something_else(server: Server, places: dict[str, Path]) -> None:
+    part = places["root"] / "toy.pt.part"
+    part.write_bytes(OTHER[:700])
+    server.knows_ranges = False
+    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
+    (places["root"] / "toy.pt").unlink()
+    part.write_bytes(OTHER)  # complete, and wrong
+    server.knows_ranges = True
+    with pytest.raises(ArtefactError, match=r"is not toy\.pt"):
+        importing.fetch(["toy"])
+    part.write_bytes(CONTENT)  # complete: the machine went down before the rename
+    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
+
+
+def test_weights_without_a_published_sha256(server: Server, places: dict[str, Path]) -> None:
+    unknown = WeightsEntry(**{**vars(REGISTRY["toy"]), "sha256": None, "num_bytes": None})
+    REGISTRY["toy"] = unknown
+    with pytest.raises(ArtefactError, match=r"Nobody has published its sha256: curl -LO .*--allow-unverified --as toy"):
+        require(["toy"], "Precision")
+    with pytest.raises(UsageError, match=r"nobody has published the sha256 of toy\.pt, so it cannot be checked"):
+        importing.fetch(["toy"])
+    assert not importing.fetch(["toy"], allow_unverified=True)[0].verified
+    assert find("toy") is None
+    with pytest.raises(
+        ArtefactError, match=r"has no published sha256 to be checked by\. Measure with --allow-unverified"
+    ):
+        require(["toy"], "Precision")
+    assert find("toy", allow_unverified=True).verified is False
+    assert importing.survey()[0].state == "unverified"
 
 
 def test_offline_is_one_line_with_a_way_out(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +244,20 @@ def test_offline_is_one_line_with_a_way_out(places: dict[str, Path], monkeypatch
 
 
 def test_registry_and_metrics_name_each_other() -> None:
+    """Under every setting: what a metric may need, and what a file says it serves."""
     served = {(name, known.id) for known in REGISTRY.values() for name in known.metrics}
-    needed = {(name, weights) for name, metric in metrics.REGISTRY.items() for weights in metric.weights}
+    needed = {
+        (name, weights)
+        for mode in metrics.MODES
+        for preset in metrics.PRESETS
+        for name, metric in metrics.REGISTRY.items()
+        if metric.family != "neighbours" and not (metric.family == "manifold" and mode == "legacy-pytorch")
+        for weights in metrics.weights_of(metric, metrics.Settings(mode, preset))
+    }
     assert served == needed
-    assert all(len(known.sha256) == 64 and known.url.endswith(known.file) for known in REGISTRY.values())
+    assert all(known.url.endswith(known.file) for known in REGISTRY.values())
+    assert [known.id for known in REGISTRY.values() if known.sha256 is None] == ["nvidia-vgg16"]
+    assert all(len(known.sha256) == 64 for known in REGISTRY.values() if known.sha256 is not None)
 
 
 def test_an_unknown_id_gets_the_nearest() -> None:

@@ -1,0 +1,281 @@
+"""`brics bench eval`: one FID beside clean-fid and torch-fidelity, on the same images and the same weights.
+
+Published weights are used where they are there; otherwise networks of the same architecture with random weights: the
+arithmetic, and so the time, is the same. N images, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from brics_cli.bench.evaluation_networks import Networks, standin_networks
+from brics_cli.bench.timing import device_name, median_seconds
+from brics_cli.data import open_collection
+from brics_cli.data.loader import default_num_workers
+from brics_cli.data.photographs import PHOTOGRAPHS
+from brics_cli.metrics.extraction import Extraction, Gathering
+from brics_cli.metrics.frechet import FeatureMoments, StoredGaussian, frechet_distance
+from brics_cli.metrics.registry import REGISTRY, Settings
+from brics_cli.metrics.rows import SpooledRows
+from brics_cli.metrics.scores import SetScorer
+from brics_cli.networks.features import FeatureNetwork
+from brics_cli.reporting import Reporter
+from brics_cli.streams.images import CollectionStream
+
+SIDE = 256
+BATCH_SIZE = 32
+NUM_FEATURES = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: ours, the peer's (None: not installed), and by how much ours must be better."""
+
+    what: str
+    unit: str
+    ours: float
+    peer: float | None
+    peer_name: str
+    ratio: float | None
+    bar: str
+
+
+def bench_evaluate(
+    *, num_images: int, memory_images: int, device: torch.device, reporter: Reporter
+) -> tuple[str, list[Row]]:
+    """The device's name and the rows of the table. `memory_images`: for the peak memory of gathering features."""
+    with tempfile.TemporaryDirectory(prefix="brics-bench-") as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own, and of random weights: none is about what is measured
+        folder = Path(directory) / "images"
+        folder.mkdir()
+        write_images(folder, num_images)
+        reporter.message("building networks of the published architectures")
+        networks = standin_networks(Path(directory), device=device)
+        steps: list[Callable[[], Sequence[Row]]] = [
+            lambda: _frechet_step(),
+            lambda: _memory(memory_images),
+            lambda: _fid(folder, num_images, networks, device, reporter),
+            lambda: _all_metrics(folder, num_images, networks, device),
+        ]
+        rows: list[Row] = []
+        with reporter.task("bench eval", total=len(steps), unit="step") as task:
+            for step in steps:
+                rows += step()
+                task.advance()
+    return device_name(device), rows
+
+
+def write_images(folder: Path, num_images: int) -> None:
+    """Crops of SIDE px of the bundled photographs, at places drawn with a fixed seed, as PNG."""
+    import skimage.data
+
+    generator = np.random.default_rng(0)
+    photographs = []
+    for name in PHOTOGRAPHS:
+        loaded = getattr(skimage.data, name)()
+        pixels = np.asarray(loaded[0] if isinstance(loaded, tuple) else loaded)[..., :3]
+        if pixels.ndim == 3 and min(pixels.shape[:2]) >= SIDE:
+            photographs.append(pixels)
+    for number in range(num_images):
+        pixels = photographs[number % len(photographs)]
+        top, left = (int(generator.integers(0, extent - SIDE + 1)) for extent in pixels.shape[:2])
+        crop = np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
+        Image.fromarray(crop).save(folder / f"{number:06d}.png")
+
+
+def _frechet_step() -> list[Row]:
+    """Ours and scipy's matrix root on the same two covariances of full rank."""
+    import scipy.linalg
+
+    generator = np.random.default_rng(0)
+    sides = []
+    for _ in range(2):
+        factor = generator.normal(size=(NUM_FEATURES, NUM_FEATURES)) / np.sqrt(NUM_FEATURES)
+        covariance = factor @ factor.T + 0.01 * np.eye(NUM_FEATURES)
+        sides.append(StoredGaussian(generator.normal(size=NUM_FEATURES), covariance, num=5 * NUM_FEATURES))
+    start = time.perf_counter()
+    frechet_distance(*sides)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    scipy.linalg.sqrtm(sides[0].covariance @ sides[1].covariance)
+    theirs = time.perf_counter() - start
+    return [Row("Fréchet step, 2,048 features", "s", ours, theirs, "scipy's sqrtm", theirs / ours, ">= 5x")]
+
+
+def _memory(num_images: int) -> list[Row]:
+    """Peak memory of gathering features: moments, with rows on disk for the error bar, against storing the rows."""
+
+    def batches() -> Iterator[np.ndarray]:
+        generator = np.random.default_rng(0)
+        for start in range(0, num_images, 500):
+            yield generator.random((min(500, num_images - start), NUM_FEATURES), dtype=np.float32)
+
+    def ours() -> None:
+        moments, rows = FeatureMoments(NUM_FEATURES), SpooledRows(NUM_FEATURES)
+        for number, batch in enumerate(batches()):
+            moments.update(batch)
+            rows.append(batch, list(range(500 * number, 500 * number + len(batch))))
+        _ = moments.mean, moments.covariance
+        rows.close()
+
+    def theirs() -> None:
+        rows = np.concatenate(list(batches()))
+        _ = np.mean(rows, axis=0), np.cov(rows, rowvar=False)
+
+    peaks = []
+    for work in (ours, theirs):
+        tracemalloc.start()
+        work()
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    what = f"peak memory of the moments of {num_images:,} images"
+    return [Row(what, "MiB", peaks[0], peaks[1], "stored features", peaks[1] / peaks[0], ">= 4x")]
+
+
+def _fid(folder: Path, num_images: int, networks: Networks, device: torch.device, reporter: Reporter) -> list[Row]:
+    """One FID of the folder against fixed statistics, from files to figure."""
+    reference = FeatureMoments(NUM_FEATURES)
+    reference.update(np.random.default_rng(0).random((NUM_FEATURES + 100, NUM_FEATURES)))
+    start = time.perf_counter()
+    with ThreadPoolExecutor(default_num_workers()) as pool:
+        gathering = _gather(folder, [networks.inception], device, pool)[networks.inception.key]
+        ours_features = time.perf_counter() - start
+        value = frechet_distance(reference, gathering.moments)
+    ours = time.perf_counter() - start
+    gathering.close()
+    reporter.message(f"brics: FID {value:.6g}")
+    theirs_features, theirs = _clean_fid(folder, networks, reference, device, reporter)
+    fidelity = _torch_fidelity(folder, networks, device)
+    rate = f"FID of {num_images:,} images of {SIDE} px"
+    rows = [
+        Row(rate, "img/s", num_images / ours, num_images / theirs, "clean-fid", theirs / ours, ">= 1.2x"),
+        Row(
+            "of that, files to features",
+            "img/s",
+            num_images / ours_features,
+            num_images / theirs_features,
+            "clean-fid",
+            theirs_features / ours_features,
+            "",
+        ),
+    ]
+    peer = None if fidelity is None else num_images / fidelity
+    ratio = None if fidelity is None else fidelity / ours_features
+    rows.append(
+        Row("the same beside torch-fidelity", "img/s", num_images / ours_features, peer, "torch-fidelity", ratio, "")
+    )
+    return rows
+
+
+def _clean_fid(
+    folder: Path, networks: Networks, reference: FeatureMoments, device: torch.device, reporter: Reporter
+) -> tuple[float, float]:
+    """Seconds to features and to the figure, of clean-fid with our file of weights and a worker per core."""
+    from cleanfid import fid as cleanfid
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    model = InceptionV3W(str(networks.inception_file.parent), download=False).to(device).eval()
+    start = time.perf_counter()
+    features = cleanfid.get_folder_features(
+        str(folder),
+        model,
+        num_workers=default_num_workers(),
+        batch_size=BATCH_SIZE,
+        device=device,
+        mode="clean",
+        verbose=False,
+    )
+    to_features = time.perf_counter() - start
+    mean, covariance = np.mean(features, axis=0), np.cov(features, rowvar=False)
+    try:
+        value = cleanfid.frechet_distance(mean, covariance, reference.mean, reference.covariance)
+    except TypeError:  # scipy >= 1.18 no longer takes the argument that clean-fid gives
+        import scipy.linalg
+
+        root = scipy.linalg.sqrtm(covariance @ reference.covariance)
+        difference = mean - reference.mean
+        value = difference @ difference + np.trace(covariance + reference.covariance) - 2 * np.trace(root).real
+    total = time.perf_counter() - start
+    reporter.message(f"clean-fid: FID {value:.6g}")
+    return to_features, total
+
+
+def _torch_fidelity(folder: Path, networks: Networks, device: torch.device) -> float | None:
+    """Seconds of torch-fidelity's pass over the folder; None when it is not installed."""
+    try:
+        import torch_fidelity
+    except ImportError:
+        return None
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        torch_fidelity.calculate_metrics(
+            input1=str(folder),
+            isc=True,
+            cuda=device.type == "cuda",
+            batch_size=BATCH_SIZE,
+            verbose=False,
+            cache=False,
+            feature_extractor_weights_path=str(networks.inception_state_file),
+        )
+    return time.perf_counter() - start
+
+
+def _all_metrics(folder: Path, num_images: int, networks: Networks, device: torch.device) -> list[Row]:
+    """FID, KID, precision, recall and CLIP-FID together, beside the networks' forwards alone."""
+    both = [networks.inception, networks.clip]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(default_num_workers()) as pool:
+        gatherings = _gather(folder, both, device, pool)
+        for network in both:
+            found = gatherings[network.key].result()
+            scorer = SetScorer(found, found, network, settings=Settings(), device=device)
+            names = ("fid", "kid", "precision", "recall") if network is networks.inception else ("clip-fid",)
+            for name in names:
+                scorer.score(REGISTRY[name])
+    total = time.perf_counter() - start
+    for gathering in gatherings.values():
+        gathering.close()
+    forwards = sum(_forward_seconds(network, folder, device) for network in both) * num_images
+    what = f"FID, KID, P/R, CLIP-FID of {num_images:,} images, over the networks' forwards alone"
+    return [Row(what, "s", total, forwards, "forwards alone", total / forwards, "<= 1.15x")]
+
+
+def _forward_seconds(network: FeatureNetwork, folder: Path, device: torch.device) -> float:
+    """Seconds per image of the network alone, its input ready."""
+    files = sorted(folder.iterdir())[:BATCH_SIZE]
+    prepared = [network.prepare(np.asarray(Image.open(file).convert("RGB"))) for file in files]
+    seconds = median_seconds(lambda: network.of_prepared(prepared), device=device, repeats=3, warmup=1)
+    return seconds / len(prepared)
+
+
+def _gather(
+    folder: Path, networks: Sequence[FeatureNetwork], device: torch.device, pool: ThreadPoolExecutor
+) -> dict[str, Gathering]:
+    """One pass over the folder, as `brics eval` makes it."""
+    stream = CollectionStream(
+        open_collection(folder), transform=None, size=None, batch_size=BATCH_SIZE, num_workers=None
+    )
+    gatherings = {
+        network.key: Gathering(network, name_of=lambda position: stream.keys[position], keep_rows=True)
+        for network in networks
+    }
+    extraction = Extraction({(key, "fake"): gathering for key, gathering in gatherings.items()}, pool)
+    start = 0
+    for batch in stream.read():
+        extraction.add("fake", batch, list(range(start, start + len(batch))))
+        start += len(batch)
+    extraction.drain()
+    return gatherings

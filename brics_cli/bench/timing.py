@@ -10,17 +10,46 @@ from collections.abc import Callable
 import torch
 
 
-def median_seconds(work: Callable[[], object], *, device: torch.device, repeats: int, warmup: int = 3) -> float:
-    """The median wall-clock seconds of one call of `work`, the device waited for."""
-    seconds = []
-    for repeat in range(warmup + repeats):
-        _wait_for(device)
-        start = time.perf_counter()
-        work()
-        _wait_for(device)
-        if repeat >= warmup:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def median_seconds(
+    work: Callable[[], object],
+    *,
+    device: torch.device,
+    repeats: int,
+    warmup: int = 3,
+    budget_s: float | None = None,
+) -> float:
+    """The median seconds of one call of `work`: by events of the device on CUDA, by the clock elsewhere.
+
+    `warmup` calls come first and do not count. Past `budget_s` seconds it stops early, after two calls at least, of
+    which the first half (three at most) is the warm-up.
+    """
+    seconds: list[float] = []
+    start = time.perf_counter()
+    while len(seconds) < warmup + repeats:
+        seconds.append(_seconds(work, device))
+        if budget_s is not None and len(seconds) >= 2 and time.perf_counter() - start > budget_s:
+            break
+    return statistics.median(seconds[min(warmup, len(seconds) // 2) :])
+
+
+def copy_bytes_per_s(device: torch.device, *, repeats: int = 10) -> float:
+    """The memory bandwidth of the device: bytes read and written per second by a copy of 256 MiB, no cache's size."""
+    source = torch.rand(2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = median_seconds(lambda: target.copy_(source), device=device, repeats=repeats)
+    return 2 * source.nbytes / seconds
+
+
+def peak_bytes(work: Callable[[], object], *, device: torch.device) -> int | None:
+    """Device memory that one call of `work` takes at its peak, above what was allocated before; None but on CUDA."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def device_name(device: torch.device) -> str:
@@ -30,6 +59,18 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def _wait_for(device: torch.device) -> None:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            return start.elapsed_time(end) / 1000
+    begin = time.perf_counter()
+    work()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - begin

@@ -14,13 +14,14 @@ from brics_cli.kernels.reference import positions
 from brics_cli.kernels.spec import GridSpec, Level
 from brics_cli.kernels.torch_sample import add_dense_grid, dense_grid, sample, sample_backward
 
-# The resize costs as much as it saves near (N + 1)^key_dim = 13 R (one key, 64 x 64 tokens, 16 levels 16 .. 64, one
-# thread of an AMD EPYC: 281 ms/img against grid_sample's 216 at batch 2, 79 against 175 at batch 8).
-VERTICES_PER_TOKEN = 10
+# The resize costs as much as it saves near (N + 1)^key_dim = 6 R. One thread of an AMD EPYC, forward and backward, CPU
+# ms/img against the other ways': one key, 64 x 64 tokens, 16 levels 16 .. 64, batch 4 161 : 115, 8 87 : 107,
+# 16 94 : 122; positions in cells of 4 x 4, 32 x 32 tokens, levels 4 8 16, one key 4.0 : 9.2, two keys 4.9 : 49.
+VERTICES_PER_TOKEN = 6
 
 
 def resizes(level: Level, spec: GridSpec, lattice: tuple[int, int], num_tokens: int) -> bool:
-    """Whether the level is worth a resize. Its memory is then at most 10 times that of the level's features."""
+    """Whether the level is worth a resize. Its memory is then at most 6 times that of the level's features."""
     if spec.positions == "none" or (spec.positions == "cell" and any(size % spec.cell for size in lattice)):
         return False
     height, width = _points(spec, lattice)

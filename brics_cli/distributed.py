@@ -21,6 +21,8 @@ from brics_cli.errors import BricsError, UsageError, as_brics_error
 
 T = TypeVar("T")
 
+TORCHRUN = "several processes are started by: torchrun --nproc-per-node N -m brics_cli ..."
+
 
 class World:
     """The processes that train together: this one's `rank` among `size`, and the `device` it computes on."""
@@ -86,6 +88,14 @@ class World:
         for tensor in tensors if self.size > 1 else ():
             dist.all_reduce(tensor)
 
+    def gather(self, value: T) -> list[T]:
+        """Every process's `value`, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
         return self.total([float(flag)])[0] > 0
@@ -112,13 +122,20 @@ class World:
 
 
 def world_size() -> int:
-    """How many processes `torchrun` started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes `torchrun` started, 1 without it. Raises UsageError for another program's WORLD_SIZE."""
+    return _torchrun_says("WORLD_SIZE", otherwise=1)
 
 
 def num_local_processes() -> int:
     """How many of them run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _torchrun_says("LOCAL_WORLD_SIZE", otherwise=1)
+
+
+def _torchrun_says(name: str, *, otherwise: int) -> int:
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal() or (name.endswith("SIZE") and text == "0"):
+        raise UsageError(f"{name} is {text!r} in the environment", next=f"Unset it; {TORCHRUN}")
+    return int(text)
 
 
 def check_batch(batch_size: int, *, accumulate: int) -> None:
@@ -127,7 +144,8 @@ def check_batch(batch_size: int, *, accumulate: int) -> None:
     if batch_size % parts:
         processes = f" * {world_size()} processes" if world_size() > 1 else ""
         raise UsageError(
-            f"training.batch_size {batch_size} is not a multiple of training.accumulate {accumulate}{processes}"
+            f"training.batch_size {batch_size} is not a multiple of training.accumulate {accumulate}{processes}",
+            next=f"Take a multiple of {parts}: --set training.batch_size={-(-batch_size // parts) * parts}",
         )
 
 
@@ -142,10 +160,20 @@ def join_world(device: torch.device) -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {size} in the environment, and {', '.join(missing)} not set", next=f"Unset it; {TORCHRUN}"
+        )
     if device.type == "cuda":
         if device.index is not None:
             raise UsageError(f"--device {device} names one GPU for {size} processes", next="Use --device cuda.")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if num_local_processes() > torch.cuda.device_count():
+            raise UsageError(
+                f"{num_local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs",
+                next="Start one process per GPU: torchrun --nproc-per-node gpu.",
+            )
+        device = torch.device("cuda", _torchrun_says("LOCAL_RANK", otherwise=0))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

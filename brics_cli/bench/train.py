@@ -17,7 +17,7 @@ from brics_cli.core.build import build_autoencoder
 from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
-from brics_cli.distributed import World
+from brics_cli.distributed import World, check_batch
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.batches import Means, micro_batches, prepare
@@ -54,6 +54,7 @@ def bench_train(
 
     With the discriminator when the recipe has one, compiled when the recipe says so.
     """
+    check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
     torch.manual_seed(0)
     schedule, world = recipe.training, World(device=device)
     model = build_autoencoder(recipe.model).to(device).to(memory_format=torch.channels_last)
@@ -90,9 +91,9 @@ def bench_train(
                     adversary.learn(pixels, out.reconstructions, step=state.step)
                     phase_ends()
         with split.phase("optimiser"):
-            if adversary is not None:
-                adversary.update(step=state.step)
             state.update(terms.result(world)["loss"])
+            if adversary is not None:
+                adversary.update(step=state.step - 1)
             phase_ends()
 
     for _ in range(WARMUP_STEPS):

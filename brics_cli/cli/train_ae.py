@@ -20,9 +20,11 @@ def train_ae(
         Optional[str],  # noqa: UP045
         typer.Argument(
             metavar="[DATA]",
-            help="Images: a folder, WebDataset shards, or a pattern of shards. Default: the newest packed shards.",
+            help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet. Default: the "
+            "newest packed shards.",
         ),
     ] = None,
+    subset: options.Subset = None,
     recipe: options.Recipe = None,
     steps: options.Steps = None,
     seed: options.Seed = None,
@@ -57,6 +59,7 @@ def train_ae(
     reporter = training_reporter(session)
     asked = TrainOptions(
         data=data,
+        subset=subset,
         recipe=recipe,
         steps=steps,
         seed=seed,

@@ -90,7 +90,7 @@ def read_curves(run: Path, label: str) -> Curves:
     if not path.is_file():
         raise ArtefactError(f"{run} has logged nothing yet ({path} is missing)")
     points: dict[str, list[tuple[int, float]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row: dict[str, Any] = json.loads(line)

@@ -62,7 +62,7 @@ def train_autoencoder(
         task = stack.enter_context(reporter.task("train-ae", total=schedule.steps, unit="step", initial=state.step))
         forward = compiled(world.replicate(model), schedule)
         batches = images.batches(order, start=state.images_seen, batch_size=schedule.batch_size, world=world)
-        clock, metrics, scores = Clock(), dict[str, float](), dict[str, float]()
+        clock, metrics, scores, due = Clock(), dict[str, float](), dict[str, float](), False
 
         while (step := state.step) < schedule.steps:
             with clock.phase("waiting"):
@@ -89,7 +89,7 @@ def train_autoencoder(
                 # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
                 update = state.update(means["loss"])
                 if adversary is not None:
-                    adversary.update(step=step)
+                    means |= adversary.update(step=step)
 
             clock.step(schedule.batch_size)
             clock.warn_if_long(num_steps=schedule.steps - state.step, device=world.device, reporter=reporter)
@@ -100,8 +100,6 @@ def train_autoencoder(
                 logged = {f"train/{name}": value for name, value in means.items()} | clock.lap()
                 logged |= {"train/grad_norm": update.grad_norm, "train/lr": update.lr}
                 logged |= {"train/skipped": float(state.num_skipped)}
-                if adversary is not None:
-                    logged |= {"train/gan_weight": adversary.weight(step), "train/d_skipped": adversary.num_skipped}
                 metrics |= logged
                 run.log(state.step, logged)
             task.advance(note=_note(means, metrics))
@@ -110,17 +108,22 @@ def train_autoencoder(
                 metrics |= scores
                 run.log(state.step, scores)
                 run.keep_if_best(saver(state, recipe, scores=scores), scores)
-            if world.is_leader and (state.step % schedule.snapshot_every == 0 or last):
-                save_snapshot(state.ema.model, val_images, val_samples, run.image_path(state.step), device=world.device)
-            if (state.step % schedule.checkpoint_every == 0 or last or stopping) and state.is_sound():
+            if state.step % schedule.snapshot_every == 0 or last:
+                run.snapshot(drawer(state.ema.model, val_images, val_samples, device=world.device), step=state.step)
+            due = due or state.step % schedule.checkpoint_every == 0 or last or stopping
+            if due and state.is_sound():  # after a step that was skipped, the next good one is saved
                 valid = scores if validating else {}
                 summary = f"{recipe.name}, step {state.step:,}" + _psnr_note(valid)
                 run.publish(saver(state, recipe, scores=valid), step=state.step, summary=summary, **valid)
                 run.save_checkpoint(state)
+                due = False
                 if stopping and not last:
                     raise run.interrupted(state)
             elif last:
                 raise state.diverged("the last losses or weights are not finite")
+        batches.close()  # and with it the threads that add to the failures
+        for theirs in world.gather(images.failures):
+            images.failures |= theirs
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return TrainResult(plan.artefact.path, state.step, metrics, num_failed=len(images.failures))
@@ -133,7 +136,7 @@ def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimat
     num_images = schedule.batch_size // schedule.accumulate
     adversary = build_adversary(recipe, model, world=World(device=on))
     loss = loss_on_random_images(recipe, model, num_images=num_images, device=on, adversary=adversary)
-    return estimate(model, loss, schedule=schedule)
+    return estimate(model, loss, schedule=schedule, adversary=adversary)
 
 
 @torch.inference_mode()
@@ -169,17 +172,21 @@ def validate(
     return {"val/psnr": total_psnr / num, "val/ssim": total_ssim / num} | used
 
 
-@torch.inference_mode()
-def save_snapshot(
-    model: Autoencoder, images: TrainingImages, samples: np.ndarray, path: Path, *, device: torch.device
-) -> None:
-    """A sheet of validation images above their reconstructions."""
-    real = images.load(samples[:SNAPSHOT_IMAGES].tolist())
-    if not len(real):
-        return
-    fake = to_uint8(model.decode(model.encode(to_tensor(real, device))))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([list(real), list(fake)], path=path, row_labels=["originals", "reconstructions"])
+def drawer(
+    model: Autoencoder, images: TrainingImages, samples: np.ndarray, *, device: torch.device
+) -> Callable[[Path], None]:
+    """A function that writes a sheet of validation images above their reconstructions."""
+
+    @torch.inference_mode()
+    def draw(path: Path) -> None:
+        real = images.load(samples[:SNAPSHOT_IMAGES].tolist())
+        if not len(real):
+            return
+        fake = to_uint8(model.decode(model.encode(to_tensor(real, device))))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet([list(real), list(fake)], path=path, row_labels=["originals", "reconstructions"])
+
+    return draw
 
 
 def saver(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def train_diffusion(
             reporter.task("train-diffusion", total=schedule.steps, unit="step", initial=state.step)
         )
         forward = compiled(world.replicate(model), schedule)
-        clock, metrics, levels = Clock(), dict[str, float](), LevelMeans()
+        clock, metrics, levels, due = Clock(), dict[str, float](), LevelMeans(), False
 
         while (step := state.step) < schedule.steps:
             with clock.phase("waiting"):
@@ -106,15 +106,17 @@ def train_diffusion(
                 run.log(state.step, logged)
                 levels = LevelMeans()
             task.advance(note=f"loss {loss_of_batch:.4f}{time_note(metrics)}")
-            if (state.step % schedule.snapshot_every == 0 or last) and autoencoder is not None:
-                save_snapshot(state.ema.model, autoencoder, run.image_path(state.step), device=world.device)
-            if (state.step % schedule.checkpoint_every == 0 or last or stopping) and state.is_sound():
+            if state.step % schedule.snapshot_every == 0 or last:
+                run.snapshot(drawer(state.ema.model, autoencoder, device=world.device), step=state.step)
+            due = due or state.step % schedule.checkpoint_every == 0 or last or stopping
+            if due and state.is_sound():  # after a step that was skipped, the next good one is saved
                 run.publish(
                     lambda directory: save_average(state.ema.model, directory, store=store),
                     step=state.step,
                     summary=f"{recipe.name}, step {state.step:,}",
                 )
                 run.save_checkpoint(state)
+                due = False
                 if stopping and not last:
                     raise run.interrupted(state)
             elif last:
@@ -176,15 +178,22 @@ def load_codes(store: KeyCodeStore, samples: Sequence[int], *, step: int, seed: 
     return torch.from_numpy(codes), torch.from_numpy(store.labels[np.asarray(samples)])
 
 
-@torch.inference_mode()
-def save_snapshot(denoiser: Denoiser, autoencoder: Autoencoder, path: Path, *, device: torch.device) -> None:
-    """A sheet of the images of the first few seeds, the same ones every time."""
-    noise = ImageNoise(list(SNAPSHOT_SEEDS), shape=denoiser.code_shape, device=device)
-    labels = noise.labels(denoiser.num_classes).to(device) if denoiser.num_classes else None
-    images = to_uint8(autoencoder.decode(sample_codes(denoiser, noise=noise, labels=labels)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [list(images[start : start + SNAPSHOT_COLUMNS]) for start in range(0, len(images), SNAPSHOT_COLUMNS)]
-    contact_sheet(rows, path=path)
+def drawer(denoiser: Denoiser, autoencoder: Autoencoder | None, *, device: torch.device) -> Callable[[Path], None]:
+    """A function that writes a sheet of the images of the first few seeds, the same ones every time; it writes none
+    where there is no autoencoder."""
+
+    @torch.inference_mode()
+    def draw(path: Path) -> None:
+        if autoencoder is None:
+            return
+        noise = ImageNoise(list(SNAPSHOT_SEEDS), shape=denoiser.code_shape, device=device)
+        labels = noise.labels(denoiser.num_classes).to(device) if denoiser.num_classes else None
+        images = to_uint8(autoencoder.decode(sample_codes(denoiser, noise=noise, labels=labels)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [list(images[start : start + SNAPSHOT_COLUMNS]) for start in range(0, len(images), SNAPSHOT_COLUMNS)]
+        contact_sheet(rows, path=path)
+
+    return draw
 
 
 def save_average(average: Denoiser, directory: Path, *, store: KeyCodeStore) -> str:

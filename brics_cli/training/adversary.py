@@ -25,16 +25,21 @@ from brics_cli.errors import ArtefactError
 from brics_cli.training.optimiser import lr_factor, read_optimiser, set_lr, write_optimiser
 from brics_cli.training.precision import autocast
 
-ADAPT_EVERY = 8
-"""Steps between two measurements of the adaptive factor, each of which costs another backward pass of the losses."""
+ADAPT_EVERY = 3
+"""Steps between two measurements of the adaptive factor, each of which costs another backward pass of the losses. Odd:
+the two networks answer each other, and the ratio swings from one step to the next; an even interval sees one side."""
+ADAPT_HALF_LIFE = 8
+"""Steps after which a measurement counts half: one alone is off by a factor of 1.7 (tiny, batch 16; 1.2 with this)."""
+SMALLEST_FACTOR = 1e-4
 WEIGHTS, OPTIMISER = "discriminator.safetensors", "discriminator-optimiser.pt"
 
 
 class Adversary:
     """A discriminator that follows an autoencoder whose decoder ends in the parameter `last_layer`.
 
-    The adaptive factor of a step was measured at an earlier step, over that whole step: all micro-batches and all
-    processes. So it is the same number however a batch is split, and a resumed run finds it in the checkpoint.
+    The adaptive factor of a step is a geometric moving average of ratios measured at earlier steps, each over its whole
+    step: all micro-batches and all processes. So it is the same number however a batch is split, and a resumed run
+    finds it in the checkpoint.
     """
 
     def __init__(
@@ -90,11 +95,13 @@ class Adversary:
         (loss / self.schedule.accumulate).backward()
         return {name: value.detach() for name, value in logged.items()}
 
-    def update(self, *, step: int) -> None:
+    def update(self, *, step: int) -> dict[str, float]:
         """Step the discriminator with the gradients of `step`, and set the adaptive factor of the steps to come.
 
-        A gradient that is not finite is passed over: the autoencoder's guard decides whether the run goes on.
+        A gradient that is not finite is passed over: the autoencoder's guard decides whether the run goes on. Returns
+        what is worth logging of `step`: the weight it was computed with, and the updates passed over so far.
         """
+        weight = self.weight(step)
         set_lr(self.optimiser, lr_factor(self.optimiser_config, step=step, num_steps=self.schedule.steps))
         self.world.average_gradients(self.discriminator)
         norm = float(nn.utils.get_total_norm([p.grad for p in self.discriminator.parameters() if p.grad is not None]))
@@ -108,8 +115,14 @@ class Adversary:
             reconstruction, adversarial = (float(part.norm()) for part in mean)
             ratio = reconstruction / (adversarial + 1e-8)
             if math.isfinite(ratio):
-                self.factor = min(ratio, self.config.adaptive_max)
+                self._follow(max(SMALLEST_FACTOR, min(ratio, self.config.adaptive_max)))
             self._gradients = []
+        return {"gan_weight": weight, "d_skipped": float(self.num_skipped)}
+
+    def _follow(self, ratio: float) -> None:
+        """factor <- factor^k ratio^(1 - k); the first ratio is taken as it is."""
+        keep = 0.5 ** (ADAPT_EVERY / ADAPT_HALF_LIFE) if self.factor else 0.0
+        self.factor = self.factor**keep * ratio ** (1 - keep)
 
     def is_sound(self) -> bool:
         """Whether every weight is finite."""
@@ -130,7 +143,10 @@ class Adversary:
                 f"{directory / WEIGHTS} does not fit this discriminator ({str(error).splitlines()[0]})"
             ) from None
         read_optimiser(directory / OPTIMISER, self.optimiser)
-        self.factor, self.num_skipped = float(state["factor"]), int(state["num_skipped"])
+        try:
+            self.factor, self.num_skipped = float(state["factor"]), int(state["num_skipped"])
+        except (KeyError, TypeError, ValueError):
+            raise ArtefactError(f"{directory} is damaged: its state.json says {state} of the discriminator") from None
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:

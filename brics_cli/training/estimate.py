@@ -15,8 +15,9 @@ from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.training.adversary import Adversary
 from brics_cli.training.precision import autocast
 
-# A checkpoint holds the weights, their average and AdamW's two moments.
+# A checkpoint holds the weights, their average and AdamW's two moments; of a discriminator no average.
 COPIES_PER_CHECKPOINT = 4
+COPIES_OF_DISCRIMINATOR = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def loss_on_random_images(
     return loss
 
 
-def estimate(model: nn.Module, loss: Callable[[], Tensor], *, schedule: ScheduleConfig) -> Estimate:
+def estimate(
+    model: nn.Module, loss: Callable[[], Tensor], *, schedule: ScheduleConfig, adversary: Adversary | None = None
+) -> Estimate:
     """Time the forward and backward pass of one micro-batch, whose loss `loss` computes, and scale it up.
 
     The pass is run twice and the second one counts.
@@ -75,6 +78,12 @@ def estimate(model: nn.Module, loss: Callable[[], Tensor], *, schedule: Schedule
         seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    num_bytes = COPIES_PER_CHECKPOINT * sum(p.numel() * p.element_size() for p in model.parameters())
+    num_bytes = COPIES_PER_CHECKPOINT * _num_bytes(model)
+    if adversary is not None:
+        num_bytes += COPIES_OF_DISCRIMINATOR * _num_bytes(adversary.discriminator)
     per_step = seconds * schedule.accumulate
     return Estimate(num_parameters, num_bytes, per_step, per_step * schedule.steps)
+
+
+def _num_bytes(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

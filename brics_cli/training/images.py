@@ -79,33 +79,32 @@ class TrainingImages:
     def split(self, *, val_fraction: float | None) -> tuple[list[np.ndarray], np.ndarray]:
         """Training samples shard by shard, and the validation samples: the `val_fraction` with the lowest key hash.
 
-        The split depends on keys alone: not on the order or the number of shards. None: no validation samples.
-        Raises UsageError when fewer than two images are usable.
+        The split depends on keys alone: not on the order or the number of shards, nor on what can be read, which is
+        known beforehand only where images are in memory. None: no validation samples. Raises UsageError when fewer
+        than two images are usable.
         """
-        usable = [sample for sample in range(len(self)) if sample not in self.failures]
-        if len(usable) < (1 if val_fraction is None else 2):
+        num_usable = len(self) - len(self.failures)
+        if num_usable < (1 if val_fraction is None else 2):
             raise UsageError(
-                f"{self.collection.path}: {len(usable)} usable images are too few to train on",
+                f"{self.collection.path}: {num_usable} usable images are too few to train on",
                 next="Give more images, or look at the ones that failed.",
             )
-        held_out = self._held_out
+        held_out = np.zeros(len(self), bool)
         if val_fraction is not None:
-            hashes = {sample: hashlib.sha256(self.key(sample).encode()).digest() for sample in usable}
-            limit = int(val_fraction * 2**64)
-            held_out = {sample for sample, digest in hashes.items() if int.from_bytes(digest[:8], "big") < limit}
-            if not held_out or len(held_out) == len(usable):
-                held_out = {min(usable, key=hashes.__getitem__)}
-            self._held_out = held_out
-        shards = []
-        for start, end in zip(self.shard_starts, self.shard_starts[1:], strict=False):
-            samples = [s for s in range(start, end) if s not in held_out and s not in self.failures]
-            shards.append(np.array(samples, np.int64))
-        return shards, np.array(sorted(held_out), np.int64)
+            digests = (hashlib.sha256(self.key(sample).encode()).digest() for sample in range(len(self)))
+            hashes = np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, len(self))
+            held_out = hashes < np.uint64(int(val_fraction * 2**64))
+            if not held_out.any() or held_out.all():
+                held_out = hashes == hashes.min()
+            self._held_out = set(np.flatnonzero(held_out).tolist())
+        spans = zip(self.shard_starts, self.shard_starts[1:], strict=False)
+        shards = [start + np.flatnonzero(~held_out[start:end]) for start, end in spans]
+        return shards, np.flatnonzero(held_out)
 
     def load(self, samples: Sequence[int]) -> np.ndarray:
         """(up to len(samples), S, S, 3) uint8: for validation, where a sample that cannot be read is left out."""
         if self.cached is not None:
-            return self.cached[np.asarray(samples, np.int64)]
+            return self.cached[[int(sample) for sample in samples if sample not in self.failures]]
         with ThreadPoolExecutor(self.num_workers) as pool:
             decoded = pool.map(self._decode, [int(sample) for sample in samples])
             images = [image for image in decoded if image is not None]
@@ -123,7 +122,7 @@ class TrainingImages:
         if self.cached is not None:
             while True:
                 samples = [order[start + offset] for offset in mine]
-                yield Batch(samples, self.load(samples))
+                yield Batch(samples, np.stack([self._load_or_next(sample) for sample in samples]))
                 start += batch_size
         reader = WindowReader(
             self.collection,
@@ -156,7 +155,7 @@ class TrainingImages:
                 f"first {self.key(sample)}: {reason}"
             )
 
-    def _load_or_next(self, sample: int, file: Callable[[], bytes]) -> np.ndarray:
+    def _load_or_next(self, sample: int, file: Callable[[], bytes] | None = None) -> np.ndarray:
         image = self._decode(sample, file)
         for offset in range(1, len(self)):
             if image is not None:
@@ -168,7 +167,9 @@ class TrainingImages:
         return image
 
     def _decode(self, sample: int, file: Callable[[], bytes] | None = None) -> np.ndarray | None:
-        """The pixels of a sample, from `file` or else read now; None, recorded, when that fails."""
+        """The pixels of a sample: from memory, from `file`, or read now; None, recorded, when that fails."""
+        if self.cached is not None:
+            return None if sample in self.failures else self.cached[sample]
         try:
             data = file() if file is not None else self.collection.read(*self._position(sample)).data
             return load_pixels(data, transform=self.transform, size=self.size)

@@ -15,6 +15,7 @@ from brics_cli.errors import ArtefactError
 # Instant-NGP, arXiv 2201.05989, section 4: eps 1e-15 keeps rarely touched entries learning, and no weight decay.
 GRID_EPS = 1e-15
 COSINE_FLOOR = 0.01
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
@@ -76,3 +77,7 @@ def read_optimiser(path: Path, optimiser: torch.optim.Optimizer) -> None:
         raise ArtefactError(f"{path} is damaged ({type(error).__name__})") from None
     for group, setting in zip(optimiser.param_groups, settings, strict=True):
         group.update(setting)
+        for parameter in group["params"]:
+            moments = optimiser.state.get(parameter)  # none yet, where no gradient has come
+            if moments and any(name not in moments or moments[name].shape != parameter.shape for name in MOMENTS):
+                raise ArtefactError(f"{path} does not fit this model: it is the optimiser's state of another one")

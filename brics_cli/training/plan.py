@@ -37,9 +37,11 @@ DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training command was asked for; None is "not given". `data` is a collection or a key-code store."""
+    """What a training command was asked for; None is "not given". `data` is a collection or a key-code store; `subset`
+    chooses where it holds several collections."""
 
     data: str | None = None
+    subset: str | None = None
     recipe: str | None = None
     steps: int | None = None
     seed: int | None = None
@@ -97,13 +99,14 @@ class AutoencoderPlan:
         images = TrainingImages(
             collection, transform=data.transform, size=self.recipe.model.image_size, num_workers=num_workers
         )
-        if images.cache(limit_gib=data.cache_gib / num_local_processes(), reporter=reporter):
+        num_processes = num_local_processes()  # each keeps its own copy
+        if images.cache(limit_gib=data.cache_gib / num_processes, reporter=reporter):
             assert images.cached is not None
             reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
         else:
             reporter.message(
-                f"{len(images):,} images would take {images.num_bytes / 2**30:,.1f} GiB decoded, more than "
-                f"data.cache_gib {data.cache_gib:g}: read shard by shard, shuffled over {data.shuffle_window:,}"
+                f"{len(images):,} images would take {num_processes * images.num_bytes / 2**30:,.1f} GiB decoded, more "
+                f"than data.cache_gib {data.cache_gib:g}: read shard by shard, shuffled over {data.shuffle_window:,}"
             )
         images.warn_about_failures(reporter)
         return images
@@ -152,7 +155,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         newest = workspace.newest("shards")
         reporter.message(f"DATA not given: using {newest.path}")
         path = str(newest.path)
-    collection = open_collection(path)
+    collection = open_collection(path, subset=options.subset)
     reporter.message(f"{collection.path}: {collection.describe()}")
     name = options.recipe
     if name is None:
@@ -239,6 +242,7 @@ def _run_to_resume(options: TrainOptions, *, kind: str, reporter: Reporter) -> t
     assert options.resume is not None
     given = {
         "the data": options.data,
+        "--subset": options.subset,
         "--recipe": options.recipe,
         "--seed": options.seed,
         "--val": options.val,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +39,32 @@ def open_for_resume(path: Path, *, kind: str) -> Artefact:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's complete checkpoints, oldest first."""
-    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE_FILE}"))
+    """The run's complete checkpoints, oldest first. Copies that somebody keeps under other names are none of them."""
+    found = [path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE_FILE}")]
+    return sorted((path for path in found if path.name.removeprefix("step-").isdecimal()), key=step_of)
 
 
-def latest_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint. Raises ArtefactError when there is none."""
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+@contextmanager
+def newest_checkpoint(run: Path) -> Iterator[Path]:
+    """The newest complete checkpoint, to be read in the block. Raises ArtefactError when there is none.
+
+    When it cannot be read and there is one before it, the error says how to go on from that one.
+    """
     found = checkpoints(run)
     if not found:
         raise ArtefactError(f"{run} has no checkpoint to resume from", next="Start it again without --resume.")
-    return found[-1]
+    try:
+        yield found[-1]
+    except ArtefactError as error:
+        if error.next is not None or len(found) == 1:
+            raise
+        before = f"To go on from step {step_of(found[-2]):,} instead, remove {found[-1]}."
+        raise ArtefactError(error.what, next=before) from None
 
 
 def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int | None, reporter: Reporter) -> Recipe:
@@ -58,8 +77,8 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
     path = run / CONFIG_FILE
     values = load_yaml(path)
     recipe = recipe_from_values(values, kind=kind, source=str(path), overrides=overrides, training__steps=steps)
-    checkpoint = latest_checkpoint(run)
-    trained = read_state_file(checkpoint).get("settings") or {}
+    with newest_checkpoint(run) as checkpoint:
+        trained = read_state_file(checkpoint).get("settings", {})
     now = {key: value for key, value in settings_of(recipe).items() if key in trained}
     trained = {key: value for key, value in trained.items() if key in now}
     changed = {key for key in now if now[key] != trained[key]}
@@ -69,16 +88,17 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
         raise UsageError(
             f"{run} cannot go on with other settings of this kind: "
             f"{'; '.join(differences(_only(trained, fixed), _only(now, fixed)))}",
-            next=f"Start a new run from its weights: --init-from {run}",
+            next=f"Start a new run from its weights: --init-from {shlex.quote(str(run))}",
         )
     said = {override.partition("=")[0].strip() for override in overrides}
     unsaid = {key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in said)}
     if unsaid:
-        again = " ".join(f"--set {key}={_yaml(now[key])}" for key in sorted(unsaid))
+        again = " ".join(_set_option(key, now[key]) for key in sorted(unsaid))
+        quoted = shlex.quote(str(run))
         raise ArtefactError(
             f"{path} has changed since {checkpoint.name}: "
             f"{'; '.join(differences(_only(trained, unsaid), _only(now, unsaid)))}",
-            next=f"If that is meant, say it again: --resume {run} {again}; or start a new run: --init-from {run}",
+            next=f"If that is meant, say it again: --resume {quoted} {again}; or start a new run: --init-from {quoted}",
         )
     if lines:
         reporter.message(f"settings that change from here on: {'; '.join(lines)}")
@@ -126,8 +146,10 @@ def _only(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in keys}
 
 
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+def _set_option(key: str, value: Any) -> str:
+    """`--set KEY=VALUE` as a shell takes it; JSON is YAML."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f"--set {shlex.quote(f'{key}={text}')}"
 
 
 def _parent(artefact: Artefact, kind: str) -> Parent:

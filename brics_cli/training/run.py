@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import platform
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-import brics_cli
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
 from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, UsageError
 from brics_cli.reporting import Reporter
-from brics_cli.training.resuming import CONFIG_FILE, checkpoints, latest_checkpoint, settings_of
+from brics_cli.training.environment import environment
+from brics_cli.training.resuming import CONFIG_FILE, checkpoints, newest_checkpoint, settings_of, step_of
 from brics_cli.training.state import TrainingState
 from brics_cli.workspace import (
     Artefact,
@@ -67,23 +62,22 @@ class Run:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append `values` of `step` to metrics.jsonl and TensorBoard."""
-        if self.writer is None:
-            return
+        self.world.lead(lambda: self._append(step, values))
+
+    def _append(self, step: int, values: Mapping[str, float]) -> None:
+        assert self.writer is not None
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def image_path(self, step: int) -> Path:
-        """Where the snapshot of `step` belongs."""
-        return self.path / "images" / f"step-{step:08d}.png"
+    def snapshot(self, save: Callable[[Path], None], *, step: int) -> None:
+        """Let `save` write the picture of `step`."""
+        self.world.lead(lambda: save(self.path / "images" / f"step-{step:08d}.png"))
 
     def save_checkpoint(self, state: TrainingState[Any]) -> None:
-        """Write a checkpoint atomically, then remove the oldest ones beyond `training.keep_checkpoints`.
-
-        A disk that fills up ends here, with the checkpoints there were.
-        """
-        self._lead(lambda: self._write_checkpoint(state))
+        """Write a checkpoint atomically, then remove the oldest ones beyond `training.keep_checkpoints`."""
+        self.world.lead(lambda: self._write_checkpoint(state))
 
     def _write_checkpoint(self, state: TrainingState[Any]) -> None:
         with atomic_path(self.path / "checkpoints" / f"step-{state.step:08d}") as temporary:
@@ -97,7 +91,7 @@ class Run:
 
         `details` are added to it; the run is complete when `step` is the recipe's last.
         """
-        self._lead(lambda: self._write_model(save, step=step, summary=summary, details=details))
+        self.world.lead(lambda: self._write_model(save, step=step, summary=summary, details=details))
 
     def _write_model(self, save: Callable[[Path], str], *, step: int, summary: str, details: dict[str, Any]) -> None:
         sha256 = save(self.path / "model")
@@ -111,7 +105,7 @@ class Run:
         if score is None or (self.best_score is not None and score <= self.best_score):
             return
         self.best_score = score
-        self._lead(lambda: save(self.path / BEST))
+        self.world.lead(lambda: save(self.path / BEST))
 
     def interrupted(self, state: TrainingState[Any]) -> InterruptedRunError:
         """The error that ends a run that was asked to stop, and has been saved."""
@@ -126,19 +120,21 @@ class Run:
         command = "train-ae" if self.artefact.kind == "autoencoder" else "train-diffusion"
         return f"brics {command} --resume {shlex.quote(str(self.path))}"
 
-    def _lead(self, write: Callable[[], object]) -> None:
-        """Let the first process `write`. Raises MachineError, with what is intact, when the disk is full."""
+    @contextmanager
+    def full_disk_explained(self) -> Iterator[None]:
+        """A disk that fills up in the block, whatever was being written, ends it with what is intact and how to go on.
+
+        Raises MachineError; the OSError itself while there is no checkpoint yet.
+        """
         try:
-            self.world.lead(write)
+            yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
             found = checkpoints(self.path)
-            if not found:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not found:
                 raise
-            step = int(found[-1].name.removeprefix("step-"))
+            where = error.filename or self.path
             raise MachineError(
-                f"no space left on the device: {error.filename}; the checkpoint of step {step:,} is intact",
+                f"no space left on the device: {where}; the checkpoint of step {step_of(found[-1]):,} is intact",
                 next=f"Free some space, then go on with: {self.resume_command}",
             ) from None
 
@@ -157,7 +153,8 @@ def open_run(
         world.lead(lambda: stack.enter_context(output_lock(artefact.path)))
         if plan.resume:
             world.lead(lambda: remove_half_written(artefact.path))
-            state.load(latest_checkpoint(artefact.path))
+            with newest_checkpoint(artefact.path) as newest:
+                state.load(newest)
             if state.step > recipe.training.steps:
                 raise UsageError(
                     f"{artefact.path} is at step {state.step:,} already, beyond --steps {recipe.training.steps:,}",
@@ -172,10 +169,12 @@ def open_run(
             reporter.message(f"run: {artefact.path}")
         run = Run(artefact, recipe=recipe, world=world, first_step=state.step + 1 if plan.resume else 0)
         try:
-            yield run
+            with run.full_disk_explained():
+                yield run
         finally:
             if run.writer is not None:
-                run.writer.close()
+                with suppress(OSError):  # of a full disk, which has been said; metrics.jsonl has the same values
+                    run.writer.close()
 
 
 def _create(artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> None:
@@ -193,9 +192,16 @@ def _take_up(path: Path, recipe: Recipe, *, step: int) -> None:
     write_text_atomically(path / CONFIG_FILE, dump_yaml(recipe))
     metrics = path / "metrics.jsonl"
     if metrics.is_file():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text_atomically(metrics, "".join(kept))
+        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_text_atomically(metrics, "".join(line for line in lines if _is_of(line, until=step)))
+
+
+def _is_of(line: str, *, until: int) -> bool:
+    """Whether a line of metrics is whole, and of a step up to `until`. A crash can leave one that is damaged."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= until
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _best_score(run: Path, *, metric: str) -> float | None:
@@ -208,50 +214,19 @@ def _best_score(run: Path, *, metric: str) -> float | None:
 
 
 def remove_half_written(run: Path) -> None:
-    """Remove what a kill left of a checkpoint or model in the making; call it under the run's lock."""
+    """Remove what a kill left of a checkpoint or model in the making; call it under the run's lock.
+
+    A model that was about to be replaced, with nothing in its place yet, is put back.
+    """
     for folder in (run, run / "checkpoints"):
         for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-            if path.is_dir():
+            final = path.with_name(path.name[1:].rsplit(".", 2)[0])
+            if path.suffix == ".old" and not final.exists():
+                path.rename(final)
+            elif path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
-    """What a run was made with: versions, device, seed, command line."""
-    packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors")
-    return {
-        "brics": brics_cli.__version__,
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
-        "cuda": torch.version.cuda,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "num_cpus": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
-        "seed": seed,
-        "command": ["brics", *sys.argv[1:]],
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that brics runs from, `+` for uncommitted changes; None for an installed brics."""
-    checkout = Path(brics_cli.__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @dataclass

@@ -125,7 +125,7 @@ class TrainingState(Generic[ModelT]):
             if "adversary" not in counts:
                 raise ArtefactError(f"{directory} holds no discriminator, and this recipe has gan.weight > 0")
             self.adversary.load(directory, counts["adversary"])
-        self.step, self.num_skipped = int(counts["step"]), int(counts["num_skipped"])
+        self.step, self.num_skipped = counts["step"], counts["num_skipped"]
 
     def start_from(self, directory: Path) -> None:
         """Take the weights of the model directory `directory`, and nothing else (`--init-from`)."""
@@ -147,4 +147,7 @@ def read_state_file(directory: Path) -> dict[str, Any]:
         )
     if not {"step", "num_skipped"} <= counts.keys():
         raise ArtefactError(f"checkpoint: {path} is damaged (it names no step)")
+    counted = all(type(counts[name]) is int and counts[name] >= 0 for name in ("step", "num_skipped"))
+    if not counted or not all(isinstance(counts.get(name, {}), dict) for name in ("settings", "adversary")):
+        raise ArtefactError(f"checkpoint: {path} is damaged (its step or its settings are none)")
     return counts

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
+import threading
 import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import brics, error_line, start_brics
 from safetensors.torch import load_file
+
+from brics_cli.data.outputs import output_lock
+from brics_cli.training.state import TrainingState, Update
 
 QUICK = (
     "--recipe",
@@ -58,6 +68,26 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
         time.sleep(0.02)
 
 
+@contextmanager
+def signal_once_there(path: Path, number: signal.Signals) -> Iterator[None]:
+    """Send the signal to this process as soon as `path` is there, which the block makes."""
+
+    def wait_and_send() -> None:
+        deadline = time.monotonic() + 120
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    kept = signal.signal(number, lambda *_: None)  # a signal that comes too late ends no test run
+    thread = threading.Thread(target=wait_and_send)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        signal.signal(number, kept)
+
+
 def test_a_run_killed_with_9_resumes_to_the_same_bits(straight: Path, photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start_brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path)
@@ -75,12 +105,9 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(
     straight: Path, photographs: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    process = start_brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path)
-    wait_for(run / "checkpoints" / "step-00000004" / "state.json", process)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    last = stderr.splitlines()[-1]
+    with signal_once_there(run / "checkpoints" / "step-00000004" / "state.json", number):
+        stopped = brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path, check=130)
+    last = stopped.stderr.splitlines()[-1]
     assert "saved. Go on with: brics train-ae --resume run" in last
     stopped_at = sorted((run / "checkpoints").iterdir())[-1].name
     assert f"stopped at step {int(stopped_at.removeprefix('step-'))} of 24" in last
@@ -130,6 +157,13 @@ def test_resume_refuses_changed_data(photographs: Path, tmp_path: Path) -> None:
     assert f"{data} has changed since run was started on it" in error_line(changed)
 
 
+def test_a_run_that_is_being_written_is_refused(straight: Path, tmp_path: Path) -> None:
+    with output_lock(straight):
+        second = brics("train-ae", "--resume", straight, "--steps", 40, cwd=tmp_path, check=6)
+    assert f"another brics process is writing {straight}" in error_line(second)
+
+
+@pytest.mark.slow
 def test_two_writers_of_one_run(photographs: Path, tmp_path: Path) -> None:
     process = start_brics("train-ae", photographs, *QUICK, "--steps", 4000, "--out", "run", cwd=tmp_path)
     try:
@@ -143,10 +177,9 @@ def test_two_writers_of_one_run(photographs: Path, tmp_path: Path) -> None:
 
 def test_resume_with_more_steps_is_remembered(straight: Path, photographs: Path, tmp_path: Path) -> None:
     brics("train-ae", photographs, *QUICK, "--steps", 4, "--out", "r un", cwd=tmp_path, check=0)
-    process = start_brics("train-ae", "--resume", "r un", "--steps", 40000, cwd=tmp_path)
-    wait_for(tmp_path / "r un" / "checkpoints" / "step-00000008" / "state.json", process)
-    process.send_signal(signal.SIGINT)
-    last = process.communicate(timeout=60)[1].splitlines()[-1]
+    with signal_once_there(tmp_path / "r un" / "checkpoints" / "step-00000008" / "state.json", signal.SIGINT):
+        stopped = brics("train-ae", "--resume", "r un", "--steps", 40000, cwd=tmp_path, check=130)
+    last = stopped.stderr.splitlines()[-1]
     assert "of 40,000, saved. Go on with: brics train-ae --resume 'r un'" in last
     planned = brics("train-ae", "--resume", "r un", "--print-config", "--json", cwd=tmp_path, check=0)
     assert json.loads(planned.stdout)["training"]["steps"] == 40000
@@ -159,6 +192,35 @@ def test_a_run_that_ends_in_no_numbers_publishes_nothing(photographs: Path, tmp_
     diverged = brics("train-ae", photographs, *QUICK, *settings, cwd=tmp_path, check=6)
     assert "training diverged" in error_line(diverged)
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_one_of_several_collections_is_trained_on_and_resumed(photographs: Path, tmp_path: Path) -> None:
+    for name, paths in (("cats", sorted(photographs.iterdir())[:6]), ("dogs", sorted(photographs.iterdir())[6:9])):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        with zipfile.ZipFile(tmp_path / "data" / f"{name}.zip", "w") as packed:
+            for path in paths:
+                packed.write(path, path.name)
+    arguments = ("train-ae", "data", "--subset", "cats.zip", *QUICK, "--steps", 4, "--out", "run")
+    started = brics(*arguments, cwd=tmp_path, check=0)
+    assert "cats.zip: 6 images, zip" in started.stderr and "data/cats.zip --out codes.h5" in started.stderr
+    refused = brics("train-ae", "--resume", "run", "--subset", "dogs.zip", cwd=tmp_path, check=2)
+    assert "it cannot be given with --subset" in error_line(refused)
+    resumed = brics("train-ae", "--resume", "run", "--steps", 5, cwd=tmp_path, check=0)
+    assert "6 images kept in memory" in resumed.stderr
+
+
+def test_a_skipped_step_puts_its_checkpoint_off_by_one_step(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = TrainingState.update
+
+    def fourth_is_not_finite(state: TrainingState[Any], loss: float) -> Update:
+        return update(state, float("nan") if state.step == 3 else loss)
+
+    monkeypatch.setattr(TrainingState, "update", fourth_is_not_finite)
+    brics("train-ae", photographs, *QUICK, "--steps", 7, "--out", "run", cwd=tmp_path, check=0)
+    names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step-00000005", "step-00000007"]
 
 
 def test_images_that_fail_are_exit_5(photographs: Path, tmp_path: Path) -> None:
@@ -189,11 +251,31 @@ def test_init_from_starts_a_new_run_from_those_weights(straight: Path, photograp
     assert "another architecture than recipe tiny: bottleneck" in error_line(other) and not (tmp_path / "x").exists()
 
 
-def test_diffusion_training_resumes_to_the_same_bits(straight: Path, photographs: Path, tmp_path: Path) -> None:
-    brics("encode-dataset", photographs, "--ae", straight, "--flips", "--out", "codes.h5", cwd=tmp_path, check=0)
-    quick = ("--recipe", "tiny", "--set", "training.batch_size=8", "--set", "training.checkpoint_every=5")
-    brics("train-diffusion", "codes.h5", *quick, "--steps", 20, "--out", "straight", cwd=tmp_path, check=0)
-    process = start_brics("train-diffusion", "codes.h5", *quick, "--steps", 20, "--out", "run", cwd=tmp_path)
+DIFFUSION = ("--recipe", "tiny", "--set", "training.batch_size=8", "--set", "training.checkpoint_every=5")
+
+
+@pytest.fixture(scope="module")
+def codes(straight: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("codes")
+    brics("encode-dataset", photographs, "--ae", straight, "--flips", "--out", "codes.h5", cwd=folder, check=0)
+    return folder / "codes.h5"
+
+
+def test_diffusion_training_resumes_to_the_same_bits(codes: Path, tmp_path: Path) -> None:
+    brics("train-diffusion", codes, *DIFFUSION, "--steps", 12, "--out", "straight", cwd=tmp_path, check=0)
+    run = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('\0\0\0\n{"step": 11, "train/lo')  # what a crash of the machine can leave
+    brics("train-diffusion", "--resume", "run", cwd=tmp_path, check=0)
+    assert_same_bits(tmp_path / "straight", run, 12)
+    assert losses(tmp_path / "straight") == losses(run)
+
+
+@pytest.mark.slow
+def test_diffusion_training_killed_with_9_resumes_to_the_same_bits(codes: Path, tmp_path: Path) -> None:
+    brics("train-diffusion", codes, *DIFFUSION, "--steps", 20, "--out", "straight", cwd=tmp_path, check=0)
+    process = start_brics("train-diffusion", codes, *DIFFUSION, "--steps", 20, "--out", "run", cwd=tmp_path)
     wait_for(tmp_path / "run" / "checkpoints" / "step-00000005" / "state.json", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()

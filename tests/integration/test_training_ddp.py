@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import brics, environment, start_brics
+from commands import brics, environment, error_line, start_brics
 from safetensors.torch import load_file
 
 STEPS = 10
@@ -44,12 +45,15 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_train_as_one_with_the_gan_on(photographs: Path, tmp_path: Path) -> None:
-    arguments, port = ("train-ae", photographs, *WITH_GAN, "--device", "cpu"), free_port()
+    data = Path(shutil.copytree(photographs, tmp_path / "data"))
+    (data / "broken.png").write_text("this is no image")
+    arguments, port = ("train-ae", data, *WITH_GAN, "--device", "cpu"), free_port()
     second = start_brics(*arguments, "--out", "two", cwd=tmp_path, **rank_environment(1, port=port))
-    first = brics(*arguments, "--out", "two", cwd=tmp_path, check=0, **rank_environment(0, port=port))
+    first = brics(*arguments, "--out", "two", cwd=tmp_path, check=5, **rank_environment(0, port=port))
     assert second.communicate(timeout=60) == ("", ""), "the second process spoke"
-    assert (second.returncode, first.stdout.strip()) == (0, "two")
-    brics(*arguments, "--out", "one", cwd=tmp_path, check=0)
+    assert (second.returncode, first.stdout.strip()) == (5, "two"), "one of the two met the broken image"
+    assert "warning: 1 of 49 images failed" in first.stderr
+    brics(*arguments, "--set", "data.cache_gib=4", "--out", "one", cwd=tmp_path, check=5)  # in memory: the same order
     ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     assert any(row.get("train/gan_weight", 0) > 0.01 for row in ours), "the discriminator had no say"
@@ -61,6 +65,34 @@ def test_two_processes_train_as_one_with_the_gan_on(photographs: Path, tmp_path:
             tolerance = 1e-5 if name in LOSSES else 1e-2
             assert b[name] == pytest.approx(a[name], rel=tolerance, abs=tolerance), (a["step"], name)
     assert len(list((tmp_path / "two").glob("events.*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE is 2 in the environment, and RANK, MASTER_ADDR, MASTER_PORT not set. Unset it",
+        ),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many' in the environment. Unset it; several processes are started by"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0' in the environment. Unset it"),
+    ],
+)
+def test_half_of_torchruns_environment_is_one_line(
+    photographs: Path, tmp_path: Path, variables: dict[str, str], said: str
+) -> None:
+    refused = brics("train-ae", photographs, *WITH_GAN, "--device", "cpu", cwd=tmp_path, check=2, **variables)
+    assert error_line(refused).startswith(said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_does_not_split_names_one_that_does(photographs: Path, tmp_path: Path) -> None:
+    three = {"WORLD_SIZE": "3", "RANK": "0"}
+    refused = brics("train-ae", photographs, *WITH_GAN, "--device", "cpu", cwd=tmp_path, check=2, **three)
+    assert error_line(refused) == (
+        "training.batch_size 8 is not a multiple of training.accumulate 2 * 3 processes. "
+        "Take a multiple of 6: --set training.batch_size=12"
+    )
 
 
 @pytest.mark.slow

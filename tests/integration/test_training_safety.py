@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -173,6 +175,29 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(stopped: Path, name: str, 
     assert said in line and f"checkpoints/step-00000007{'' if how == 'newer' else '/' + name}" in line
 
 
+def test_a_damaged_checkpoint_names_the_one_before_it(stopped: Path) -> None:
+    for name in ("state.json", "weights.safetensors"):
+        damage(checkpoint(stopped) / name, "truncated")
+        assert resume(stopped, "--steps", 9, check=3).endswith(
+            "To go on from step 4 instead, remove run/checkpoints/step-00000007."
+        )
+        shutil.copytree(checkpoint(stopped), stopped.with_name(f"damaged-{name}"))
+        (checkpoint(stopped) / "state.json").write_text((stopped / "checkpoints/step-00000004/state.json").read_text())
+    shutil.rmtree(checkpoint(stopped))
+    resumed = brics("train-ae", "--resume", "run", "--steps", 9, cwd=stopped.parent, check=0)
+    assert "resuming run at step 4" in resumed.stderr
+
+
+def test_a_setting_to_say_again_is_quoted_as_a_shell_takes_it(stopped: Path) -> None:
+    config = stopped / "config.yaml"
+    config.write_text(config.read_text().replace("  - 0.9\n", "  - 0.8\n"))
+    assert "- 0.8\n" in config.read_text()
+    line = resume(stopped, "--steps", 9, check=3)
+    again = line.partition("--resume run ")[2].partition(";")[0]
+    assert again == "--set 'optimiser.betas=[0.8,0.99]'"
+    brics("train-ae", "--resume", "run", "--steps", 9, *shlex.split(again), cwd=stopped.parent, check=0)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
@@ -202,6 +227,18 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(trained: Path, photograp
     ballast.unlink()
     brics("train-ae", "--resume", run, "--steps", 12, cwd=small_disk, check=0)
     assert_same_bits(trained, run)
+
+
+def test_a_disk_that_is_full_for_a_picture_says_how_to_go_on(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, path: Path, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("brics_cli.jobs.train_ae.contact_sheet", full)
+    line = resume(stopped, "--steps", 9, check=6)
+    assert line == (
+        "no space left on the device: run/images/step-00000009.png; the checkpoint of step 8 is intact. "
+        "Free some space, then go on with: brics train-ae --resume run"
+    )
 
 
 def test_curves_of_several_runs_are_drawn(trained: Path, stopped: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_the_adaptive_factor_is_the_ratio_of_last_layer_gradients_up_to_its_limi
     assert limited.adversary is not None and limited.adversary.factor == 1e-3
 
 
+def test_the_adaptive_factor_is_a_geometric_average_that_no_single_step_moves_far() -> None:
+    state = state_with_gan(adaptive_max=100.0)
+    adversary = state.adversary
+    assert adversary is not None and ADAPT_EVERY % 2 == 1, "an even interval sees one side of what swings"
+    measured = []
+    for ratio in (4.0, 1.0, 16.0):
+        adversary._gradients = [torch.tensor([[3.0 * ratio, 4.0 * ratio], [3.0, 4.0]])]
+        assert adversary.update(step=50)["gan_weight"] == (measured or [0.0])[-1], "of the step that was computed"
+        measured.append(adversary.factor)
+    keep = 0.5 ** (ADAPT_EVERY / 8)
+    assert measured == pytest.approx([4.0, 4**keep, 4 ** (keep * keep) * 16 ** (1 - keep)], rel=1e-6)
+
+
 def test_micro_batches_add_up_to_the_batch() -> None:
     whole, parts = state_with_gan(), state_with_gan(accumulate=4)
     for _ in range(ADAPT_EVERY + 2):
@@ -123,6 +137,16 @@ def test_a_damaged_discriminator_is_refused_in_one_line(tmp_path: Path, name: st
     with pytest.raises(ArtefactError, match=name.replace(".", r"\.")) as caught:
         state_with_gan().load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("counts", [{}, {"factor": "x", "num_skipped": 0}, {"factor": 1.0, "num_skipped": None}])
+def test_damaged_counts_of_the_discriminator_are_refused(tmp_path: Path, counts: dict[str, object]) -> None:
+    state = state_with_gan()
+    state.save(tmp_path)
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"adversary": counts}))
+    with pytest.raises(ArtefactError, match=r"is damaged: its state\.json says"):
+        state_with_gan().load(tmp_path)
 
 
 def test_a_checkpoint_without_discriminator_is_refused(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.reporting import SilentReporter
 from brics_cli.training.ema import Ema
 from brics_cli.training.images import TrainingImages
-from brics_cli.training.optimiser import build_optimiser, lr_factor
+from brics_cli.training.optimiser import build_optimiser, lr_factor, read_optimiser
 from brics_cli.training.order import SampleOrder
+from brics_cli.training.resuming import checkpoints, step_of
+from brics_cli.training.run import remove_half_written
 from brics_cli.training.state import TrainingState
 
 
@@ -158,6 +161,45 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, name: str, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [{"step": "abc"}, {"step": -1}, {"num_skipped": None}, {"settings": [1]}, {"adversary": 3}],
+)
+def test_counts_that_brics_would_not_write_are_refused_in_one_line(tmp_path: Path, counts: dict[str, object]) -> None:
+    small_state().save(tmp_path)
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | counts))
+    with pytest.raises(ArtefactError, match=r"state\.json is damaged"):
+        small_state().load(tmp_path)
+
+
+def test_the_optimiser_of_another_model_is_refused(tmp_path: Path) -> None:
+    state, other = small_state(), small_state()
+    one_step(state)
+    state.save(tmp_path)
+    for parameter in other.model.parameters():
+        parameter.data = parameter.data[:1]  # as many parameters, of other shapes
+    with pytest.raises(ArtefactError, match=r"optimiser\.pt does not fit this model"):
+        read_optimiser(tmp_path / "optimiser.pt", other.optimiser)
+
+
+def test_copies_of_checkpoints_under_other_names_are_left_alone(tmp_path: Path) -> None:
+    for name in ("step-00000004", "step-00000008", "step-100000000", "step-00000008.bak", "step-best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "state.json").write_text("{}")
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [4, 8, 100_000_000]
+
+
+def test_a_model_that_a_kill_left_without_its_successor_is_put_back(tmp_path: Path) -> None:
+    for name in (".best.0123abcd.old", ".best.4567cdef.tmp", ".model.0123abcd.old", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    remove_half_written(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"best", "model"}
+    assert (tmp_path / "best" / "config.json").read_text() == ".best.0123abcd.old"
+    assert (tmp_path / "model" / "config.json").read_text() == "model"
+
+
 def test_the_optimiser_file_cannot_run_code(tmp_path: Path) -> None:
     import pickle
 
@@ -207,13 +249,32 @@ def test_images_that_fail_are_left_out_and_counted(photographs: Path, tmp_path: 
     (tmp_path / "2.png").write_text("this is no image")
     images = training_images(tmp_path)
     images.cache(limit_gib=1.0, reporter=SilentReporter())
-    train, val = images.split(val_fraction=0.1)
-    assert 2 not in {*np.concatenate(train), *val} and list(images.failures) == [2]
-    streamed = training_images(tmp_path)
-    streamed._held_out = {3}
-    assert len(streamed.load([2])) == 0, "validation must not score an image in place of another"
-    stand_in = next(streamed.batches(SampleOrder([np.array([2])], seed=0), start=0, batch_size=1)).images[0]
-    assert (stand_in == images.load([4])[0]).all(), "a held-out image stood in for a broken one"
+    assert list(images.failures) == [2]
+    for each in (images, training_images(tmp_path)):
+        each._held_out = {3}
+        assert len(each.load([2])) == 0, "validation must not score an image in place of another"
+        stand_in = next(each.batches(SampleOrder([np.array([2])], seed=0), start=0, batch_size=1)).images[0]
+        assert (stand_in == images.load([4])[0]).all(), "a held-out image stood in for a broken one"
+
+
+def test_memory_changes_nothing_of_the_order_when_images_fail(photographs: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(photographs.iterdir())[:12]):
+        (tmp_path / f"{number}.png").write_bytes(path.read_bytes())
+    for number in (2, 3, 7):
+        (tmp_path / f"{number}.png").write_text("this is no image")
+    cached, ahead = training_images(tmp_path), training_images(tmp_path)
+    cached.cache(limit_gib=1.0, reporter=SilentReporter())
+    splits = [images.split(val_fraction=0.3) for images in (cached, ahead)]
+    assert splits[0][1].tolist() == splits[1][1].tolist()
+    orders = [SampleOrder(train, seed=0) for train, _ in splits]
+    streams = [
+        images.batches(order, start=3, batch_size=4) for images, order in zip((cached, ahead), orders, strict=True)
+    ]
+    for _ in range(6):
+        a, b = (next(stream) for stream in streams)
+        assert a.indices == b.indices and (a.images == b.images).all()
+    for stream in streams:
+        stream.close()
 
 
 def test_too_few_images_are_refused(tmp_path: Path, photographs: Path) -> None:

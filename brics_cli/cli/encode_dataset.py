@@ -209,7 +209,7 @@ def parse_part(text: str) -> tuple[int, int]:
 def read_keys(path: Path) -> list[str]:
     """The keys that a file lists, one per line; empty lines are passed over. Raises UsageError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UsageError(f"--keys {path} is missing", next="Give a text file with one key per line.") from None
     except UnicodeDecodeError:

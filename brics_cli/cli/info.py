@@ -28,6 +28,7 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every promise of a store: counts, order, hashes, statistics.")
     ] = False,
+    subset: options.Subset = None,
     flops: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--flops", metavar="RECIPE", help="Count a recipe's GFLOP and parameters instead."),
@@ -42,11 +43,13 @@ def info(
     if (path is None) == (flops is None):
         raise UsageError("give either a PATH or --flops RECIPE", next="Example: brics info codes.h5")
     if flops is not None:
+        if subset is not None:
+            raise UsageError("--subset goes with a PATH, and --flops has none")
         _print_flops(session, flops)
         return
     from brics_cli.jobs.info import describe
 
-    described = describe(str(path), verify=verify)
+    described = describe(str(path), verify=verify, subset=subset)
     session.result(asdict(described), _text(described))
     if described.broken:
         raise ArtefactError(

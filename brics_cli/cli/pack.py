@@ -103,9 +103,10 @@ def pack(
         )
     if packed.already_complete:
         session.reporter.message(f"{out} is complete already: nothing to do")
+    num_shards = f"{packed.num_shards:,} shard" + ("s" if packed.num_shards != 1 else "")
     session.result(
         {**asdict(packed), "num_failed": packed.num_failed},
-        f"{packed.num_images:,} images in {packed.num_shards:,} shards, {human_bytes(packed.num_bytes)}: {packed.path}",
+        f"{packed.num_images:,} images in {num_shards}, {human_bytes(packed.num_bytes)}: {packed.path}",
     )
     if packed.failures:
         warn_about_failures(session, packed.num_failed, of=plan.num_images, listed_in=str(out / "failures.jsonl"))

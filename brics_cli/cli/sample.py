@@ -86,7 +86,7 @@ def sample(
     """Sample images from a diffusion model, one seed per image.
 
     The image of a seed is the same in every run with the same model and settings, whatever else is sampled. Run the
-    same command again after an interruption and it goes on (a zip or a single tar begins again).
+    same command again after an interruption and it goes on.
 
     Example: brics sample --n 1000 --sampler heun --steps 18
     """

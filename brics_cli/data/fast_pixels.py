@@ -10,6 +10,8 @@ Shapes: (3, H, W) uint8 RGB tensors inside, (S, S, 3) uint8 RGB arrays out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -84,6 +86,16 @@ def _is_plain_jpeg(data: bytes, *, max_pixels: int) -> bool:
             return upright and image.mode in ("RGB", "L") and image.width * image.height <= max_pixels
     except Exception:  # Pillow's parsers raise nearly anything on damaged bytes; the reference names what it is
         return False
+
+
+def device_of_threads(transform: str) -> Callable[[], None] | None:
+    """What a thread that decodes is to do first: take the caller's CUDA device, which CUDA keeps for each thread."""
+    if transform != CUDA:
+        return None
+    _require_cuda()
+    import torch
+
+    return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def _require_cuda() -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brics_cli.data.collection import Collection
+from brics_cli.data.fast_pixels import device_of_threads
 from brics_cli.data.pixels import ImageError, load_pixels
 
 MAX_CHUNK = 16
@@ -154,7 +155,7 @@ def load_shards(
     spans = _spans(collection, shard_indices, batch_size=batch_size, skip=skip)
     pending: deque[_Pending] = deque()
     buffers = _Buffers((batch_size, size, size, 3), num=ahead + 4)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
 
     def submit(shard_index: int, indices: range, end_of_shard: bool) -> _Pending:
         images = buffers.take(len(indices))

@@ -67,8 +67,27 @@ def _open(text: str, subset: str | None, labels: Labels | None) -> Collection:
             raise UsageError(f"--subset goes with a folder, and {path} is a file")
         return _open_file(path)
     if subset is not None:
-        return _open_subset(path, subset, labels)
+        found = _find_subset(path, subset)
+        return _open_choice(found) if isinstance(found, Choice) else _open_directory(found, labels)
     return _open_directory(path, labels)
+
+
+def subset_path(path: str | Path, subset: str) -> str:
+    """A path that `open_collection` opens as it would open `path` with `subset`. Raises UsageError as it does."""
+    if not Path(path).is_dir():
+        what = "is a file" if Path(path).exists() else "is not there"
+        raise UsageError(f"--subset goes with a folder, and {path} {what}")
+    found = _find_subset(Path(path), subset)
+    return _path_of(found) if isinstance(found, Choice) else str(found)
+
+
+def collection_exists(path: str | Path) -> bool:
+    """Whether something is at a collection's path: a pattern and a split of parquet tables are no files."""
+    text = os.fspath(path)
+    if "{" in text or _exists(Path(text)):
+        return True
+    parent = Path(text).parent
+    return parent.is_dir() and any(Path(text).name in choice.names for choice in choices_below(parent))
 
 
 def _exists(path: Path) -> bool:
@@ -150,13 +169,14 @@ def _open_directory(path: Path, labels: Labels | None) -> Collection:
     return _open_choice(choose(choices, where=path))
 
 
-def _open_subset(path: Path, subset: str, labels: Labels | None) -> Collection:
+def _find_subset(path: Path, subset: str) -> Choice | Path:
+    """The collection or the folder `subset` of `path`. Raises UsageError, listing what is there, when there is none."""
     choices = choices_below(path)
     for choice in choices:
         if subset in choice.names:
-            return _open_choice(choice)
+            return choice
     if (path / subset).is_dir() and ".." not in Path(subset).parts:
-        return _open_directory(path / subset, labels)
+        return path / subset
     names = [choice.name for choice in choices] or sorted(
         child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
     )
@@ -167,11 +187,7 @@ def _open_subset(path: Path, subset: str, labels: Labels | None) -> Collection:
 def _open_choice(choice: Choice) -> Collection:
     collection: Collection
     if choice.form == "parquet":
-        folder = choice.paths[0].parent.resolve()
-        # a path that names the split opens it again without --subset
-        collection = ParquetCollection(
-            str(folder if choice.name == folder.name else folder / choice.name), choice.paths
-        )
+        collection = ParquetCollection(_path_of(choice), choice.paths)
     elif choice.form == "tar":
         collection = _open_directory(choice.paths[0], None)
     elif choice.form == "lmdb":
@@ -180,6 +196,14 @@ def _open_choice(choice: Choice) -> Collection:
         collection = ZipCollection(choice.paths[0])
     collection.note = choice.note
     return collection
+
+
+def _path_of(choice: Choice) -> str:
+    """The path that opens `choice` again without --subset; a split of parquet tables is named like a folder."""
+    if choice.form != "parquet":
+        return str(choice.paths[0])
+    folder = choice.paths[0].parent.resolve()
+    return str(folder if choice.name == folder.name else folder / choice.name)
 
 
 def median_side(collection: Collection, *, num: int = 64) -> int:

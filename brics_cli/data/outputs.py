@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from brics_cli.data.sinks.base import remove_leftovers
+from brics_cli.data.sinks.pieces import discard_pieces, pieces_directory
 from brics_cli.errors import ArtefactError
 from brics_cli.workspace import (
     Artefact,
@@ -29,8 +31,25 @@ def claim_output(artefact: Artefact, *, overwrite: bool, is_file: bool = False) 
 
     `resume` when it holds an interrupted output of the same kind, parents and `details["settings"]`; `complete`
     when that one had finished. Raises ArtefactError when an interrupted output differs, saying in what;
-    WouldOverwriteError when something else is there. `overwrite` makes both `new`. To be called inside `output_lock`.
+    WouldOverwriteError when something else is there. `overwrite` makes all but an interrupted output of the same inputs
+    `new`. To be called inside `output_lock`.
+    Of an output that `is_file` the folder of its pieces is claimed: that is what is gone on with. The caller discards
+    them once the file is on record.
     """
+    if not is_file:
+        return _claim(artefact, overwrite=overwrite, is_file=False)
+    pieces = replace(artefact, path=pieces_directory(artefact.path))
+    if artefact.path.exists() and not overwrite and pieces.path.exists() and read_provenance(artefact.path) is None:
+        # killed between the file's last rename and its provenance: the pieces say whose it is
+        return _claim(pieces, overwrite=False, is_file=False)
+    claim = _claim(artefact, overwrite=overwrite, is_file=True)
+    if claim == "complete":
+        discard_pieces(artefact.path)  # killed while they were removed
+        return claim
+    return _claim(pieces, overwrite=overwrite, is_file=False)
+
+
+def _claim(artefact: Artefact, *, overwrite: bool, is_file: bool) -> Claim:
     path = artefact.path
     if path.is_dir() and not (path / PROVENANCE_FILE).exists():
         remove_leftovers(path, PROVENANCE_FILE)  # of a claim that was killed

@@ -65,8 +65,9 @@ def every_nth_shard(collection: Collection, *, part: int, num_parts: int) -> Sel
     """Shards `part` - 1, `part` - 1 + n, ... of n = `num_parts`. Raises UsageError when there is not one."""
     origins = list(range(part - 1, len(collection.shards), num_parts))
     if not origins:
+        num_shards = f"{len(collection.shards):,} shard" + ("s" if len(collection.shards) != 1 else "")
         raise UsageError(
-            f"{collection.path} has {len(collection.shards)} shards: there is nothing in part {part}/{num_parts}",
+            f"{collection.path} has {num_shards}: there is nothing in part {part}/{num_parts}",
             next="Use fewer parts.",
         )
     return SelectedCollection(collection, origins, [range(collection.shards[origin].num_images) for origin in origins])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ import torch
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, open_sink
-from brics_cli.data.outputs import Claim, output_lock
+from brics_cli.data.outputs import output_lock
 from brics_cli.data.sinks import Format, check_key, discard_pieces, format_of, pieces_directory
 from brics_cli.errors import ArtefactError, InterruptedRunError
 from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
-from brics_cli.workspace import Artefact, Parent, read_provenance, write_provenance
+from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 
 
@@ -95,7 +95,7 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
     """
     store, num_images = plan.store, len(plan.store)
     with output_lock(plan.out):
-        if _claim(plan, overwrite=overwrite) == "complete":
+        if claim_output(plan.artefact, overwrite=overwrite, is_file=plan.is_file) == "complete":
             return DecodeResult(plan.out, plan.format, num_images, 0, None, True)
         start = time.perf_counter()
         try:
@@ -128,22 +128,6 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
         if plan.is_file:
             discard_pieces(plan.out)
     return DecodeResult(plan.out, plan.format, num_images, num_images - done, img_per_s, False)
-
-
-def _claim(plan: DecodePlan, *, overwrite: bool) -> Claim:
-    """Claim the output, and for one file the folder of its pieces as well: that is what is gone on with."""
-    if not plan.is_file:
-        return claim_output(plan.artefact, overwrite=overwrite)
-    pieces = replace(plan.artefact, path=pieces_directory(plan.out))
-    on_record = read_provenance(plan.out) is not None
-    if plan.out.exists() and not on_record and not overwrite and pieces.path.exists():
-        # killed between the file's last rename and its provenance: the pieces say whose it is
-        return claim_output(pieces, overwrite=False)
-    claim = claim_output(plan.artefact, overwrite=overwrite, is_file=True)
-    if claim == "complete":
-        discard_pieces(plan.out)  # killed while they were removed
-        return claim
-    return claim_output(pieces, overwrite=overwrite)
 
 
 @torch.inference_mode()

@@ -25,12 +25,15 @@ class Description:
     broken: list[str] | None = None
 
 
-def describe(path: str, *, verify: bool = False) -> Description:
-    """Look at `path`. `verify` checks every promise of a store, in a child process with a time limit.
+def describe(path: str, *, verify: bool = False, subset: str | None = None) -> Description:
+    """Look at `path`, or at a `subset` of the collections there. `verify` checks every promise of a store, in a child
+    process with a time limit.
 
     Raises UsageError and ArtefactError as `open_collection` and `KeyCodeStore`; UsageError for `verify` on anything
     but a store.
     """
+    if subset is not None and not verify:
+        return _describe_collection(path, subset)
     if Path(path).suffix == ".h5":
         return _describe_store(Path(path), verify=verify)
     if verify:
@@ -38,7 +41,7 @@ def describe(path: str, *, verify: bool = False) -> Description:
     artefact = read_provenance(Path(path)) if Path(path).exists() else None
     if artefact is not None:
         return _describe_artefact(artefact)
-    return _describe_collection(path)
+    return _describe_collection(path, None)
 
 
 def _describe_store(path: Path, *, verify: bool) -> Description:
@@ -93,8 +96,8 @@ def _describe_artefact(artefact: Artefact) -> Description:
     return Description(artefact.kind, artefact.path, facts)
 
 
-def _describe_collection(path: str) -> Description:
-    collection = open_collection(path)
+def _describe_collection(path: str, subset: str | None) -> Description:
+    collection = open_collection(path, subset=subset)
     facts: dict[str, Any] = {
         "images": len(collection),
         "format": collection.kind,
@@ -103,7 +106,7 @@ def _describe_collection(path: str) -> Description:
         "median_side": median_side(collection),
         "fingerprint": collection.fingerprint,
     }
-    return Description("collection", Path(path), facts)
+    return Description("collection", Path(path if subset is None else collection.path), facts)
 
 
 def count_flops(name: str) -> list[dict[str, Any]]:

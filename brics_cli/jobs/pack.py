@@ -18,11 +18,13 @@ from brics_cli.data.pixels import ImageError, load_pixels
 from brics_cli.data.sinks import PNG, Encoding
 from brics_cli.data.sources.webdataset import WebDatasetCollection
 from brics_cli.errors import InterruptedRunError, TooManyFailuresError, UsageError
-from brics_cli.reporting import Reporter
+from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 
 BATCH_SIZE = 64
+LONG_HASH_BYTES = 2**31
+"""Shards of so many bytes in all take seconds to hash, which is then shown."""
 NUM_ESTIMATED = 32
 """Images that a dry run packs, to nowhere."""
 
@@ -104,7 +106,7 @@ def plan_packing(
     labels: Literal["folder"] | None = None,
 ) -> PackPlan:
     """Look at the source. Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`."""
-    if out.suffix in {".tar", ".zip"} or out.is_file():
+    if out.suffix in {".tar", ".zip", ".h5"} or out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
     collection = open_collection(source, subset=subset, labels=labels)
     if out.resolve() == Path(collection.path):
@@ -199,7 +201,8 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
     tars = _tars(plan.out)
     packed = WebDatasetCollection(str(plan.out.resolve()), tars)
     shards = []
-    with reporter.task("hash", total=len(tars), unit="shards") as task:
+    is_long = sum(shard.size_bytes for shard in packed.shards) > LONG_HASH_BYTES
+    with (reporter if is_long else SilentReporter()).task("hash", total=len(tars), unit="shards") as task:
         for tar, shard in zip(tars, packed.shards, strict=True):
             shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256_of_file(tar)))
             task.advance()

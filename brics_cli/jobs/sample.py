@@ -17,6 +17,7 @@ import torch
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, contact_sheet, open_sink
 from brics_cli.data.outputs import output_lock
+from brics_cli.data.sinks import discard_pieces
 from brics_cli.errors import InterruptedRunError
 from brics_cli.reporting import Reporter, Task, TimeSplit
 from brics_cli.store import StoreWriter, quantise
@@ -66,11 +67,12 @@ def sample(plan: SamplePlan, *, overwrite: bool = False, reporter: Reporter) -> 
             if plan.format == "h5":
                 num_now = run.write_store(overwrite=overwrite)
             else:
-                num_now = run.write_images(overwrite=overwrite)
+                num_now = run.write_images()
                 write_provenance(finished(plan.artefact, **_details(plan)))
+                if plan.is_file:
+                    discard_pieces(plan.out)
         except (_Stopped, KeyboardInterrupt):
-            kept = "what is whole is kept" if plan.resumable else "one file is written in one go: nothing is kept"
-            raise InterruptedRunError(f"interrupted, {plan.out} is not complete; {kept}") from None
+            raise InterruptedRunError(f"interrupted, {plan.out} is not complete; what is whole is kept") from None
     return _result(plan, num_now=num_now, split=split, seconds=time.perf_counter() - start)
 
 
@@ -89,11 +91,11 @@ class _Run:
         self.plan, self.split, self.stop, self.reporter = plan, split, stop, reporter
         self.first_images: list[np.ndarray] = []
 
-    def write_images(self, *, overwrite: bool) -> int:
-        """Write images to a sink, and the sheet; returns how many were written now."""
+    def write_images(self) -> int:
+        """Write images to the sink that was claimed, and the sheet; returns how many were written now."""
         plan, keys = self.plan, [key_of(seed) for seed in self.plan.seeds]
         sink_format = "wds" if plan.format == "h5" else plan.format
-        with open_sink(plan.out, sink_format, shard_size=plan.shard_size, overwrite=overwrite) as sink:
+        with open_sink(plan.out, sink_format, shard_size=plan.shard_size, overwrite=True, resumable=True) as sink:
             done = sink.resume_point(keys)
             with self.reporter.task("sample", total=len(keys), unit="img", initial=done) as task:
                 for batch in self.batches(plan.seeds[done:], task):

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +217,11 @@ class KeyCodeStore:
     def failures(self) -> list[dict[str, Any]]:
         """The images that could not be encoded: shard, key, reason."""
         return _rows(self._column("failures"))
+
+    @cached_property
+    def shard_starts(self) -> list[int]:
+        """The first row of each shard, and N."""
+        return list(accumulate((shard["n_ok"] for shard in self.shards), initial=0))
 
     @property
     def header(self) -> StoreHeader:

@@ -19,8 +19,8 @@ class StoreRows:
 
     def __init__(self, store: KeyCodeStore, file: h5py.File, number: int) -> None:
         shard = store.shards[number]
-        start = sum(row["n_ok"] for row in store.shards[:number])
-        rows = slice(start, start + shard["n_ok"])
+        start, stop = store.shard_starts[number : number + 2]
+        rows = slice(start, stop)
         self._path, self._name, self._file, self._rows = store.path, shard["name"], file, rows
         self.num_ok: int = shard["n_ok"]
         self.sha256: str = shard["sha256"]

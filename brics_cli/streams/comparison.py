@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from brics_cli.data.opening import collection_exists
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.streams.origins import Origin, store_origin, training_origin
 from brics_cli.workspace import Artefact, Workspace, read_provenance
@@ -48,7 +49,7 @@ def comparison_inputs(
     `fake` does not say where it is from.
     """
     for path in (real, fake):
-        if path is not None and "{" not in str(path) and not Path(path).exists():
+        if path is not None and not collection_exists(path):
             raise UsageError(f"no such file or folder: {path}")
     made: Artefact | None
     if fake is None:
@@ -74,7 +75,7 @@ def comparison_inputs(
         if origin is None:
             raise ArtefactError(f"{fake_path} does not say what it was made from", next="Give --real PATH.")
         real_path = origin.collection.path
-        if "{" not in real_path and not Path(real_path).exists():
+        if not collection_exists(real_path):
             raise ArtefactError(
                 f"{real_path}, {_LEFT_OUT[compares]}, is not there any more", next="Give --real PATH where it is now."
             )

@@ -52,21 +52,27 @@ class DrawnStream(ImageStream):
         )
 
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
-        """The images at `positions`, which must rise: a batch of seeds is computed once and whole."""
-        order = range(len(self)) if positions is None else positions
+        """The images at `positions`, in that order. A batch of seeds is computed whole, and once if they rise."""
+        drawn: dict[int, Image] = {}
         waiting: list[Image | None] = []
-        wanted = set(order)
-        if not wanted:
-            return
-        for batch in self.plan.stream.batches(range(min(wanted), max(wanted) + 1)):
-            with torch.inference_mode():
-                images = to_uint8(self.plan.autoencoder.decode(batch.codes))[batch.rows]  # (b, H, W, 3)
-            waiting += [image for seed, image in zip(batch.seeds, images, strict=True) if seed in wanted]
-            while len(waiting) >= self.batch_size:
-                yield waiting[: self.batch_size]
-                waiting = waiting[self.batch_size :]
+        for position in range(len(self)) if positions is None else positions:
+            if position not in drawn:
+                drawn = self._batch_of(position)
+            waiting.append(drawn[position])
+            if len(waiting) == self.batch_size:
+                yield waiting
+                waiting = []
         if waiting:
             yield waiting
+
+    def _batch_of(self, seed: int) -> dict[int, Image]:
+        """The images of the batch that `seed` is computed in, by seed."""
+        stream = self.plan.stream
+        first = seed - seed % stream.batch_size
+        (batch,) = stream.batches(range(first, min(first + stream.batch_size, len(self))))
+        with torch.inference_mode():
+            images = to_uint8(self.plan.autoencoder.decode(batch.codes))[batch.rows]  # (b, H, W, 3)
+        return dict(zip(batch.seeds, images, strict=True))
 
 
 def draw_images(

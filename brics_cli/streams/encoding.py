@@ -152,6 +152,8 @@ class ShardWork:
 
         Raises ArtefactError when a shard cannot be read or codes are not finite, OSError when parts cannot be written.
         """
+        if encoder.device.type == "cuda" and encoder.device.index is not None:
+            torch.cuda.set_device(encoder.device)  # for pinned memory, and for JPEGs decoded on the device
         batches = load_shards(
             self.collection,
             shard_indices,

@@ -15,6 +15,7 @@ from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.denoisers import load_denoiser
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import TRANSFORM_VERSIONS
+from brics_cli.data.sinks.pieces import file_of_pieces
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.store import StoreHeader, StoreShard
@@ -63,11 +64,6 @@ class SamplePlan:
     def is_file(self) -> bool:
         """Whether the output is one file: a zip, a tar, a store."""
         return self.out.suffix in SUFFIXES
-
-    @property
-    def resumable(self) -> bool:
-        """Whether an interrupted run keeps what it has written: a zip or a single tar begins again."""
-        return self.format == "h5" or not self.is_file
 
     @property
     def sheet(self) -> Path:
@@ -144,8 +140,9 @@ def _placed(plan: SamplePlan, *, workspace: Workspace, recipe: str, reporter: Re
     for artefact in workspace.artefacts():
         same = artefact.kind == "samples" and artefact.details.get("settings") == plan.settings
         if same and not artefact.complete and artefact.parents == plan.parents:
-            reporter.message(f"--out not given: going on with the unfinished {artefact.path}")
-            return replace(plan, out=artefact.path)
+            begun = file_of_pieces(artefact.path)
+            reporter.message(f"--out not given: going on with the unfinished {begun}")
+            return replace(plan, out=begun)
     return replace(plan, out=out.with_name(out.name + suffix))
 
 

@@ -85,18 +85,24 @@ def read_json(path: Path, *, what: str) -> Any:
 
 
 def check_output(
-    path: Path, *, overwrite: bool, what: str, kind: str | None = None, inputs: Sequence[str] = ()
+    path: Path,
+    *,
+    overwrite: bool,
+    what: str,
+    kind: str | None = None,
+    inputs: Sequence[str] = (),
+    flag: str = "--out",
 ) -> None:
     """Raise WouldOverwriteError when the output `path` is a file or a non-empty directory.
 
     With `overwrite` a file is left for the writer to replace. A directory is emptied only when brics made it as an
     artefact of this `kind`, no other artefact stands in it, and none of `inputs` (paths or patterns the command
-    reads) lies in it: a mistyped --out never deletes somebody's data.
+    reads) lies in it: a mistyped --out never deletes somebody's data. `flag` is the option that names `path`.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
-        raise WouldOverwriteError(f"{what} {path} is already there", next="Give another --out, or --overwrite.")
+        raise WouldOverwriteError(f"{what} {path} is already there", next=f"Give another {flag}, or --overwrite.")
     if path.is_dir():
         _check_may_be_emptied(path, kind=kind, inputs=inputs)
         shutil.rmtree(path)

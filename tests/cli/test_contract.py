@@ -56,7 +56,7 @@ def test_every_command_starts_its_help_with_its_line_in_the_list(name: str, tmp_
     assert "--help" in page
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("weights", "bench")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("weights", "bench", "cache")])
 def test_every_command_with_a_result_has_json(name: str, tmp_path: Path) -> None:
     assert "--json" in brics(name, "--help", cwd=tmp_path, check=0).stdout
 

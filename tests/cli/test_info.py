@@ -42,6 +42,15 @@ def test_a_collection(tmp_path, capfd):
     assert "images" in capfd.readouterr().out
 
 
+def test_a_subset(tmp_path, capfd):
+    for name in ("train/0.png", "val/0.png", "val/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert run(["info", str(tmp_path), "--subset", "val", "--json"]) == 0
+    described = json.loads(capfd.readouterr().out)
+    assert described["facts"]["images"] == 2 and described["path"] == str(tmp_path / "val")
+
+
 def test_flops_of_a_recipe(capfd):
     assert run(["info", "--flops", "tiny", "--json"]) == 0
     rows = {row["part"]: row for row in json.loads(capfd.readouterr().out)}
@@ -58,6 +67,9 @@ def test_flops_of_a_recipe(capfd):
         (["nowhere.h5"], 3, "is missing"),
         (["nowhere.h5", "--verify"], 3, "is missing"),
         (["nowhere", "--verify"], 2, "--verify checks key-code stores"),
+        (["nowhere", "--verify", "--subset", "train"], 2, "--verify checks key-code stores"),
+        (["nowhere.h5", "--subset", "train"], 2, "no such file or folder"),
+        (["--flops", "tiny", "--subset", "train"], 2, "--subset goes with a PATH"),
         (["--flops", "nope"], 2, "no recipe 'nope'"),
     ],
 )

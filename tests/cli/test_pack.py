@@ -60,7 +60,7 @@ def test_streams_json_and_overwrite(images, tmp_path, capfd):
     assert run([*arguments[:-4], "--size", "8"]) == 4
     assert run([*arguments[:-4], "--size", "8", "--overwrite", "-q"]) == 0
     captured = capfd.readouterr()
-    assert "3 images in 1 shards" in captured.out
+    assert "3 images in 1 shard," in captured.out
 
 
 def test_max_failures_stops_early(images, tmp_path, capfd):

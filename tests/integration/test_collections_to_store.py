@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from image_files import encoded
 from killing import Command
 from PIL import Image
 from random_autoencoder import make_autoencoder
@@ -119,6 +120,7 @@ def test_lineage_names_what_the_store_was_made_from(workspace):
     assert artefact.parent("autoencoder").sha256 == load_autoencoder(run_path).weights_sha256
 
 
+@pytest.mark.slow  # tests/integration/test_store_faults.py has a short version
 @pytest.mark.parametrize("num_parts", [1, 3])
 def test_kill_9_while_encoding_and_resume(inside, num_parts, tmp_path):
     out = f"killed{num_parts}.h5"
@@ -229,6 +231,26 @@ def test_limit_and_dry_run(inside, capfd):
     assert result["num_images"] == 50 and result["bytes_per_image"] == int(np.prod(KeyCodeStore("few.h5").code_shape))
     assert result["quantisation_cost_db"] + 0.01 >= 0 and result["psnr_db"] > 0
     assert np.array_equal(KeyCodeStore("few.h5").raw(slice(None))[:40], KeyCodeStore("codes.h5").raw(slice(0, 40)))
+
+
+def test_a_subset_through_encode_dataset_and_eval(inside, tmp_path, capfd):
+    """A split of parquet tables is no file of its own; the store remembers it, and eval finds it again."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [encoded(Image.fromarray(photographs.astronaut()[at : at + 64, :64])) for at in range(0, 60, 20)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    (tmp_path / "data").mkdir()
+    for split, chosen in (("test", images[:1]), ("validation", images)):
+        rows = pa.array([{"bytes": data, "path": None} for data in chosen], kind)
+        pq.write_table(pa.table({"image": rows}), tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    data, out = str(tmp_path / "data"), str(tmp_path / "subset.h5")
+    assert run(["encode-dataset", data, "--subset", "validation", "--out", out, "-q"]) == 0
+    capfd.readouterr()
+    for given in ([], ["--real", data, "--real-subset", "validation"]):
+        assert run(["eval", "--metric", "psnr", "--fake", out, *given, "--json", "-q"]) == 0
+        report = json.loads(capfd.readouterr().out)
+        assert report["sources"][0]["path"] == f"{data}/validation" and report["results"][0]["num_fake"] == 3
+    assert run(["eval", "--metric", "psnr", "--fake", out, "--real", data, "--real-subset", "train"]) == 2
+    assert "no subset or folder 'train'" in capfd.readouterr().err
 
 
 def test_info_tells_and_verifies(inside, capfd):

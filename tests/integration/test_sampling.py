@@ -11,11 +11,13 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import Command
 from PIL import Image
 
 from brics_cli.cli.app import run
@@ -24,7 +26,9 @@ from brics_cli.core.autoencoder import load_autoencoder, save_autoencoder
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import build_denoiser, save_denoiser
 from brics_cli.core.image_tensors import to_uint8
+from brics_cli.data.sinks import pieces
 from brics_cli.errors import ExitCode
+from brics_cli.jobs import sample as sample_job
 from brics_cli.store import KeyCodeStore
 from brics_cli.workspace import Artefact, Parent, read_provenance, write_provenance
 
@@ -202,6 +206,51 @@ def test_the_autoencoder_is_checked_by_its_sha256(tmp_path, capsys):
     sample(workspace, "--out", str(tmp_path / "s"), code=ExitCode.ARTEFACT)
     assert "--ae" in capsys.readouterr().err
     sample(workspace, "--ae", str(tmp_path / "elsewhere"), "--n", "2", "--out", str(tmp_path / "s"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked process must not enter its parent's OpenMP threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_zip_goes_on_where_it_stopped(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_SIZE", 50)
+    arguments = ["sample", "--workspace", str(workspace), "--n", "200", "--steps", "4", "--batch-size", "25",
+                 "--device", "cpu", "--quiet", "--out"]  # fmt: skip
+    whole, out = tmp_path / "whole" / "s.zip", tmp_path / "cut" / "s.zip"
+    assert run([*arguments, str(whole)]) == ExitCode.DONE
+    command = Command([*arguments, str(out)], tmp_path / "log")
+    begun = pieces.pieces_directory(out)
+    assert command.stop_when(lambda: len(list(begun.glob("*.tar"))) >= 2, signal.SIGKILL) == -9
+    assert not out.exists()
+    assert run([*arguments, str(out), "--seed", "1"]) == ExitCode.ARTEFACT  # what was begun is of other seeds
+    before = {path: path.stat().st_mtime_ns for path in begun.glob("*.tar")}
+    monkeypatch.setattr(sample_job, "discard_pieces", lambda path: None)
+    assert run([*arguments, str(out)]) == ExitCode.DONE
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # none of them was sampled again
+    monkeypatch.undo()
+    assert run([*arguments, str(out)]) == ExitCode.DONE  # complete; what a kill left of the pieces goes
+    assert tree(out.parent).keys() == {"s.zip", "s.zip.brics.json", "s.zip.sheet.png"}
+    for name in ("s.zip", "s.zip.sheet.png"):
+        assert tree(out.parent)[name] == tree(whole.parent)[name]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_zip_without_a_name_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_SIZE", 25)
+    root = make_workspace(tmp_path / "w")
+    arguments = ["sample", "--workspace", str(root), "--n", "100", "--steps", "4", "--batch-size", "25",
+                 "--device", "cpu", "--quiet", "--format", "zip"]  # fmt: skip
+    command = Command(arguments, tmp_path / "log")
+    assert command.stop_when(lambda: any(root.glob("runs/samples/*.zip.pieces/*.tar")), signal.SIGKILL) == -9
+    assert run(arguments) == ExitCode.DONE
+    names = sorted(path.name for path in (root / "runs/samples").iterdir())
+    assert [name.partition(".zip")[2] for name in names] == ["", ".brics.json", ".sheet.png"]
 
 
 @pytest.mark.parametrize(("how", "name"), [(signal.SIGKILL, "s"), (signal.SIGINT, "s"), (signal.SIGKILL, "s.h5")])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -29,8 +30,12 @@ from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 
 from brics_cli import KeyCodeStore, open_collection
+from brics_cli.core.autoencoder import load_autoencoder
+from brics_cli.data import ImageError
 from brics_cli.data.sinks import pieces
-from brics_cli.store import verify_store
+from brics_cli.jobs.encode_dataset import DeviceWork, plan_encoding
+from brics_cli.store import StoreWriter, verify_store
+from brics_cli.streams.encoding import ShardWork
 
 NUM_SHARDS, SHARD_SIZE = 6, 20
 ENCODE = ("encode-dataset", "shards", "--flips", "--ae", "ae")
@@ -89,10 +94,10 @@ def same_store(path: Path, other: Path) -> bool:
 
 
 def test_parts_and_merge_give_what_one_run_gives(inside, tmp_path):
-    for part in (1, 2, 3, 4):
-        brics(*ENCODE, "--part", f"{part}/4", "--out", tmp_path / f"{part}.h5", cwd=inside, check=5)
+    for part in (1, 2, 3):
+        brics(*ENCODE, "--part", f"{part}/3", "--out", tmp_path / f"{part}.h5", cwd=inside, check=5)
     said = json.loads(
-        brics("merge", *[tmp_path / f"{part}.h5" for part in (3, 1, 2, 4)], "--out", tmp_path / "all.h5", "--verify",
+        brics("merge", *[tmp_path / f"{part}.h5" for part in (3, 1, 2)], "--out", tmp_path / "all.h5", "--verify",
               "--json", cwd=inside, check=0).stdout
     )  # fmt: skip
     assert (said["num_images"], said["num_failed"], said["broken"]) == (114, 6, [])
@@ -104,7 +109,8 @@ def test_parts_and_merge_give_what_one_run_gives(inside, tmp_path):
 def test_the_images_of_a_list_of_keys(inside, tmp_path):
     store = KeyCodeStore("codes.h5")
     wanted = [store.keys[index] for index in (100, 3, 40)]
-    (tmp_path / "keys.txt").write_text("\n".join([*wanted, "", wanted[0]]) + "\n")
+    listed = "\n".join([*wanted, "", wanted[0]]) + "\n"
+    (tmp_path / "keys.txt").write_text(listed, encoding="utf-8-sig")  # as Windows' editors save it
     brics(*ENCODE, "--keys", tmp_path / "keys.txt", "--out", tmp_path / "few.h5", cwd=inside, check=0)
     few = KeyCodeStore(tmp_path / "few.h5")
     assert few.keys == sorted(wanted) and few.labels.tolist() == [0, 2, 5]
@@ -117,6 +123,26 @@ def test_the_images_of_a_list_of_keys(inside, tmp_path):
     assert "1 of 2 keys are not in" in error_line(missing) and "'nowhere'" in error_line(missing)
 
 
+def test_the_processes_of_devices_share_the_shards(inside, tmp_path):
+    """What two devices do, in this process: each takes some shards, and their parts are those of one run."""
+    plan = plan_encoding("shards", load_autoencoder(Path("ae")), out=tmp_path / "c.h5", device=torch.device("cpu"),
+                         flips=True)  # fmt: skip
+    with StoreWriter(plan.out, plan.header, plan.shards) as writer:
+        work = ShardWork(
+            plan.collection, plan.header, plan.shards, writer.parts_directory, plan.transform, batch_size=64,
+            num_workers=1,
+        )  # fmt: skip
+        for taken in ([4, 0, 2], [1, 5, 3]):
+            device_work = pickle.loads(pickle.dumps(DeviceWork(work, Path("ae"), "fp32", num_processes=2)))
+            events = pickle.loads(pickle.dumps(list(device_work("cpu", iter(taken)))))
+            assert sum(event.num_read for event in events) == 3 * SHARD_SIZE
+            assert sum(len(event.failures) for event in events) == 3
+        assert writer.pending == []
+        writer.merge(parents=())
+    assert same_store(plan.out, inside / "codes.h5")
+
+
+@pytest.mark.slow
 def test_two_devices_give_the_same_rows(inside, tmp_path):
     said = brics(
         *ENCODE, "--device", "cpu,cpu", "--out", tmp_path / "two.h5", "--verify", "--json", cwd=inside, check=5
@@ -174,9 +200,60 @@ def test_kill_9_while_encoding_changes_nothing(inside, tmp_path, encoding_s, poi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "log"]
 
 
-@pytest.mark.parametrize("point", [pytest.param(p, marks=[] if i == 1 else pytest.mark.slow, id=f"{p:.3f}")
-                                   for i, p in enumerate(points(4, seed=2))])  # fmt: skip
-@pytest.mark.parametrize("out", ["pngs", "shards-out", "x.zip", "x.tar"])
+MERGE_POINTS = {
+    "while rows are copied": "brics_cli.store.merging._Columns.add",
+    "before the rename": "brics_cli.store.writer.put_in_place",
+    "before the parts go": "brics_cli.store.writer.shutil.rmtree",
+}
+
+
+@pytest.mark.parametrize("point", MERGE_POINTS)
+def test_kill_9_while_merging_changes_nothing(inside, tmp_path, monkeypatch, point):
+    out = tmp_path / "killed.h5"
+    with monkeypatch.context() as patch:  # the forked process has it too
+        patch.setattr(MERGE_POINTS[point], lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+        assert Command([*ENCODE, "--out", str(out)], tmp_path / "log").kill_after(60) == -signal.SIGKILL
+    parts = tmp_path / "killed.h5.parts"
+    assert len(list(parts.glob("*.h5"))) == NUM_SHARDS and out.exists() == (point == "before the parts go")
+    assert (tmp_path / "killed.h5.tmp").exists() == (not out.exists())
+    resumed = brics(*ENCODE, "--out", out, cwd=inside, check=5)
+    assert ("is complete already" in resumed.stderr) == (point == "before the parts go")
+    assert same_store(out, inside / "codes.h5") and verify_store(out) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "log"]
+
+
+def test_files_that_cannot_be_read_are_failures(inside, tmp_path):
+    """Links to nothing and in circles, and a file that goes before it is read; what a disk cannot give ends the job."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(photographs.astronaut()[number : number + 64, :64]).save(folder / f"{number}.png")
+    (folder / "circle.png").symlink_to("circle.png")
+    (folder / "nothing.png").symlink_to("nowhere.png")
+    done = brics("encode-dataset", "images", "--ae", inside / "ae", "--verify", "--json", cwd=tmp_path, check=5)
+    assert dict(json.loads(done.stdout)["failures"]) == {
+        "circle": "cannot be read: Too many levels of symbolic links",
+        "nothing": "cannot be read: No such file or directory",
+    }
+    assert KeyCodeStore(tmp_path / "codes.h5").keys == ["0", "1", "2"]
+    assert "2 of 5 images failed, listed in" in done.stderr
+    opened = open_collection(folder)
+    (folder / "1.png").unlink()
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        opened.read(0, 1)
+    (folder / "memory.png").symlink_to("/proc/self/mem")  # reading it is EIO
+    ended = brics("encode-dataset", "images", "--ae", inside / "ae", "--out", "x.h5", cwd=tmp_path, check=6)
+    assert "input/output error" in error_line(ended) and not (tmp_path / "x.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "point"),
+    [
+        pytest.param(out, point, marks=[] if (out, number) in {("pngs", 1), ("x.zip", 2)} else pytest.mark.slow)
+        for out in ("pngs", "shards-out", "x.zip", "x.tar")
+        for number, point in enumerate(points(4, seed=2))
+    ],
+)
 def test_kill_9_while_decoding_changes_nothing(inside, tmp_path, monkeypatch, out, point):
     monkeypatch.setattr(pieces, "PIECE_SIZE", 25)
     arguments = ["decode", "codes.h5", "--ae", "ae", "--batch-size", "8", "--out"]

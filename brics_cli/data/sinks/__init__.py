@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Format = Literal["png", "wds", "zip"]
+_OUTPUTS = "zip: x.zip; wds: DIR or x.tar; png: DIR."
 
 
 def open_sink(
@@ -56,10 +57,10 @@ def open_sink(
     """
     path = Path(path)
     format = format or format_of(path)
+    if path.suffix == ".h5":
+        raise UsageError(f"--out {path} is named like a key-code store, and images go there", next=_OUTPUTS)
     if (format == "zip") != (path.suffix == ".zip") or (format == "png" and path.suffix == ".tar"):
-        raise UsageError(
-            f"--out {path} does not go with format {format}", next="zip: x.zip; wds: DIR or x.tar; png: DIR."
-        )
+        raise UsageError(f"--out {path} does not go with format {format}", next=_OUTPUTS)
     if path.is_file() and path.suffix in {".zip", ".tar"}:
         check_output(path, overwrite=overwrite, what="the output")
     elif path.suffix in {".zip", ".tar"} and path.is_dir():

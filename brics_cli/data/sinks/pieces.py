@@ -26,6 +26,11 @@ def pieces_directory(path: Path) -> Path:
     return path.with_name(path.name + ".pieces")
 
 
+def file_of_pieces(path: Path) -> Path:
+    """The file whose pieces stand at `path`; `path` itself when no pieces do."""
+    return path.with_suffix("") if path.suffix == ".pieces" else path
+
+
 def discard_pieces(path: Path) -> None:
     """Remove the pieces of `path`: what says whose they are goes last, should this be interrupted."""
     directory = pieces_directory(path)

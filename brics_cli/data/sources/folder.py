@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -17,6 +18,8 @@ from brics_cli.data.sidecars import EXTENSIONS, DatasetJson, Meta, merged
 from brics_cli.data.sources.samples import Samples
 from brics_cli.errors import UsageError
 
+_OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+"""What can be wrong with one file; any other error is the machine's, and ends the job."""
 FFHQ_NAME = re.compile(r"\d{5}/\d{5}\.png")
 
 
@@ -88,7 +91,9 @@ class FolderCollection(UnshardedCollection):
         try:
             check_num_bytes(path.stat().st_size)
             return path.read_bytes()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE:
+                raise
             raise ImageError(f"cannot be read: {error.strerror}") from None
 
     def _sidecar(self, name: str) -> bytes:
@@ -128,12 +133,25 @@ def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[tuple[s
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         name = f"{below}/{entry.name}" if below else entry.name
-        if entry.is_dir():
+        if _leads_nowhere(entry):
+            yield name, 0  # an image that cannot be read, not one that is not there
+        elif entry.is_dir():
             yield from _walk(root, name, seen)
         elif entry.is_file():
             yield name, entry.stat().st_size
-        elif entry.is_symlink():
-            yield name, 0  # a link to nothing is an image that cannot be read, not one that is not there
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return True
+        raise
+    return False
 
 
 def _nothing_in(root: Path, others: Counter[str]) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from brics_cli.data import collection as collections
 from brics_cli.data import load_shards, median_side, open_collection
+from brics_cli.data.opening import subset_path
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 
 
@@ -200,6 +201,14 @@ def test_subset_names_a_folder(tmp_path):
     assert len(open_collection(tmp_path, subset="val")) == 1
     with pytest.raises(UsageError, match="there are: train, val"):
         open_collection(tmp_path, subset="test")
+    assert subset_path(tmp_path, "val") == str(tmp_path / "val")
+    for wrong, line in (
+        (tmp_path, "there are: train, val"),
+        (tmp_path / "val/a.png", "is a file"),
+        ("no", "not there"),
+    ):
+        with pytest.raises(UsageError, match=line):
+            subset_path(wrong, "test")
 
 
 def test_an_unfinished_pack_does_not_open(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from image_files import holds_in_child, keys_of, noise, read_all
 
 from brics_cli.data import load_shards, open_collection
+from brics_cli.data.opening import subset_path
 from brics_cli.errors import ArtefactError, UsageError
 
 
@@ -69,6 +70,7 @@ def test_of_several_the_only_training_one_is_taken_and_said(tmp_path):
     assert keys_of(open_collection(collection.path)) == keys_of(collection)
     for subset in ("bedroom_val", "bedroom_val_lmdb"):
         assert open_collection(tmp_path, subset=subset).path == str(tmp_path / "bedroom_val_lmdb")
+        assert subset_path(tmp_path, subset) == str(tmp_path / "bedroom_val_lmdb")
     assert open_collection(tmp_path / "bedroom_val").path == str(tmp_path / "bedroom_val_lmdb")
 
 

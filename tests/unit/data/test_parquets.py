@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from image_files import keys_of, noise, read_all
 
 from brics_cli.data import load_shards, open_collection
+from brics_cli.data.opening import collection_exists, subset_path
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 
 pa = pytest.importorskip("pyarrow")
@@ -59,6 +60,9 @@ def test_splits_are_never_mixed(tmp_path):
             == "6 images, parquet, 2 files (the only one for training; also there: test, validation)"
         )
         assert len(open_collection(root, subset="validation")) == 3
+        path = subset_path(root, "validation")  # no file has that name
+        assert keys_of(open_collection(path)) == keys_of(open_collection(root, subset="validation"))
+        assert collection_exists(path) and not collection_exists(path + "s") and not collection_exists("no/such")
     assert keys_of(open_collection(collection.path)) == keys_of(collection)
     (tmp_path / "data" / "train-00000-of-00002-ab12.parquet").unlink()
     (tmp_path / "data" / "train-00001-of-00002-ab12.parquet").unlink()

@@ -128,6 +128,8 @@ def test_path_and_format_must_agree(tmp_path):
     for name, format in [("out", "zip"), ("x.zip", "png"), ("x.tar", "png"), ("x.zip", "wds")]:
         with pytest.raises(UsageError, match="does not go with"):
             open_sink(tmp_path / name, format)
+    with pytest.raises(UsageError, match="named like a key-code store"):  # not a folder of that name
+        open_sink(tmp_path / "x.h5", "png")
     (tmp_path / "x.zip").write_bytes(b"mine")
     with pytest.raises(WouldOverwriteError):
         open_sink(tmp_path / "x.zip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_a_store_without_flips_has_none(tmp_path):
         plain.as_dataset(flips=True)
 
 
+def test_it_pickles_as_a_path_and_reads_the_same(store):
+    dataset = store.as_dataset(flips=True)
+    dataset[0]  # mapped
+    data = pickle.dumps(dataset)
+    again = pickle.loads(data)
+    assert len(data) < 1000 and torch.equal(again[13][0], dataset[13][0]) and again.flips
+
+
+@pytest.mark.slow
 def test_spawned_workers_read_the_same(store):
     loader = DataLoader(store.as_dataset(), batch_size=4, num_workers=1, multiprocessing_context="spawn")
     codes = torch.cat([codes for codes, _ in loader])

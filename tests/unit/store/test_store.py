@@ -300,16 +300,14 @@ def test_verify_sees_every_mutation(store, name):
 
 
 def test_verify_survives_garbage_in_its_child(store, tmp_path):
-    """Bytes overwritten anywhere: found, or not part of any promise; the parent lives in either case."""
+    """Bytes overwritten in HDF5's structures are found, and the parent lives; test_mutations.py does many."""
     data = bytearray(store.path.read_bytes())
     generator = np.random.default_rng(0)
-    for number in range(3):
-        mutated = data.copy()
-        for position in generator.integers(0, 2048, 30):  # HDF5's own structures
-            mutated[position] = int(generator.integers(0, 256))
-        path = tmp_path / f"mutated{number}.h5"
-        path.write_bytes(mutated)
-        assert verify_store_in_child(path, timeout_s=20) != []
+    for position in generator.integers(0, 2048, 30):  # HDF5's own structures
+        data[position] = int(generator.integers(0, 256))
+    path = tmp_path / "mutated.h5"
+    path.write_bytes(data)
+    assert verify_store_in_child(path, timeout_s=20) != []
     assert verify_store_in_child(store.path) == []
     assert verify_store_in_child(store.path, timeout_s=0.01) == ["reading it did not end in 1 s"]
 

@@ -10,11 +10,9 @@ import contextlib
 import io
 import tempfile
 import time
-import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,35 +20,22 @@ import torch
 from PIL import Image
 
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
+from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, frechet_step, gathering_memory
 from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
 from brics_cli.data.photographs import PHOTOGRAPHS
 from brics_cli.metrics.extraction import Extraction, Gathering
-from brics_cli.metrics.frechet import FeatureMoments, StoredGaussian, frechet_distance
+from brics_cli.metrics.frechet import frechet_distance
+from brics_cli.metrics.jackknife import NUM_GROUPS, frechet_standard_error
+from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.metrics.registry import REGISTRY, Settings
-from brics_cli.metrics.rows import SpooledRows
 from brics_cli.metrics.scores import SetScorer
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.reporting import Reporter
 from brics_cli.streams.images import CollectionStream
 
 SIDE = 256
-BATCH_SIZE = 32
-NUM_FEATURES = 2048
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: ours, the peer's (None: not installed), and by how much ours must be better."""
-
-    what: str
-    unit: str
-    ours: float
-    peer: float | None
-    peer_name: str
-    ratio: float | None
-    bar: str
 
 
 def bench_evaluate(
@@ -61,14 +46,16 @@ def bench_evaluate(
         warnings.simplefilter("ignore")  # the peers' own, and of random weights: none is about what is measured
         folder = Path(directory) / "images"
         folder.mkdir()
-        write_images(folder, num_images)
+        write_images(folder, num_images, seed=0)
+        (Path(directory) / "real").mkdir()
+        write_images(Path(directory) / "real", -(-num_images * 5 // 4), seed=1)
         reporter.message("building networks of the published architectures")
         networks = standin_networks(Path(directory), device=device)
         steps: list[Callable[[], Sequence[Row]]] = [
-            lambda: _frechet_step(),
-            lambda: _memory(memory_images),
+            frechet_step,
+            lambda: gathering_memory(memory_images),
             lambda: _fid(folder, num_images, networks, device, reporter),
-            lambda: _all_metrics(folder, num_images, networks, device),
+            lambda: _all_metrics(folder, Path(directory) / "real", networks, device),
         ]
         rows: list[Row] = []
         with reporter.task("bench eval", total=len(steps), unit="step") as task:
@@ -78,11 +65,11 @@ def bench_evaluate(
     return device_name(device), rows
 
 
-def write_images(folder: Path, num_images: int) -> None:
-    """Crops of SIDE px of the bundled photographs, at places drawn with a fixed seed, as PNG."""
+def write_images(folder: Path, num_images: int, *, seed: int) -> None:
+    """Crops of SIDE px of the bundled photographs, at places drawn with `seed`, as PNG."""
     import skimage.data
 
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     photographs = []
     for name in PHOTOGRAPHS:
         loaded = getattr(skimage.data, name)()
@@ -96,69 +83,20 @@ def write_images(folder: Path, num_images: int) -> None:
         Image.fromarray(crop).save(folder / f"{number:06d}.png")
 
 
-def _frechet_step() -> list[Row]:
-    """Ours and scipy's matrix root on the same two covariances of full rank."""
-    import scipy.linalg
-
-    generator = np.random.default_rng(0)
-    sides = []
-    for _ in range(2):
-        factor = generator.normal(size=(NUM_FEATURES, NUM_FEATURES)) / np.sqrt(NUM_FEATURES)
-        covariance = factor @ factor.T + 0.01 * np.eye(NUM_FEATURES)
-        sides.append(StoredGaussian(generator.normal(size=NUM_FEATURES), covariance, num=5 * NUM_FEATURES))
-    start = time.perf_counter()
-    frechet_distance(*sides)
-    ours = time.perf_counter() - start
-    start = time.perf_counter()
-    scipy.linalg.sqrtm(sides[0].covariance @ sides[1].covariance)
-    theirs = time.perf_counter() - start
-    return [Row("Fréchet step, 2,048 features", "s", ours, theirs, "scipy's sqrtm", theirs / ours, ">= 5x")]
-
-
-def _memory(num_images: int) -> list[Row]:
-    """Peak memory of gathering features: moments, with rows on disk for the error bar, against storing the rows."""
-
-    def batches() -> Iterator[np.ndarray]:
-        generator = np.random.default_rng(0)
-        for start in range(0, num_images, 500):
-            yield generator.random((min(500, num_images - start), NUM_FEATURES), dtype=np.float32)
-
-    def ours() -> None:
-        moments, rows = FeatureMoments(NUM_FEATURES), SpooledRows(NUM_FEATURES)
-        for number, batch in enumerate(batches()):
-            moments.update(batch)
-            rows.append(batch, list(range(500 * number, 500 * number + len(batch))))
-        _ = moments.mean, moments.covariance
-        rows.close()
-
-    def theirs() -> None:
-        rows = np.concatenate(list(batches()))
-        _ = np.mean(rows, axis=0), np.cov(rows, rowvar=False)
-
-    peaks = []
-    for work in (ours, theirs):
-        tracemalloc.start()
-        work()
-        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
-        tracemalloc.stop()
-    what = f"peak memory of the moments of {num_images:,} images"
-    return [Row(what, "MiB", peaks[0], peaks[1], "stored features", peaks[1] / peaks[0], ">= 4x")]
-
-
 def _fid(folder: Path, num_images: int, networks: Networks, device: torch.device, reporter: Reporter) -> list[Row]:
-    """One FID of the folder against fixed statistics, from files to figure."""
+    """One FID of the folder against fixed statistics, from files to figure; ours with the error bar that peers lack."""
     reference = FeatureMoments(NUM_FEATURES)
     reference.update(np.random.default_rng(0).random((NUM_FEATURES + 100, NUM_FEATURES)))
     start = time.perf_counter()
     with ThreadPoolExecutor(default_num_workers()) as pool:
-        gathering = _gather(folder, [networks.inception], device, pool)[networks.inception.key]
+        gathered = _gather(folder, [networks.inception], device, pool, num_groups=NUM_GROUPS)
+        moments = gathered[networks.inception.key].moments
         ours_features = time.perf_counter() - start
-        value = frechet_distance(reference, gathering.moments)
+        value, error = frechet_distance(reference, moments), frechet_standard_error(reference, moments)
     ours = time.perf_counter() - start
-    gathering.close()
-    reporter.message(f"brics: FID {value:.6g}")
+    reporter.message(f"brics: FID {value:.6g}, standard error {error or 0.0:.3g}")
     theirs_features, theirs = _clean_fid(folder, networks, reference, device, reporter)
-    fidelity = _torch_fidelity(folder, networks, device)
+    fidelity = _torch_fidelity(folder, networks, device, reporter)
     rate = f"FID of {num_images:,} images of {SIDE} px"
     rows = [
         Row(rate, "img/s", num_images / ours, num_images / theirs, "clean-fid", theirs / ours, ">= 1.2x"),
@@ -213,11 +151,12 @@ def _clean_fid(
     return to_features, total
 
 
-def _torch_fidelity(folder: Path, networks: Networks, device: torch.device) -> float | None:
-    """Seconds of torch-fidelity's pass over the folder; None when it is not installed."""
+def _torch_fidelity(folder: Path, networks: Networks, device: torch.device, reporter: Reporter) -> float | None:
+    """Seconds of torch-fidelity's pass over the folder; None, and a line that says so, when it is not installed."""
     try:
         import torch_fidelity
     except ImportError:
+        reporter.message("torch-fidelity is not installed, so its row has no figure: pip install torch-fidelity")
         return None
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -233,22 +172,30 @@ def _torch_fidelity(folder: Path, networks: Networks, device: torch.device) -> f
     return time.perf_counter() - start
 
 
-def _all_metrics(folder: Path, num_images: int, networks: Networks, device: torch.device) -> list[Row]:
-    """FID, KID, precision, recall and CLIP-FID together, beside the networks' forwards alone."""
-    both = [networks.inception, networks.clip]
+def _all_metrics(fake: Path, real: Path, networks: Networks, device: torch.device) -> list[Row]:
+    """FID, KID, precision, recall and CLIP-FID of one folder against another, from files to figures, beside the
+    networks' forwards of the same images alone.
+
+    The real side is the larger one, so that KID has subsets to draw, as many as it has by default.
+    """
+    both = {"inception": networks.inception, "clip": networks.clip}
+    names = {"inception": ("fid", "kid", "precision", "recall"), "clip": ("clip-fid",)}
     start = time.perf_counter()
     with ThreadPoolExecutor(default_num_workers()) as pool:
-        gatherings = _gather(folder, both, device, pool)
-        for network in both:
-            found = gatherings[network.key].result()
-            scorer = SetScorer(found, found, network, settings=Settings(), device=device)
-            names = ("fid", "kid", "precision", "recall") if network is networks.inception else ("clip-fid",)
-            for name in names:
-                scorer.score(REGISTRY[name])
+        of_real, of_fake = (
+            _gather(folder, list(both.values()), device, pool, num_groups=num_groups, rows_of=networks.inception)
+            for folder, num_groups in ((real, 1), (fake, NUM_GROUPS))
+        )
+        for name, network in both.items():
+            sides = of_real[network.key].result(), of_fake[network.key].result()
+            scorer = SetScorer(*sides, network, settings=Settings(), device=device)
+            for metric in names[name]:
+                scorer.score(REGISTRY[metric])
     total = time.perf_counter() - start
-    for gathering in gatherings.values():
+    num_images = sum(gatherings[networks.clip.key].moments.num for gatherings in (of_real, of_fake))
+    for gathering in (*of_real.values(), *of_fake.values()):
         gathering.close()
-    forwards = sum(_forward_seconds(network, folder, device) for network in both) * num_images
+    forwards = sum(_forward_seconds(network, fake, device) for network in both.values()) * num_images
     what = f"FID, KID, P/R, CLIP-FID of {num_images:,} images, over the networks' forwards alone"
     return [Row(what, "s", total, forwards, "forwards alone", total / forwards, "<= 1.15x")]
 
@@ -262,14 +209,25 @@ def _forward_seconds(network: FeatureNetwork, folder: Path, device: torch.device
 
 
 def _gather(
-    folder: Path, networks: Sequence[FeatureNetwork], device: torch.device, pool: ThreadPoolExecutor
+    folder: Path,
+    networks: Sequence[FeatureNetwork],
+    device: torch.device,
+    pool: ThreadPoolExecutor,
+    *,
+    num_groups: int = 1,
+    rows_of: FeatureNetwork | None = None,
 ) -> dict[str, Gathering]:
-    """One pass over the folder, as `brics eval` makes it."""
+    """One pass over the folder, as `brics eval` makes it; the rows of `rows_of` are kept as well."""
     stream = CollectionStream(
         open_collection(folder), transform=None, size=None, batch_size=BATCH_SIZE, num_workers=None
     )
     gatherings = {
-        network.key: Gathering(network, name_of=lambda position: stream.keys[position], keep_rows=True)
+        network.key: Gathering(
+            network,
+            name_of=lambda position: stream.keys[position],
+            keep_rows=network is rows_of,
+            num_groups=num_groups,
+        )
         for network in networks
     }
     extraction = Extraction({(key, "fake"): gathering for key, gathering in gatherings.items()}, pool)

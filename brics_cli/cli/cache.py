@@ -1,4 +1,4 @@
-"""`brics cache`: the features of reference collections that `brics eval` keeps."""
+"""`brics cache`: the features of reference collections that eval keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from brics_cli.cli.output import Session, human_bytes, plain_table
 from brics_cli.errors import ExitCode, UsageError
 
 app = options.command_app(
-    no_args_is_help=True, help="List and prune the features of reference collections that `brics eval` keeps."
+    no_args_is_help=True, help="List and prune the features of reference collections that eval keeps."
 )
 
 _SECONDS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}

@@ -73,6 +73,14 @@ def eval(
             "images are drawn on the fly.",
         ),
     ] = None,
+    real_subset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--real-subset", metavar="NAME", help="Which collection, where --real holds several (./lsun)."),
+    ] = None,
+    fake_subset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--fake-subset", metavar="NAME", help="The same of --fake."),
+    ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Also write the report, with its provenance, as JSON."),
@@ -90,8 +98,8 @@ def eval(
         PresetOption,
         typer.Option(
             "--preset",
-            help="Precision, recall, density, coverage: adm (Inception, k = 3), stylegan3 (NVIDIA's VGG16, k = 3) or "
-            "prdc (torchvision's VGG16, k = 5, 10,000 images).",
+            help="Precision, recall, density, coverage: adm (Inception, k = 3; its published figures need --mode "
+            "legacy-tensorflow), stylegan3 (NVIDIA's VGG16, k = 3) or prdc (torchvision's VGG16, k = 5, 10k images).",
             rich_help_panel=FEATURES,
         ),
     ] = PresetOption.adm,
@@ -172,6 +180,8 @@ def eval(
     if context.invoked_subcommand is not None:
         return ExitCode.DONE
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    real = _subset_of(real, real_subset, side="real")
+    fake = _subset_of(fake, fake_subset, side="fake")
     if self_test:
         return _self_test(session, real, fake, device=device)
     from brics_cli.jobs.evaluate import NeighbourSettings, evaluate
@@ -239,7 +249,7 @@ def compare_reports(
     loaded = [load_report(path) for path in reports]
     rows = compare(loaded)
     if plot is not None:
-        check_output(plot, overwrite=overwrite, what="the plot")
+        check_output(plot, overwrite=overwrite, what="the plot", flag="--plot")
         check_writable(plot)
         num_points = plot_against_steps(loaded, known_metric(metric).name, path=plot)
         session.reporter.message(f"plot: {plot}, {num_points} points")
@@ -247,6 +257,17 @@ def compare_reports(
     session.result(value, comparison_table(loaded, rows))
     session.next_step("brics", "status")
     return ExitCode.DONE
+
+
+def _subset_of(path: str | None, subset: str | None, *, side: str) -> str | None:
+    """The path of `subset` of the collections at `path`."""
+    if subset is None:
+        return path
+    from brics_cli.data.opening import subset_path
+
+    if path is None:
+        raise UsageError(f"--{side}-subset {subset} goes with --{side} PATH")
+    return subset_path(path, subset)
 
 
 def _self_test(session: Session, real: str | None, fake: str | None, *, device: str) -> int:

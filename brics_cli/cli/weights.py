@@ -26,7 +26,9 @@ _SAID = {
 
 @app.command("list")
 def list_weights(
-    urls: Annotated[bool, typer.Option("--urls", help="Print the URL of every file, one a line, for curl.")] = False,
+    urls: Annotated[
+        bool, typer.Option("--urls", help="Print URLs, one a line, for curl; then brics weights import DIR.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """List every file of weights: what needs it, how large it is, whether and where it stands."""
@@ -35,7 +37,14 @@ def list_weights(
 
     session = Session(as_json=as_json)
     if urls and not as_json:
-        session.result(None, [known.url for known in REGISTRY.values()])
+        session.result(None, [known.url for known in REGISTRY.values() if known.sha256 is not None])
+        for known in REGISTRY.values():
+            if known.sha256 is None:
+                session.reporter.message(
+                    f"not listed, as nobody has published its sha256: curl -LO {known.url}; then brics weights import "
+                    f"{known.file} --allow-unverified --as {known.id}"
+                )
+        session.next_step("brics", "weights", "import", ".")
         return
     states = survey()
     table = plain_table("weights", "file", "size", "for", "state")

@@ -93,7 +93,7 @@ def evaluate(
         check_output(out, overwrite=overwrite, what="the report")
         check_writable(out)
     if any(chosen.family == "neighbours" for chosen in choice.metrics):
-        check_output(neighbours.sheet, overwrite=overwrite, what="the sheet of nearest neighbours")
+        check_output(neighbours.sheet, overwrite=overwrite, what="the sheet of nearest neighbours", flag="--sheet")
         check_writable(neighbours.sheet)
     torch_device = resolve_device(device)
     plan, without_inputs = _plan(choice, real, fake, workspace, reporter)
@@ -250,7 +250,8 @@ def _score(
         _check_read(chosen, min(search.num_real, len(search.query_images)), found)
         return neighbour_score(search, real, fake, sheet=sheet, report=report)
     sides = [found.features.get((key, "fake")), found.features.get((key, "real"))]
-    _check_read(chosen, min(features.num for features in sides if features and features.num is not None), found)
+    nums = [features.num for features in sides if features is not None and features.num is not None]
+    _check_read(chosen, min(nums, default=1), found)  # nobody knows of how many images saved statistics are
     if key not in scorers:
         of_fake = found.features[key, "fake"]
         of_real = found.features.get((key, "real"), of_fake)  # IS alone has no real side

@@ -21,6 +21,7 @@ from brics_cli.data import TRANSFORM_VERSIONS
 from brics_cli.errors import UsageError
 from brics_cli.metrics import cache
 from brics_cli.metrics.extraction import Extraction, Gathering, SetFeatures, Side
+from brics_cli.metrics.jackknife import NUM_GROUPS
 from brics_cli.metrics.meters import Image, PairMeter, pair_meter, stacked_partners
 from brics_cli.metrics.neighbours import LpipsFeatures, NeighbourSearch
 from brics_cli.metrics.pairing import Pairing
@@ -185,7 +186,7 @@ def _gather(
     if side == "real" and families == {"inception-score"}:
         return  # it looks at the fake images alone
     of_sets = bool(families - {"neighbours"})
-    need_rows = bool(families & {"kernel", "manifold"}) or (side == "fake" and of_sets)
+    need_rows = bool(families & {"kernel", "manifold"}) or (side == "fake" and "inception-score" in families)
     identity = plan.cache_identity(network) if side == "real" and search is None and plan.use_cache else None
     if identity is not None:
         cached = cache.load(identity, need_rows=need_rows)
@@ -201,6 +202,7 @@ def _gather(
         name_of=lambda position: f"{side} {source.keys[position]}",
         keep_moments=of_sets,
         keep_rows=need_rows,
+        num_groups=NUM_GROUPS if side == "fake" and "frechet" in families else 1,
         listener=listener,
     )
 

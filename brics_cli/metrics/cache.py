@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from brics_cli.metrics.frechet import FeatureMoments
+from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.metrics.rows import ArrayRows, RowSource, in_blocks
 from brics_cli.workspace import atomic_path
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what an entry holds is computed in another way."""
+
+LEFT_BEHIND_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def save(
     failures: list[tuple[str, str]],
 ) -> Path:
     """Write an entry, by rename; returns its directory. Raises OSError when the cache cannot be written."""
+    _sweep()
     final = cache_root() / entry_name(identity)
     record = {
         "identity": identity,
@@ -115,6 +118,15 @@ def save(
             del kept
         (temporary / "entry.json").write_text(json.dumps(record, indent=2, default=str), encoding="utf-8")
     return final
+
+
+def _sweep() -> None:
+    """Remove what a killed process left half-written: entries are written in minutes, this is older than a day."""
+    root = cache_root()
+    for pattern in (".*.tmp", ".*.old"):
+        for path in root.glob(pattern) if root.is_dir() else []:
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def entries() -> list[CacheEntry]:
@@ -147,6 +159,7 @@ def prune(*, unused_s: float | None = None, max_bytes: int | None = None) -> lis
 
     With neither, every entry. Returns what was removed. Nothing that is not an entry is touched.
     """
+    _sweep()
     kept, now = entries(), time.time()
     doomed: list[CacheEntry] = []
     if unused_s is None and max_bytes is None:

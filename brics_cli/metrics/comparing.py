@@ -51,11 +51,20 @@ def load_report(path: Path) -> LoadedReport:
         results = {str(result["metric"]): dict(result) for result in record["results"]}
         models = {source["path"]: source.get("model") or {} for source in record["sources"] if source["side"] == "fake"}
         for result in results.values():
-            _ = result["value"], result["definition"], result["real"], result["num_real"], result["num_fake"]
+            _ = result["definition"], result["real"], result["num_real"], result["num_fake"]
+            _check_number(result["value"])
+            _check_number(result.get("standard_error"))
         steps = {name: models.get(result["fake"], {}).get("step") for name, result in results.items()}
+        for step in steps.values():
+            _check_number(step)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"the report {path} is damaged ({error!r})", next=again) from None
     return LoadedReport(str(path), results, steps)
+
+
+def _check_number(value: object) -> None:
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
 
 
 def compare(reports: Sequence[LoadedReport]) -> list[ComparedMetric]:

@@ -1,7 +1,7 @@
 """One pass: every image goes once through every network that some metric needs, resizing ahead of the networks.
 
-Moments are gathered as the features come; rows wait on disk where a metric or an error bar needs them. B images per
-batch, D features.
+Moments are gathered as the features come; rows wait on disk only where a metric needs them. B images per batch, D
+features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brics_cli.errors import MachineError, UsageError
-from brics_cli.metrics.frechet import FeatureMoments, Gaussian
+from brics_cli.metrics.frechet import Gaussian
+from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.metrics.rows import RowSource, SpooledRows
 from brics_cli.networks.features import FeatureNetwork, Prepared
 
@@ -30,7 +31,7 @@ NUM_AHEAD = 2
 
 @dataclass(frozen=True)
 class SetFeatures:
-    """What is known of one side in one network. `rows` is None where only moments are (saved statistics)."""
+    """What is known of one side in one network. `rows` is None where no metric needs them, or nobody has them."""
 
     gaussian: Gaussian
     rows: RowSource | None
@@ -48,12 +49,14 @@ class Gathering:
         name_of: Callable[[int], str],
         keep_moments: bool = True,
         keep_rows: bool = False,
+        num_groups: int = 1,
         listener: Listener | None = None,
     ) -> None:
-        """`name_of`: what the image at a position is called in an error."""
+        """`name_of`: what the image at a position is called in an error. `num_groups`: of the moments, for an error
+        bar."""
         self.network = network
         self.listener = listener
-        self.moments = FeatureMoments(network.num_features if keep_moments else 0)
+        self.moments = FeatureMoments(network.num_features if keep_moments else 0, num_groups=num_groups)
         self.rows = SpooledRows(network.num_features) if keep_rows else None
         self.refused: UsageError | None = None
         """Why these images cannot go through this network; set when the extraction is not strict."""

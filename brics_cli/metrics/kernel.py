@@ -7,18 +7,22 @@ over random subsets. N images, D features, M the size of a subset. Float64, seed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import UsageError
 from brics_cli.metrics.rows import RowSource
 
+Indices = NDArray[np.int64]
+
 NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
-# Below this many images on each side the kernel of all pairs is computed once and the subsets are cut from it.
+# Below this many images on each side the kernel of all pairs is computed once and serves every subset.
 MAX_WHOLE_KERNEL = 2500
 
 
@@ -52,23 +56,38 @@ def kernel_distance(
     if size == len(real) == len(fake):
         num_subsets = 1
     generator = np.random.RandomState(seed)
-    whole = None
+    subsets = [
+        (generator.choice(len(real), size, replace=False), generator.choice(len(fake), size, replace=False))
+        for _ in range(num_subsets)
+    ]
     if max(len(real), len(fake)) <= MAX_WHOLE_KERNEL:
-        x, y = (_to_device(side.take(np.arange(len(side))), device) for side in (real, fake))
-        whole = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    values = []
-    for _ in range(num_subsets):
-        of_real = generator.choice(len(real), size, replace=False)
-        of_fake = generator.choice(len(fake), size, replace=False)
-        if whole is not None:
-            i, j = (torch.from_numpy(chosen).to(whole[0].device) for chosen in (of_real, of_fake))
-            kernels = whole[0][i][:, i], whole[1][j][:, j], whole[2][i][:, j]
-        else:
+        values = _of_whole_kernels(real, fake, subsets, device=device)
+    else:
+        values = []
+        for of_real, of_fake in subsets:
             x, y = _to_device(real.take(of_real), device), _to_device(fake.take(of_fake), device)
-            kernels = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-        values.append(_unbiased(*kernels))
+            values.append(_unbiased(_kernel(x, x), _kernel(y, y), _kernel(x, y)))
     deviation = float(np.std(values)) if num_subsets > 1 else None
     return KernelDistance(math.fsum(values) / num_subsets, deviation, num_subsets, size)
+
+
+def _of_whole_kernels(
+    real: RowSource, fake: RowSource, subsets: Sequence[tuple[Indices, Indices]], *, device: torch.device | str
+) -> list[float]:
+    """Equation 4 of every subset, from the kernels of all pairs: a subset's sum is that of a 0/1 vector's form."""
+    x, y = (_to_device(side.take(np.arange(len(side))), device) for side in (real, fake))
+    in_real, in_fake = x.new_zeros(len(subsets), len(x)), y.new_zeros(len(subsets), len(y))  # (S, N), (S, N')
+    for number, (of_real, of_fake) in enumerate(subsets):
+        in_real[number, torch.from_numpy(of_real)] = 1
+        in_fake[number, torch.from_numpy(of_fake)] = 1
+    m = len(subsets[0][0])
+    within = torch.zeros(len(subsets), dtype=x.dtype, device=x.device)
+    for chosen, rows in ((in_real, x), (in_fake, y)):
+        kernel = _kernel(rows, rows)
+        within += ((chosen @ kernel) * chosen).sum(dim=1) - chosen @ kernel.diagonal()
+    across = ((in_real @ _kernel(x, y)) * in_fake).sum(dim=1)
+    values: list[float] = (within / (m * (m - 1)) - 2 * across / (m * m)).tolist()
+    return values
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

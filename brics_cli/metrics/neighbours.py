@@ -23,6 +23,10 @@ from brics_cli.networks.perceptual import LPIPS_MIN_SIDE
 
 Image = NDArray[np.uint8]
 
+OTHER_FEATURES = (
+    "Make them the same size with brics pack, or look in features that resize: --neighbours-by inception-clean."
+)
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -72,7 +76,7 @@ class NeighbourSearch:
         if features.shape[1] != self._queries[0].shape[1]:
             raise UsageError(
                 "nearest neighbours: the real and the fake images differ in size, and LPIPS compares pixel by pixel",
-                next="Make them the same size with brics pack, or look in other features: --neighbours-by inception.",
+                next=OTHER_FEATURES,
             )
         queries, real = torch.cat(self._queries), torch.from_numpy(features)
         self._queries = [queries]
@@ -138,7 +142,7 @@ class LpipsFeatures(FeatureNetwork):
         if len(shapes) > 1:
             raise UsageError(
                 "nearest neighbours: images of one side differ in size, and LPIPS compares pixel by pixel",
-                next="Make them the same size with brics pack, or look in other features: --neighbours-by inception.",
+                next=OTHER_FEATURES,
             )
         if not self._num_remembered:
             return self._run(np.stack(list(prepared)))

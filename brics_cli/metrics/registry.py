@@ -33,6 +33,8 @@ class ManifoldPreset:
     source: str
 
 
+# Inequality, k and sizes as read in guided-diffusion's evaluations/evaluator.py (openai/guided-diffusion, 1b61a43) and
+# in StyleGAN3's metrics/precision_recall.py and metric_main.py; both take distances in float16, which we do not.
 PRESETS: dict[Preset, ManifoldPreset] = {
     "adm": ManifoldPreset("inception", 3, True, None, None, "ADM's evaluator, arXiv 2105.05233"),
     "stylegan3": ManifoldPreset("nvidia-vgg16", 3, True, 200_000, 50_000, "StyleGAN3's pr50k3_full"),
@@ -246,6 +248,15 @@ def definition_of(metric: Metric, settings: Settings, *, network: str | None = N
     if metric.family == "neighbours" and network is not None:
         return f"{metric.definition}, {_FEATURES[network]}"
     return metric.definition
+
+
+def caveat_of(metric: Metric, settings: Settings) -> str | None:
+    """What sets a figure under `settings` apart from those its definition names; None when nothing does."""
+    if metric.name in {"precision", "recall"} and settings.preset == "adm" and settings.mode != "legacy-tensorflow":
+        return (
+            "ADM published figures of Inception with its own resize: compare with them under --mode legacy-tensorflow"
+        )
+    return None
 
 
 _FEATURES = {

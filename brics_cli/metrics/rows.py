@@ -5,9 +5,8 @@ N images, D features, float32.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -48,14 +47,13 @@ class ArrayRows:
 class SpooledRows:
     """Rows that are appended with the position of their image, and read back in the order of the positions.
 
-    So what is computed from them does not depend on the order in which the images happened to be read. The file is
-    temporary: `close` removes it.
+    So what is computed from them does not depend on the order in which the images happened to be read. The file has
+    no name (it stands in `$TMPDIR`'s file system, or `/tmp`'s), so nothing is left behind however the process ends.
     """
 
-    def __init__(self, num_features: int, *, directory: Path | None = None) -> None:
+    def __init__(self, num_features: int) -> None:
         self._num_features = num_features
-        self._directory = Path(tempfile.mkdtemp(prefix="brics-features-", dir=directory))
-        self._file = (self._directory / "rows.f32").open("wb")
+        self._file = tempfile.TemporaryFile(prefix="brics-features-")  # noqa: SIM115 - `close` closes it
         self._positions: list[int] = []
         self._map: Rows | None = None
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
@@ -71,24 +69,28 @@ class SpooledRows:
         """Add rows (B, D) of the images at `positions`."""
         if rows.shape != (len(positions), self._num_features):
             raise ValueError(f"rows of shape {rows.shape}, expected ({len(positions)}, {self._num_features})")
-        self._file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
+        try:
+            self._file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
+            self._file.flush()
+        except OSError as error:  # a file without a name: say where it stands
+            error.filename = tempfile.gettempdir()
+            raise
         self._positions += positions
 
     def take(self, indices: NDArray[np.integer]) -> Rows:
         if not len(self):
             return np.empty((0, self._num_features), np.float32)
         if self._map is None or len(self._map) != len(self):
-            self._file.flush()
             shape = (len(self), self._num_features)
-            self._map = np.memmap(self._directory / "rows.f32", np.float32, "r", shape=shape)
+            self._map = np.memmap(self._file, np.float32, "r", shape=shape)
             self._order = np.argsort(np.asarray(self._positions), kind="stable")
         return np.asarray(self._map[self._order[indices]])
 
     def close(self) -> None:
-        """Remove the file."""
+        """Let go of the file."""
         self._map = None
-        self._file.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what a full disk did not take is wanted no more
+            self._file.close()
 
 
 def in_blocks(rows: RowSource, *, num_rows: int = 4096) -> list[NDArray[np.int64]]:

@@ -13,10 +13,11 @@ from brics_cli.errors import UsageError
 from brics_cli.metrics.extraction import SetFeatures
 from brics_cli.metrics.frechet import frechet_distance
 from brics_cli.metrics.inception_score import inception_score
-from brics_cli.metrics.jackknife import NUM_GROUPS, frechet_standard_error
+from brics_cli.metrics.jackknife import frechet_standard_error
 from brics_cli.metrics.kernel import kernel_distance
 from brics_cli.metrics.manifold import ManifoldScores, manifold_scores
-from brics_cli.metrics.registry import PRESETS, Metric, Settings
+from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.metrics.registry import PRESETS, Metric, Settings, caveat_of
 from brics_cli.metrics.rows import RowSource, in_blocks
 from brics_cli.networks.features import FeatureNetwork
 
@@ -48,7 +49,7 @@ class SetScorer:
     ) -> None:
         self.real, self.fake, self.network = real, fake, network
         self.settings, self.device = settings, device
-        self._manifold: tuple[ManifoldScores, str | None] | None = None
+        self._manifold: tuple[ManifoldScores, list[str]] | None = None
 
     def score(self, metric: Metric) -> Score:
         """The figure of `metric`. Raises UsageError when there are too few images for it to have one."""
@@ -64,8 +65,10 @@ class SetScorer:
 
     def _frechet(self) -> Score:
         value = frechet_distance(self.real.gaussian, self.fake.gaussian)
-        error = None if self.fake.rows is None else frechet_standard_error(self.real.gaussian, self.fake.rows)
-        kind = None if error is None else f"jackknife over {NUM_GROUPS} groups of fake images"
+        error, kind, fake = None, None, self.fake.gaussian
+        if isinstance(fake, FeatureMoments):
+            error = frechet_standard_error(self.real.gaussian, fake)
+            kind = None if error is None else f"jackknife over {fake.num_groups} groups of fake images"
         return Score(value, error, kind, self._frechet_note(), self.real.num, self.fake.num)
 
     def _frechet_note(self) -> str | None:
@@ -119,8 +122,9 @@ class SetScorer:
                 for side, taken, whole in (("real", real, self.real.num), ("fake", fake, self.fake.num))
                 if whole is not None and len(taken) < whole
             ]
-            self._manifold = scores, "; ".join(taken) or None
-        scores, note = self._manifold
+            self._manifold = scores, taken
+        scores, taken = self._manifold
+        note = "; ".join(filter(None, (*taken, caveat_of(metric, self.settings)))) or None
         values = scores.of(metric.name)
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         side = "fake" if metric.name in {"precision", "density"} else "real"

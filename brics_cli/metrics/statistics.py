@@ -40,6 +40,8 @@ class SavedStatistics:
 
 def read_statistics(path: Path) -> SavedStatistics:
     """The statistics in `path`. Raises ArtefactError when it holds no finite `mu` (D,) and symmetric `sigma` (D, D)."""
+    if path.is_file() and not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and say so at length
+        raise ArtefactError(f"{path} is not an .npz of statistics (no zip archive, which an .npz is)")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("mu", "sigma") if name not in file.files]

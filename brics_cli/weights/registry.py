@@ -1,8 +1,9 @@
 """The one table of pretrained weights: names, origins, checksums, licences, and the metrics each serves.
 
-URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision, Meta), byte counts what
-their servers state. Nobody has published a checksum of NVIDIA's VGG16: it is taken only with --allow-unverified. The
-linear heads of LPIPS are not here: they are inside the lpips wheel.
+URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision, Meta) and other public
+repositories agree on, byte counts those of public download logs; none could be fetched for this table. Nobody has
+published a checksum of NVIDIA's VGG16: it is taken only with --allow-unverified. The linear heads of LPIPS are not
+here: they are inside the lpips wheel.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ REGISTRY: dict[str, WeightsEntry] = {
             url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/vgg16.pt",
             sha256=None,
             num_bytes=None,
-            licence="CC BY 4.0 (Oxford VGG's weights, converted by NVIDIA)",
+            licence="CC BY 4.0, which NVIDIA's StyleGAN2 README names for the VGG16 behind its vgg16.pkl",
             metrics=("precision", "recall", "density", "coverage"),
             flags=("--preset", "stylegan3"),
         ),

@@ -11,7 +11,7 @@ from commands import brics, error_line
 
 from brics_cli.errors import ExitCode
 from brics_cli.metrics import cache
-from brics_cli.metrics.frechet import FeatureMoments
+from brics_cli.metrics.moments import FeatureMoments
 
 
 @pytest.fixture

@@ -70,6 +70,8 @@ def test_an_empty_workspace_says_what_to_make(
         (["compare", "nowhere.json", "nowhere.json"], "no such file: nowhere.json. Write one: brics eval --out"),
         (["compare"], "brics eval compare: missing argument"),
         (["report.json"], "brics eval: no such command 'report.json'"),
+        (["--real-subset", "train"], "--real-subset train goes with --real PATH"),
+        (["--fake", "nowhere", "--fake-subset", "train"], "--subset goes with a folder, and nowhere is not there"),
         (["--self-test", "--real", "folder"], "--self-test --real folder: give clean-fid's statistics, an .npz"),
         (["--self-test", "--fake", "folder"], "--self-test takes both --real STATISTICS.npz and --fake IMAGES"),
     ],

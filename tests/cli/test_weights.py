@@ -31,9 +31,14 @@ def test_list_says_what_is_missing_and_what_comes_next(root: Path, capsys: pytes
     assert err.splitlines()[-1] == "next: brics weights fetch inception"
 
 
-def test_urls_are_one_a_line_for_curl(capsys: pytest.CaptureFixture[str]) -> None:
+def test_urls_are_one_a_line_for_curl_and_the_commands_bring_all_weights_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["weights", "list", "--urls"]) == ExitCode.DONE
-    assert capsys.readouterr().out.splitlines() == [known.url for known in REGISTRY.values()]
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [known.url for known in REGISTRY.values() if known.sha256 is not None]
+    by_hand = "curl -LO {0.url}; then brics weights import {0.file} --allow-unverified --as {0.id}"
+    unknown = [by_hand.format(known) for known in REGISTRY.values() if known.sha256 is None]
+    assert unknown and all(line in err for line in unknown)
+    assert err.splitlines()[-1] == "next: brics weights import ."
 
 
 def test_json_holds_the_whole_registry(capsys: pytest.CaptureFixture[str]) -> None:

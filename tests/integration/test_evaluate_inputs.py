@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -24,8 +25,9 @@ from brics_cli.data import collection as collections
 from brics_cli.errors import ExitCode
 from brics_cli.networks import features
 from brics_cli.streams import images as streams
+from brics_cli.streams.drawn import DrawSettings, draw_images
 from brics_cli.weights.importing import import_weights
-from brics_cli.workspace import Artefact, Parent, write_provenance
+from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -138,6 +140,8 @@ def test_statistics_stand_in_for_the_real_images(evaluate, folders: Path, tmp_pa
     of_statistics = measured(evaluate(*flags("clip-fid"), "--real", path, *fake, "--json"))["clip-fid"]
     assert of_statistics["value"] == pytest.approx(of_images["value"], rel=1e-4)
     assert of_statistics["num_real"] is None
+    both = measured(evaluate(*flags("clip-fid"), "--real", path, "--fake", path, "--json"))["clip-fid"]
+    assert (both["value"], both["num_fake"]) == (pytest.approx(0, abs=1e-6), None)
     refused = evaluate(*flags("clip-fid", "kid"), "--real", path, *fake, check=ExitCode.USAGE)
     assert error_line(refused) == (
         f"KID needs the real images themselves, and {path} holds a mean and a covariance alone. "
@@ -149,6 +153,19 @@ def test_statistics_stand_in_for_the_real_images(evaluate, folders: Path, tmp_pa
     )
     refused = evaluate(*flags("psnr"), "--real", path, *fake, check=ExitCode.USAGE)
     assert "PSNR needs pairs of images, and saved statistics hold none" in refused.stderr
+
+
+def test_rows_are_kept_only_where_a_metric_needs_them(evaluate, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoRows:
+        def __init__(self, num_features: int) -> None:
+            raise OSError(errno.ENOSPC, "full", f"rows of {num_features} features")
+
+    monkeypatch.setattr("brics_cli.metrics.extraction.SpooledRows", NoRows)
+    sides = ("--real", folders / "fake", "--fake", folders / "real")  # 20 images: enough for an error bar
+    found = measured(evaluate(*flags("clip-fid"), *sides, "--json"))["clip-fid"]
+    assert found["standard_error"] > 0 and "jackknife over 10 groups" in found["error_kind"]
+    refused = evaluate(*flags("kid"), *sides, check=ExitCode.MACHINE)
+    assert "no space left on the device: rows of 2048 features" in error_line(refused)
 
 
 def test_images_are_drawn_on_the_fly_as_brics_sample_writes_them(
@@ -206,6 +223,12 @@ def test_images_are_drawn_on_the_fly_as_brics_sample_writes_them(
     assert (tmp_path / "fid.png").is_file()
     refused = evaluate(*flags("psnr"), "--fake", run, check=ExitCode.ARTEFACT)
     assert "what is drawn from it has no originals to be paired with" in error_line(refused)
+    settings = DrawSettings(num_images=10, steps=3)
+    stream = draw_images(run, settings, workspace=Workspace(tmp_path), device=torch.device("cpu"), batch_size=4)
+    whole = [image for batch in stream.read() for image in batch]
+    order = [9, 2, 3, 0, 8]  # partners and the unpaired behind them are in no order
+    for batch, positions in zip(stream.read(order), (order[:4], order[4:]), strict=True):
+        np.testing.assert_array_equal(batch, [whole[position] for position in positions])
 
 
 def write(folder: Path, images: list[np.ndarray]) -> Path:

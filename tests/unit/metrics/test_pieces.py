@@ -19,10 +19,12 @@ from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.metrics import cache
 from brics_cli.metrics.comparing import compare, load_report, plot_against_steps
 from brics_cli.metrics.extraction import Extraction, Gathering
-from brics_cli.metrics.frechet import FeatureMoments, frechet_distance
+from brics_cli.metrics.frechet import frechet_distance
+from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.metrics.ms_ssim import MIN_SIDE, ms_ssim
-from brics_cli.metrics.neighbours import LpipsFeatures, NeighbourSearch
+from brics_cli.metrics.neighbours import OTHER_FEATURES, LpipsFeatures, NeighbourSearch
 from brics_cli.metrics.perceptual import lpips_distance
+from brics_cli.metrics.registry import NEIGHBOUR_NETWORKS
 from brics_cli.metrics.rows import ArrayRows
 from brics_cli.metrics.statistics import read_statistics
 from brics_cli.networks.features import FeatureNetwork
@@ -80,7 +82,7 @@ def test_statistics_that_are_none_are_refused(tmp_path: Path, arrays: dict[str, 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"no zip")
-    with pytest.raises(ArtefactError, match=r"a\.npz is not an \.npz of statistics"):
+    with pytest.raises(ArtefactError, match=r"a\.npz is not an \.npz of statistics \(no zip"):
         read_statistics(tmp_path / "a.npz")
 
 
@@ -122,6 +124,22 @@ def test_pruning_takes_the_longest_unused_and_nothing_else(tmp_path: Path, monke
     assert cache.prune(unused_s=1e12) == []
     assert len(cache.prune(unused_s=10)) == 2
     assert [path.name for path in root.iterdir()] == ["somebody-elses"]
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "cache"
+    monkeypatch.setenv("BRICS_CACHE", str(root))
+    left, young = root / ".a.12345678.tmp", root / ".b.12345678.tmp"
+    for path in (left, young):
+        path.mkdir(parents=True)
+        (path / "rows.npy").write_bytes(b"half")
+    os.utime(left, (1000, 1000))
+    cache.save({"n": 1}, description="a", moments=moments(5)[0], rows=None, failures=[])
+    assert not left.exists() and young.exists()
+
+
+def test_other_features_that_an_error_offers_are_there() -> None:
+    assert OTHER_FEATURES.rstrip(".").split("--neighbours-by ")[1] in NEIGHBOUR_NETWORKS
 
 
 def test_lpips_features_give_lpips(tmp_path: Path) -> None:
@@ -231,5 +249,9 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 2 reports"):
         compare(loaded[:1])
     (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(ArtefactError, match=r"damaged\.json is damaged \(TypeError\(\"'low' is no number\"\)\)"):
+        load_report(report(tmp_path / "damaged.json", "low", step=1))  # type: ignore[arg-type]
+    with pytest.raises(ArtefactError, match=r"step\.json is damaged"):
+        load_report(report(tmp_path / "step.json", 1, step="many"))  # type: ignore[arg-type]
     with pytest.raises(ArtefactError, match=r"no\.json is not a report of brics eval\. Write one"):
         load_report(tmp_path / "no.json")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +17,10 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.frechet import FeatureMoments, FrechetReference, frechet_distance
 from brics_cli.metrics.inception_score import inception_score
-from brics_cli.metrics.jackknife import frechet_standard_error
 from brics_cli.metrics.kernel import kernel_distance
 from brics_cli.metrics.manifold import manifold_scores
+from brics_cli.metrics.registry import MODES, PRESETS, REGISTRY, Settings, caveat_of
 from brics_cli.metrics.rows import ArrayRows, SpooledRows
 
 SCORES = ("precision", "recall", "density", "coverage")
@@ -143,31 +148,34 @@ def test_manifold_scores_of_identical_disjoint_and_constant_sets() -> None:
         manifold_scores(real, ArrayRows(rows(3, seed=0)), k=3, closed=True)
 
 
-@pytest.mark.parametrize("num", [30, 200])  # fewer rows than features, and more
-def test_the_jackknife_is_the_spread_of_distances_without_a_group(num: int) -> None:
-    real, fake = rows(150, seed=0), rows(num, seed=1, shift=0.5)
-    reference, whole = FeatureMoments(24), FeatureMoments(24)
-    reference.update(real)
-    whole.update(fake)
-    distances = []
-    for group in range(10):
-        moments = FeatureMoments(24)
-        moments.update(np.delete(fake, np.arange(group, num, 10), axis=0))
-        distances.append(frechet_distance(reference, moments))
-    expected = np.sqrt(0.9 * np.square(np.array(distances) - np.mean(distances)).sum())
-    assert expected > 1e-3
-    assert frechet_standard_error(reference, ArrayRows(fake)) == pytest.approx(expected, rel=1e-6)
-    assert frechet_standard_error(reference, ArrayRows(fake[:19])) is None
-    assert FrechetReference(reference).distance(whole) == pytest.approx(frechet_distance(whole, reference), rel=1e-9)
-
-
 def test_rows_on_disk_come_back_in_the_order_of_their_images() -> None:
     spooled, expected = SpooledRows(24), rows(50, seed=0)
     for positions in ([4, 5, 6], [0, 1, 2, 3], list(range(7, 50))):
         spooled.append(expected[positions], positions)
     np.testing.assert_array_equal(spooled.take(np.array([49, 0, 5])), expected[[49, 0, 5]])
-    directory = spooled._directory
     spooled.close()
-    assert not directory.exists()
     with pytest.raises(ValueError, match="expected"):
         SpooledRows(3).append(expected, list(range(50)))
+
+
+def test_rows_on_disk_leave_nothing_behind_when_killed(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, numpy as np; from brics_cli.metrics.rows import SpooledRows\n"
+        "rows = SpooledRows(2048); rows.append(np.ones((600, 2048), np.float32), list(range(600)))\n"
+        "assert rows.take(np.arange(2)).sum() == 4096; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adms_precision_says_which_resize_its_published_figures_have() -> None:
+    caveats = {
+        (name, mode, preset): caveat_of(REGISTRY[name], Settings(mode=mode, preset=preset))
+        for name in SCORES
+        for mode in MODES
+        for preset in PRESETS
+    }
+    said = {key for key, caveat in caveats.items() if caveat is not None}
+    assert said == {(name, mode, "adm") for name in ("precision", "recall") for mode in ("clean", "legacy-pytorch")}
+    assert "--mode legacy-tensorflow" in (caveats["recall", "clean", "adm"] or "")

@@ -97,7 +97,7 @@ torch.library.define(
 @torch.library.impl("brics::grid_retrieve", "CompositeExplicitAutograd")
 def _grid_retrieve(keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]) -> Tensor:
     spec, lattice = from_ints(keys.shape[-1], tables.shape[-1], resolutions, layout)
-    return _implementation(keys, tables).retrieve(keys, tables, spec, lattice)
+    return _implementation(keys, tables).retrieve(keys, tables, spec, lattice).contiguous()  # as the fake kernel says
 
 
 @torch.library.register_fake("brics::grid_retrieve")
@@ -111,7 +111,8 @@ def _grid_retrieve_backward(
     grad: Tensor, keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]
 ) -> tuple[Tensor, Tensor]:
     spec, lattice = from_ints(keys.shape[-1], tables.shape[-1], resolutions, layout)
-    return _implementation(keys, tables).retrieve_backward(grad, keys, tables, spec, lattice)
+    keys_grad, tables_grad = _implementation(keys, tables).retrieve_backward(grad, keys, tables, spec, lattice)
+    return keys_grad.contiguous(), tables_grad.contiguous()
 
 
 @torch.library.register_fake("brics::grid_retrieve_backward")

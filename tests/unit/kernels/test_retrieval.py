@@ -176,6 +176,18 @@ def test_the_op_passes_torchs_own_checks(positions: str) -> None:
     torch.library.opcheck(torch.ops.brics.grid_retrieve.default, arguments)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_results_are_contiguous_however_the_keys_lie(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake kernels say so, and compiled code believes them: keys are a transposed view of the codes."""
+    monkeypatch.setattr(functional, "backend", lambda device_type: backend)
+    spec = spec_of(2)
+    keys = torch.rand(2, 2, 12).transpose(1, 2).requires_grad_()  # (G, M, D)
+    tables = torch.rand(2, spec.num_vertices, spec.level_dim)
+    features = grid_retrieve(keys, tables, spec)
+    grads = torch.ops.brics.grid_retrieve_backward(torch.ones_like(features), keys, tables, *spec.as_ints(None))
+    assert all(each.is_contiguous() for each in (features, *grads))
+
+
 def test_the_op_compiles_into_one_graph_with_its_gradients() -> None:
     spec = spec_of(1, "image", 40)
     keys, tables, grad = example(spec)

@@ -44,7 +44,7 @@ def test_losses_are_those_of_their_papers() -> None:
 def test_r1_of_a_linear_discriminator_is_its_squared_weight() -> None:
     linear = torch.nn.Conv2d(3, 1, 32)
     penalty = r1_penalty(linear, images())
-    assert penalty.item() == pytest.approx(float(linear.weight.square().sum()) / 2, rel=1e-5)
+    assert penalty.detach().item() == pytest.approx(float(linear.weight.square().sum()) / 2, rel=1e-5)
     penalty.backward()
     torch.testing.assert_close(linear.weight.grad, linear.weight.detach())
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_tensor, to_uint8
-from brics_cli.metrics.reconstruction import psnr, ssim
+from brics_cli.metrics.reconstruction import capped_psnr, ssim
 
 NOISE_LEVELS = (0.05, 0.1, 0.2)
 """Standard deviations of the noise, in standard deviations of the codes."""
@@ -23,8 +23,6 @@ BITS = (8, 5)
 PATH_STEPS = 16
 NUM_PATHS = 32
 BATCH = 64
-IDENTICAL_DB = 100.0
-"""Identical images would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _paths(model: Autoencoder, codes: Tensor) -> tuple[float, float]:
 
 
 def _psnr(real: np.ndarray, fake: np.ndarray) -> float:
-    return float(np.minimum(psnr(real, fake), IDENTICAL_DB).mean())
+    return float(capped_psnr(real, fake).mean())
 
 
 def _lpips(lpips: nn.Module, real: np.ndarray, fake: np.ndarray, device: torch.device) -> float:

@@ -18,7 +18,7 @@ from brics_cli.core.image_tensors import to_tensor, to_uint8
 from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.data import contact_sheet
 from brics_cli.distributed import World, join_world
-from brics_cli.metrics.reconstruction import psnr, ssim
+from brics_cli.metrics.reconstruction import capped_psnr, ssim
 from brics_cli.reporting import Reporter
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.batches import Means, micro_batches, prepare
@@ -32,7 +32,6 @@ from brics_cli.training.signals import stop_signals
 from brics_cli.training.state import TrainingState
 
 SNAPSHOT_IMAGES = 12
-PSNR_CAP_DB = 100.0
 
 
 def train_autoencoder(
@@ -161,8 +160,7 @@ def validate(
         codes = model.encode(to_tensor(real, world.device))
         usage.add(codes)
         fake = to_uint8(model.decode(codes))
-        capped = np.minimum(psnr(real, fake), PSNR_CAP_DB)  # identical images would be infinite
-        sums += [len(real), capped.sum(), ssim(real, fake).sum()]
+        sums += [len(real), capped_psnr(real, fake).sum(), ssim(real, fake).sum()]
     num, total_psnr, total_ssim = world.total(sums.tolist())
     if not num:
         reporter.warning(f"no validation score: none of the {len(samples):,} validation images can be read")

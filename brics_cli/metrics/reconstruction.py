@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 from brics_cli.errors import UsageError
 
 SSIM_WINDOW = 11
+IDENTICAL_DB = 100.0
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -27,6 +28,11 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
     mse = np.square(difference).mean(axis=(1, 2, 3))  # (N,)
     with np.errstate(divide="ignore"):
         return np.asarray(10 * np.log10(255.0**2 / mse))
+
+
+def capped_psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """`psnr`, at most 100 dB, so that a mean over images stays finite where two of them are identical."""
+    return np.minimum(psnr(a, b), IDENTICAL_DB)
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, pool: ThreadPoolExecutor | None = None) -> NDArray[np.float64]:

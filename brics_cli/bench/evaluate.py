@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, frechet_step, gathering_memory
+from brics_cli.bench.evaluation_parity import Parity, clean_fid_distance, parity
 from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
@@ -63,6 +64,21 @@ def bench_evaluate(
                 rows += step()
                 task.advance()
     return device_name(device), rows
+
+
+def bench_parity(*, num_images: int, device: torch.device, reporter: Reporter) -> tuple[str, list[Parity]]:
+    """The device's name and the rows of the parity table, of `num_images` crops on each side."""
+    with tempfile.TemporaryDirectory(prefix="brics-bench-") as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sides = [Path(directory) / name for name in ("real", "fake")]
+        for seed, side in enumerate(sides):
+            side.mkdir()
+            write_images(side, num_images, seed=seed)
+        for file in sides[1].iterdir():  # far from the other side, so that a distance is not mere rounding
+            Image.open(file).filter(ImageFilter.GaussianBlur(6)).save(file)
+        reporter.message("building networks of the published architectures")
+        networks = standin_networks(Path(directory), device=device)
+        return device_name(device), parity(Path(directory), *sides, networks=networks, device=device)
 
 
 def write_images(folder: Path, num_images: int, *, seed: int) -> None:
@@ -137,15 +153,7 @@ def _clean_fid(
         verbose=False,
     )
     to_features = time.perf_counter() - start
-    mean, covariance = np.mean(features, axis=0), np.cov(features, rowvar=False)
-    try:
-        value = cleanfid.frechet_distance(mean, covariance, reference.mean, reference.covariance)
-    except TypeError:  # scipy >= 1.18 no longer takes the argument that clean-fid gives
-        import scipy.linalg
-
-        root = scipy.linalg.sqrtm(covariance @ reference.covariance)
-        difference = mean - reference.mean
-        value = difference @ difference + np.trace(covariance + reference.covariance) - 2 * np.trace(root).real
+    value = clean_fid_distance(features, (reference.mean, reference.covariance))
     total = time.perf_counter() - start
     reporter.message(f"clean-fid: FID {value:.6g}")
     return to_features, total

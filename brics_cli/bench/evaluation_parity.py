@@ -1,0 +1,220 @@
+"""`brics bench eval --parity`: every metric beside the peer that defines it, on the same images, features and weights.
+
+Two folders of N real photographs' crops go through our pipeline and through the peers' own; arithmetic that a peer
+does on features gets the same features. Peers: clean-fid, open_clip, torch-fidelity, scikit-image, lpips,
+pytorch-msssim. N images, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import nn
+
+from brics_cli.bench.evaluation_networks import Networks
+from brics_cli.metrics.frechet import frechet_distance
+from brics_cli.metrics.inception_score import inception_score
+from brics_cli.metrics.kernel import kernel_distance
+from brics_cli.metrics.manifold import manifold_scores
+from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.metrics.ms_ssim import ms_ssim
+from brics_cli.metrics.perceptual import lpips_distance
+from brics_cli.metrics.reconstruction import psnr, ssim
+from brics_cli.metrics.rows import ArrayRows
+from brics_cli.networks.clip import ClipFeatures
+from brics_cli.networks.features import FeatureNetwork
+from brics_cli.networks.perceptual import load_lpips
+
+BATCH_SIZE = 32
+Features = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One metric: our value, the peer's (None: it is not installed), and their relative difference."""
+
+    metric: str
+    ours: float
+    peer: float | None
+    peer_name: str
+
+    @property
+    def difference(self) -> float | None:
+        """|ours - peer| / |peer|; of zero, |ours|."""
+        return None if self.peer is None else abs(self.ours - self.peer) / (abs(self.peer) or 1.0)
+
+
+def parity(directory: Path, real: Path, fake: Path, *, networks: Networks, device: torch.device) -> list[Parity]:
+    """The table. `real` and `fake` hold PNG files; what has to be written goes to `directory`."""
+    images = {side: [np.array(Image.open(file)) for file in sorted(side.iterdir())] for side in (real, fake)}
+    inception, clip = (
+        [_features(network, images[side]) for side in (real, fake)] for network in (networks.inception, networks.clip)
+    )
+    by_clean_fid = _clean_fid_features(real, fake, networks, device)
+    by_open_clip = [_open_clip_features(images[side], networks) for side in (real, fake)]
+    rows = [
+        Parity("fid, files to figure", _fid(*inception), _clean_fid(*by_clean_fid), "clean-fid"),
+        Parity("clip-fid, pixels to figure", _fid(*clip), _clean_fid(*by_open_clip), "open_clip, clean-fid"),
+        *_on_features(*inception),
+    ]
+    blurred = [np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(1.5))) for image in images[real]]
+    return rows + _on_pairs(directory, np.stack(images[real]), np.stack(blurred), device=device)
+
+
+def clean_fid_distance(features: Features, reference: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float:
+    """clean-fid's Fréchet distance of features (N, D) from a mean and covariance; its formula with scipy's root where
+    the installed scipy breaks its call."""
+    from cleanfid import fid as cleanfid
+
+    mean, covariance = np.mean(features, axis=0), np.cov(features, rowvar=False)
+    try:
+        return float(cleanfid.frechet_distance(mean, covariance, *reference))
+    except TypeError:  # scipy >= 1.18 no longer takes the argument that clean-fid gives
+        import scipy.linalg
+
+        root = scipy.linalg.sqrtm(covariance @ reference[1])
+        difference = mean - reference[0]
+        return float(difference @ difference + np.trace(covariance + reference[1]) - 2 * np.trace(root).real)
+
+
+def _features(network: FeatureNetwork, images: Sequence[Pixels]) -> Features:
+    starts = range(0, len(images), BATCH_SIZE)
+    with ThreadPoolExecutor(2) as pool:
+        return np.concatenate([network.features(images[start : start + BATCH_SIZE], pool=pool) for start in starts])
+
+
+def _fid(real: Features, fake: Features) -> float:
+    sides = []
+    for features in (real, fake):
+        moments = FeatureMoments(features.shape[1])
+        moments.update(features)
+        sides.append(moments)
+    return frechet_distance(*sides)
+
+
+def _clean_fid(real: Features, fake: Features) -> float:
+    return clean_fid_distance(fake, (np.mean(real, axis=0), np.cov(real, rowvar=False)))
+
+
+def _clean_fid_features(real: Path, fake: Path, networks: Networks, device: torch.device) -> list[Features]:
+    from cleanfid import fid as cleanfid
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    model = InceptionV3W(str(networks.inception_file.parent), download=False).to(device).eval()
+    return [
+        cleanfid.get_folder_features(
+            str(folder), model, num_workers=0, batch_size=BATCH_SIZE, device=device, mode="clean", verbose=False
+        )
+        for folder in (real, fake)
+    ]
+
+
+@torch.inference_mode()
+def _open_clip_features(images: Sequence[Pixels], networks: Networks) -> Features:
+    """open_clip's own preprocessing, and its model."""
+    preprocess = open_clip.image_transform(
+        224, is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+    )
+    clip = networks.clip
+    assert isinstance(clip, ClipFeatures)
+    parts = []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = torch.stack([preprocess(Image.fromarray(image)) for image in images[start : start + BATCH_SIZE]])
+        parts.append(clip.network.encode_image(batch.to(clip.device)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _on_features(real: Features, fake: Features) -> list[Parity]:
+    """What is arithmetic on features, with the same features for both."""
+    from cleanfid import fid as cleanfid
+
+    sides = ArrayRows(real), ArrayRows(fake)
+    # Up to 1,000 images, clean-fid's subsets are the whole sets: no choice is left to chance.
+    their_kid = float(cleanfid.kernel_distance(fake.astype(np.float64), real.astype(np.float64), num_subsets=2))
+    manifold = manifold_scores(*sides, k=3, closed=True)
+    logits = (fake - fake.mean(axis=0)) / fake.std()  # any numbers do that are far from uniform
+    theirs = _torch_fidelity(real, fake, logits)
+    return [
+        Parity("kid", kernel_distance(*sides).value, their_kid, "clean-fid"),
+        Parity("is", inception_score(logits).value, theirs["is"], "torch-fidelity"),
+        Parity("precision", float(manifold.precision.mean()), theirs["precision"], "torch-fidelity"),
+        Parity("recall", float(manifold.recall.mean()), theirs["recall"], "torch-fidelity"),
+    ]
+
+
+def _torch_fidelity(real: Features, fake: Features, logits: Features) -> dict[str, float | None]:
+    try:
+        from torch_fidelity.metric_isc import isc_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
+    except ImportError:
+        return dict.fromkeys(("is", "precision", "recall"))
+    score = isc_features_to_metric(torch.from_numpy(logits))
+    manifold = prc_features_to_metric(
+        torch.from_numpy(fake),
+        torch.from_numpy(real),
+        prc_neighborhood=3,
+        prc_batch_size=1000,
+        save_cpu_ram=False,
+        verbose=False,
+    )
+    return {
+        "is": score["inception_score_mean"],
+        "precision": float(manifold["precision"]),
+        "recall": float(manifold["recall"]),
+    }
+
+
+def _on_pairs(directory: Path, a: Pixels, b: Pixels, *, device: torch.device) -> list[Parity]:
+    """What compares an image with its copy, here one blurred by 1.5 px: means over the pairs."""
+    import lpips
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    def mean(compare: Callable[[Pixels, Pixels], Any]) -> float:
+        return float(np.mean([float(compare(x, y)) for x, y in zip(a, b, strict=True)]))
+
+    def gaussian_ssim(x: Pixels, y: Pixels) -> Any:
+        return structural_similarity(
+            x, y, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        peer = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    path = directory / "alexnet.pth"
+    torch.save({f"features.{name}": value for name, value in _backbone(peer).state_dict().items()}, path)
+    model = load_lpips(path, net="alex", device=device)
+    with torch.inference_mode():
+        their_lpips = mean(lambda x, y: peer(lpips.im2tensor(x), lpips.im2tensor(y)))
+    their_psnr = mean(lambda x, y: peak_signal_noise_ratio(x, y, data_range=255))
+    try:
+        from pytorch_msssim import ms_ssim as peer_ms_ssim
+    except ImportError:
+        their_ms_ssim = None
+    else:
+        x, y = (torch.from_numpy(side).permute(0, 3, 1, 2).double() for side in (a, b))
+        their_ms_ssim = float(peer_ms_ssim(x, y, data_range=255))
+    return [
+        Parity("psnr", float(np.mean(psnr(a, b))), their_psnr, "scikit-image"),
+        Parity("ssim", float(np.mean(ssim(a, b))), mean(gaussian_ssim), "scikit-image"),
+        Parity("ms-ssim", float(np.mean(ms_ssim(a, b))), their_ms_ssim, "pytorch-msssim"),
+        Parity("lpips (alex)", float(np.mean(lpips_distance(model, a, b, device=device))), their_lpips, "lpips"),
+    ]
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The layers of lpips's AlexNet under the names that torchvision's file gives them."""
+    features = nn.Module()
+    for number in range(1, 6):
+        for name, layer in getattr(model.net, f"slice{number}").named_children():
+            features.add_module(name, layer)
+    return features

@@ -12,6 +12,7 @@ from brics_cli.cli.bench_bottlenecks import bottlenecks
 from brics_cli.cli.bench_codes import encode, store
 from brics_cli.cli.bench_eval import evaluation
 from brics_cli.cli.bench_retrieval import retrieval
+from brics_cli.cli.bench_sample import sample
 from brics_cli.cli.output import Session, plain_table
 
 app = options.command_app(no_args_is_help=True)
@@ -31,6 +32,7 @@ app.command()(bottlenecks)
 app.command()(encode)
 app.command("eval")(evaluation)
 app.command()(retrieval)
+app.command()(sample)
 app.command()(store)
 
 

@@ -81,7 +81,7 @@ def weight(config: DiffusionConfig, log_snr: Tensor) -> Tensor:
             return torch.ones_like(log_snr)
         case "min-snr":  # arXiv 2303.09556: w = min(snr, gamma)
             return snr.clamp(max=config.min_snr_gamma) * out**2
-        case "soft-min-snr":  # arXiv 2401.11605: w = snr gamma / (snr + gamma)
+        case "soft-min-snr":  # arXiv 2401.11605: w = snr gamma / (snr + gamma) = 1 / (sigma_e^2 + 1 / gamma)
             return out**2 * snr * config.min_snr_gamma / (snr + config.min_snr_gamma)
         case "edm":  # arXiv 2206.00364: w = (sigma_e^2 + data^2) / (sigma_e data)^2 = 1 / data^2 + snr
             return (config.sigma_data**-2 + snr) * out**2
@@ -101,7 +101,7 @@ def training_log_snr(config: DiffusionConfig, u: Tensor) -> Tensor:
 def sampling_log_snr(config: DiffusionConfig, t: Tensor) -> Tensor:
     """The log-SNR at time `t` in [0, 1] of the schedule, falling from data (0) to noise (1); same shape."""
     match config.schedule:
-        case "cosine":  # arXiv 2102.09672, continuous: alpha = cos(pi t / 2)
+        case "cosine":  # arXiv 2102.09672, equation 17 without its offset (what is cut replaces it): cos(pi t / 2)
             angle = (t.double() * (math.pi / 2)).clamp(1e-12, math.pi / 2 - 1e-12)
             log_snr = -2 * angle.tan().log()
         case "cosine-shifted":  # arXiv 2301.10972: alpha^2 = (c(end) - c(t)) / (c(end) - c(start)), c = cos^(2 tau)
@@ -178,13 +178,18 @@ LEVEL_EDGES = (-4.0, 0.0, 4.0)
 """Edges of the log-SNR ranges whose mean loss is logged: mostly noise, more noise, more signal, mostly signal."""
 
 
-def loss_by_level(loss: Tensor, log_snr: Tensor) -> dict[str, tuple[float, int]]:
-    """{range: (sum of loss, count)} over the ranges between `LEVEL_EDGES`; sums, so that batches and ranks add up."""
-    level = torch.bucketize(log_snr.detach().cpu(), torch.tensor(LEVEL_EDGES))  # (B,) in 0 ... 3
-    loss = loss.detach().double().cpu()
-    names = [f"logsnr<{LEVEL_EDGES[0]:g}"]
-    names += [f"logsnr{low:g}..{high:g}" for low, high in pairwise(LEVEL_EDGES)]
-    names += [f"logsnr>{LEVEL_EDGES[-1]:g}"]
-    return {
-        name: (float(loss[level == number].sum()), int((level == number).sum())) for number, name in enumerate(names)
-    }
+LEVEL_NAMES = (
+    f"logsnr<{LEVEL_EDGES[0]:g}",
+    *(f"logsnr{low:g}..{high:g}" for low, high in pairwise(LEVEL_EDGES)),
+    f"logsnr>{LEVEL_EDGES[-1]:g}",
+)
+
+
+def loss_by_level(loss: Tensor, log_snr: Tensor) -> Tensor:
+    """(2, 4): the sum of loss (B,) and the number of samples in each range of `LEVEL_NAMES`; batches and ranks add up.
+
+    Nothing waits for the device.
+    """
+    level = torch.stack([log_snr > edge for edge in LEVEL_EDGES]).sum(dim=0)  # (B,) in 0 ... 3
+    inside = level == torch.arange(len(LEVEL_NAMES), device=level.device)[:, None]  # (4, B)
+    return torch.stack([torch.where(inside, loss, 0).sum(dim=1), inside.sum(dim=1).to(loss.dtype)])

@@ -21,6 +21,7 @@ from brics_cli.config import DiffusionConfig
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.diffusion import karras_sigma, sampling_log_snr
+from brics_cli.core.guidance import check_guide, estimate
 from brics_cli.errors import UsageError
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -117,22 +118,26 @@ class Sampler(NamedTuple):
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "heun": Sampler(heun, karras_steps, 18, lambda steps: 2 * steps - 1, "EDM's second-order method, deterministic"),
-    "dpmpp-2m": Sampler(dpmpp_2m, karras_steps, 20, int, "DPM-Solver++(2M), second order, deterministic"),
+    "dpmpp-2m": Sampler(dpmpp_2m, karras_steps, 32, int, "DPM-Solver++(2M), second order, deterministic"),
+    "heun": Sampler(heun, karras_steps, 32, lambda steps: 2 * steps - 1, "EDM's second-order method, deterministic"),
     "ddim": Sampler(ddim, schedule_steps, 50, int, "first order, deterministic"),
     "ddpm": Sampler(ddpm, schedule_steps, 250, int, "ancestral, draws noise at every step"),
 }
+"""Steps of finite length are what these get wrong, where the noise is about as strong as the data. The variance of data
+N(0, s^2), s from 0.1 to 2, comes out 2 to 6% too large after 32 steps of either second-order method (32 evaluations of
+dpmpp-2m, 63 of heun), 7 to 19% after the 18 of heun (35 evaluations) that EDM took for CIFAR. It falls as steps^-2."""
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How to sample: what images depend on beside the model, the noise and the class.
+    """How to sample: what images depend on beside the model, its guide, the noise and the class.
 
-    `steps` None is the sampler's own default; `guidance` and `clip` as in `Denoiser.denoise`. Raises UsageError for
-    a sampler that there is not.
+    `steps` None is the sampler's own default. `guidance` is the scale w of classifier-free guidance or, with a guide,
+    of autoguidance; 1 is none. `clip`: estimates are limited to what codes can be. Raises UsageError for a sampler
+    that there is not.
     """
 
-    sampler: str = "heun"
+    sampler: str = "dpmpp-2m"
     steps: int | None = None
     guidance: float = 1.0
     clip: bool = True
@@ -151,7 +156,7 @@ class SamplerSettings:
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations of the network per image; guidance doubles the cost of each, not their number."""
+        """Estimates of x0 per image. With guidance each takes two networks, or one network twice."""
         return SAMPLERS[self.sampler].num_evaluations(self.num_steps)
 
 
@@ -164,13 +169,16 @@ def sample_codes(
     noise: Noise,
     settings: SamplerSettings = DEFAULT_SETTINGS,
     labels: Tensor | None = None,
+    guide: Denoiser | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Codes (B, C, h, w) in [0, 1] from the latent noise that `noise` draws first.
 
-    `labels` (B,) int64 or None; `on_step` is called after every evaluation of the network. The caller chooses
-    inference mode and autocast.
+    `labels` (B,) int64 or None; `guide`: the weaker model of autoguidance; `on_step` is called after every estimate.
+    The caller chooses inference mode and autocast. Raises ArtefactError for a guide that does not fit the denoiser.
     """
+    if guide is not None:
+        check_guide(guide, denoiser)
     sampler = SAMPLERS[settings.sampler]
     sigmas = sampler.levels(denoiser.diffusion, settings.num_steps)
     latent = noise()
@@ -178,7 +186,9 @@ def sample_codes(
     def denoise(x: Tensor, sigma: float) -> Tensor:
         alpha = 1 / math.sqrt(1 + sigma**2)
         log_snr = torch.full((len(x),), -2 * math.log(sigma), dtype=x.dtype, device=x.device)
-        x0 = denoiser.denoise(x * alpha, log_snr, labels=labels, guidance=settings.guidance, clip=settings.clip)
+        x0 = estimate(
+            denoiser, x * alpha, log_snr, guidance=settings.guidance, guide=guide, labels=labels, clip=settings.clip
+        )
         if on_step is not None:
             on_step()
         return x0

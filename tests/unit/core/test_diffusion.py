@@ -10,6 +10,7 @@ import torch
 
 from brics_cli.config import DiffusionConfig
 from brics_cli.core.diffusion import (
+    LEVEL_NAMES,
     LOG_SNR_LIMIT,
     ImageNoise,
     alpha_sigma,
@@ -175,10 +176,13 @@ def test_image_noise_depends_on_the_seed_alone():
 
 
 def test_loss_by_level_adds_up():
-    loss, log_snr = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([-9.0, -1.0, -0.5, 1.0, 9.0])
-    assert loss_by_level(loss, log_snr) == {
-        "logsnr<-4": (1.0, 1),
+    loss, log_snr = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), torch.tensor([-9.0, -1.0, -0.5, 1.0, 9.0, -4.0])
+    sums, counts = loss_by_level(loss.double(), log_snr).tolist()
+    assert dict(zip(LEVEL_NAMES, zip(sums, counts, strict=True), strict=True)) == {
+        "logsnr<-4": (7.0, 2),
         "logsnr-4..0": (5.0, 2),
         "logsnr0..4": (4.0, 1),
         "logsnr>4": (5.0, 1),
     }
+    loss[0] = float("nan")  # one sample's is not everybody's
+    assert loss_by_level(loss, log_snr)[0].isnan().tolist() == [True, False, False, False]

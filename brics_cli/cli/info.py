@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from brics_cli.jobs.info import Description
+
+CODE_SHAPE_EXAMPLE = "Example: brics info --flops brics-dit-s --code-shape 16,32,32"
+LARGEST_SIDE = 4096
+"""Of a code shape: the scores of attention over more positions would not fit torch's sizes."""
 
 app = options.command_app()
 
@@ -31,7 +36,15 @@ def info(
     subset: options.Subset = None,
     flops: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--flops", metavar="RECIPE", help="Count a recipe's GFLOP and parameters instead."),
+        typer.Option(
+            "--flops",
+            metavar="RECIPE",
+            help="Count a recipe's GFLOP and parameters instead; `diffusion` or `autoencoder`: of all of that kind.",
+        ),
+    ] = None,
+    code_shape: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--code-shape", metavar="C,h,w", help="Codes that --flops counts a diffusion recipe on."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -45,8 +58,10 @@ def info(
     if flops is not None:
         if subset is not None:
             raise UsageError("--subset goes with a PATH, and --flops has none")
-        _print_flops(session, flops)
+        _print_flops(session, flops, code_shape)
         return
+    if code_shape is not None:
+        raise UsageError("--code-shape goes with --flops RECIPE", next=CODE_SHAPE_EXAMPLE)
     from brics_cli.jobs.info import describe
 
     described = describe(str(path), verify=verify, subset=subset)
@@ -87,16 +102,33 @@ def _show(name: str, value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _print_flops(session: Session, recipe: str) -> None:
+def _print_flops(session: Session, name: str, code_shape: str | None) -> None:
     from brics_cli.jobs.info import count_flops
 
-    rows = count_flops(recipe)
-    has_ratio = any(row["vqgan_f16_ratio"] is not None for row in rows)
+    counted = count_flops(name, code_shape=None if code_shape is None else _parse_code_shape(code_shape))
+    if code_shape is None and counted.code_shape is not None:
+        shape = ",".join(str(side) for side in counted.code_shape)
+        session.reporter.message(f"--code-shape not given: counting on codes of {shape}")
+    several = len({(row["recipe"], row["kind"]) for row in counted.rows}) > 1
+    has_ratio = any(row["vqgan_f16_ratio"] is not None for row in counted.rows)
     last = ["of VQGAN-f16's decoder"] if has_ratio else []
-    table = plain_table("part", "GFLOP", "M parameters", *last, title=f"{recipe}, forward pass of one image")
-    for row in rows:
+    title = f"{name} recipes" if several else name
+    table = plain_table("part", "GFLOP", "M parameters", *last, title=f"{title}, forward pass of one image")
+    for row in counted.rows:
+        part = f"{row['recipe']}: {row['part']}" if several else row["part"]
         ratio = row["vqgan_f16_ratio"]
         shown = f"{ratio:.3f}x" if ratio is not None else ""
-        table.add_row(row["part"], f"{row['gflop']:,.4g}", f"{row['params_m']:,.4g}", *[shown] * has_ratio)
+        table.add_row(part, f"{row['gflop']:,.4g}", f"{row['params_m']:,.4g}", *[shown] * has_ratio)
     how = "2 per multiply-add; retrieval by its own formula, the same whatever computes it"
-    session.result(rows, [table, how])
+    session.result(counted.rows, [table, how])
+
+
+def _parse_code_shape(text: str) -> tuple[int, int, int]:
+    found = re.fullmatch(r"(\d{1,5}),(\d{1,5}),(\d{1,5})", text)
+    sides = [int(side) for side in found.groups()] if found else []
+    if not found or not all(0 < side <= LARGEST_SIDE for side in sides):
+        raise UsageError(
+            f"--code-shape {text!r} is not C,h,w: three whole numbers from 1 to {LARGEST_SIDE:,}",
+            next=CODE_SHAPE_EXAMPLE,
+        )
+    return sides[0], sides[1], sides[2]

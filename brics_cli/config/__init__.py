@@ -27,7 +27,7 @@ from brics_cli.config.bottlenecks import (
     RqBottleneckConfig,
     VqBottleneckConfig,
 )
-from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
+from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig
 from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml, recipes_named
 from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
 from brics_cli.config.runs import (
@@ -69,6 +69,7 @@ __all__ = [
     "RqBottleneckConfig",
     "ScheduleConfig",
     "StyleDecoderConfig",
+    "UNetConfig",
     "VqBottleneckConfig",
     "apply_overrides",
     "default_autoencoder_recipe",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from brics_cli.config.base import Config
+from brics_cli.config.base import Config, default_kind
 from brics_cli.config.bottlenecks import BottleneckConfig, CodeKind, FeatureGridConfig, GridBottleneckConfig
 
 
@@ -83,19 +83,8 @@ class GroupedFeatureConfig(Config):
     """As in `mlp`."""
 
 
-def _default_kind(kind: str) -> BeforeValidator:
-    """A block without `kind` is of this one: recipes and checkpoints from before there was a choice stay valid."""
-
-    def with_kind(value: Any) -> Any:
-        return {"kind": kind, **value} if isinstance(value, dict) else value
-
-    return BeforeValidator(with_kind)
-
-
-DecoderConfig = Annotated[
-    ResNetDecoderConfig | StyleDecoderConfig, Field(discriminator="kind"), _default_kind("resnet")
-]
-FeatureConfig = Annotated[MlpFeatureConfig | GroupedFeatureConfig, Field(discriminator="kind"), _default_kind("mlp")]
+DecoderConfig = Annotated[ResNetDecoderConfig | StyleDecoderConfig, Field(discriminator="kind"), default_kind("resnet")]
+FeatureConfig = Annotated[MlpFeatureConfig | GroupedFeatureConfig, Field(discriminator="kind"), default_kind("mlp")]
 
 
 class AutoencoderConfig(Config):

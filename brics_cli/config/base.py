@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
@@ -17,6 +17,15 @@ class Config(BaseModel):
     """Frozen, no unknown keys, no infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def default_kind(kind: str) -> BeforeValidator:
+    """A block without `kind` is of this one: recipes and checkpoints from before there was a choice stay valid."""
+
+    def with_kind(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(with_kind)
 
 
 def validate(cls: type[ConfigT], values: Any, *, source: str) -> ConfigT:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from brics_cli.config.base import Config
+from brics_cli.config.base import Config, default_kind
 
 
 class DiTConfig(Config):
@@ -30,7 +30,50 @@ class DiTConfig(Config):
         return self
 
 
-DenoiserConfig = DiTConfig
+class UNetConfig(Config):
+    """U-Net of ADM (arXiv 2105.05233): residual blocks, self-attention on the coarser levels."""
+
+    kind: Literal["unet"] = "unet"
+    dim: PositiveInt = 192
+    multipliers: tuple[PositiveInt, ...] = Field(default=(1, 2, 3), min_length=1)
+    """Channels of each level in units of dim, finest first; each level but the first has half the rows and columns of
+    the one before it, rounded up. A side of one position is not halved any more."""
+    num_blocks: PositiveInt = 2
+    """Residual blocks per level on the way down; one more per level on the way up."""
+    attention_levels: tuple[NonNegativeInt, ...] = (1, 2)
+    """Levels whose blocks end in self-attention, 0 the finest; there is always one in the middle."""
+    head_dim: PositiveInt = 64
+    """Channels of an attention head."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that a value inside a residual block is set to 0 in training."""
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.multipliers)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.dim * multiplier for multiplier in self.multipliers)
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> UNetConfig:
+        for level in self.attention_levels:
+            if level >= self.num_levels:
+                raise ValueError(
+                    f"attention_levels names level {level}, and {self.num_levels} multipliers make levels 0 to "
+                    f"{self.num_levels - 1}"
+                )
+        for level in sorted({*self.attention_levels, self.num_levels - 1}):
+            if self.widths[level] % self.head_dim:
+                raise ValueError(
+                    f"head_dim {self.head_dim} does not divide the {self.widths[level]} channels of level {level}, "
+                    "which has attention"
+                )
+        return self
+
+
+DenoiserConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind"), default_kind("dit")]
 
 
 class DiffusionConfig(Config):

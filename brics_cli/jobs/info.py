@@ -12,6 +12,8 @@ from brics_cli.store import KeyCodeStore, verify_store_in_child
 from brics_cli.workspace import Artefact, read_provenance
 
 MAX_LISTED_FAILURES = 20
+KINDS = ("autoencoder", "diffusion")
+"""Of recipes."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,37 @@ def _describe_collection(path: str, subset: str | None) -> Description:
     return Description("collection", Path(path if subset is None else collection.path), facts)
 
 
-def count_flops(name: str) -> list[dict[str, Any]]:
-    """The rows of `core.flops.count` for every recipe of that name or path, autoencoder or diffusion.
+@dataclass(frozen=True)
+class FlopCount:
+    """`rows`: those of `core.flops.count`, with the recipe's name and kind. `code_shape` (C, h, w): what its diffusion
+    recipes were counted on; None where there is none."""
 
-    Raises UsageError for a name that is neither, with the nearest one.
+    rows: list[dict[str, Any]]
+    code_shape: tuple[int, int, int] | None
+
+
+def count_flops(name: str, *, code_shape: tuple[int, int, int] | None = None) -> FlopCount:
+    """Every recipe of that name or path, or all of the kind `name` (autoencoder or diffusion), counted.
+
+    `code_shape` is what diffusion recipes are counted on, `core.flops.DEFAULT_CODE_SHAPE` if it is None. Raises
+    UsageError for a name that is no recipe, with the nearest one, for codes that the recipe does not fit, and for a
+    `code_shape` with no diffusion recipe to count on it.
     """
-    from brics_cli.config import recipes_named
-    from brics_cli.core.flops import count
+    from brics_cli.config import list_recipes, load_recipe, recipes_named
+    from brics_cli.core.flops import DEFAULT_CODE_SHAPE, count
 
-    recipes = recipes_named(name)
-    return [{"kind": recipe.kind, **row._asdict()} for recipe in recipes for row in count(recipe)]
+    if name in KINDS:
+        recipes = [load_recipe(recipe, kind=name) for recipe in list_recipes(name)]
+    else:
+        recipes = recipes_named(name)
+    if not any(recipe.kind == "diffusion" for recipe in recipes):
+        if code_shape is not None:
+            raise UsageError(f"--code-shape is for diffusion recipes, and {name} is of kind autoencoder")
+    elif code_shape is None:
+        code_shape = DEFAULT_CODE_SHAPE
+    rows = [
+        {"recipe": recipe.name, "kind": recipe.kind, **row._asdict()}
+        for recipe in recipes
+        for row in count(recipe, code_shape=code_shape)
+    ]
+    return FlopCount(rows, code_shape)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from brics_cli.cli.app import run
+from brics_cli.config import list_recipes
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from brics_cli.cli.app import run
         ("pack", ["--out", "--size", "--transform", "--shard-size", "--format", "--workers", "--max-failures"]),
         ("encode-dataset", ["--out", "--ae", "--quantisation", "--dtype", "--flips", "--limit", "--batch-size"]),
         ("decode", ["--out", "--ae", "--batch-size", "--overwrite", "--format", "--workspace"]),
-        ("info", ["--verify", "--flops", "--json"]),
+        ("info", ["--verify", "--flops", "--code-shape", "--json"]),
     ],
 )  # fmt: skip
 def test_help_names_every_flag_and_needs_no_torch(command, flags):
@@ -58,6 +59,26 @@ def test_flops_of_a_recipe(capfd):
     assert rows["codes to pixels"]["gflop"] == pytest.approx(parts) and parts > 0
 
 
+def test_flops_of_a_denoiser_are_counted_on_codes_that_are_said(capfd):
+    assert run(["info", "--flops", "brics-dit-s", "--json"]) == 0
+    output = capfd.readouterr()
+    (row,) = json.loads(output.out)
+    assert row["recipe"] == "brics-dit-s" and row["gflop"] == pytest.approx(12.1, rel=0.01)
+    assert "--code-shape not given: counting on codes of 16,16,16" in output.err
+    assert run(["info", "--flops", "brics-dit-s", "--code-shape", "16,32,16", "--json"]) == 0
+    output = capfd.readouterr()
+    (longer,) = json.loads(output.out)
+    assert longer["part"] == "denoiser, codes 16 x 32 x 16" and longer["gflop"] > 2 * row["gflop"]
+    assert longer["params_m"] == row["params_m"] and "--code-shape" not in output.err
+
+
+def test_flops_of_all_recipes_of_a_kind(capfd):
+    assert run(["info", "--flops", "diffusion", "--code-shape", "4,8,8"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    for name in list_recipes("diffusion"):
+        assert sum(f"{name}: denoiser, codes 4 x 8 x 8" in line for line in lines) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -71,6 +92,13 @@ def test_flops_of_a_recipe(capfd):
         (["nowhere.h5", "--subset", "train"], 2, "no such file or folder"),
         (["--flops", "tiny", "--subset", "train"], 2, "--subset goes with a PATH"),
         (["--flops", "nope"], 2, "no recipe 'nope'"),
+        (["--flops", "diffusio"], 2, "no recipe 'diffusio'"),
+        (["--flops", "brics-dit-s", "--code-shape", "16,16"], 2, "'16,16' is not C,h,w"),
+        (["--flops", "brics-dit-s", "--code-shape", "16,0,16"], 2, "'16,0,16' is not C,h,w"),
+        (["--flops", "brics-dit-s", "--code-shape", "16,-1,16"], 2, "'16,-1,16' is not C,h,w"),
+        (["--flops", "brics-dit-s", "--code-shape", "16,99999,16"], 2, "three whole numbers from 1 to 4,096"),
+        (["--flops", "brics-256", "--code-shape", "16,16,16"], 2, "brics-256 is of kind autoencoder"),
+        (["x.h5", "--code-shape", "16,16,16"], 2, "--code-shape goes with --flops"),
     ],
 )
 def test_bad_arguments(arguments, code, said, capfd):

@@ -7,14 +7,15 @@ Continuous codes (of the bottlenecks `kl`, `vq`, `rq`) go the same way, and are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig
+from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig, UNetConfig
+from brics_cli.core.denoisers.parts import dropout_keys
 from brics_cli.core.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
 from brics_cli.core.model_files import save_model
 
@@ -80,11 +81,17 @@ class Denoiser(nn.Module):
             return x
         return x.clamp(min=(-1 - self.mean) / self.std, max=(1 - self.mean) / self.std)
 
-    def predict(self, x_t: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """F: the network's output at x_t (B, C, h, w) and log_snr (B,); labels (B,) int64, num_classes for none."""
+    def predict(
+        self, x_t: Tensor, log_snr: Tensor, labels: Tensor | None = None, *, keys: Tensor | None = None
+    ) -> Tensor:
+        """F: the network's output at x_t (B, C, h, w) and log_snr (B,); labels (B,) int64, num_classes for none.
+
+        `keys` (B,) int32: those of a U-Net's dropout in training (`parts.dropout_keys`).
+        """
         scale = parametrisation(self.diffusion, log_snr).in_
         # EDM's c_noise = ln(sigma_e) / 4 = -log_snr / 8
-        f: Tensor = self.network(x_t * scale[:, None, None, None], -log_snr / 8, labels if self.num_classes else None)
+        inputs = (x_t * scale[:, None, None, None], -log_snr / 8, labels if self.num_classes else None)
+        f: Tensor = self.network(*inputs) if keys is None else self.network(*inputs, keys)
         return f
 
     def denoise(
@@ -133,7 +140,8 @@ class Denoiser(nn.Module):
         elif self.num_classes and labels is not None:
             dropped = (draws.drop < self.diffusion.class_dropout) | (labels < 0)
             kept = torch.where(dropped, self.num_classes, labels)
-        f = self.predict(x_t, log_snr, kept).float()
+        drops = isinstance(self.config, UNetConfig) and self.config.dropout > 0 and self.training
+        f = self.predict(x_t, log_snr, kept, keys=dropout_keys(draws.eps) if drops else None).float()
         to_x, to_eps = (part[:, None, None, None] for part in parametrisation(self.diffusion, log_snr)[3:])
         squared_error = (f - (to_x * x + to_eps * draws.eps)).square().mean(dim=(1, 2, 3))  # (B,)
         return DiffusionLoss(weight(self.diffusion, log_snr) * squared_error, log_snr)
@@ -143,10 +151,18 @@ class Denoiser(nn.Module):
         return self.loss(codes, draws, labels=labels)
 
 
-def save_denoiser(directory: Path, *, denoiser: Denoiser, state: dict[str, Tensor], lineage: dict[str, str]) -> str:
+def save_denoiser(
+    directory: Path,
+    *,
+    denoiser: Denoiser,
+    state: dict[str, Tensor],
+    lineage: dict[str, str],
+    averages: Mapping[str, dict[str, Tensor]] | None = None,
+) -> str:
     """Write a model directory and return the sha256 of its weights.
 
-    `state` is a state_dict of `denoiser`, usually its average's. `lineage` holds `autoencoder_sha256`,
+    `state` is a state_dict of `denoiser`, usually its plain average's; `averages` are those of its power-function
+    averages, by name (the relative width). `lineage` holds `autoencoder_sha256`,
     `store_sha256` and `store_path`: what made the codes, and where they stand.
     """
     config: dict[str, Any] = {
@@ -158,4 +174,4 @@ def save_denoiser(directory: Path, *, denoiser: Denoiser, state: dict[str, Tenso
         "normalisation": {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()},
         "lineage": lineage,
     }
-    return save_model(directory, kind=KIND, config=config, state=state)
+    return save_model(directory, kind=KIND, config=config, state=state, averages=averages)

@@ -8,21 +8,20 @@ Shapes: B batch, C code channels, h x w code positions, p patch, N = (h/p)(w/p) 
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brics_cli.config import DiTConfig
+from brics_cli.core.denoisers.parts import noise_features, noise_frequencies, noise_mlp, run_block
 from brics_cli.errors import UsageError
-
-NUM_FREQUENCIES = 64
-"""Sines of the noise level; their periods run from 8 to 1/4 in units of c_noise, whose range is about [-2, 2]."""
 
 
 class DiT(nn.Module):
     """The network F: noisy codes and their noise level -> whatever the objective predicts, same shape."""
+
+    gradient_checkpointing = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
 
     def __init__(self, config: DiTConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> None:
         super().__init__()
@@ -35,9 +34,7 @@ class DiT(nn.Module):
         self.patch = config.patch
         self.grid = (height // config.patch, width // config.patch)
         self.embed = nn.Linear(channels * config.patch**2, config.dim)
-        self.noise_mlp = nn.Sequential(
-            nn.Linear(2 * NUM_FREQUENCIES, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
-        )
+        self.noise_mlp = noise_mlp(config.dim)
         # The last row is the null class: a label that was dropped or is not there.
         self.class_embed = nn.Embedding(num_classes + 1, config.dim) if num_classes else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -45,11 +42,10 @@ class DiT(nn.Module):
         self.final_modulation = nn.Linear(config.dim, 2 * config.dim)
         self.head = nn.Linear(config.dim, channels * config.patch**2)
 
-        frequencies = 2 * math.pi * torch.logspace(math.log2(1 / 8), math.log2(4), NUM_FREQUENCIES, base=2)
         self.frequencies: Tensor
         self.positions: Tensor
         self.rotation: Tensor
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", noise_frequencies(), persistent=False)
         self.register_buffer("positions", sine_positions(self.grid, dim=config.dim), persistent=False)
         rotation = rotary_angles(self.grid, head_dim=config.dim // config.num_heads)
         self.register_buffer("rotation", torch.stack([rotation.cos(), rotation.sin()]), persistent=False)
@@ -71,8 +67,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, h, w), c_noise (B,) about -log_snr / 8, labels (B,) int64 or None -> (B, C, h, w)."""
-        angles = c_noise[:, None].float() * self.frequencies
-        condition = self.noise_mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype))  # (B, D)
+        condition = self.noise_mlp(noise_features(c_noise, self.frequencies).to(x.dtype))  # (B, D)
         if self.class_embed is not None and labels is not None:
             condition = condition + self.class_embed(labels)
         condition = F.silu(condition)
@@ -80,7 +75,7 @@ class DiT(nn.Module):
         tokens = F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)  # (B, N, C p p)
         tokens = self.embed(tokens) + self.positions.to(x.dtype)  # (B, N, D)
         for block in self.blocks:
-            tokens = block(tokens, condition, self.rotation)
+            tokens = run_block(block, tokens, condition, self.rotation, recompute=self.gradient_checkpointing)
         shift, scale = self.final_modulation(condition)[:, None].chunk(2, dim=-1)  # (B, 1, D) each
         out = self.head(self.norm(tokens) * (1 + scale) + shift)  # (B, N, C p p)
         return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (rows, columns)), p)  # (B, C, h, w)
@@ -114,7 +109,11 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, rotation: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, d) each
-        q, k = rotate(self.norm_q(q), rotation).to(v.dtype), rotate(self.norm_k(k), rotation).to(v.dtype)
+        # Under autocast the norms' weights are float32 and q is not: norm and turn in float32.
+        q, k = (
+            rotate(norm(part.to(norm.weight.dtype)), rotation).to(v.dtype)
+            for norm, part in ((self.norm_q, q), (self.norm_k, k))
+        )
         h = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.out(h.transpose(1, 2).flatten(2))  # (B, N, D)
         return out

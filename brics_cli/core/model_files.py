@@ -1,11 +1,14 @@
 """A trained model on disk: `config.json` beside `model.safetensors`, read with one clear line for each way to fail.
 
+Other averages of the same weights may stand beside it, as `ema-NAME.safetensors`, listed in the config.
+
 `path` in what follows is a run directory (which holds `model/`) or the model directory itself.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,39 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
-def save_model(directory: Path, *, kind: str, config: dict[str, Any], state: dict[str, Tensor]) -> str:
+def average_name(width: float) -> str:
+    """What the average of relative width `width` is called: `0.05`."""
+    return repr(float(width))
+
+
+def average_file(name: str) -> str:
+    """The file of the average `name`, in a model directory and in a checkpoint."""
+    return f"ema-{name}.safetensors"
+
+
+def save_model(
+    directory: Path,
+    *,
+    kind: str,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    averages: Mapping[str, dict[str, Tensor]] | None = None,
+) -> str:
     """Write `directory` atomically and return the sha256 of its weights file.
 
-    `config` must hold all that is needed to rebuild the model; `kind`, the format and brics' version are added.
+    `config` must hold all that is needed to rebuild the model; `kind`, the format and brics' version are added, and
+    `averages`, the file and sha256 of each by name, when there are any.
     """
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         header = {"format_version": FORMAT_VERSION, "kind": kind, "brics_version": brics_cli.__version__}
-        text = json.dumps(header | config, indent=2, ensure_ascii=False)
+        listed = {}
+        for name, tensors in (averages or {}).items():
+            file = average_file(name)
+            write_tensors(temporary / file, tensors)
+            listed[name] = {"file": file, "sha256": sha256_of_file(temporary / file)}
+        values = header | config | ({"averages": listed} if listed else {})
+        text = json.dumps(values, indent=2, ensure_ascii=False)
         (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
         write_tensors(temporary / WEIGHTS_NAME, state)
         return sha256_of_file(temporary / WEIGHTS_NAME)
@@ -65,12 +92,12 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
     return config, directory
 
 
-def load_weights(model: nn.Module, directory: Path, *, device: torch.device | str) -> str:
-    """Load `directory`'s weights into `model`, move it to `device`, and return the sha256 of the weights file.
+def load_weights(model: nn.Module, directory: Path, *, device: torch.device | str, file: str = WEIGHTS_NAME) -> str:
+    """Load the weights `file` of `directory` into `model`, move it to `device`, and return the sha256 of that file.
 
     Raises ArtefactError when the file is missing, truncated, or does not fit the model.
     """
-    weights = directory / WEIGHTS_NAME
+    weights = directory / file
     state = read_tensors(weights)
     expected = model.state_dict()
     misfits = [

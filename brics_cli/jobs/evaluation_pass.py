@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,13 @@ from brics_cli.metrics.jackknife import NUM_GROUPS
 from brics_cli.metrics.meters import Image, PairMeter, pair_meter, stacked_partners
 from brics_cli.metrics.neighbours import LpipsFeatures, NeighbourSearch
 from brics_cli.metrics.pairing import Pairing
-from brics_cli.metrics.registry import Metric, Settings
+from brics_cli.metrics.registry import RANDOM_NETWORK, Metric, Settings
 from brics_cli.metrics.selection import Choice
 from brics_cli.metrics.statistics import SavedStatistics
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.loading import load_network
 from brics_cli.networks.perceptual import load_lpips
+from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.reporting import Reporter
 from brics_cli.streams.images import CollectionStream, ImageStream
 
@@ -87,8 +87,7 @@ def measure(
     for key in dict.fromkeys(choice.networks[chosen.name] for chosen in sets):
         assert key is not None
         users = [chosen for chosen in sets if choice.networks[chosen.name] == key]
-        weights = choice.weights[users[0].name][0]
-        network = _load(key, weights.path, sha256=weights.sha256, machinery=machinery)
+        network = _load(key, choice, users[0], machinery)
         if isinstance(network, LpipsFeatures):
             lpips[key] = network
         found.networks[key] = network
@@ -157,7 +156,10 @@ class _Plan:
         }
 
 
-def _load(key: str, path: Path, *, sha256: str, machinery: Machinery) -> FeatureNetwork:
+def _load(key: str, choice: Choice, user: Metric, machinery: Machinery) -> FeatureNetwork:
+    if key == RANDOM_NETWORK:
+        return RandomConvolutions(machinery.device)
+    path, sha256 = choice.weights[user.name][0].path, choice.weights[user.name][0].sha256
     if key.startswith("lpips-"):
         model = load_lpips(path, net="vgg" if key == "lpips-vgg" else "alex", device=machinery.device)
         network = LpipsFeatures(model, device=machinery.device, num_remembered=2 * machinery.batch_size)

@@ -61,7 +61,10 @@ NETWORK_WEIGHTS: dict[str, str] = {
     "lpips-alex": "alexnet",
     "lpips-vgg": "vgg16",
 }
-"""Every way that features are made -> the weights it needs."""
+"""Every way that features are made from pretrained weights -> the weights it needs."""
+
+RANDOM_NETWORK = "random-conv"
+"""The network whose weights are drawn, always the same: it needs no file."""
 
 NEIGHBOUR_NETWORKS: tuple[str, ...] = ("lpips-alex", "lpips-vgg", "dinov2", "inception-clean", "clip")
 """What nearest images may be looked for in; the first whose weights are there is taken."""
@@ -74,8 +77,8 @@ class Metric:
     `compares`: `pairs`, an image with its reconstruction, so each image has a value and the mean a standard error;
     `sets`, two collections as a whole; or `codes`, what a store holds. `inputs` says what is looked up when no path
     is given: reconstructions with their originals, or samples with the training collection. `network` is a key of
-    NETWORK_WEIGHTS, or `inception` (by mode), `manifold` (by preset), `neighbours`. `definition` is what must agree
-    for two figures to be comparable.
+    NETWORK_WEIGHTS, RANDOM_NETWORK, or `inception` (by mode), `manifold` (by preset), `neighbours`. `definition` is
+    what must agree for two figures to be comparable.
     """
 
     name: str
@@ -148,6 +151,16 @@ REGISTRY: dict[str, Metric] = {
             "dgm-eval's: DINOv2 ViT-L/14, 1024 features of the class token, float32, covariance / (N - 1)",
         ),
         Metric(
+            "fd-random",
+            "FD-random",
+            "sets",
+            "frechet",
+            RANDOM_NETWORK,
+            "lower",
+            "",
+            "brics only, at equal N: 112 features of random convolutions, covariance / (N - 1)",
+        ),
+        Metric(
             "kid",
             "KID",
             "sets",
@@ -211,7 +224,7 @@ def metric(name: str) -> Metric:
 
 
 def network_of(metric: Metric, settings: Settings) -> str | None:
-    """The key of NETWORK_WEIGHTS that `metric` takes its features from; None when it needs no network.
+    """The key of NETWORK_WEIGHTS, or RANDOM_NETWORK, that `metric` takes its features from; None for no network.
 
     `neighbours` may take several: its first choice is returned.
     """
@@ -223,8 +236,12 @@ def network_of(metric: Metric, settings: Settings) -> str | None:
 
 def weights_of(metric: Metric, settings: Settings) -> tuple[str, ...]:
     """The weights `metric` needs."""
-    network = network_of(metric, settings)
-    return () if network is None else (NETWORK_WEIGHTS[network],)
+    return weights_for(network_of(metric, settings))
+
+
+def weights_for(network: str | None) -> tuple[str, ...]:
+    """The weights that `network`, as `network_of` names it, needs."""
+    return () if network is None or network == RANDOM_NETWORK else (NETWORK_WEIGHTS[network],)
 
 
 def smallest_number(metric: Metric, settings: Settings) -> int:

@@ -17,6 +17,7 @@ from brics_cli.metrics.registry import (
     Settings,
     metric,
     network_of,
+    weights_for,
 )
 from brics_cli.weights import FoundWeights, find, require
 from brics_cli.weights.finding import missing_line
@@ -63,7 +64,7 @@ def choose_metrics(
     chosen, weights, networks, left_out = [], {}, {}, {}
     for known in wanted:
         key = _network(known, settings, neighbours_by, allow_unverified=allow_unverified)
-        needed = [] if key is None else [NETWORK_WEIGHTS[key]]
+        needed = weights_for(key)
         found = {weights_id: find(weights_id, allow_unverified=allow_unverified) for weights_id in needed}
         missing = [weights_id for weights_id, at in found.items() if at is None]
         if missing and known.name in named:
@@ -82,7 +83,7 @@ def _asked(wanted: list[Metric], allow_unverified: bool, settings: Settings, nei
     for chosen in wanted:
         key = _network(chosen, settings, neighbours_by, allow_unverified=allow_unverified)
         networks[chosen.name] = key
-        needed = [] if key is None else [NETWORK_WEIGHTS[key]]
+        needed = weights_for(key)
         try:
             weights[chosen.name] = require(
                 needed, chosen.title, allow_unverified=allow_unverified, instead=NEEDS_NO_WEIGHTS
@@ -95,7 +96,7 @@ def _asked(wanted: list[Metric], allow_unverified: bool, settings: Settings, nei
 
 
 def _network(known: Metric, settings: Settings, neighbours_by: str | None, *, allow_unverified: bool) -> str | None:
-    """The key of NETWORK_WEIGHTS that `known` takes its features from."""
+    """The network that `known` takes its features from, as the registry names it."""
     if known.family != "neighbours":
         return network_of(known, settings)
     if neighbours_by is not None:

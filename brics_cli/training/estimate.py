@@ -15,7 +15,7 @@ from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.training.adversary import Adversary
 from brics_cli.training.precision import autocast
 
-# A checkpoint holds the weights, their average and AdamW's two moments; of a discriminator no average.
+# A checkpoint holds the weights, their plain average and AdamW's two moments; of a discriminator no average.
 COPIES_PER_CHECKPOINT = 4
 COPIES_OF_DISCRIMINATOR = 3
 
@@ -62,11 +62,16 @@ def loss_on_random_images(
 
 
 def estimate(
-    model: nn.Module, loss: Callable[[], Tensor], *, schedule: ScheduleConfig, adversary: Adversary | None = None
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    schedule: ScheduleConfig,
+    adversary: Adversary | None = None,
+    num_averages: int = 0,
 ) -> Estimate:
     """Time the forward and backward pass of one micro-batch, whose loss `loss` computes, and scale it up.
 
-    The pass is run twice and the second one counts.
+    The pass is run twice and the second one counts. `num_averages`: those kept beside the plain one.
     """
     device = next(model.parameters()).device
     seconds = 0.0
@@ -78,7 +83,7 @@ def estimate(
         seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    num_bytes = COPIES_PER_CHECKPOINT * _num_bytes(model)
+    num_bytes = (COPIES_PER_CHECKPOINT + num_averages) * _num_bytes(model)
     if adversary is not None:
         num_bytes += COPIES_OF_DISCRIMINATOR * _num_bytes(adversary.discriminator)
     per_step = seconds * schedule.accumulate

@@ -61,11 +61,13 @@ class Run:
         self.best_score = _best_score(self.path, metric=recipe.training.keep_best)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append `values` of `step` to metrics.jsonl and TensorBoard."""
+        """Append `values` of `step` to metrics.jsonl and TensorBoard; what the first process has of them counts."""
         self.world.lead(lambda: self._append(step, values))
 
     def _append(self, step: int, values: Mapping[str, float]) -> None:
         assert self.writer is not None
+        if not values:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -154,7 +156,12 @@ def open_run(
         if plan.resume:
             world.lead(lambda: remove_half_written(artefact.path))
             with newest_checkpoint(artefact.path) as newest:
-                state.load(newest)
+                new = state.load(newest)
+            if new:
+                reporter.warning(
+                    f"{newest} holds no average of width {', '.join(new)}: it starts from the plain average of step "
+                    f"{state.step:,}"
+                )
             if state.step > recipe.training.steps:
                 raise UsageError(
                     f"{artefact.path} is at step {state.step:,} already, beyond --steps {recipe.training.steps:,}",

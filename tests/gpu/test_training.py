@@ -1,4 +1,5 @@
-"""Training on CUDA: the discriminator in bf16, torch.compile, and two processes on two GPUs where there are two."""
+"""Training on CUDA: the discriminator in bf16, torch.compile, the store on the device, and two processes on two GPUs
+where there are two."""
 
 from __future__ import annotations
 
@@ -8,10 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import brics, environment
+from random_autoencoder import make_autoencoder
 from safetensors.torch import load_file
+
+from brics_cli.distributed import World
+from brics_cli.reporting import SilentReporter
+from brics_cli.store import KeyCodeStore
+from brics_cli.training.codes import TrainingCodes
+from brics_cli.training.levels import LevelMeans
+from brics_cli.training.order import SampleOrder
 
 pytestmark = pytest.mark.gpu
 
@@ -42,6 +52,42 @@ def test_the_benchmark_measures_the_devices_memory(tmp_path: Path) -> None:
     arguments = ("--recipe", "tiny", "--repeats", 3, "--device", "cuda", "--json")
     timing = json.loads(brics("bench", "train", *arguments, cwd=tmp_path, check=0).stdout)
     assert timing["memory_of"] == "the device" and 0 < timing["memory_gib"] < 8
+
+
+def test_a_store_on_the_device_trains_as_a_mapped_one(photographs: Path, tmp_path: Path) -> None:
+    make_autoencoder(tmp_path / "ae", seed=0)
+    brics("encode-dataset", photographs, "--ae", "ae", "--flips", "--out", "codes.h5", cwd=tmp_path, check=0)
+    settings = ("--recipe", "tiny", "--steps", 20, "--set", "training.log_every=1", "--device", "cuda")
+    for where in ("auto", "never"):
+        kept = ("--set", f"training.store_on_device={where}", "--set", "training.fd_samples=32", "--out", where)
+        said = brics("train-diffusion", "codes.h5", *settings, *kept, cwd=tmp_path, check=0).stderr
+        assert ("codes kept on cuda" in said) == (where == "auto")
+    rows = [[json.loads(row) for row in (tmp_path / run / "metrics.jsonl").open()] for run in ("auto", "never")]
+    ours, theirs = ([row["train/loss"] for row in of_run if "train/loss" in row] for of_run in rows)
+    assert len(ours) == 20 and ours == pytest.approx(theirs, rel=1e-4)
+    assert all(any("val/fd-random" in row for row in of_run) for of_run in rows)
+
+
+def test_batches_and_log_sums_do_not_wait_for_the_device(photographs: Path, tmp_path: Path) -> None:
+    make_autoencoder(tmp_path / "ae", seed=0)
+    brics("encode-dataset", photographs, "--ae", "ae", "--flips", "--out", "codes.h5", cwd=tmp_path, check=0)
+    store, device = KeyCodeStore(tmp_path / "codes.h5"), torch.device("cuda")
+    order, levels = SampleOrder([np.arange(len(store))], seed=0), LevelMeans(device)
+    for where in ("always", "never"):
+        codes = TrainingCodes(store, seed=0, device=device, where=where, reporter=SilentReporter())
+        batches = codes.batches(order, first_step=0, batch_size=16, world=World(device=device))
+        first = next(batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            second = next(batches)
+            levels.add(second.draws.u, second.draws.u)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            batches.close()
+        expected = TrainingCodes(store, seed=0, device=torch.device("cpu"), where="never", reporter=SilentReporter())
+        on_cpu = next(expected.batches(order, first_step=0, batch_size=16, world=World(device=torch.device("cpu"))))
+        assert torch.equal(first.codes.cpu(), on_cpu.codes) and torch.equal(first.draws.eps.cpu(), on_cpu.draws.eps)
+    assert sum(levels.result(World(device=device)).values()) > 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -278,6 +278,26 @@ def test_usage_of_a_store_is_what_the_bottlenecks_counter_finds(
     assert (result["num_real"], result["num_fake"]) == (None, NUM_IMAGES)
 
 
+def test_fd_random_needs_no_weights_and_takes_any_two_sources(
+    workspace: Path, samples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def distance(real: Path, fake: Path) -> float:
+        arguments = ("--real", real, "--fake", fake, "--workspace", workspace, "--json")
+        assert brics("eval", "--metric", "fd-random", *arguments) == 0
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        assert result["definition"].startswith("brics only, at equal N")
+        assert result["num_real"] == NUM_IMAGES
+        return float(result["value"])
+
+    photos, codes = workspace / "photos", workspace / "codes.h5"
+    capsys.readouterr()
+    assert distance(photos, photos) < 1e-6
+    of_store = distance(photos, codes)
+    assert of_store > 1, "an untrained autoencoder's images look like photographs"
+    assert distance(codes, photos) == pytest.approx(of_store, rel=1e-6)
+    assert distance(codes, samples) > 0
+
+
 def test_rfid_takes_the_reconstructions_and_fid_the_samples(workspace: Path, samples: Path) -> None:
     inception = standin_weights.save_random_inception(workspace)
     import_weights(inception, allow_unverified=True, as_id="inception")

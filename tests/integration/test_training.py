@@ -19,7 +19,9 @@ import pytest
 from commands import brics, error_line, start_brics
 from safetensors.torch import load_file
 
+from brics_cli.core.denoisers import load_denoiser
 from brics_cli.data.outputs import output_lock
+from brics_cli.errors import ArtefactError
 from brics_cli.training.state import TrainingState, Update
 
 QUICK = (
@@ -47,17 +49,21 @@ def straight(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def assert_same_bits(a: Path, b: Path, step: int) -> None:
-    for name in ("weights", "ema"):
-        file = Path("checkpoints", f"step-{step:08d}", f"{name}.safetensors")
-        ours, theirs = load_file(a / file), load_file(b / file)
-        assert ours.keys() == theirs.keys()
-        assert all((ours[key] == theirs[key]).all() for key in ours), name
-    assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
+    for folder in (Path("checkpoints", f"step-{step:08d}"), Path("model")):
+        names = [sorted(path.name for path in (run / folder).glob("*.safetensors")) for run in (a, b)]
+        assert names[0] == names[1] and names[0]
+        for name in names[0]:
+            ours, theirs = load_file(a / folder / name), load_file(b / folder / name)
+            assert ours.keys() == theirs.keys()
+            assert all((ours[key] == theirs[key]).all() for key in ours), name
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    return [(row["step"], row["train/loss"]) for row in metrics_of(run) if "train/loss" in row]
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -261,15 +267,66 @@ def codes(straight: Path, photographs: Path, tmp_path_factory: pytest.TempPathFa
     return folder / "codes.h5"
 
 
-def test_diffusion_training_resumes_to_the_same_bits(codes: Path, tmp_path: Path) -> None:
-    brics("train-diffusion", codes, *DIFFUSION, "--steps", 12, "--out", "straight", cwd=tmp_path, check=0)
-    run = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+@pytest.fixture(scope="module")
+def diffused(codes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("diffused")
+    brics("train-diffusion", codes, *DIFFUSION, "--steps", 12, "--out", "run", cwd=folder, check=0)
+    return folder / "run"
+
+
+def test_diffusion_training_resumes_to_the_same_bits(diffused: Path, tmp_path: Path) -> None:
+    """All averages included; where the store is kept, and what is drawn of the model, changes none of them."""
+    run = Path(shutil.copytree(diffused, tmp_path / "run"))
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('\0\0\0\n{"step": 11, "train/lo')  # what a crash of the machine can leave
-    brics("train-diffusion", "--resume", "run", cwd=tmp_path, check=0)
-    assert_same_bits(tmp_path / "straight", run, 12)
-    assert losses(tmp_path / "straight") == losses(run)
+    others = ("--set", "training.store_on_device=always", "--set", "training.fd_samples=4")
+    resumed = brics("train-diffusion", "--resume", "run", *others, cwd=tmp_path, check=0)
+    assert "codes kept on cpu (" in resumed.stderr
+    averages = {path.name for path in (run / "model").glob("ema-*")}
+    assert averages == {"ema-0.05.safetensors", "ema-0.1.safetensors"}
+    assert_same_bits(diffused, run, 12)
+    assert losses(diffused) == losses(run)
+    (scored,) = [row for row in metrics_of(run) if "val/fd-random" in row]
+    assert (scored["step"], scored["val/fd-random-n"]) == (12, 4) and scored["val/fd-random"] > 0
+    assert not any("val/fd-random" in row for row in metrics_of(diffused)), "on a CPU nothing is drawn unasked"
+
+
+def test_the_averages_of_a_run_can_be_chosen_after_training(diffused: Path) -> None:
+    plain, narrow, wide = (load_denoiser(diffused, ema=width) for width in (None, 0.05, 0.1))
+    weights = load_file(diffused / "checkpoints" / "step-00000012" / "ema-0.1.safetensors")
+    assert all((tensor == weights[name]).all() for name, tensor in wide.state_dict().items())
+    assert len({model.weights_sha256 for model in (plain, narrow, wide)}) == 3
+    with pytest.raises(ArtefactError, match=r"no average of width 0\.07: it has those of width 0\.05, 0\.1"):
+        load_denoiser(diffused, ema=0.07)
+
+
+def test_an_average_that_is_not_the_one_its_config_names_is_refused(diffused: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(diffused / "model", tmp_path / "model"))
+    shutil.copy(model / "ema-0.1.safetensors", model / "ema-0.05.safetensors")
+    assert load_denoiser(model, ema=0.1)
+    with pytest.raises(ArtefactError, match=r"ema-0\.05\.safetensors is not the file that config\.json names"):
+        load_denoiser(model, ema=0.05)
+
+
+def test_a_run_from_before_there_were_averages_is_resumed(diffused: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(diffused, tmp_path / "run"))
+    state = run / "checkpoints" / "step-00000012" / "state.json"
+    values = json.loads(state.read_text())
+    values["settings"] = {key: value for key, value in values["settings"].items() if "ema_widths" not in key}
+    del values["averages"]
+    state.write_text(json.dumps(values))
+    for path in state.parent.glob("ema-*"):
+        path.unlink()
+    resumed = brics("train-diffusion", "--resume", "run", "--steps", 13, cwd=tmp_path, check=0)
+    assert (
+        "step-00000012 holds no average of width 0.05, 0.1: it starts from the plain average of step 12"
+        in resumed.stderr
+    )
+    fewer = ("--steps", 14, "--set", "training.ema_widths=[]")
+    brics("train-diffusion", "--resume", "run", *fewer, cwd=tmp_path, check=0)
+    assert not list((run / "model").glob("ema-*")) and not list((run / "checkpoints" / "step-00000014").glob("ema-*"))
 
 
 @pytest.mark.slow

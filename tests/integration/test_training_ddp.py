@@ -120,5 +120,6 @@ def test_torchrun_is_interrupted_and_one_process_goes_on(photographs: Path, tmp_
     ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(ours) == len(theirs) == steps
     assert [row["train/loss"] for row in theirs] == pytest.approx([row["train/loss"] for row in ours], rel=1e-4)
-    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
-    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-3 for name in weights[0])
+    for average in ("model", "ema-0.05", "ema-0.1"):
+        weights = [load_file(tmp_path / name / "model" / f"{average}.safetensors") for name in ("one", "two")]
+        assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-3 for name in weights[0]), average

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from brics_cli.core.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.reporting import SilentReporter
-from brics_cli.training.ema import Ema
+from brics_cli.training.ema import Ema, gamma_of, half_life_decay, power_decay
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.optimiser import build_optimiser, lr_factor, read_optimiser
 from brics_cli.training.order import SampleOrder
@@ -63,7 +64,7 @@ def test_keyed_draws_depend_on_the_sample_not_on_its_batch() -> None:
 def test_the_average_halves_over_its_half_life() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    ema = Ema(model, half_life_kimg=0.1, warmup=1.0)
+    ema = Ema(model, half_life_decay(half_life_kimg=0.1, warmup=1.0))
     nn.init.ones_(model.weight)
     for step in range(10):  # 10 x 10 images = one half-life, long after the warm-up
         ema.update(model, images_seen=10_000 + 10 * step, batch_size=10)
@@ -72,10 +73,39 @@ def test_the_average_halves_over_its_half_life() -> None:
 
 def test_early_on_the_average_forgets_its_start() -> None:
     model = nn.Linear(1, 1, bias=False)
-    ema = Ema(model, half_life_kimg=10.0, warmup=0.05)
+    ema = Ema(model, half_life_decay(half_life_kimg=10.0, warmup=0.05))
     nn.init.ones_(model.weight)
     ema.update(model, images_seen=10, batch_size=10)
     assert float(ema.model.weight) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("width", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_widths_are_those_of_edm2(width: float, gamma: float) -> None:
+    """The pairs that the paper gives in section 3.1, and the definition: the relative deviation of t^gamma."""
+    assert gamma_of(width) == pytest.approx(gamma, abs=0.005)
+    time = (np.arange(200_000) + 0.5) / 200_000
+    share = time ** gamma_of(width)
+    mean = (time * share).sum() / share.sum()
+    assert np.sqrt(((time - mean) ** 2 * share).sum() / share.sum()) == pytest.approx(width, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.3, -0.1])
+def test_a_width_that_no_power_has_is_refused(width: float) -> None:
+    with pytest.raises(ValueError, match="is not between 0 and"):
+        gamma_of(width)
+
+
+def test_a_power_average_weighs_each_step_by_its_time() -> None:
+    """What follows step by step is the weighted mean that it stands for, and nothing is left of the start."""
+    values = np.random.default_rng(0).normal(size=400)
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1e6)
+    ema = Ema(model, power_decay(0.1))
+    for step, value in enumerate(values, start=1):
+        nn.init.constant_(model.weight, value)
+        ema.update(model, images_seen=8 * step, batch_size=8)
+    ends = (np.arange(401) / 400) ** (gamma_of(0.1) + 1)  # the integral of t^gamma up to each step's end
+    assert float(ema.model.weight) == pytest.approx(float(np.diff(ends) @ values), abs=1e-9)
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
@@ -99,9 +129,15 @@ def test_grids_get_their_own_rate_no_decay_and_a_tiny_eps() -> None:
     assert {group["weight_decay"] for group in groups if group["params"][0].dim() < 2} == {0.0}
 
 
-def small_state() -> TrainingState:
+def small_state(ema_widths: tuple[float, ...] = (0.05, 0.1)) -> TrainingState:
     torch.manual_seed(0)
-    return TrainingState(nn.Linear(3, 2), optimiser=OptimiserConfig(), schedule=ScheduleConfig(steps=10, batch_size=4))
+    schedule = ScheduleConfig(steps=10, batch_size=4)
+    return TrainingState(nn.Linear(3, 2), optimiser=OptimiserConfig(), schedule=schedule, ema_widths=ema_widths)
+
+
+def averages_of(state: TrainingState) -> dict[str, nn.Module]:
+    """Every average of `state`, by name."""
+    return {"plain": state.ema.model, **{name: ema.model for name, ema in state.averages.items()}}
 
 
 def one_step(state: TrainingState, scale: float = 1.0) -> None:
@@ -114,10 +150,11 @@ def one_step(state: TrainingState, scale: float = 1.0) -> None:
 def test_a_non_finite_step_changes_nothing_and_three_in_a_row_stop() -> None:
     state = small_state()
     one_step(state)
-    before = [p.clone() for p in (*state.model.parameters(), *state.ema.model.parameters())]
+    networks = (state.model, *averages_of(state).values())
+    before = [p.clone() for network in networks for p in network.parameters()]
     one_step(state, float("nan"))
     one_step(state, float("inf"))
-    after = [*state.model.parameters(), *state.ema.model.parameters()]
+    after = [p for network in networks for p in network.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert (state.step, state.num_skipped) == (3, 2)
     one_step(state)  # a good one in between
@@ -136,15 +173,43 @@ def test_a_restored_state_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     for _ in range(5):
         one_step(first)
     first.save(tmp_path)
-    second.load(tmp_path)
+    assert second.load(tmp_path) == []
     for _ in range(3):
         one_step(second)
-    for a, b in ((straight.model, second.model), (straight.ema.model, second.ema.model)):
-        for name, tensor in a.state_dict().items():
-            assert torch.equal(tensor, b.state_dict()[name]), name
+    ours, theirs = ({"weights": state.model, **averages_of(state)} for state in (straight, second))
+    assert list(ours) == ["weights", "plain", "0.05", "0.1"]
+    for which, network in ours.items():
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, theirs[which].state_dict()[name]), (which, name)
+    differing = [network.weight for network in ours.values()]
+    assert not any(torch.equal(a, b) for a, b in pairwise(differing)), "the averages are all the same"
 
 
-@pytest.mark.parametrize("name", ["state.json", "weights.safetensors", "ema.safetensors", "optimiser.pt"])
+def test_a_checkpoint_without_an_average_gives_it_the_plain_one(tmp_path: Path) -> None:
+    state, resumed = small_state(ema_widths=(0.1,)), small_state(ema_widths=(0.05, 0.1))
+    for _ in range(5):
+        one_step(state)
+    state.save(tmp_path)
+    assert resumed.load(tmp_path) == ["0.05"]
+    assert torch.equal(resumed.averages["0.05"].model.weight, state.ema.model.weight)
+    assert torch.equal(resumed.averages["0.1"].model.weight, state.averages["0.1"].model.weight)
+
+
+def test_a_loss_on_the_device_is_guarded_as_a_number_is() -> None:
+    ours, theirs = small_state(), small_state()
+    for value in (1.0, float("nan"), 2.0):
+        for state in (ours, theirs):
+            state.model(torch.ones(4, 3)).square().mean().backward()
+        ours_said, theirs_said = ours.update(torch.tensor(value, dtype=torch.float64)), theirs.update(value)
+        assert (ours_said.skipped, ours_said.grad_norm) == (theirs_said.skipped, theirs_said.grad_norm)
+        assert ours_said.skipped == np.isnan(value)
+    assert torch.equal(ours.model.weight, theirs.model.weight)
+
+
+FILES = ("state.json", "weights.safetensors", "ema.safetensors", "ema-0.05.safetensors", "optimiser.pt")
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, name: str, damage: str) -> None:
     state = small_state()
@@ -163,7 +228,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, name: str, 
 
 @pytest.mark.parametrize(
     "counts",
-    [{"step": "abc"}, {"step": -1}, {"num_skipped": None}, {"settings": [1]}, {"adversary": 3}],
+    [{"step": "abc"}, {"step": -1}, {"num_skipped": None}, {"settings": [1]}, {"adversary": 3}, {"averages": "0.1"}],
 )
 def test_counts_that_brics_would_not_write_are_refused_in_one_line(tmp_path: Path, counts: dict[str, object]) -> None:
     small_state().save(tmp_path)

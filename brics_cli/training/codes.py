@@ -1,0 +1,171 @@
+"""The codes of a store as diffusion trains on them: on the device, half of them mirrored, with their random draws.
+
+The whole store is kept on the device where it fits: 4 KiB per image at 16 x 16 x 16. Otherwise its rows are copied out
+of the memory-mapped file. Both ways stored values travel and become codes on the device, so batches are the same bits.
+
+N rows of the store, B samples of this process, codes (C, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brics_cli.core.diffusion import Draws, draws_for
+from brics_cli.core.randomness import Stream, keyed_coins
+from brics_cli.distributed import World
+from brics_cli.errors import MachineError
+from brics_cli.reporting import Reporter
+from brics_cli.store import QUANTISATIONS, KeyCodeStore
+from brics_cli.training.order import SampleOrder
+
+SHARE_OF_FREE_MEMORY = 0.25
+"""That the store may take under `auto`; the rest is for the optimiser's moments, gradients and activations."""
+ROWS_PER_COPY = 16_384
+
+
+class CodeBatch(NamedTuple):
+    """One process's share of a batch, on the device."""
+
+    codes: Tensor
+    """(B, C, h, w) float32; in [0, 1] when the store's are bounded."""
+    labels: Tensor
+    """(B,) int64, -1 for none."""
+    draws: Draws
+
+    def parts(self, num: int) -> Iterator[tuple[Tensor, Tensor, Draws, bool]]:
+        """`num` equal micro-batches: codes, labels, draws, and whether it is the last."""
+        split = zip(
+            self.codes.chunk(num), self.labels.chunk(num), *(each.chunk(num) for each in self.draws), strict=True
+        )
+        for index, (codes, labels, *draws) in enumerate(split):
+            yield codes, labels, Draws(*draws), index == num - 1
+
+
+class _Read(NamedTuple):
+    """A batch before it is on the device: `stored` is None where the device has the rows already."""
+
+    rows: Tensor
+    stored: Tensor | None
+    labels: Tensor
+    draws: Draws
+
+
+class TrainingCodes:
+    """The batches of a store, on `device`. `where` is the recipe's `store_on_device`.
+
+    Raises MachineError when the store is always to be kept there and does not fit.
+    """
+
+    def __init__(
+        self,
+        store: KeyCodeStore,
+        *,
+        seed: int,
+        device: torch.device,
+        where: Literal["auto", "always", "never"],
+        reporter: Reporter,
+    ) -> None:
+        self.store, self.seed, self.device = store, seed, device
+        self._resident: Tensor | None = None
+        num_bytes = len(store) * store.header.bytes_per_image
+        if where == "always" or (where == "auto" and _fits(num_bytes, device)):
+            self._resident = self._upload(num_bytes)
+            reporter.message(f"{len(store):,} codes kept on {device} ({num_bytes / 2**20:,.0f} MiB)")
+
+    def batches(
+        self, order: SampleOrder, *, first_step: int, batch_size: int, world: World, ahead: bool | None = None
+    ) -> Generator[CodeBatch, None, None]:
+        """The batches of the steps from `first_step` on, without end; close it when done.
+
+        `ahead` reads one and draws its noise while the device computes on the one before; None: on a GPU.
+        """
+
+        def read(step: int) -> _Read:
+            return self._read(world.mine(order.batch(step * batch_size, batch_size)), step=step)
+
+        if not (self.device.type != "cpu" if ahead is None else ahead):
+            yield from (self._on_device(read(step)) for step in count(first_step))
+        with ThreadPoolExecutor(1, thread_name_prefix="brics-codes") as reader:
+            next_one = reader.submit(read, first_step)
+            for step in count(first_step + 1):
+                current, next_one = next_one.result(), reader.submit(read, step)
+                yield self._on_device(current)
+
+    def _read(self, samples: Sequence[int], *, step: int) -> _Read:
+        """What step `step` needs of these rows of the store; a coin each decides on the mirrored codes."""
+        rows = np.asarray(samples, np.int64)
+        mirrored = np.zeros(len(rows), bool)
+        if self.store.has_flipped:
+            mirrored = keyed_coins(self.seed, step=step, indices=samples, stream=Stream.FLIP).numpy()
+        stored = None
+        if self._resident is None:
+            values = self.store.raw(rows)
+            if mirrored.any():
+                values[mirrored] = self.store.raw(rows[mirrored], flipped=True)
+            stored = _as_tensor(values)
+        draws = draws_for(self.seed, step=step, indices=samples, shape=self.store.code_shape)
+        labels = torch.from_numpy(self.store.labels[rows])
+        rows_there = torch.from_numpy(rows + len(self.store) * mirrored)
+        if self.device.type == "cuda":  # pinned memory is copied while the device computes
+            rows_there, labels = rows_there.pin_memory(), labels.pin_memory()
+            stored = None if stored is None else stored.pin_memory()
+            draws = Draws(*(each.pin_memory() for each in draws))
+        return _Read(rows_there, stored, labels, draws)
+
+    def _on_device(self, read: _Read) -> CodeBatch:
+        if self._resident is not None:
+            stored = self._resident.index_select(0, self._move(read.rows))
+        else:
+            assert read.stored is not None
+            stored = self._move(read.stored)
+        codes = dequantise_on_device(stored, scale=QUANTISATIONS[self.store.quantisation][1])
+        return CodeBatch(codes, self._move(read.labels), Draws(*(self._move(each) for each in read.draws)))
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        """To the device, without waiting for it."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def _upload(self, num_bytes: int) -> Tensor:
+        """Every stored row on the device, (N, C, h, w), the mirrored ones after them."""
+        num, flips = len(self.store), (False, True)[: 1 + self.store.has_flipped]
+        dtype = _as_tensor(self.store.raw(slice(0, 1))).dtype
+        try:
+            resident = torch.empty((num * len(flips), *self.store.code_shape), dtype=dtype, device=self.device)
+        except RuntimeError:  # out of memory, which has a class of its own on CUDA alone
+            raise MachineError(
+                f"training.store_on_device always: the {num_bytes / 2**30:,.1f} GiB of {self.store.path} do not fit "
+                f"on {self.device}",
+                next="Leave it at auto: what does not fit is read from the memory-mapped file.",
+            ) from None
+        for side, flipped in enumerate(flips):
+            for start in range(0, num, ROWS_PER_COPY):
+                stored = _as_tensor(self.store.raw(slice(start, start + ROWS_PER_COPY), flipped=flipped))
+                first = side * num + start
+                resident[first : first + len(stored)] = stored.to(self.device)
+        return resident
+
+
+def dequantise_on_device(stored: Tensor, *, scale: int) -> Tensor:
+    """Stored values (int16 stands for uint16) as float32 codes: the bits that the store's own `dequantise` gives."""
+    codes = (stored.int() & 0xFFFF if stored.dtype == torch.int16 else stored).float()
+    # By a tensor: CUDA divides by a number as it multiplies by its reciprocal, which is off in the last place.
+    return codes if scale == 1 else codes / torch.full((), scale, dtype=torch.float32, device=codes.device)
+
+
+def _as_tensor(stored: np.ndarray) -> Tensor:
+    """Stored values; uint16 as int16 of the same bits, since torch can do next to nothing with uint16."""
+    return torch.from_numpy(stored.view(np.int16) if stored.dtype == np.uint16 else stored)
+
+
+def _fits(num_bytes: int, device: torch.device) -> bool:
+    if device.type != "cuda":  # the CPU reads the file's pages; of MPS the free memory is not known
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= SHARE_OF_FREE_MEMORY * free

@@ -1,0 +1,137 @@
+"""Batches of codes for diffusion: the same bits wherever the store is kept, in order, ahead or not."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from store_files import SHAPE, header
+
+from brics_cli.core.diffusion import draws_for
+from brics_cli.core.randomness import Stream, keyed_coins
+from brics_cli.distributed import World
+from brics_cli.errors import MachineError
+from brics_cli.reporting import SilentReporter
+from brics_cli.store import KeyCodeStore, StoreShard, StoreWriter, dequantise
+from brics_cli.training import codes as training_codes
+from brics_cli.training.codes import TrainingCodes, dequantise_on_device
+from brics_cli.training.levels import LevelMeans
+from brics_cli.training.order import SampleOrder
+
+CPU = torch.device("cpu")
+NUM_ROWS = 11
+VALUES = {
+    "uint8": np.arange(256, dtype="u1"),
+    "uint16": np.arange(65536, dtype="<u2"),
+    "float16": np.linspace(-8, 8, 1000).astype("<f2"),
+}
+
+
+def make_store(path: Path, quantisation: Any = "uint8", *, flips: bool = True) -> KeyCodeStore:
+    """A store of 11 rows in one shard; the mirrored codes are other random ones, so that they cannot be mixed up."""
+    generator = np.random.default_rng(0)
+    rows, flipped = (generator.choice(VALUES[quantisation], (NUM_ROWS, *SHAPE)) for _ in range(2))
+    made_of = header(num_images=NUM_ROWS, flipped=flips, quantisation=quantisation)
+    with StoreWriter(path, made_of, [StoreShard("a", NUM_ROWS, 100, "0" * 64)]) as writer:
+        with writer.part(0) as part:
+            part.add(
+                rows, flipped=flipped if flips else None, keys=[f"a/{index}" for index in range(NUM_ROWS)],
+                indices=list(range(NUM_ROWS)), labels=[index % 3 for index in range(NUM_ROWS)],
+                metas=[None] * NUM_ROWS, failures=[],
+            )  # fmt: skip
+        writer.merge(parents=(), details={})
+    return KeyCodeStore(path)
+
+
+def batches(store: KeyCodeStore, where: Any, *, first_step: int = 0, num: int = 4, **settings: Any) -> list[Any]:
+    kept = TrainingCodes(store, seed=5, device=CPU, where=where, reporter=SilentReporter())
+    order = SampleOrder([np.arange(len(store))], seed=5)
+    arguments = {"batch_size": 6, "world": World(device=CPU)} | settings
+    stream = kept.batches(order, first_step=first_step, **arguments)
+    found = list(islice(stream, num))
+    stream.close()
+    return found
+
+
+def assert_same(ours: list[Any], theirs: list[Any]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in zip((a.codes, a.labels, *a.draws), (b.codes, b.labels, *b.draws), strict=True):
+            assert x.dtype == y.dtype and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("quantisation", VALUES)
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_store_on_the_device_gives_the_same_batches(
+    tmp_path: Path, quantisation: str, flips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_codes, "ROWS_PER_COPY", 4)  # several copies, the last one short
+    store = make_store(tmp_path / "codes.h5", quantisation, flips=flips)
+    resident, mapped = batches(store, "always"), batches(store, "never")
+    assert_same(resident, mapped)
+    order = SampleOrder([np.arange(NUM_ROWS)], seed=5)
+    for step, batch in enumerate(mapped):  # and they are what the store says they are
+        samples = order.batch(6 * step, 6)
+        coins = keyed_coins(5, step=step, indices=samples, stream=Stream.FLIP).numpy()
+        expected = store.batch(samples)
+        if flips:
+            expected[coins] = store.batch(samples, flipped=True)[coins]
+        assert np.array_equal(batch.codes.numpy(), expected)
+        assert batch.labels.tolist() == store.labels[samples].tolist()
+        assert torch.equal(batch.draws.eps, draws_for(5, step=step, indices=samples, shape=SHAPE).eps)
+
+
+def test_reading_ahead_and_starting_later_change_nothing(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "codes.h5")
+    plain = batches(store, "never")
+    assert_same(batches(store, "never", ahead=True), plain)
+    assert_same(batches(store, "always", ahead=True, first_step=2, num=2), plain[2:])
+
+
+def test_two_processes_share_a_batch_and_micro_batches_split_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "codes.h5")
+    (whole,) = batches(store, "never", num=1)
+    halves = [batches(store, "never", num=1, world=World(rank=rank, size=2, device=CPU))[0] for rank in (0, 1)]
+    assert torch.equal(torch.cat([half.codes for half in halves]), whole.codes)
+    parts = list(whole.parts(3))
+    assert [is_last for *_, is_last in parts] == [False, False, True]
+    assert torch.equal(torch.cat([codes for codes, *_ in parts]), whole.codes)
+    assert torch.equal(torch.cat([draws.eps for _, _, draws, _ in parts]), whole.draws.eps)
+
+
+@pytest.mark.parametrize("quantisation", VALUES)
+def test_every_stored_value_becomes_the_code_that_the_store_gives(quantisation: Any) -> None:
+    values = VALUES[quantisation]
+    stored = torch.from_numpy(values.view(np.int16) if quantisation == "uint16" else values)
+    scale = {"uint8": 255, "uint16": 65535, "float16": 1}[quantisation]
+    assert np.array_equal(dequantise_on_device(stored, scale=scale).numpy(), dequantise(values, quantisation))
+
+
+def test_a_store_that_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "codes.h5")
+
+    def full(*arguments: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(MachineError, match=r"store_on_device always: the .* GiB of .*codes\.h5 do not fit on cpu") as e:
+        TrainingCodes(store, seed=0, device=CPU, where="always", reporter=SilentReporter())
+    assert "\n" not in str(e.value)
+
+
+def test_an_error_of_the_reader_reaches_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "codes.h5")
+    monkeypatch.setattr(KeyCodeStore, "raw", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is gone")))
+    with pytest.raises(OSError, match="the disk is gone"):
+        batches(store, "never", ahead=True)
+
+
+def test_means_by_noise_level_add_up_over_batches_and_start_again() -> None:
+    means, world = LevelMeans(CPU), World(device=CPU)
+    means.add(torch.tensor([1.0, 2.0]), torch.tensor([-9.0, 1.0]))
+    means.add(torch.tensor([4.0]), torch.tensor([2.0]))
+    assert means.result(world) == {"loss/logsnr<-4": 1.0, "loss/logsnr0..4": 3.0}
+    assert means.result(world) == {}

@@ -14,9 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -38,8 +36,8 @@ from brics_cli.streams.encoding import CodeEncoder, Network, ShardWork, encoding
 from brics_cli.workspace import Parent
 
 SHARD_SIZE = 1000
-SAMPLE = 500
-"""Images that are decoded for the figure they are compared with, each time."""
+SAMPLE = SHARD_SIZE
+"""Images that are decoded for the figure they are compared with, each time: all the different ones there are."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,7 @@ def bench_encode(
             encodings = []
             for name, network in networks.items():
                 encoder = CodeEncoder(network, header, device=device, made_by="bench")
-                with _torch_threads(1 if name == "none" else torch.get_num_threads()):
-                    encodings.append(_encode(collection, encoder, Path(folder, "codes.h5"), name, workers, batch_size))
+                encodings.append(_encode(collection, encoder, Path(folder, "codes.h5"), name, workers, batch_size))
                 if name == "none":
                     after, cpu_us = _decode_alone(files, size=size, workers=workers)
                     ratios.append(encodings[0].img_per_s / statistics.mean([before, after]))
@@ -184,18 +181,6 @@ def _decode_alone(files: list[bytes], *, size: int, workers: int) -> tuple[float
         list(pool.map(work, [files[worker::workers] for worker in range(workers)]))
         seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     return len(files) / seconds, 1e6 * cpu_s / len(files)
-
-
-@contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
-    """Let torch compute in `number` threads. OpenMP's threads spin while they wait, on the cores that decode: with a
-    network to compute that is what they are for, without one they would be measured instead of the pipeline."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _encode(

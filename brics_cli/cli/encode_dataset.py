@@ -90,14 +90,7 @@ def encode_dataset(
     ] = False,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device",
-            help="As everywhere; or several, one process each: cuda:0,cuda:1, cuda:\\* for all, cpu,cpu.",
-            rich_help_panel=options.COMMON,
-        ),
-    ] = "auto",
+    device: options.Devices = "auto",
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,

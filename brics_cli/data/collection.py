@@ -200,4 +200,4 @@ def shard_names(paths: Sequence[Path], stems: Sequence[str]) -> list[str]:
 
 def printable(name: str) -> str:
     """A file name that may hold bytes outside UTF-8, as text that can be printed and stored."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -17,7 +17,7 @@ from brics_cli.data.outputs import FailureLog, output_lock
 from brics_cli.data.pixels import ImageError, load_pixels
 from brics_cli.data.sinks import PNG, Encoding
 from brics_cli.data.sources.webdataset import WebDatasetCollection
-from brics_cli.errors import InterruptedRunError, TooManyFailuresError, UsageError
+from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresError, UsageError
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -183,6 +183,10 @@ def pack(
                                 next=f"All are listed in {log.path}.",
                             )
                         task.advance(batch.num_read, note=f"{len(log.failures):,} failed" if log.failures else None)
+            except MemoryError as error:
+                raise MachineError(
+                    f"out of memory ({error or 'decoding'})", next="Use fewer --workers; whole shards are kept."
+                ) from None
             except KeyboardInterrupt:
                 raise InterruptedRunError(f"interrupted; whole shards in {plan.out} are kept") from None
             finally:

@@ -67,7 +67,6 @@ class StoreWriter:
         self.complete = check_store_output(self.path, self.header, overwrite=self.overwrite)
         if self.complete and not self.parts_directory.exists():
             return self
-        self.parts_directory.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(hold_lock(self.parts_directory / ".lock", what=str(self.path)))
         # again, now that nobody else is writing: who held the lock until now may have finished the store
         self.complete = check_store_output(self.path, self.header, overwrite=self.overwrite)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from brics_cli.data import Batch, Collection, load_shards
 from brics_cli.data.loader import Failure
 from brics_cli.errors import ArtefactError
 from brics_cli.reporting import TimeSplit
-from brics_cli.store import StoreHeader, StoreShard, quantise_on_device
+from brics_cli.store import StoreHeader, StoreShard, quantise, quantise_on_device
 from brics_cli.store.parts import PartWriter
 
 Network = Callable[[Tensor], Tensor]
@@ -112,7 +113,10 @@ class CodeEncoder:
         return wait
 
     def _start(self, pixels: Tensor) -> Callable[[], np.ndarray]:
-        stored, finite = quantise_on_device(self.network(pixels), self.header.quantisation)
+        codes = self.network(pixels)
+        if self.device.type == "cpu":  # numpy's arithmetic is the same, and stays in this thread: the others decode
+            return partial(quantise, codes.numpy(), self.header.quantisation)
+        stored, finite = quantise_on_device(codes, self.header.quantisation)
         event = None
         if self.device.type == "cuda":
             stored, finite = (_to_pinned(each) for each in (stored, finite))

@@ -18,7 +18,9 @@ from typing import Any, Literal, cast, get_args
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 
-Kind = Literal["shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "report", "demo"]
+Kind = Literal[
+    "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "pictures", "report", "demo"
+]
 
 TRAINED: frozenset[str] = frozenset({"autoencoder", "diffusion"})
 MODEL_FILE = Path("model", "model.safetensors")
@@ -31,6 +33,7 @@ _HOW_TO_MAKE: dict[str, tuple[str, str]] = {
     "reconstructions": ("decoded images", "brics decode codes.h5 --out reconstructions"),
     "diffusion": ("trained diffusion model", "brics train-diffusion codes.h5"),
     "samples": ("samples", "brics sample --n 1000"),
+    "pictures": ("pictures of samples", "brics sample --grid 4x8"),
     "demo": ("demo workspace", "brics demo"),
     "report": ("evaluation report", "brics eval --metric psnr"),
 }

@@ -15,10 +15,14 @@ from brics_cli.errors import MachineError
 def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, and remove it after.
 
-    Raises MachineError when another process holds it, OSError when `path` cannot be written.
+    Raises MachineError when another process holds it or no file can be made there (/proc), OSError when
+    `path` cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()  # filelock would wait for a place that cannot be written, and then call it held
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # filelock would wait for a place that cannot be written, and then call it held
+    except FileNotFoundError:
+        raise MachineError(f"{what} cannot be written: no file can be made there", next="Write somewhere else.") from None
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0)

@@ -78,6 +78,8 @@ class Samples:
 
     def annotations(self, index: int, read: Callable[[int], bytes]) -> tuple[int | None, Meta | None]:
         """(label, meta) of image `index` from its sidecars, whose bytes `read(member)` gives."""
+        if not self.has_sidecars:
+            return None, None
         return read_sidecars((_extension(self.names[member]), read(member)) for member in self.sidecars(index))
 
 

@@ -11,6 +11,17 @@ from pathlib import Path
 
 from brics_cli.errors import ArtefactError
 
+SIGINT_BLOCKED = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""Whether Ctrl-C can reach this process while it is still importing."""
+
+
+@dataclass(frozen=True)
+class SaysWhetherBlocked:
+    """Tells whether Ctrl-C was blocked when this file was imported."""
+
+    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[bool]:
+        yield SIGINT_BLOCKED
+
 
 @dataclass(frozen=True)
 class Squares:

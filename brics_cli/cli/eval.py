@@ -51,9 +51,9 @@ def eval(
         typer.Option(
             "--metric",
             help="Pairs of images: psnr, ssim, ms-ssim, lpips, lpips-vgg, rfid. Sets of images: fid, clip-fid, "
-            "fd-dinov2, kid, is, precision, recall, density, coverage, neighbours. Codes: usage. Or all: whatever "
-            "the weights at hand allow. Repeatable. Default: psnr, ssim, and lpips, lpips-vgg, fid, clip-fid where "
-            "their weights are there.",
+            "fd-dinov2, kid, is, precision, recall, density, coverage, neighbours; fd-random needs no weights. "
+            "Codes: usage. Or all: whatever the weights at hand allow. Repeatable. Default: psnr, ssim, and lpips, "
+            "lpips-vgg, fid, clip-fid where their weights are there.",
         ),
     ] = None,
     real: Annotated[
@@ -133,8 +133,8 @@ def eval(
     ] = 1000,
     sampler: Annotated[
         str,
-        typer.Option("--sampler", metavar="NAME", help="heun, dpmpp-2m, ddim or ddpm.", rich_help_panel=DRAWN),
-    ] = "heun",
+        typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.", rich_help_panel=DRAWN),
+    ] = "dpmpp-2m",
     steps: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--steps", min=1, help="Sampler steps. Default: the sampler's own.", rich_help_panel=DRAWN),

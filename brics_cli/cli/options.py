@@ -46,6 +46,14 @@ Device = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="As everywhere; or several, one process each: cuda:0,cuda:1, cuda:\\* for all, cpu,cpu.",
+        rich_help_panel=COMMON,
+    ),
+]
 Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Seed of every random draw.")]  # noqa: UP045
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 Set = Annotated[

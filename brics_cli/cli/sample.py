@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,20 +12,22 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.sample_options import (
+    DEFAULT_NUM,
+    SampleFormat,
+    check_guidance,
+    check_picture,
+    chosen_format,
+    grid_sides,
+    seed_range,
+)
+from brics_cli.cli.sample_picture import PictureRequest, draw_picture
 from brics_cli.errors import InterruptedRunError, UsageError
 
 app = options.command_app()
 
-DEFAULT_NUM = 64
-
-
-class SampleFormat(StrEnum):
-    """How samples are stored."""
-
-    wds = "wds"
-    png = "png"
-    zip = "zip"
-    h5 = "h5"
+PICTURES = "Pictures"
+DEFAULT_FRAMES, DEFAULT_SHARD_SIZE = 12, 1000
 
 
 @app.command()
@@ -41,11 +42,15 @@ def sample(
     ] = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--seed", min=0, help="The first seed, with --n. Default: 0."),
+        typer.Option("--seed", min=0, help="The first seed, with --n or --grid. Default: 0."),
     ] = None,
     model: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--model", metavar="RUN", help="A diffusion run. Default: the newest in the workspace."),
+    ] = None,
+    ema: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--ema", metavar="WIDTH", help="Which average of the weights, 0.05 say. Default: the plain one."),
     ] = None,
     ae: options.AutoencoderRun = None,
     out: Annotated[
@@ -59,14 +64,25 @@ def sample(
             help="WebDataset shards, PNG files, EDM's zip, or a key-code store. Default: by --out; wds for a DIR.",
         ),
     ] = None,
-    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help="heun, dpmpp-2m, ddim or ddpm.")] = "heun",
+    codes: Annotated[bool, typer.Option("--codes", help="Keep the key codes, as a store: --format h5.")] = False,
+    sampler: Annotated[
+        str, typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.")
+    ] = "dpmpp-2m",
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--steps", min=1, help="Sampler steps. Default: heun 18, dpmpp-2m 20, ddim 50, ddpm 250."),
+        typer.Option("--steps", min=1, help="Sampler steps. Default: dpmpp-2m and heun 32, ddim 50, ddpm 250."),
     ] = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", help="Classifier-free guidance; 1 is none. Needs a model with classes.")
+        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
     ] = 1.0,
+    guide: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--guide",
+            metavar="RUN",
+            help="Autoguidance: a weaker model of the same codes, to be led away from. With --guidance.",
+        ),
+    ] = None,
     class_: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--class", min=0, help="The class of every image. Default: each draws its own from its seed."),
@@ -74,11 +90,41 @@ def sample(
     clip: Annotated[
         bool, typer.Option("--clip/--no-clip", help="Limit each estimate to the range that codes can have.")
     ] = True,
+    grid: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--grid",
+            metavar="ROWSxCOLS",
+            help="One picture of many seeds; with classes, a row for each.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    interpolate: Annotated[
+        Optional[tuple[int, int]],  # noqa: UP045
+        typer.Option(
+            "--interpolate",
+            metavar="A B",
+            help="The way from seed A to seed B: frames, and a strip of them.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    frames: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--frames",
+            min=2,
+            help=f"How many, both ends included. Default: {DEFAULT_FRAMES}.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
     batch_size: options.BatchSize = 32,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images per shard (wds, h5).")] = 1000,
+    shard_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--shard-size", min=1, help=f"Images per shard (wds, h5). Default: {DEFAULT_SHARD_SIZE:,}."),
+    ] = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
+    device: options.Devices = "auto",
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -86,30 +132,66 @@ def sample(
     """Sample images from a diffusion model, one seed per image.
 
     The image of a seed is the same in every run with the same model and settings, whatever else is sampled. Run the
-    same command again after an interruption and it goes on.
+    same command again after an interruption and it goes on. When memory runs out batches are halved, which is said
+    and recorded.
 
-    Example: brics sample --n 1000 --sampler heun --steps 18
+    Example: brics sample --n 1000 --sampler dpmpp-2m --steps 32
     """
-    from brics_cli.core.device import resolve_device
+    check_guidance(guidance)
+    check_picture(
+        grid=grid, interpolate=interpolate, frames=frames, n=num, seeds=seeds, format=sample_format, codes=codes,
+        shard_size=shard_size, seed=seed if interpolate is not None else None,
+    )  # fmt: skip
+    sides = grid_sides(grid) if grid is not None else None
+    wanted = seed_range(num=num, seeds=seeds, seed=seed)
+    format = chosen_format(sample_format, codes=codes)
+
+    from brics_cli.core.device import resolve_devices
     from brics_cli.core.samplers import SamplerSettings
-    from brics_cli.jobs.sample import estimate_seconds
     from brics_cli.jobs.sample import sample as run
+    from brics_cli.streams.sample_cost import estimate_seconds
     from brics_cli.streams.sample_plan import plan_sampling
 
-    wanted = seed_range(num=num, seeds=seeds, seed=seed)
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
+    devices = resolve_devices(device)
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    if sides is not None or interpolate is not None:
+        if len(devices) > 1:
+            raise UsageError(f"--device {device}: a picture is drawn on one device", next="Name one.")
+        draw_picture(
+            session,
+            PictureRequest(
+                model=model if model is not None else session.resolve("diffusion", argument="--model").path,
+                ema=ema,
+                guide=guide,
+                ae=ae,
+                settings=settings,
+                batch_size=batch_size,
+                class_=class_,
+                device=devices[0],
+                grid=sides,
+                first_seed=wanted.start,
+                interpolate=interpolate,
+                num_frames=frames or DEFAULT_FRAMES,
+            ),
+            out=out,
+            dry_run=dry_run,
+            overwrite=overwrite,
+        )
+        return
     plan = plan_sampling(
         model if model is not None else session.resolve("diffusion", argument="--model").path,
         seeds=wanted,
         settings=settings,
         batch_size=batch_size,
         workspace=session.workspace,
-        device=resolve_device(device),
+        device=devices,
         out=out,
-        format=sample_format.value if sample_format is not None else None,
+        format=format.value if format is not None else None,
         class_=class_,
-        shard_size=shard_size,
+        shard_size=shard_size or DEFAULT_SHARD_SIZE,
+        ema=ema,
+        guide=guide,
         ae_path=ae,
         reporter=session.reporter,
     )
@@ -151,21 +233,3 @@ def sample(
         asdict(sampled), [f"{sampled.num_images:,} images{speed}: {sampled.path}", f"contact sheet: {sampled.sheet}"]
     )
     session.next_step("brics", "eval", "--metric", "fid", "--fake", sampled.path)
-
-
-def seed_range(*, num: int | None, seeds: str | None, seed: int | None) -> range:
-    """The seeds that --n, --seeds and --seed ask for. Raises UsageError when they contradict each other."""
-    if seeds is None:
-        first = seed or 0
-        return range(first, first + (num or DEFAULT_NUM))
-    if seed is not None:
-        raise UsageError("--seed and --seeds were both given", next="Give --seeds A-B, or --seed A with --n.")
-    first_text, dash, last_text = seeds.partition("-")
-    if not first_text.isdecimal() or (dash and not last_text.isdecimal()):
-        raise UsageError(f"--seeds {seeds!r} is not a range", next="Example: --seeds 0-49999")
-    wanted = range(int(first_text), int(last_text if dash else first_text) + 1)
-    if not wanted:
-        raise UsageError(f"--seeds {seeds} is empty: {wanted.start} is above {wanted.stop - 1}")
-    if num is not None and num != len(wanted):
-        raise UsageError(f"--n {num} and --seeds {seeds} ({len(wanted)} images) disagree", next="Give one of them.")
-    return wanted

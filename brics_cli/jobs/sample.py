@@ -5,36 +5,44 @@ Image i of a run has the key of its seed, and depends on the model, the settings
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, contact_sheet, open_sink
 from brics_cli.data.outputs import output_lock
 from brics_cli.data.sinks import discard_pieces
+from brics_cli.data.sinks.base import remove_leftovers
 from brics_cli.errors import InterruptedRunError
-from brics_cli.reporting import Reporter, Task, TimeSplit
-from brics_cli.store import StoreWriter, quantise
+from brics_cli.reporting import Reporter, TimeSplit
+from brics_cli.scale import LocalExecutor
+from brics_cli.store import StoreWriter
+from brics_cli.streams.batch_sizes import BatchSizes
 from brics_cli.streams.sample_plan import Format, SamplePlan, store_layout
-from brics_cli.streams.samples import SampledBatch
-from brics_cli.training.signals import StopRequest, stop_signals
+from brics_cli.streams.sample_tasks import SampleTask
+from brics_cli.streams.sampling import Computed, DeviceWork, Event, TaskSampler, Written
+from brics_cli.training.signals import stop_signals
 from brics_cli.workspace import write_provenance
 from brics_cli.workspace.artefacts import finished
 
-SHEET_IMAGES, SHEET_COLUMNS = 64, 8
+SHEET_COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class SampleResult:
     """What was sampled: `num_images` are at `path`, `num_now` of them from this run, at `img_per_s`.
 
-    `seconds` says where this run's time went; `settings` are those that the images depend on.
+    `seconds` says where this run's time went, on several devices of all together; `writing_s` is what the writing
+    threads spent beside it. `batch_sizes` are (first seed, last seed, images per batch). `settings` are those that
+    the images depend on.
     """
 
     path: Path
@@ -43,10 +51,12 @@ class SampleResult:
     num_now: int
     img_per_s: float | None
     seconds: dict[str, float]
+    writing_s: float
     sheet: Path
     model: Path
     autoencoder: Path
     settings: dict[str, Any]
+    batch_sizes: list[tuple[int, int, int]]
     already_complete: bool
 
 
@@ -54,26 +64,24 @@ def sample(plan: SamplePlan, *, overwrite: bool = False, reporter: Reporter) -> 
     """Sample every seed of the plan, going on where an interrupted run stopped.
 
     Raises ArtefactError or WouldOverwriteError when something else is at the output, MachineError when another
-    process is writing it, InterruptedRunError on Ctrl-C or SIGTERM.
+    process is writing it, when memory holds not even one image, or when the process of one of several devices died;
+    InterruptedRunError on Ctrl-C or SIGTERM.
     """
     plan.out.parent.mkdir(parents=True, exist_ok=True)
-    split, start = TimeSplit(), time.perf_counter()
-    with output_lock(plan.out), stop_signals() as stop:
+    start, run = time.perf_counter(), _Run(plan, reporter)
+    with output_lock(plan.out):
         if _complete(plan, overwrite=overwrite):
-            return _result(plan, num_now=0, split=split, seconds=None)
+            BatchSizes.discard(plan.folder)
+            return run.result(already_complete=True, seconds=None)
         reporter.message(f"sampling {len(plan.seeds):,} images into {plan.out}")
-        run = _Run(plan, split, stop, reporter)
         try:
             if plan.format == "h5":
-                num_now = run.write_store(overwrite=overwrite)
+                run.write_store(overwrite=overwrite)
             else:
-                num_now = run.write_images()
-                write_provenance(finished(plan.artefact, **_details(plan)))
-                if plan.is_file:
-                    discard_pieces(plan.out)
+                run.write_images()
         except (_Stopped, KeyboardInterrupt):
             raise InterruptedRunError(f"interrupted, {plan.out} is not complete; what is whole is kept") from None
-    return _result(plan, num_now=num_now, split=split, seconds=time.perf_counter() - start)
+    return run.result(already_complete=False, seconds=time.perf_counter() - start)
 
 
 def _complete(plan: SamplePlan, *, overwrite: bool) -> bool:
@@ -87,152 +95,181 @@ def _complete(plan: SamplePlan, *, overwrite: bool) -> bool:
 class _Run:
     """One pass of `sample`: what both ways of writing share."""
 
-    def __init__(self, plan: SamplePlan, split: TimeSplit, stop: StopRequest, reporter: Reporter) -> None:
-        self.plan, self.split, self.stop, self.reporter = plan, split, stop, reporter
-        self.first_images: list[np.ndarray] = []
+    def __init__(self, plan: SamplePlan, reporter: Reporter) -> None:
+        self.plan, self.reporter = plan, reporter
+        self.identity = {"settings": plan.settings, "parents": [parent.sha256 for parent in plan.parents]}
+        self.sizes = BatchSizes(plan.stream.batch_size)
+        self.split = TimeSplit()
+        self.num_now, self.writing_s = 0, 0.0
+        self.shown: dict[int, np.ndarray] = {}
 
-    def write_images(self) -> int:
-        """Write images to the sink that was claimed, and the sheet; returns how many were written now."""
-        plan, keys = self.plan, [key_of(seed) for seed in self.plan.seeds]
-        sink_format = "wds" if plan.format == "h5" else plan.format
-        with open_sink(plan.out, sink_format, shard_size=plan.shard_size, overwrite=True, resumable=True) as sink:
-            done = sink.resume_point(keys)
-            with self.reporter.task("sample", total=len(keys), unit="img", initial=done) as task:
-                for batch in self.batches(plan.seeds[done:], task):
-                    images = self.decode(batch)  # (rows, H, W, 3)
-                    with self.split.phase("write"):
-                        for seed, image, label in zip(batch.seeds, images, batch.labels_or_none, strict=True):
-                            sink.write(key_of(seed), image, label=label)
-                    if done == 0:
-                        self.keep_first(images)
-        self.write_sheet()
-        return len(keys) - done
-
-    def write_store(self, *, overwrite: bool) -> int:
-        """Write the codes themselves, part by part, and the sheet; returns how many were written now."""
+    def write_images(self) -> None:
+        """Write what is missing of the images, join pieces to their file, and put everything on record."""
         plan = self.plan
-        header, shards = store_layout(plan)
-        with StoreWriter(plan.out, header, shards, overwrite=overwrite, kind="samples") as writer:
-            pending = writer.pending
-            num_now = sum(shards[number].num_images for number in pending)
-            done = header.num_images - num_now
-            with self.reporter.task("sample", total=header.num_images, unit="img", initial=done) as task:
-                for number in pending:
-                    seeds = plan.seeds[number * plan.shard_size : (number + 1) * plan.shard_size]
-                    with writer.part(number) as part:
-                        for batch in self.batches(seeds, task):
-                            if done == 0 and len(self.first_images) < SHEET_IMAGES:
-                                self.keep_first(self.decode(batch))
-                            with self.split.phase("write"):
-                                part.add(
-                                    quantise(batch.codes[batch.rows], header.quantisation),
-                                    keys=[key_of(seed) for seed in batch.seeds],
-                                    indices=[seed - seeds.start for seed in batch.seeds],
-                                    labels=batch.labels_or_none,
-                                )
+        kind: Literal["png", "wds", "zip"] = "wds" if plan.format == "h5" else plan.format
+        joined = open_sink(plan.out, kind, overwrite=True, resumable=True)  # says now what is wrong with the path
+        self.write_tasks(plan.pending())
+        if plan.is_file:
+            with joined:
+                pass  # its pieces are all there
+        self.write_sheet()
+        write_provenance(finished(plan.artefact, **self.details()))
+        BatchSizes.discard(plan.folder)
+        if plan.is_file:
+            discard_pieces(plan.out)
+
+    def write_store(self, *, overwrite: bool) -> None:
+        """Write the codes themselves, the missing parts of them, and merge."""
+        plan = self.plan
+        with StoreWriter(plan.out, *store_layout(plan), overwrite=overwrite, kind="samples") as writer:
+            pending = set(writer.pending)
+            self.write_tasks([task for task in plan.tasks if task.number in pending])
             self.write_sheet()
-            details = _details(plan) | {"settings": plan.settings}
+            details = self.details() | {"settings": plan.settings}
             writer.merge(parents=plan.parents, details=details, reporter=self.reporter)
-        return num_now
 
-    def batches(self, seeds: range, task: Task | None) -> Iterator[SampledBatch]:
-        """The sampled batches of `seeds`, with progress; raises _Stopped between two evaluations of the network."""
-        evaluations, step = self.plan.stream.settings.num_evaluations, 0
+    def write_tasks(self, pending: Sequence[SampleTask]) -> None:
+        """Draw and write the `pending` tasks, and draw what the sheet needs beside them."""
+        plan, total = self.plan, len(self.plan.seeds)
+        self.sizes = BatchSizes.read(plan.folder, plan.stream.batch_size, identity=self.identity)
+        left = sum(len(task.seeds) for task in pending)
+        if left < total:
+            self.reporter.message(f"going on: {total - left:,} of {total:,} images are there")
+        if not self.sizes.runs:
+            self.record_done(pending)
+        unseen = [seed for seed in plan.sheet_seeds if not any(seed in task.seeds for task in pending)]
+        tasks = [*pending, *([SampleTask(None, range(unseen[0], unseen[-1] + 1))] if unseen else [])]
+        with self.reporter.task("sample", total=total, unit="img", initial=total - left) as task:
+            try:
+                with closing(self.events(tasks, on_step=lambda note: task.advance(0, note=note))) as events:
+                    for event in events:
+                        self.take(event)
+                        if isinstance(event, Written):
+                            task.advance(event.num_images)
+                        elif len(plan.devices) > 1:
+                            task.advance(0, note=str(self.split))
+            finally:
+                if self.sizes.shrunk:
+                    self.sizes.write(plan.folder, identity=self.identity)
 
-        def on_step() -> None:
-            nonlocal step
-            step += 1
-            if self.stop.requested:
-                raise _Stopped
-            if task is not None:
-                task.advance(0, note=f"step {step}/{evaluations}  {self.split}")
+    def record_done(self, pending: Sequence[SampleTask]) -> None:
+        """What is there of all tasks was computed in batches as asked for."""
+        left = {task.number: task.seeds for task in pending}
+        for task in self.plan.tasks:
+            missing = left.get(task.number, task.seeds[:0])
+            for done in (range(task.seeds.start, missing.start), range(missing.stop, task.seeds.stop)):
+                if done:
+                    self.sizes.record(done, self.sizes.asked)
 
-        batches = self.plan.stream.batches(seeds, on_step=on_step)
-        while True:
-            step = 0
-            with self.split.phase("denoise"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-            if task is not None:
-                task.advance(len(batch.seeds), note=str(self.split))
+    def events(self, tasks: list[SampleTask], *, on_step: Callable[[str], None]) -> Generator[Event, None, None]:
+        """Run `tasks` in this process on one device, in one process per device on several.
 
-    @torch.inference_mode()
-    def decode(self, batch: SampledBatch) -> np.ndarray:
-        """The images asked for of a batch, uint8 (rows, H, W, 3); all of it is decoded, so that shapes never vary."""
-        with self.split.phase("decode"):
-            return to_uint8(self.plan.autoencoder.decode(batch.codes))[batch.rows]
+        Stops between two evaluations of the network by raising _Stopped, on several devices at once by
+        KeyboardInterrupt.
+        """
+        plan = self.plan
+        if len(plan.devices) > 1:
+            yield from self.events_of_devices(tasks)
+            return
+        with stop_signals() as stop:
+            total, step = plan.stream.settings.num_evaluations, 0
 
-    def keep_first(self, images: np.ndarray) -> None:
-        """Keep images (B, H, W, 3) for the sheet until there are enough."""
-        self.first_images.extend(images[: SHEET_IMAGES - len(self.first_images)])
+            def between_steps() -> None:
+                nonlocal step
+                if stop.requested:
+                    raise _Stopped
+                step = step % total + 1
+                on_step(f"step {step}/{total}  {self.split}")
+
+            yield from TaskSampler(
+                plan.stream, plan.autoencoder, plan.output, sizes=self.sizes, sheet=plan.sheet_seeds,
+                on_step=between_steps,
+            ).run(tasks)  # fmt: skip
+
+    def events_of_devices(self, tasks: list[SampleTask]) -> Generator[Event, None, None]:
+        plan, num = self.plan, len(self.plan.devices)
+        if len(tasks) < num:
+            self.reporter.message(f"{len(tasks):,} shards keep only so many of {num} devices busy: see --shard-size")
+        work = DeviceWork(plan.models.files, plan.output, self.sizes, plan.sheet_seeds, torch.get_num_threads())
+        with _sigterm_as_ctrl_c():
+            try:
+                yield from LocalExecutor([str(device) for device in plan.devices]).run(work, tasks)
+            finally:
+                remove_leftovers(plan.folder, "*")  # of processes that were ended while they wrote
+
+    def take(self, event: Event) -> None:
+        """Add up what an event says."""
+        if isinstance(event, Written):
+            self.num_now += event.num_images
+            self.writing_s += event.seconds
+        elif isinstance(event, Computed):
+            self.split.add(event.seconds)
+            self.shown.update(event.shown)
+            if event.seeds:
+                self.sizes.record(event.seeds, event.batch_size)
+        else:  # memory ran out
+            self.reporter.warning(
+                f"out of memory on {event.device} ({event.reason}): going on with batches of {event.batch_size}; "
+                "pixels may differ by 1 of 255 from those of larger batches"
+            )
+            if event.seeds:
+                self.sizes.record(event.seeds, event.batch_size)
+            self.sizes.write(self.plan.folder, identity=self.identity)
 
     def write_sheet(self) -> None:
-        """The contact sheet of the first images, sampled again when this run went on after them."""
-        first_seeds = self.plan.seeds[:SHEET_IMAGES]
-        if len(self.first_images) < len(first_seeds):
-            self.first_images.clear()
-            for batch in self.batches(first_seeds, None):
-                self.keep_first(self.decode(batch))
-        rows = [self.first_images[i : i + SHEET_COLUMNS] for i in range(0, len(first_seeds), SHEET_COLUMNS)]
+        """The contact sheet of the first images."""
+        images = [self.shown[seed] for seed in self.plan.sheet_seeds]
+        rows = [images[first : first + SHEET_COLUMNS] for first in range(0, len(images), SHEET_COLUMNS)]
         self.plan.sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(rows, path=self.plan.sheet)
 
+    def details(self) -> dict[str, Any]:
+        plan = self.plan
+        size, sampler = plan.autoencoder.config.image_size, plan.stream.settings
+        num = len(plan.seeds)
+        details = {
+            "num_images": num,
+            "seeds": [plan.seeds.start, plan.seeds.stop - 1],
+            "image_size": size,
+            "transform": plan.autoencoder.transform,
+            "device": ",".join(str(device) for device in plan.devices),
+            "summary": f"{num:,} samples, {size} px, {sampler.sampler} {sampler.num_steps} steps",
+        }
+        if self.sizes.shrunk:
+            details["batch_sizes"] = self.sizes.runs
+        return details
 
-def estimate_seconds(plan: SamplePlan) -> float:
-    """Time one evaluation of the network and one decoding, and scale to the whole plan. Writing is not in it."""
-    denoiser, settings, size = plan.stream.denoiser, plan.stream.settings, plan.stream.batch_size
-    codes = torch.full((size, *denoiser.code_shape), 0.5, device=denoiser.mean.device)
-    log_snr = torch.zeros(size, device=codes.device)
-    labels = torch.zeros(size, dtype=torch.int64, device=codes.device) if denoiser.num_classes else None
-    evaluation = _timed(lambda: denoiser.denoise(codes, log_snr, labels=labels, guidance=settings.guidance).cpu())
-    decoding = _timed(lambda: to_uint8(plan.autoencoder.decode(codes)))
-    num_batches = (plan.seeds.stop - 1) // size - plan.seeds.start // size + 1
-    return num_batches * (settings.num_evaluations * evaluation + decoding)
-
-
-@torch.inference_mode()
-def _timed(call: Callable[[], object]) -> float:
-    call()  # the first call of a shape plans memory and kernels
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def key_of(seed: int) -> str:
-    """The key of the image of a seed."""
-    return f"{seed:08d}"
+    def result(self, *, already_complete: bool, seconds: float | None) -> SampleResult:
+        plan = self.plan
+        return SampleResult(
+            path=plan.out,
+            format=plan.format,
+            num_images=len(plan.seeds),
+            num_now=self.num_now,
+            img_per_s=self.num_now / seconds if seconds else None,
+            seconds=self.split.seconds,
+            writing_s=self.writing_s,
+            sheet=plan.sheet,
+            model=plan.stream.denoiser.path,
+            autoencoder=plan.autoencoder.path,
+            settings=plan.settings,
+            batch_sizes=self.sizes.runs,
+            already_complete=already_complete,
+        )
 
 
 class _Stopped(Exception):
     """Somebody asked to stop, and the next evaluation of the network has not begun."""
 
 
-def _details(plan: SamplePlan) -> dict[str, Any]:
-    config = plan.autoencoder.config
-    sampler = plan.stream.settings
-    return {
-        "num_images": len(plan.seeds),
-        "seeds": [plan.seeds.start, plan.seeds.stop - 1],
-        "image_size": config.image_size,
-        "transform": plan.autoencoder.transform,
-        "device": str(plan.stream.denoiser.mean.device),
-        "summary": f"{len(plan.seeds):,} samples, {config.image_size} px, {sampler.sampler} {sampler.num_steps} steps",
-    }
-
-
-def _result(plan: SamplePlan, *, num_now: int, split: TimeSplit, seconds: float | None) -> SampleResult:
-    return SampleResult(
-        path=plan.out,
-        format=plan.format,
-        num_images=len(plan.seeds),
-        num_now=num_now,
-        img_per_s=num_now / seconds if seconds else None,
-        seconds=split.seconds,
-        sheet=plan.sheet,
-        model=plan.stream.denoiser.path,
-        autoencoder=plan.autoencoder.path,
-        settings=plan.settings,
-        already_complete=seconds is None,
-    )
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """While the block runs, SIGTERM raises KeyboardInterrupt as SIGINT does. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

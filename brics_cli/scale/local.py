@@ -39,7 +39,12 @@ class LocalExecutor:
             for device in self.devices[: len(tasks)]:
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_serve, args=(work, device, list(tasks), taken, theirs), daemon=True)
-                process.start()
+                # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 theirs.close()  # so that the worker's death ends the pipe
                 workers[ours] = (device, process)
             running = dict(workers)

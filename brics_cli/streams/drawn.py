@@ -26,7 +26,7 @@ class DrawSettings:
     """How many images, from seed 0 on, and how."""
 
     num_images: int = 1000
-    sampler: str = "heun"
+    sampler: str = "dpmpp-2m"
     steps: int | None = None
 
 

@@ -1,56 +1,71 @@
-"""A sampling run before its first image: model, autoencoder, seeds, settings, output. All that can be wrong is found
-here, before any work."""
+"""A sampling run before its first image: models, seeds, settings, output. All that can be wrong is found here, before
+any work."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.denoisers import load_denoiser
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import TRANSFORM_VERSIONS
-from brics_cli.data.sinks.pieces import file_of_pieces
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.data.sinks import pieces
+from brics_cli.data.sinks.pieces import file_of_pieces, pieces_directory
+from brics_cli.errors import UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.store import StoreHeader, StoreShard
-from brics_cli.streams.autoencoders import load_autoencoder_of
-from brics_cli.streams.origins import ancestor
+from brics_cli.streams.sample_models import SampleModels, load_sample_models
+from brics_cli.streams.sample_tasks import CodeOutput, ImageOutput, SampleOutput, SampleTask, cut, key_of
 from brics_cli.streams.samples import SampleStream
-from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
+from brics_cli.workspace import Artefact, Parent, Workspace
 from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.files import PROVENANCE_FILE
 
 Format = Literal["wds", "png", "zip", "h5"]
 SUFFIXES: dict[str, Format] = {".zip": "zip", ".h5": "h5", ".tar": "wds"}
 
+PNG_TASK = 250
+"""Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
+SHEET_IMAGES = 64
+
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What would be sampled, with what, and where to. `seeds` is a range with step 1."""
+    """What would be sampled, with what, on which devices, and where to. `seeds` is a range with step 1.
 
-    stream: SampleStream
-    autoencoder: Autoencoder
+    On one device the models are there; for several they are on the CPU, and every process loads its own.
+    """
+
+    models: SampleModels
     seeds: range
     out: Path
     format: Format
     shard_size: int
-    parents: tuple[Parent, ...]
+    devices: tuple[torch.device, ...]
+
+    @property
+    def stream(self) -> SampleStream:
+        return self.models.stream
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        return self.models.autoencoder
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        return self.models.parents
 
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs that write to one output must have in common, beside their parents."""
-        sampler = self.stream.settings
         return {
-            **asdict(sampler),
-            "steps": sampler.num_steps,
-            "class": self.stream.class_,
-            "batch_size": self.stream.batch_size,
+            **self.models.settings,
             "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
             "format": self.format,
             "shard_size": self.shard_size,
@@ -66,11 +81,50 @@ class SamplePlan:
         return self.out.suffix in SUFFIXES
 
     @property
+    def folder(self) -> Path:
+        """Where tasks are written: the output, or what the file is made of in the end."""
+        if self.format == "h5":
+            return self.out.with_name(self.out.name + ".parts")
+        return pieces_directory(self.out) if self.is_file else self.out
+
+    @property
     def sheet(self) -> Path:
         """The contact sheet: out of the way of whoever reads the images."""
         if self.format == "wds" and not self.is_file:
             return self.out / "images" / "sheet.png"
         return self.out.with_name(self.out.name + ".sheet.png")
+
+    @property
+    def sheet_seeds(self) -> range:
+        """The seeds that are on it."""
+        return self.seeds[:SHEET_IMAGES]
+
+    @property
+    def tasks(self) -> list[SampleTask]:
+        """All seeds, cut as they are written."""
+        if self.format == "png":
+            size = self.stream.batch_size  # whole batches, so that none is computed twice
+            return cut(self.seeds, max(1, round(PNG_TASK / size)) * size)
+        return cut(self.seeds, pieces.PIECE_SIZE if self.is_file and self.format != "h5" else self.shard_size)
+
+    @property
+    def output(self) -> SampleOutput:
+        if self.format == "h5":
+            return CodeOutput(self.folder, *store_layout(self))
+        return ImageOutput(self.folder, "png" if self.format == "png" else "wds")
+
+    def pending(self) -> list[SampleTask]:
+        """The tasks whose images are not all there, each from its first missing one to its last. (Not of a store: its
+        writer says which parts are whole.)"""
+        left = []
+        for task in self.tasks:
+            if self.format == "png":
+                missing = [seed for seed in task.seeds if not (self.folder / f"{key_of(seed)}.png").is_file()]
+                if missing:
+                    left.append(SampleTask(task.number, range(missing[0], missing[-1] + 1)))
+            elif not (self.folder / f"{task.number:05d}.tar").is_file():
+                left.append(task)
+        return left
 
 
 def plan_sampling(
@@ -80,75 +134,69 @@ def plan_sampling(
     settings: SamplerSettings,
     batch_size: int,
     workspace: Workspace,
-    device: torch.device,
+    device: torch.device | Sequence[torch.device],
     out: Path | None = None,
     format: Format | None = None,
     class_: int | None = None,
     shard_size: int = 1000,
+    ema: float | None = None,
+    guide: Path | None = None,
     ae_path: Path | None = None,
     reporter: Reporter,
 ) -> SamplePlan:
-    """Load the model and the autoencoder of its codes, and fix every setting.
+    """Load the models, and fix every setting; `device` is one, or several, a process each.
 
-    `out` None is an unfinished output of the same samples in the workspace, else a new run. Raises ArtefactError
-    for a missing or damaged model or autoencoder, UsageError for classes or guidance that the model has not, or when
-    `out` and `format` disagree.
+    `out` None is an unfinished output of the same samples in the workspace, else a new run. Raises what
+    `load_sample_models` raises, and UsageError when `out` and `format` disagree.
     """
-    if model.name == "model" and (model.parent / PROVENANCE_FILE).is_file():
-        model = model.parent  # the run says more than the model inside it
-    denoiser = load_denoiser(model, device=device)
-    stream = SampleStream(denoiser, settings, batch_size=batch_size, class_=class_)
-    lineage = denoiser.lineage
-    run, store = read_provenance(model), read_provenance(Path(lineage["store_path"]))
-    origin = run or store
-    found = ancestor(origin, "autoencoder", workspace=workspace) if origin is not None else None
-    autoencoder = load_autoencoder_of(
-        model,
-        made_by="model",
-        sha256=lineage["autoencoder_sha256"],
-        recorded=found.path if found is not None else None,
-        workspace=workspace,
-        ae_path=ae_path,
-        device=device,
-    )
-    if autoencoder.config.code_shape != denoiser.code_shape:
-        raise ArtefactError(
-            f"{model} makes codes {denoiser.code_shape}, {autoencoder.path} takes {autoencoder.config.code_shape}"
-        )
     by_suffix = SUFFIXES.get(out.suffix) if out is not None else None
     format = format or by_suffix or "wds"
     if out is not None and (by_suffix or "wds") != format and (by_suffix, format) != (None, "png"):
         raise UsageError(
             f"--out {out} does not go with --format {format}", next="zip: x.zip; h5: x.h5; wds: DIR or x.tar; png: DIR."
         )
-    parents = (
-        Parent("diffusion", str(model.resolve()), denoiser.weights_sha256),
-        Parent("store", lineage["store_path"], lineage["store_sha256"]),
-        Parent("autoencoder", str(autoencoder.path.resolve()), autoencoder.weights_sha256),
+    devices = (device,) if isinstance(device, torch.device) else tuple(device)
+    models = load_sample_models(
+        model,
+        settings=settings,
+        batch_size=batch_size,
+        workspace=workspace,
+        device=devices[0] if len(devices) == 1 else torch.device("cpu"),
+        class_=class_,
+        ema=ema,
+        guide=guide,
+        ae_path=ae_path,
     )
-    named = SamplePlan(stream, autoencoder, seeds, out or Path(), format, shard_size, parents)
-    if out is not None:
-        return named
-    recipe = str(run.details.get("recipe", model.name)) if run is not None else model.name
-    return _placed(named, workspace=workspace, recipe=recipe, reporter=reporter)
+    named = SamplePlan(models, seeds, out or Path(), format, shard_size, devices)
+    return named if out is not None else _placed(named, workspace=workspace, reporter=reporter)
 
 
-def _placed(plan: SamplePlan, *, workspace: Workspace, recipe: str, reporter: Reporter) -> SamplePlan:
+def _placed(plan: SamplePlan, *, workspace: Workspace, reporter: Reporter) -> SamplePlan:
     """`plan` with an output: an interrupted folder of the same samples, or a new run."""
     suffix = {"zip": ".zip", "h5": ".h5"}.get(plan.format, "")
-    out = workspace.new_run_path("samples", recipe)
+    out = workspace.new_run_path("samples", plan.models.recipe)
     for artefact in workspace.artefacts():
         same = artefact.kind == "samples" and artefact.details.get("settings") == plan.settings
         if same and not artefact.complete and artefact.parents == plan.parents:
             begun = file_of_pieces(artefact.path)
             reporter.message(f"--out not given: going on with the unfinished {begun}")
             return replace(plan, out=begun)
+    if plan.format == "h5":  # a store that is not whole has parts, and no provenance yet
+        identity = store_layout(plan)[0].identity()
+        for folder in sorted(out.parent.glob("*.h5.parts"), reverse=True):
+            with suppress(OSError, ValueError):
+                if json.loads((folder / "identity.json").read_text(encoding="utf-8")) == identity:
+                    begun = folder.with_suffix("")
+                    reporter.message(f"--out not given: going on with the unfinished {begun}")
+                    return replace(plan, out=begun)
     return replace(plan, out=out.with_name(out.name + suffix))
 
 
 def store_layout(plan: SamplePlan) -> tuple[StoreHeader, list[StoreShard]]:
     """The header and the shards of a key-code store of the plan's samples; they stand for model and settings."""
     identity = {"settings": plan.settings, "model": plan.stream.denoiser.weights_sha256}
+    if plan.stream.guide is not None:
+        identity["guide"] = plan.stream.guide.weights_sha256
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     config = plan.autoencoder.config
     header = StoreHeader(
@@ -162,8 +210,6 @@ def store_layout(plan: SamplePlan) -> tuple[StoreHeader, list[StoreShard]]:
         num_images=len(plan.seeds),
         code_kind=config.code_kind,
     )
-    starts = range(0, len(plan.seeds), plan.shard_size)
     return header, [
-        StoreShard(f"{number:05d}", min(plan.shard_size, len(plan.seeds) - start), 0, f"{fingerprint}/{number}")
-        for number, start in enumerate(starts)
+        StoreShard(f"{task.number:05d}", len(task.seeds), 0, f"{fingerprint}/{task.number}") for task in plan.tasks
     ]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.diffusion import ImageNoise
-from brics_cli.core.samplers import SamplerSettings, sample_codes
-from brics_cli.errors import UsageError
+from brics_cli.core.guidance import check_guide
+from brics_cli.core.samplers import Noise, SamplerSettings, sample_codes
+from brics_cli.errors import ArtefactError, UsageError
 
 
 @dataclass(frozen=True)
@@ -31,31 +32,47 @@ class SampledBatch:
     seeds: tuple[int, ...]
     labels: tuple[int, ...] | None
 
-    @property
-    def labels_or_none(self) -> Sequence[int | None]:
-        """One entry per row: its label, or None."""
-        return self.labels if self.labels is not None else [None] * len(self.seeds)
-
 
 class SampleStream:
     """The batches of a range of seeds, `batch_size` images computed at once.
 
-    `class_` is the class of all images; None: every image draws its own, or there are none. Raises UsageError when
-    the settings ask for classes that the model has not.
+    `class_` is the class of all images; None: every image draws its own, or there are none. `guide` is the weaker
+    model of autoguidance. Raises UsageError when the settings ask for classes that the model has not, or for a guide
+    and no guidance; ArtefactError when the guide does not fit the model.
     """
 
     def __init__(
-        self, denoiser: Denoiser, settings: SamplerSettings, *, batch_size: int, class_: int | None = None
+        self,
+        denoiser: Denoiser,
+        settings: SamplerSettings,
+        *,
+        batch_size: int,
+        class_: int | None = None,
+        guide: Denoiser | None = None,
     ) -> None:
         self.denoiser, self.settings, self.batch_size, self.class_ = denoiser, settings, batch_size, class_
+        self.guide = guide
         num_classes = denoiser.num_classes
-        if num_classes == 0 and (class_ is not None or settings.guidance != 1.0):
-            flag = "--class" if class_ is not None else "--guidance"
+        if num_classes == 0 and class_ is not None:
+            raise UsageError(f"--class: {denoiser.path} was trained without classes", next="Leave --class out.")
+        if num_classes == 0 and guide is None and settings.guidance != 1.0:
             raise UsageError(
-                f"{flag}: {denoiser.path} was trained without classes", next="Leave --class and --guidance out."
+                f"--guidance: {denoiser.path} was trained without classes",
+                next="Leave --guidance out, or give a weaker model with --guide.",
             )
         if class_ is not None and not 0 <= class_ < num_classes:
             raise UsageError(f"--class {class_}: {denoiser.path} knows classes 0 to {num_classes - 1}")
+        if guide is not None:
+            if settings.guidance == 1.0:
+                raise UsageError(
+                    "--guide: with --guidance 1 the model alone is used", next="Give both, e.g. --guidance 2."
+                )
+            check_guide(guide, denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        """Where codes are computed."""
+        return self.denoiser.mean.device
 
     def batches(self, seeds: range, *, on_step: Callable[[], None] | None = None) -> Iterator[SampledBatch]:
         """The batches of `seeds`, a range with step 1, in order. `on_step` is called after every evaluation."""
@@ -65,19 +82,40 @@ class SampleStream:
         for number in range(seeds.start // size, (seeds.stop - 1) // size + 1):
             first = number * size
             rows = slice(max(seeds.start - first, 0), min(seeds.stop - first, size))
-            codes, labels = self._compute(range(first, first + size), on_step)
+            codes, labels = self.compute(range(first, first + size), on_step=on_step)
             wanted = range(first + rows.start, first + rows.stop)
-            yield SampledBatch(codes, rows, tuple(wanted), None if labels is None else tuple(labels[rows].tolist()))
+            yield SampledBatch(codes, rows, tuple(wanted), None if labels is None else tuple(labels[rows]))
+
+    def compute(
+        self, seeds: Sequence[int], *, on_step: Callable[[], None] | None = None
+    ) -> tuple[Tensor, list[int] | None]:
+        """Codes (B, C, h, w) of the images of these seeds, computed together, and their labels (None: no classes)."""
+        noise = ImageNoise(seeds, shape=self.denoiser.code_shape, device=self.device)
+        labels = self.labels(seeds)
+        return self.codes(noise, labels=labels, on_step=on_step), labels
+
+    def labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """The class of each seed's image; None when there are no classes."""
+        if self.denoiser.num_classes == 0:
+            return None
+        if self.class_ is not None:
+            return [self.class_] * len(seeds)
+        drawn: list[int] = ImageNoise(seeds, shape=()).labels(self.denoiser.num_classes).tolist()
+        return drawn
 
     @torch.inference_mode()
-    def _compute(self, seeds: range, on_step: Callable[[], None] | None) -> tuple[Tensor, Tensor | None]:
-        """Codes (B, C, h, w) and labels (B,) of one batch of seeds."""
-        device = self.denoiser.mean.device
-        noise = ImageNoise(seeds, shape=self.denoiser.code_shape, device=device)
-        labels = None
-        if self.class_ is not None:
-            labels = torch.full((len(seeds),), self.class_, device=device)
-        elif self.denoiser.num_classes:
-            labels = noise.labels(self.denoiser.num_classes)
-        codes = sample_codes(self.denoiser, noise=noise, settings=self.settings, labels=labels, on_step=on_step)
-        return codes, labels
+    def codes(self, noise: Noise, *, labels: Sequence[int] | None, on_step: Callable[[], None] | None = None) -> Tensor:
+        """Codes (B, C, h, w) from what `noise` draws on this device, of classes `labels` (B,) or None.
+
+        Raises ArtefactError when they are not finite: the model has diverged.
+        """
+        classes = None if labels is None else torch.tensor(labels, device=self.device)
+        codes = sample_codes(
+            self.denoiser, noise=noise, settings=self.settings, labels=classes, guide=self.guide, on_step=on_step
+        )
+        if not bool(torch.isfinite(codes.sum())):  # one sum is finite when all are; the device is waited for
+            raise ArtefactError(
+                f"{self.denoiser.path} makes codes that are not finite",
+                next="Its weights are damaged, or its training diverged: take an earlier checkpoint, or train again.",
+            )
+        return codes

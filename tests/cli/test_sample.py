@@ -20,7 +20,8 @@ def test_help_names_every_flag_and_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"COLUMNS": "200"})
     assert done.returncode == ExitCode.DONE, done.stderr
     for flag in ("--n", "--seeds", "--model", "--out", "--format", "--sampler", "--steps", "--guidance", "--class",
-                 "--clip", "--batch-size", "--overwrite", "--dry-run", "--json"):  # fmt: skip
+                 "--clip", "--ema", "--guide", "--codes", "--grid", "--interpolate",
+                 "--frames", "--batch-size", "--overwrite", "--dry-run", "--json"):  # fmt: skip
         assert flag in done.stdout
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from scale_works import Dies, Fails, Lingers, Squares
+from scale_works import SIGINT_BLOCKED, Dies, Fails, Lingers, SaysWhetherBlocked, Squares
 
 from brics_cli.errors import ArtefactError, MachineError
 from brics_cli.scale import LocalExecutor
@@ -28,6 +28,10 @@ def test_every_task_is_taken_once():
     for name in ("a", "b"):
         taken = [task for device, task, _ in events if device == name]
         assert taken == sorted(taken)
+
+
+def test_ctrl_c_cannot_reach_a_worker_that_is_starting():
+    assert list(LocalExecutor(["a"]).run(SaysWhetherBlocked(), [0])) == [True] and not SIGINT_BLOCKED
 
 
 def test_an_error_of_a_worker_is_raised_with_its_advice():

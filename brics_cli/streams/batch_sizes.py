@@ -1,0 +1,125 @@
+"""Batches that fit: out of memory halves them, and what was used for which seeds is remembered.
+
+Pixels of one seed may differ by 1 of 255 between batch sizes. So an unfinished output says in which batches its seeds
+were computed, a run that goes on computes each seed as before, and the provenance says it in the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from brics_cli.errors import MachineError
+from brics_cli.workspace import write_json_atomically
+
+ResultT = TypeVar("ResultT")
+
+RECORD_NAME = "batch-sizes.json"
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """What a device said when its memory ran out, in one line."""
+
+    reason: str
+
+
+def attempt(call: Callable[[], ResultT], *, device: torch.device) -> ResultT | OutOfMemory:
+    """The result of `call`, or, with everything it held on `device` freed again, that memory ran out."""
+    try:
+        return call()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or "out of memory").splitlines()[0]
+    # Only here are the frames gone that held the tensors of the failed batch.
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return OutOfMemory(reason)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the memory of a device, or of the machine, ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return any(said in text for said in ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED"))
+
+
+def halved(size: int, memory: OutOfMemory, *, device: torch.device) -> int:
+    """The batch size after `size`. Raises MachineError when not even one image fits."""
+    if size == 1:
+        raise MachineError(
+            f"out of memory on {device} with one image at a time ({memory.reason})",
+            next="Free the memory that other programs hold there, or use --device cpu.",
+        )
+    return size // 2
+
+
+class BatchSizes:
+    """In batches of how many images seeds are computed: `asked`, and fewer where memory ran out.
+
+    `runs` are (first seed, last seed, batch size) of what was computed, rising and disjoint. `limit` is what this
+    process has seen to be possible; it is not part of the record.
+    """
+
+    def __init__(self, asked: int, runs: list[tuple[int, int, int]] | None = None) -> None:
+        self.asked = asked
+        self.limit = asked
+        self.runs = list(runs or [])
+
+    @property
+    def shrunk(self) -> bool:
+        """Whether anything was computed in other batches than those asked for."""
+        return any(size != self.asked for _, _, size in self.runs)
+
+    def at(self, seed: int) -> int:
+        """The batch size for `seed`: as recorded, elsewhere the smallest that was recorded."""
+        recorded = next((size for first, last, size in self.runs if first <= seed <= last), None)
+        if recorded is None:
+            recorded = min((size for _, _, size in self.runs), default=self.asked)
+        return min(recorded, self.limit)
+
+    def record(self, seeds: range, size: int) -> None:
+        """`seeds` (a range with step 1, not empty) are computed in batches of `size`, whatever was said before."""
+        first, last = seeds.start, seeds.stop - 1
+        kept = [(first, last, size)]
+        for begin, end, other in self.runs:
+            if begin < first:
+                kept.append((begin, min(end, first - 1), other))
+            if end > last:
+                kept.append((max(begin, last + 1), end, other))
+        self.runs = []
+        for begin, end, each in sorted(kept):
+            before = self.runs[-1] if self.runs else None
+            if before is not None and before[1] + 1 == begin and before[2] == each:
+                self.runs[-1] = (before[0], end, each)
+            else:
+                self.runs.append((begin, end, each))
+
+    def write(self, directory: Path, *, identity: Mapping[str, Any]) -> None:
+        """Keep the record in `directory`, for the run of this `identity` to go on with."""
+        write_json_atomically(directory / RECORD_NAME, {"identity": identity, "batch_sizes": self.runs})
+
+    @classmethod
+    def read(cls, directory: Path, asked: int, *, identity: Mapping[str, Any]) -> BatchSizes:
+        """The record in `directory`; an empty one when there is none, or one of another run."""
+        try:
+            kept = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
+            if kept["identity"] == json.loads(json.dumps(identity)):
+                return cls(asked, [(int(first), int(last), int(size)) for first, last, size in kept["batch_sizes"]])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # it says how, not what: without it pixels may differ by 1
+        return cls(asked)
+
+    @staticmethod
+    def discard(directory: Path) -> None:
+        """Remove the record: the provenance has it."""
+        (directory / RECORD_NAME).unlink(missing_ok=True)

@@ -237,7 +237,7 @@ def test_a_full_disk_ends_with_6_and_the_same_command_goes_on(workspace, disk, n
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["s", "png", "s.zip", "s.h5"])
 def test_stopped_processes_go_on_to_the_same_bytes(workspace, tmp_path, how, name):
-    flags = ["sample", "--steps", 8, "--batch-size", 50, "--n", 3000, "--shard-size", 100]
+    flags = ["sample", "--steps", 8, "--batch-size", 50, "--n", 1200, "--shard-size", 100]
     flags += ["--format", "png"] if name == "png" else []
     whole, out = tmp_path / "whole" / name, tmp_path / "cut" / name
     brics(*flags, "--device", "cpu", "--out", whole, cwd=workspace, check=0)

@@ -10,6 +10,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.cli.waiting import wait_passively
 
 CODE_SHAPE = (16, 16, 16)
 
@@ -37,6 +38,7 @@ def encode(
     as_json: options.Json = False,
 ) -> None:
     """encode-dataset without its network against decoding and cropping alone, and peak memory."""
+    wait_passively()
     from brics_cli.bench.encode import bench_encode
     from brics_cli.core.device import resolve_device
 

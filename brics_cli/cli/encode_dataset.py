@@ -14,6 +14,7 @@ from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
 from brics_cli.cli.verification import report_verification
+from brics_cli.cli.waiting import wait_passively
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.workspace import read_provenance
 
@@ -102,6 +103,7 @@ def encode_dataset(
 
     Example: brics encode-dataset ./lsun --out codes.h5 --flips
     """
+    wait_passively()
     from brics_cli.core.autoencoder import load_autoencoder
     from brics_cli.core.device import resolve_devices
     from brics_cli.jobs.encode_dataset import encode_dataset as run

@@ -131,7 +131,7 @@ class DiffusionScheduleConfig(ScheduleConfig):
 
     gradient_checkpointing: bool = False
     """Compute the activations inside each of the denoiser's blocks again in the backward pass instead of keeping them:
-    less memory, about a third more time, the same result."""
+    less memory, the same result, the time of one more forward pass."""
     ema_widths: tuple[Annotated[float, Field(gt=0, le=0.28)], ...] = (0.05, 0.1)
     """Relative widths of the averages kept beside the plain one (EDM2, arXiv 2312.02696, section 3.1), to choose from
     after training: `brics sample --ema 0.05`. Each costs one more copy of the weights; [] keeps none."""

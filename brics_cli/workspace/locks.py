@@ -22,7 +22,9 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # filelock would wait for a place that cannot be written, and then call it held
     except FileNotFoundError:
-        raise MachineError(f"{what} cannot be written: no file can be made there", next="Write somewhere else.") from None
+        raise MachineError(
+            f"{what} cannot be written: no file can be made there", next="Write somewhere else."
+        ) from None
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0)

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brics_cli.data.collection import Collection
+from brics_cli.data.collection import Collection, RawImage
 from brics_cli.data.fast_pixels import device_of_threads
 from brics_cli.data.pixels import ImageError, load_pixels
 
 MAX_CHUNK = 16
 """Images that a thread takes at a time, at most."""
+READ_TOGETHER = 2**20
+"""Bytes of files that a thread reads before it decodes them, or one file if that is larger."""
 
 
 class Failure(NamedTuple):
@@ -194,13 +196,33 @@ def _spans(
 def _load(
     collection: Collection, shard_index: int, indices: range, transform: str, pixels: np.ndarray
 ) -> list[_Image | Failure]:
-    """Read and decode images into `pixels` (their number, S, S, 3)."""
+    """Read and decode images into `pixels` (their number, S, S, 3).
+
+    Files are read a group at a time: a thread that reads gives up the interpreter, and among images decoded meanwhile
+    it waits for its turn once per file, a tenth of the time of decoding a small one.
+    """
     loaded: list[_Image | Failure] = []
-    for place, index in enumerate(indices):
-        try:
-            raw = collection.read(shard_index, index)
-            pixels[place] = load_pixels(raw.data, transform=transform, size=pixels.shape[1])
-            loaded.append(_Image(raw.key, raw.label, raw.meta))
-        except ImageError as error:
-            loaded.append(Failure(collection.key(shard_index, index), str(error)))
+    group: list[RawImage | Failure] = []
+    waiting = iter(indices)
+    while len(loaded) < len(indices):
+        num_bytes = 0
+        for index in waiting:
+            try:
+                raw = collection.read(shard_index, index)
+                num_bytes += len(raw.data)
+                group.append(raw)
+            except ImageError as error:
+                group.append(Failure(collection.key(shard_index, index), str(error)))
+            if num_bytes > READ_TOGETHER:
+                break
+        for image in group:
+            if isinstance(image, Failure):
+                loaded.append(image)
+                continue
+            try:
+                pixels[len(loaded)] = load_pixels(image.data, transform=transform, size=pixels.shape[1])
+                loaded.append(_Image(image.key, image.label, image.meta))
+            except ImageError as error:
+                loaded.append(Failure(collection.key(shard_index, image.index), str(error)))
+        group.clear()
     return loaded

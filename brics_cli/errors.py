@@ -92,11 +92,22 @@ _PATH_ERRNOS: dict[int, str] = {
 }
 
 
+_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
+"""What a plain RuntimeError of torch says when memory ran out: of a driver, of its CPU allocator, of a CUDA library."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the memory of a device, or of the machine, ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own, not imported here
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
 def as_brics_error(error: BaseException) -> BricsError | None:
     """The `BricsError` that says what `error` (disk, permission, memory) means to a user; None for a bug."""
     if isinstance(error, BricsError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         first_line = (str(error) or "out of memory").splitlines()[0]
         return MachineError(f"out of memory ({first_line})", next="Use a smaller --batch-size.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:

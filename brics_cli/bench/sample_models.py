@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, load_recipe
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import Denoiser, build_denoiser
+from brics_cli.core.flops import gflop_of
 from brics_cli.core.guidance import estimate
 
 
@@ -21,7 +21,7 @@ def estimate_gflop(denoiser: Denoiser, *, guide: Denoiser | None = None, guidanc
     main, weaker = on_meta(denoiser), None if guide is None else on_meta(guide)
     x_t, log_snr = torch.empty(1, *denoiser.code_shape, device="meta"), torch.empty(1, device="meta")
     labels = torch.zeros(1, dtype=torch.int64, device="meta") if denoiser.num_classes else None
-    return _gflop(lambda: estimate(main, x_t, log_snr, guidance=guidance, guide=weaker, labels=labels))
+    return gflop_of(lambda: estimate(main, x_t, log_snr, guidance=guidance, guide=weaker, labels=labels))
 
 
 def decoding_gflop(autoencoder: Autoencoder) -> float:
@@ -29,7 +29,7 @@ def decoding_gflop(autoencoder: Autoencoder) -> float:
     with torch.device("meta"):
         twin = build_autoencoder(autoencoder.config).eval()
         codes = torch.empty(1, *autoencoder.config.code_shape)
-    return _gflop(lambda: twin.decode(codes))
+    return gflop_of(lambda: twin.decode(codes))
 
 
 def on_meta(denoiser: Denoiser) -> Denoiser:
@@ -45,12 +45,6 @@ def on_meta(denoiser: Denoiser) -> Denoiser:
             store_std=[0.25] * num_channels,
             code_kind=denoiser.code_kind,
         ).eval()
-
-
-def _gflop(forward: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward()
-    return counter.get_total_flops() / 1e9
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def results_table(report: EvaluationReport) -> Table:
     table.columns[-1].justify = "left"
     for result in report.results:
         error = NO_FIGURE if result.standard_error is None else _figure(result, result.standard_error)
-        with_ = result.definition if result.comparable else f"nothing published (own weights): {result.definition}"
+        with_ = result.definition
+        if _has_own_weights(result):
+            with_ = f"nothing published (own weights): {with_}"
         title = f"{result.title} {_arrow(result.better)}".strip()
         table.add_row(title, _figure(result, result.value), error, _number(result), escape(with_))
     return table
@@ -42,12 +44,19 @@ def footnotes(report: EvaluationReport) -> list[str]:
         if result.error_kind is not None:
             kinds.setdefault(result.error_kind, []).append(result.title)
     notes += [f"± of {', '.join(titles)}: {kind}" for kind, titles in kinds.items()]
-    own = [result.title for result in report.results if not result.comparable]
+    own = [result.title for result in report.results if _has_own_weights(result)]
     if own:
         notes.append(
             f"not comparable with published figures, since the weights are not the published file: {', '.join(own)}"
         )
     return notes
+
+
+def _has_own_weights(result: MetricResult) -> bool:
+    """Whether the figure would be comparable with published ones, were its weights the published file."""
+    from brics_cli.metrics.registry import REGISTRY
+
+    return not result.comparable and REGISTRY[result.metric].published
 
 
 def comparison_table(reports: Sequence[LoadedReport], rows: Sequence[ComparedMetric]) -> Table:

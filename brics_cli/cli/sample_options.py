@@ -10,6 +10,9 @@ from brics_cli.errors import UsageError
 
 DEFAULT_NUM = 64
 MAX_GRID_SIDE = 256
+MAX_SEED = 2**62
+MAX_NUM = 10**9
+"""Images of one run: its list of tasks is kept in memory."""
 
 
 class SampleFormat(StrEnum):
@@ -22,7 +25,24 @@ class SampleFormat(StrEnum):
 
 
 def seed_range(*, num: int | None, seeds: str | None, seed: int | None) -> range:
-    """The seeds that --n, --seeds and --seed ask for. Raises UsageError when they contradict each other."""
+    """The seeds that --n, --seeds and --seed ask for. Raises UsageError when they contradict each other, or are too
+    large or too many."""
+    wanted = _seeds_asked_for(num=num, seeds=seeds, seed=seed)
+    _check_seed(wanted.stop - 1, option=f"--seed {seed or 0}" if seeds is None else f"--seeds {seeds}")
+    if len(wanted) > MAX_NUM:
+        raise UsageError(
+            f"{len(wanted):,} images are too many for one run: it takes {MAX_NUM:,} at most",
+            next="Cut them into runs with --seeds A-B.",
+        )
+    return wanted
+
+
+def _check_seed(seed: int, *, option: str) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"{option}: seed {seed} is not from 0 to 2^62")
+
+
+def _seeds_asked_for(*, num: int | None, seeds: str | None, seed: int | None) -> range:
     if seeds is None:
         first = seed or 0
         return range(first, first + (num or DEFAULT_NUM))
@@ -34,8 +54,9 @@ def seed_range(*, num: int | None, seeds: str | None, seed: int | None) -> range
     wanted = range(int(first_text), int(last_text if dash else first_text) + 1)
     if not wanted:
         raise UsageError(f"--seeds {seeds} is empty: {wanted.start} is above {wanted.stop - 1}")
-    if num is not None and num != len(wanted):
-        raise UsageError(f"--n {num} and --seeds {seeds} ({len(wanted)} images) disagree", next="Give one of them.")
+    how_many = wanted.stop - wanted.start  # len() fails above 2^63
+    if num is not None and num != how_many:
+        raise UsageError(f"--n {num} and --seeds {seeds} ({how_many} images) disagree", next="Give one of them.")
     return wanted
 
 
@@ -74,8 +95,8 @@ def check_picture(
     picture, hint = "--grid", "It shows ROWS x COLS seeds, from --seed A on."
     if interpolate is not None:
         picture, hint = "--interpolate", "It goes from seed A to seed B in --frames images."
-        if min(interpolate) < 0:
-            raise UsageError(f"--interpolate {interpolate[0]} {interpolate[1]}: a seed is 0 or more")
+        for seed in interpolate:
+            _check_seed(seed, option=f"--interpolate {interpolate[0]} {interpolate[1]}")
     for name, value in others.items():
         if value not in (None, False):
             raise UsageError(f"{picture} takes no --{name.replace('_', '-')}", next=hint)

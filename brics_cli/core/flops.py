@@ -49,15 +49,15 @@ def _count_autoencoder(recipe: AutoencoderRecipe) -> list[Row]:
         images = torch.empty(1, 3, config.image_size, config.image_size)
         codes = torch.empty(1, *config.code_shape)
     bottleneck = model.bottleneck
-    encoder = Row("encoder", _gflop(lambda: model.encode(images)), _params_m(model.encoder))
-    from_codes = _gflop(lambda: model.decode(codes))
-    features = _gflop(lambda: bottleneck.decode_codes(codes))
+    encoder = Row("encoder", gflop_of(lambda: model.encode(images)), _params_m(model.encoder))
+    from_codes = gflop_of(lambda: model.decode(codes))
+    features = gflop_of(lambda: bottleneck.decode_codes(codes))
     mlp_m, lookup = _params_m(bottleneck), None
     if isinstance(bottleneck, GridBottleneck):
-        lookup = Row("retrieval", _gflop(lambda: bottleneck.retrieve(codes)), bottleneck.tables.numel() / 1e6)
+        lookup = Row("retrieval", gflop_of(lambda: bottleneck.retrieve(codes)), bottleneck.tables.numel() / 1e6)
         mlp_m -= lookup.params_m
     elif isinstance(bottleneck, CodebookBottleneck):
-        search = _gflop(lambda: bottleneck.bound(codes)) if bottleneck.searches_when_decoding else 0.0
+        search = gflop_of(lambda: bottleneck.bound(codes)) if bottleneck.searches_when_decoding else 0.0
         lookup = Row("codebook", search, bottleneck.codebooks.numel() / 1e6)  # buffers, not parameters
     parts = [lookup] if lookup is not None else []
     parts.append(Row("feature MLP", features - sum(row.gflop for row in parts), mlp_m))
@@ -71,10 +71,11 @@ def _count_denoiser(recipe: DiffusionRecipe, code_shape: tuple[int, int, int]) -
         network = build_network(recipe.denoiser, code_shape=code_shape).eval()
         x, noise_level = torch.empty(1, *code_shape), torch.empty(1)
     shape = " x ".join(str(side) for side in code_shape)
-    return [Row(f"denoiser, codes {shape}", _gflop(lambda: network(x, noise_level, None)), _params_m(network))]
+    return [Row(f"denoiser, codes {shape}", gflop_of(lambda: network(x, noise_level, None)), _params_m(network))]
 
 
-def _gflop(forward: Callable[[], object]) -> float:
+def gflop_of(forward: Callable[[], object]) -> float:
+    """What the call `forward` computes, in GFLOP."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward()
     return counter.get_total_flops() / 1e9

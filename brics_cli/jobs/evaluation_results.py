@@ -43,7 +43,7 @@ def result_of(
         better=chosen.better,
         definition=definition_of(chosen, settings, network=key),
         resize=network.resize if network is not None else None,
-        comparable=all(weights.verified for weights in choice.weights[chosen.name]),
+        comparable=chosen.published and all(weights.verified for weights in choice.weights[chosen.name]),
         note=score.note,
         error_kind=score.error_kind,
         details=score.details,

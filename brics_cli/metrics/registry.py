@@ -92,6 +92,11 @@ class Metric:
     inputs: Literal["reconstructions", "samples"] = "samples"
 
     @property
+    def published(self) -> bool:
+        """Whether anybody else's figures are measured so; nobody else has the network with random weights."""
+        return self.network != RANDOM_NETWORK
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """The weights needed under the default settings."""
         return weights_of(self, Settings())

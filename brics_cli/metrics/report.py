@@ -13,8 +13,9 @@ class MetricResult:
 
     `standard_error` is the error bar and `error_kind` says of what kind (None: there is none); `num_real` and
     `num_fake` are None where nobody knows (saved statistics) or the side plays no part; `resize` says how a network's
-    input was made; `comparable` is False when weights of unknown sha256 were used; `note` is what a reader must know
-    besides; `details` is what the metric found beside its value.
+    input was made; `comparable`, with published figures, is False when weights of unknown sha256 were used, and for
+    a metric that nobody else has; `note` is what a reader must know besides; `details` is what the metric found beside
+    its value.
     """
 
     metric: str

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from brics_cli.errors import MachineError
+from brics_cli.errors import MachineError, is_out_of_memory
 from brics_cli.workspace import write_json_atomically
 
 ResultT = TypeVar("ResultT")
@@ -43,14 +43,6 @@ def attempt(call: Callable[[], ResultT], *, device: torch.device) -> ResultT | O
         gc.collect()
         torch.cuda.empty_cache()
     return OutOfMemory(reason)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the memory of a device, or of the machine, ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return any(said in text for said in ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED"))
 
 
 def halved(size: int, memory: OutOfMemory, *, device: torch.device) -> int:

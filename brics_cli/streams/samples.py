@@ -37,8 +37,8 @@ class SampleStream:
     """The batches of a range of seeds, `batch_size` images computed at once.
 
     `class_` is the class of all images; None: every image draws its own, or there are none. `guide` is the weaker
-    model of autoguidance. Raises UsageError when the settings ask for classes that the model has not, or for a guide
-    and no guidance; ArtefactError when the guide does not fit the model.
+    model of autoguidance. Raises UsageError when the settings ask for classes that the model has not, for guidance
+    that it was not trained for, or for a guide and no guidance; ArtefactError when the guide does not fit the model.
     """
 
     def __init__(
@@ -59,6 +59,11 @@ class SampleStream:
             raise UsageError(
                 f"--guidance: {denoiser.path} was trained without classes",
                 next="Leave --guidance out, or give a weaker model with --guide.",
+            )
+        if num_classes and guide is None and settings.guidance != 1.0 and denoiser.diffusion.class_dropout == 0:
+            raise UsageError(
+                f"--guidance: {denoiser.path} was trained with class_dropout 0, and knows no image without a class",
+                next="Train with --set diffusion.class_dropout=0.1, or give a weaker model with --guide.",
             )
         if class_ is not None and not 0 <= class_ < num_classes:
             raise UsageError(f"--class {class_}: {denoiser.path} knows classes 0 to {num_classes - 1}")

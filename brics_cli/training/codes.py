@@ -20,7 +20,7 @@ from torch import Tensor
 from brics_cli.core.diffusion import Draws, draws_for
 from brics_cli.core.randomness import Stream, keyed_coins
 from brics_cli.distributed import World
-from brics_cli.errors import MachineError
+from brics_cli.errors import MachineError, is_out_of_memory
 from brics_cli.reporting import Reporter
 from brics_cli.store import QUANTISATIONS, KeyCodeStore
 from brics_cli.training.order import SampleOrder
@@ -138,7 +138,9 @@ class TrainingCodes:
         dtype = _as_tensor(self.store.raw(slice(0, 1))).dtype
         try:
             resident = torch.empty((num * len(flips), *self.store.code_shape), dtype=dtype, device=self.device)
-        except RuntimeError:  # out of memory, which has a class of its own on CUDA alone
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise MachineError(
                 f"training.store_on_device always: the {num_bytes / 2**30:,.1f} GiB of {self.store.path} do not fit "
                 f"on {self.device}",

@@ -48,6 +48,10 @@ def test_seed_range(given, wanted):
         ({"seeds": "7-3"}, "empty"),
         ({"seeds": "0-9", "num": 5}, "disagree"),
         ({"seeds": "0-9", "seed": 5}, "both"),
+        ({"seeds": f"0-{10**23}"}, "not from 0 to 2"),
+        ({"seeds": f"0-{10**23}", "num": 5}, "disagree"),
+        ({"seed": 2**128}, "not from 0 to 2"),  # a generator would take it for 0
+        ({"num": 10**12}, "too many for one run"),
     ],
 )
 def test_seeds_that_cannot_be_meant(given, said):

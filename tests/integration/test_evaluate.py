@@ -284,8 +284,10 @@ def test_fd_random_needs_no_weights_and_takes_any_two_sources(
     def distance(real: Path, fake: Path) -> float:
         arguments = ("--real", real, "--fake", fake, "--workspace", workspace, "--json")
         assert brics("eval", "--metric", "fd-random", *arguments) == 0
-        (result,) = json.loads(capsys.readouterr().out)["results"]
+        report = json.loads(capsys.readouterr().out)
+        (result,) = report["results"]
         assert result["definition"].startswith("brics only, at equal N")
+        assert not result["comparable"] and not report["provenance"]["comparable"], "with nothing published"
         assert result["num_real"] == NUM_IMAGES
         return float(result["value"])
 

@@ -167,7 +167,7 @@ BAD = [
     (["--guidance", "2"], 2, "--guidance: runs/diffusion/d was trained without classes."),
     (["--interpolate", "3", "7", "--sampler", "ddpm"], 2, "--interpolate with --sampler ddpm: it draws new noise"),
     (["--interpolate", "3", "3"], 2, "--interpolate 3 3: both ends are the same seed."),
-    (["--interpolate", "-1", "3"], 2, "--interpolate -1 3: a seed is 0 or more"),
+    (["--interpolate", "-1", "3"], 2, "--interpolate -1 3: seed -1 is not from 0"),
     (["--interpolate", "1", "3", "--n", "5"], 2, "--interpolate takes no --n."),
     (["--interpolate", "1", "3", "--out", "x.png"], 2, "--out x.png: an interpolation is a folder of PNG files."),
     (["--interpolate", "1", "3", "--frames", "1"], 2, "--frames"),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brics_cli.errors import MachineError
+from brics_cli.errors import MachineError, as_brics_error
 from brics_cli.streams.batch_sizes import BatchSizes, OutOfMemory, attempt, halved
 
 CPU = torch.device("cpu")
@@ -57,6 +57,7 @@ def test_the_record_of_another_run_is_not_taken(tmp_path: Path) -> None:
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         MemoryError("Unable to allocate 8.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
     ],
 )
@@ -66,13 +67,15 @@ def test_what_counts_as_out_of_memory(error: Exception) -> None:
 
     said = attempt(fail, device=CPU)
     assert isinstance(said, OutOfMemory) and said.reason == (str(error) or "out of memory").splitlines()[0]
+    assert isinstance(as_brics_error(error), MachineError), "where nothing can be halved it is no bug either"
 
 
 def test_torchs_own_allocator_counts_and_other_errors_do_not() -> None:
     said = attempt(lambda: torch.empty(2**60), device=CPU)  # nobody has as much
     assert isinstance(said, OutOfMemory) and "\n" not in said.reason
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as other:
         attempt(lambda: torch.ones(2, 3) @ torch.ones(2, 3), device=CPU)
+    assert as_brics_error(other.value) is None
 
 
 def test_batches_are_halved_down_to_one_image() -> None:

@@ -1,0 +1,33 @@
+"""Guidance that a model was not trained for is refused before anything is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from brics_cli.config import DiffusionConfig, DiTConfig
+from brics_cli.core.denoisers import Denoiser, build_denoiser
+from brics_cli.core.samplers import SamplerSettings
+from brics_cli.errors import UsageError
+from brics_cli.streams.samples import SampleStream
+
+GUIDED = SamplerSettings(guidance=2.0)
+
+
+def of_classes(class_dropout: float, *, dim: int = 16) -> Denoiser:
+    denoiser = build_denoiser(
+        DiTConfig(dim=dim, depth=1, num_heads=2), DiffusionConfig(class_dropout=class_dropout),
+        code_shape=(2, 4, 4), num_classes=3, store_mean=[0.5] * 2, store_std=[0.2] * 2,
+    )  # fmt: skip
+    denoiser.path = Path("run")
+    return denoiser
+
+
+def test_guidance_by_classes_needs_a_model_that_learnt_to_do_without() -> None:
+    SampleStream(of_classes(0.1), GUIDED, batch_size=2)
+    never_dropped = of_classes(0.0)
+    with pytest.raises(UsageError, match="class_dropout 0, and knows no image without a class"):
+        SampleStream(never_dropped, GUIDED, batch_size=2)
+    SampleStream(never_dropped, SamplerSettings(), batch_size=2)
+    SampleStream(never_dropped, GUIDED, batch_size=2, guide=of_classes(0.0, dim=8))  # the guide knows the classes

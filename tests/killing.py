@@ -16,6 +16,7 @@ class Command:
     """`brics ...` in a forked process: it can be killed like any other, and need not import everything again."""
 
     def __init__(self, arguments: list[str], stderr: Path) -> None:
+        stderr.touch()  # it is there however early the process is killed
         self.pid = os.fork()
         if self.pid == 0:
             log = os.open(stderr, os.O_WRONLY | os.O_CREAT)

@@ -18,6 +18,7 @@ from brics_cli.core.samplers import SamplerSettings
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.streams.images import Image, ImageStream
 from brics_cli.streams.sample_plan import SamplePlan, plan_sampling
+from brics_cli.streams.sample_tasks import key_of
 from brics_cli.workspace import Workspace
 
 
@@ -39,7 +40,7 @@ class DrawnStream(ImageStream):
         super().__init__(batch_size=batch_size)
         self.plan = plan
         self.path = path
-        self.keys = [f"{seed:08d}" for seed in plan.seeds]
+        self.keys = [key_of(seed) for seed in plan.seeds]
         denoiser = plan.stream.denoiser
         identity = {"settings": plan.settings, "model": denoiser.weights_sha256}
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -69,10 +70,11 @@ class DrawnStream(ImageStream):
         """The images of the batch that `seed` is computed in, by seed."""
         stream = self.plan.stream
         first = seed - seed % stream.batch_size
-        (batch,) = stream.batches(range(first, min(first + stream.batch_size, len(self))))
+        seeds = range(first, first + stream.batch_size)
+        codes, _ = stream.compute(seeds)
         with torch.inference_mode():
-            images = to_uint8(self.plan.autoencoder.decode(batch.codes))[batch.rows]  # (b, H, W, 3)
-        return dict(zip(batch.seeds, images, strict=True))
+            images = to_uint8(self.plan.autoencoder.decode(codes))  # (B, H, W, 3)
+        return dict(zip(seeds, images, strict=True))
 
 
 def draw_images(

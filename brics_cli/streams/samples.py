@@ -7,8 +7,7 @@ wherever it was resumed: equal to the last bit on one kind of device. (Another b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,19 +17,6 @@ from brics_cli.core.diffusion import ImageNoise
 from brics_cli.core.guidance import check_guide
 from brics_cli.core.samplers import Noise, SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError, UsageError
-
-
-@dataclass(frozen=True)
-class SampledBatch:
-    """`codes` (B, C, h, w) in [0, 1] on the model's device, B the full batch; `rows` of it were asked for.
-
-    `seeds` and `labels` (None: no classes) are those of `rows`, in order.
-    """
-
-    codes: Tensor
-    rows: slice
-    seeds: tuple[int, ...]
-    labels: tuple[int, ...] | None
 
 
 class SampleStream:
@@ -78,18 +64,6 @@ class SampleStream:
     def device(self) -> torch.device:
         """Where codes are computed."""
         return self.denoiser.mean.device
-
-    def batches(self, seeds: range, *, on_step: Callable[[], None] | None = None) -> Iterator[SampledBatch]:
-        """The batches of `seeds`, a range with step 1, in order. `on_step` is called after every evaluation."""
-        if not seeds:
-            return
-        size = self.batch_size
-        for number in range(seeds.start // size, (seeds.stop - 1) // size + 1):
-            first = number * size
-            rows = slice(max(seeds.start - first, 0), min(seeds.stop - first, size))
-            codes, labels = self.compute(range(first, first + size), on_step=on_step)
-            wanted = range(first + rows.start, first + rows.stop)
-            yield SampledBatch(codes, rows, tuple(wanted), None if labels is None else tuple(labels[rows]))
 
     def compute(
         self, seeds: Sequence[int], *, on_step: Callable[[], None] | None = None

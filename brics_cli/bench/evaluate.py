@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, frechet_step, gathering_memory
-from brics_cli.bench.evaluation_parity import Parity, clean_fid_distance, parity
+from brics_cli.bench.evaluation_parity import Parity, clean_fid_distance, clean_fid_features, clean_fid_network, parity
 from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
@@ -138,20 +138,9 @@ def _clean_fid(
     folder: Path, networks: Networks, reference: FeatureMoments, device: torch.device, reporter: Reporter
 ) -> tuple[float, float]:
     """Seconds to features and to the figure, of clean-fid with our file of weights and a worker per core."""
-    from cleanfid import fid as cleanfid
-    from cleanfid.inception_torchscript import InceptionV3W
-
-    model = InceptionV3W(str(networks.inception_file.parent), download=False).to(device).eval()
+    network = clean_fid_network(networks, device=device)
     start = time.perf_counter()
-    features = cleanfid.get_folder_features(
-        str(folder),
-        model,
-        num_workers=default_num_workers(),
-        batch_size=BATCH_SIZE,
-        device=device,
-        mode="clean",
-        verbose=False,
-    )
+    features = clean_fid_features(folder, network, device=device, num_workers=default_num_workers())
     to_features = time.perf_counter() - start
     value = clean_fid_distance(features, (reference.mean, reference.covariance))
     total = time.perf_counter() - start

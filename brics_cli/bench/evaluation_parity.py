@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 from torch import nn
 
 from brics_cli.bench.evaluation_networks import Networks
+from brics_cli.bench.evaluation_numerics import BATCH_SIZE
 from brics_cli.metrics.frechet import frechet_distance
 from brics_cli.metrics.inception_score import inception_score
 from brics_cli.metrics.kernel import kernel_distance
@@ -34,7 +35,6 @@ from brics_cli.networks.clip import ClipFeatures
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.perceptual import load_lpips
 
-BATCH_SIZE = 32
 Features = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
@@ -60,7 +60,8 @@ def parity(directory: Path, real: Path, fake: Path, *, networks: Networks, devic
     inception, clip = (
         [_features(network, images[side]) for side in (real, fake)] for network in (networks.inception, networks.clip)
     )
-    by_clean_fid = _clean_fid_features(real, fake, networks, device)
+    network = clean_fid_network(networks, device=device)
+    by_clean_fid = [clean_fid_features(side, network, device=device, num_workers=0) for side in (real, fake)]
     by_open_clip = [_open_clip_features(images[side], networks) for side in (real, fake)]
     rows = [
         Parity("fid, files to figure", _fid(*inception), _clean_fid(*by_clean_fid), "clean-fid"),
@@ -106,17 +107,22 @@ def _clean_fid(real: Features, fake: Features) -> float:
     return clean_fid_distance(fake, (np.mean(real, axis=0), np.cov(real, rowvar=False)))
 
 
-def _clean_fid_features(real: Path, fake: Path, networks: Networks, device: torch.device) -> list[Features]:
-    from cleanfid import fid as cleanfid
+def clean_fid_network(networks: Networks, *, device: torch.device) -> nn.Module:
+    """clean-fid's wrapper of the file that brics reads too."""
     from cleanfid.inception_torchscript import InceptionV3W
 
-    model = InceptionV3W(str(networks.inception_file.parent), download=False).to(device).eval()
-    return [
-        cleanfid.get_folder_features(
-            str(folder), model, num_workers=0, batch_size=BATCH_SIZE, device=device, mode="clean", verbose=False
-        )
-        for folder in (real, fake)
-    ]
+    network: nn.Module = InceptionV3W(str(networks.inception_file.parent), download=False).to(device).eval()
+    return network
+
+
+def clean_fid_features(folder: Path, network: nn.Module, *, device: torch.device, num_workers: int) -> Features:
+    """The features (N, D) of the images of a folder, as clean-fid reads, resizes and feeds them."""
+    from cleanfid import fid as cleanfid
+
+    features: Features = cleanfid.get_folder_features(
+        str(folder), network, num_workers=num_workers, batch_size=BATCH_SIZE, device=device, mode="clean", verbose=False
+    )
+    return features
 
 
 @torch.inference_mode()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Before torch is imported: one thread, so that sums are taken in one order here and in the processes tests start.
+# Before torch is imported: one thread, so that sums are taken in one order here and in the processes tests start, and
+# a forked process has no OpenMP threads of its parent's to enter.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np

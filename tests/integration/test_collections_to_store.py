@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -30,15 +29,6 @@ from brics_cli.workspace import Parent, read_provenance
 
 NUM_IMAGES = 240
 SHARD_SIZE = 40
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A forked process must not enter its parent's OpenMP threads; and one thread sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

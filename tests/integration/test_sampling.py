@@ -10,7 +10,6 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -159,16 +158,6 @@ def test_the_autoencoder_is_checked_by_its_sha256(tmp_path, capsys):
     sample(workspace, "--ae", str(tmp_path / "elsewhere"), "--n", "2", "--out", str(tmp_path / "s"))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A forked process must not enter its parent's OpenMP threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_a_killed_zip_goes_on_where_it_stopped(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "PIECE_SIZE", 50)
     arguments = ["sample", "--workspace", str(workspace), "--n", "200", "--steps", "4", "--batch-size", "25",
@@ -191,7 +180,6 @@ def test_a_killed_zip_goes_on_where_it_stopped(workspace, tmp_path, monkeypatch)
         assert tree(out.parent)[name] == tree(whole.parent)[name]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_killed_zip_without_a_name_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "PIECE_SIZE", 25)
     root = make_workspace(tmp_path / "w")

@@ -35,15 +35,6 @@ from brics_cli.workspace import Workspace, read_provenance
 SAMPLE = ("sample", "--steps", "3", "--batch-size", "8", "--n", "60", "--shard-size", "20")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread sums in one order, here and in the processes tests start."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, and the shards `whole`, the folder `pngs` and the store `codes.h5` of quiet runs."""

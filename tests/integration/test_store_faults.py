@@ -41,15 +41,6 @@ NUM_SHARDS, SHARD_SIZE = 6, 20
 ENCODE = ("encode-dataset", "shards", "--flips", "--ae", "ae")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A forked process must not enter its parent's OpenMP threads; and one thread sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write_shards(folder: Path, *, num_shards: int, first: int = 0) -> None:
     """Shards of crops of a photograph, with classes; image 7 of each is a text."""
     folder.mkdir(parents=True)

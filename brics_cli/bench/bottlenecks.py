@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from brics_cli.bench.bottleneck_results import Job, Trained, append_result, read_results
@@ -23,7 +24,8 @@ from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.flops import count
 from brics_cli.core.losses import perceptual_distance, reconstruction_loss
-from brics_cli.data import open_collection
+from brics_cli.data import apply_transform, open_collection
+from brics_cli.data.photographs import photograph_crops, photograph_squares
 from brics_cli.errors import UsageError
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.reporting import Reporter
@@ -59,6 +61,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 COST_TOLERANCE = 0.01
 HOLD_OUT = 0.1
+SQUARES_PER_BLOCK = 64
+"""Training images of each block of the photographs."""
 
 
 def jobs_of(
@@ -125,12 +129,20 @@ class HeldOut:
 
 
 def load_split(
-    data: str, val: str | None, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
+    data: str | None, val: str | None, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
 ) -> HeldOut:
     """Decode `data`; without `val`, hold a tenth of it out: whole clusters of look-alikes.
 
-    Raises UsageError when a collection cannot be opened, or is larger than the recipe's `data.cache_gib`.
+    `data` None is `brics_cli.data.photographs`: squares of its training blocks, and crops of its held-out ones. Raises
+    UsageError when a collection cannot be opened, or is larger than the recipe's `data.cache_gib`.
     """
+    if data is None:
+        if val is not None:
+            raise UsageError("--val is for --data: the photographs have held-out images of their own")
+        size = recipe.model.image_size
+        train = np.stack(list(photograph_squares(size, num_per_block=SQUARES_PER_BLOCK)))  # (N, S, S, 3)
+        crops = (Image.fromarray(crop.pixels) for crop in photograph_crops() if crop.held_out)
+        return HeldOut("photographs", train, np.stack([apply_transform(crop, "crop-bicubic", size) for crop in crops]))
     train, keys = _decode(data, recipe=recipe, num_workers=num_workers, reporter=reporter)
     if val is not None:
         held_out = _decode(val, recipe=recipe, num_workers=num_workers, reporter=reporter)[0]
@@ -185,7 +197,7 @@ def train(
 def bench_bottlenecks(
     jobs: Sequence[Job],
     *,
-    data: str,
+    data: str | None,
     val: str | None,
     recipe: str,
     overrides: Sequence[str],
@@ -214,7 +226,7 @@ def bench_bottlenecks(
     lpips = _lpips_if_there(device)
     rows = []
     for job, wanted in recipes.items():
-        row = next((row for row in done if row.is_of(job, wanted, data=data)), None)
+        row = next((row for row in done if row.is_of(job, wanted, data=split.name)), None)
         if row is None:
             title = f"{job.variant}, seed {job.seed}"
             model, img_per_s = train(wanted, split.train, device=device, reporter=reporter, title=title)

@@ -2,11 +2,13 @@
 
 All of it runs (read, decode, crop, queue, quantise, write parts) with the network replaced by one that returns the
 same codes for any image, against decoding and cropping alone, on as many threads, in the same process, in turn; and,
-for a recipe, with that recipe's network on the device at hand.
+for a recipe, with that recipe's network on the device at hand. Where the collection is large enough that processes
+decode it, decoding alone is measured in as many processes too, each with its files in memory.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import statistics
@@ -17,7 +19,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +32,7 @@ from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe, load_recipe
 from brics_cli.core.build import build_autoencoder
 from brics_cli.data import Collection, open_collection
-from brics_cli.data.loader import default_num_workers
+from brics_cli.data.loader import default_num_workers, in_processes
 from brics_cli.data.pixels import load_pixels
 from brics_cli.reporting import TimeSplit
 from brics_cli.store import StoreHeader, StoreShard, StoreWriter
@@ -60,6 +64,7 @@ class Encoding:
 class EncodeBench:
     """Medians of the repeats. `ratio` is of pairs taken in turn: a machine's load changes while it is measured.
 
+    `alone_*` are of threads; `processes_img_per_s` is of processes, None where the collection is too small for them.
     `encodings` are the last repeat's: without a network, and with that of the recipe, if any.
     """
 
@@ -69,6 +74,7 @@ class EncodeBench:
     num_workers: int
     alone_img_per_s: float
     alone_cpu_us_per_img: float
+    processes_img_per_s: float | None
     pipeline_img_per_s: float
     ratio: float
     encodings: list[Encoding]
@@ -81,20 +87,22 @@ def bench_encode(
     height: int,
     file_format: str,
     size: int,
-    code_shape: tuple[int, int, int],
     repeats: int,
     recipe: str | None = None,
     device: torch.device,
     num_workers: int | None = None,
     batch_size: int = 64,
 ) -> EncodeBench:
-    """Encode `num_images` photographs of `width` x `height` px at `size` px into codes (C, h, w), `repeats` times.
+    """Encode `num_images` photographs of `width` x `height` px at `size` px, `repeats` times.
 
-    With a `recipe` size and codes are the recipe's. At most SHARD_SIZE images are different ones: further shards are
-    links to the same file, so that a long run needs no disk, and the files stay in the page cache.
+    Codes are of 16 channels with a position per 8 x 8 px, and no more than 16 x 16 positions, as those of brics-64,
+    brics-128 and brics-256 are. With a `recipe` size and codes are the recipe's. At most SHARD_SIZE images are
+    different ones: further shards are links to the same file, so that a long run needs no disk, and the files stay in
+    the page cache.
     """
     workers = num_workers or default_num_workers()
     networks: dict[str, Network] = {}
+    code_shape = (16, min(16, size // 8), min(16, size // 8))
     if recipe is not None:
         loaded = load_recipe(recipe, kind="autoencoder")
         assert isinstance(loaded, AutoencoderRecipe)
@@ -108,11 +116,12 @@ def bench_encode(
         code_shape=code_shape, image_size=size, transform="crop-bicubic/bench", quantisation="uint8", source="bench",
         source_sha256="0" * 64, num_images=num_images, autoencoder={"sha256": "0" * 64, "config": {}},
     )  # fmt: skip
-    ratios, alone, alone_cpu_us, pipeline = [], [], [], []
+    ratios, alone, alone_cpu_us, by_processes, pipeline = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
         write_shards(Path(folder, "shards"), num_images=num_images, width=width, height=height, file_format=file_format)
         collection = open_collection(Path(folder, "shards"))
         files = _read(collection.first(SAMPLE))
+        processes = in_processes(num_images, transform="crop-bicubic", size=size, num_workers=workers)
         _decode_alone(files, size=size, workers=workers)  # warms up
         before, _ = _decode_alone(files, size=size, workers=workers)
         for _ in range(repeats):
@@ -124,6 +133,8 @@ def bench_encode(
                     after, cpu_us = _decode_alone(files, size=size, workers=workers)
                     ratios.append(encodings[0].img_per_s / statistics.mean([before, after]))
                     before = after
+            if processes:
+                by_processes.append(_decode_in_processes(files, size=size, num_processes=workers))
             alone.append(after)
             alone_cpu_us.append(cpu_us)
             pipeline.append(encodings[0].img_per_s)
@@ -134,6 +145,7 @@ def bench_encode(
         num_workers=workers,
         alone_img_per_s=statistics.median(alone),
         alone_cpu_us_per_img=statistics.median(alone_cpu_us),
+        processes_img_per_s=statistics.median(by_processes) if by_processes else None,
         pipeline_img_per_s=statistics.median(pipeline),
         ratio=statistics.median(ratios),
         encodings=encodings,
@@ -183,6 +195,41 @@ def _decode_alone(files: list[bytes], *, size: int, workers: int) -> tuple[float
     return len(files) / seconds, 1e6 * cpu_s / len(files)
 
 
+class _Held(NamedTuple):
+    """What a process that decodes alone has in memory."""
+
+    files: list[bytes]
+    size: int
+    together: Barrier
+
+
+_held: _Held
+
+
+def _decode_in_processes(files: list[bytes], *, size: int, num_processes: int) -> float:
+    """Images per second of processes that have the files in memory already."""
+    context = multiprocessing.get_context("spawn")
+    shares = [(worker, num_processes) for worker in range(num_processes)]
+    with context.Pool(num_processes, _hold, (files, size, context.Barrier(num_processes))) as pool:
+        pool.map(_decode_share, shares, chunksize=1)  # starts and warms up
+        start = time.perf_counter()
+        pool.map(_decode_share, shares, chunksize=1)
+        return len(files) / (time.perf_counter() - start)
+
+
+def _hold(files: list[bytes], size: int, together: Barrier) -> None:
+    global _held
+    _held = _Held(files, size, together)
+
+
+def _decode_share(share: tuple[int, int]) -> None:
+    """Decode every n-th file, one share per process: each waits for the others before it begins."""
+    _held.together.wait()
+    first, step = share
+    for data in _held.files[first::step]:
+        load_pixels(data, transform="crop-bicubic", size=_held.size)
+
+
 def _encode(
     collection: Collection, encoder: CodeEncoder, out: Path, name: str, num_workers: int, batch_size: int
 ) -> Encoding:
@@ -194,17 +241,22 @@ def _encode(
     num_read, early = 0, 0.0
     with StoreWriter(out, header, shards) as writer:
         work = ShardWork(collection, header, shards, writer.parts_directory, "crop-bicubic", batch_size, num_workers)
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), _cpu_s()
         for progress in work.encode(writer.pending, encoder):
             split.add(progress.seconds)
             num_read += progress.num_read
             if not early and 10 * num_read >= header.num_images:
                 early = peak_mib()
-        seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+        seconds, cpu_s = time.perf_counter() - start, _cpu_s() - cpu_start
         writer.merge(parents=(Parent("autoencoder", "bench", "0" * 64),))
         merge_s = time.perf_counter() - start - seconds
     out.unlink()
     return Encoding(name, num_read / seconds, 1e6 * cpu_s / num_read, merge_s, str(split), early, peak_mib())
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process, and of those it started that have ended."""
+    return sum(os.times()[:4])
 
 
 def peak_mib() -> float:

@@ -20,7 +20,14 @@ DEFAULT_VARIANTS = ["grid", "none", "kl", "fsq", "vq", "rq"]
 
 
 def bottlenecks(
-    data: Annotated[str, typer.Option("--data", metavar="DATA", help="A collection of images: folder, shards, ...")],
+    data: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it at run time
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="A collection of images: folder, shards, ... Default: squares of the photographs inside scikit-image.",
+        ),
+    ] = None,
     val: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--val", help="Held-out images. Default: a tenth of DATA, whole clusters of look-alikes."),
@@ -92,7 +99,7 @@ def bottlenecks(
     )
     summaries = summarise(rows)
     num_steps = rows[0].recipe["training"]["steps"]
-    title = f"{recipe}, {num_steps:,} steps, {rows[0].num_val:,} held-out images of {data}, on {rows[0].device}"
+    title = f"{recipe}, {num_steps:,} steps, {rows[0].num_val:,} held-out images of {rows[0].data}, on {rows[0].device}"
     if plot is not None:
         write_plot(summaries, plot, title=title)
         session.reporter.message(f"plot: {plot}")

@@ -49,7 +49,6 @@ def encode(
         height=width * 3 // 4,
         file_format=image_format.value,
         size=size,
-        code_shape=CODE_SHAPE,
         repeats=repeats,
         recipe=recipe or ("brics-256" if target.type == "cuda" else None),
         device=target,
@@ -58,21 +57,18 @@ def encode(
     )
     title = (
         f"{num_images:,} {image_format.value} images of {width} x {width * 3 // 4} px at {measured.size} px, "
-        f"{measured.num_workers} decoding threads, on {measured.device}"
+        f"{measured.num_workers} decoding {'threads' if measured.processes_img_per_s is None else 'processes'}, "
+        f"on {measured.device}"
     )
     table = plain_table(
         "", "img/s", "of decode + crop", "CPU µs/img", "time", "merge s", "peak MiB", "at 10%", title=title
     )
-    table.add_row(
-        "decode + crop alone",
-        f"{measured.alone_img_per_s:,.0f}",
-        "1.00",
-        f"{measured.alone_cpu_us_per_img:,.0f}",
-        "",
-        "",
-        "",
-        "",
-    )
+    alone = f"{measured.alone_img_per_s:,.0f}", "1.00", f"{measured.alone_cpu_us_per_img:,.0f}"
+    table.add_row("decode + crop alone, threads", *alone, "", "", "", "")
+    if measured.processes_img_per_s is not None:
+        share = measured.processes_img_per_s / measured.alone_img_per_s
+        rate = f"{measured.processes_img_per_s:,.0f}"
+        table.add_row("decode + crop alone, processes", rate, f"{share:.2f}", "", "", "", "", "")
     for each in measured.encodings:
         is_none = each.network == "none"
         table.add_row(

@@ -1,31 +1,36 @@
 """Batches of square uint8 images from a collection: a pool of threads decodes ahead, order is kept.
 
-Threads suffice since Pillow decodes and resizes without the interpreter lock. They take a few images at a time, so
-that small images are not outweighed by the queue, and write pixels straight into their batch. An image that fails is
-counted and named in its batch, never raised from the middle. B images per batch, S pixels per side.
+Threads read, and decode too unless the collection is large enough to be worth starting processes (`decoders`). They
+take a few images at a time, so that small images are not outweighed by the queue, and pixels are written straight
+into their batch. An image that fails is counted and named in its batch, never raised from the middle. B images per
+batch, S pixels per side.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from brics_cli.data.collection import Collection, RawImage
-from brics_cli.data.fast_pixels import device_of_threads
-from brics_cli.data.pixels import ImageError, load_pixels
+from brics_cli.data.decoders import Decode, decoding
+from brics_cli.data.fast_pixels import CUDA, FAST, device_of_threads
+from brics_cli.data.pixels import ImageError
 
 MAX_CHUNK = 16
 """Images that a thread takes at a time, at most."""
 READ_TOGETHER = 2**20
 """Bytes of files that a thread reads before it decodes them, or one file if that is larger."""
+WORTH_PROCESSES = 10_000
+"""Images from which on processes may decode: starting one takes as long as decoding a thousand of them."""
+SMALL_SIDE = 128
+MANY_WORKERS = 8
+"""Where threads wait for the interpreter: at images this small, or with so many threads."""
 
 
 class Failure(NamedTuple):
@@ -96,28 +101,19 @@ class _Pending:
         )
 
 
-class _Buffers:
-    """Memory for batches, used again once nobody holds a batch that was in it.
-
-    Fresh memory costs a page fault and a page of zeros for every 4 KiB: a fifth of the time of decoding small JPEGs.
-    """
-
-    def __init__(self, shape: tuple[int, ...], *, num: int) -> None:
-        self._shape = shape
-        self._buffers: deque[np.ndarray] = deque(maxlen=num)
-
-    def take(self, num_images: int) -> np.ndarray:
-        """A place for so many images, of undefined content."""
-        for buffer in self._buffers:
-            if sys.getrefcount(buffer) == 3:  # the deque, this loop, the argument: every view of it would count too
-                return buffer[:num_images]
-        self._buffers.append(np.empty(self._shape, np.uint8))
-        return self._buffers[-1][:num_images]
-
-
 def default_num_workers() -> int:
     """Decoding threads when nobody asks for a number."""
     return min(os.cpu_count() or 1, 16)
+
+
+def in_processes(num_images: int, *, transform: str, size: int, num_workers: int) -> bool:
+    """Whether processes, not threads, decode so many images for (size, size).
+
+    Never for a transform that decodes with torchvision, which does without the interpreter, nor where `SharedBuffers`
+    are not to be had.
+    """
+    worth = num_images >= WORTH_PROCESSES and (size <= SMALL_SIDE or num_workers >= MANY_WORKERS)
+    return worth and transform not in (FAST, CUDA) and hasattr(os, "memfd_create")
 
 
 def load_shard(
@@ -157,27 +153,37 @@ def load_shards(
     chunk = min(MAX_CHUNK, max(1, batch_size // (2 * workers)))
     spans = _spans(collection, shard_indices, batch_size=batch_size, skip=skip)
     pending: deque[_Pending] = deque()
-    buffers = _Buffers((batch_size, size, size, 3), num=ahead + 4)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
+    num_images = _num_images(collection, shard_indices) - skip
+    worth = in_processes(num_images, transform=transform, size=size, num_workers=workers)
+    shape, num = (batch_size, size, size, 3), ahead + 4
+    with decoding(shape, num=num, transform=transform, num_processes=workers if worth else 0) as (buffers, decode):
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
 
-    def submit(shard_index: int, indices: range, end_of_shard: bool) -> _Pending:
-        images = buffers.take(len(indices))
-        chunks = [
-            pool.submit(_load, collection, shard_index, indices[start : start + chunk], transform,
-                        images[start : start + chunk])
-            for start in range(0, len(indices), chunk)
-        ]  # fmt: skip
-        return _Pending(shard_index, indices, images, end_of_shard, chunks)
+        def submit(shard_index: int, indices: range, end_of_shard: bool) -> _Pending:
+            images = buffers.take(len(indices))
+            chunks = [
+                pool.submit(_load, collection, shard_index, indices[start : start + chunk], decode,
+                            images[start : start + chunk])
+                for start in range(0, len(indices), chunk)
+            ]  # fmt: skip
+            return _Pending(shard_index, indices, images, end_of_shard, chunks)
 
-    try:
-        while True:
-            while len(pending) <= ahead and (span := next(spans, None)) is not None:
-                pending.append(submit(*span))
-            if not pending:
-                return
-            yield pending.popleft().batch()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            while True:
+                while len(pending) <= ahead and (span := next(spans, None)) is not None:
+                    pending.append(submit(*span))
+                if not pending:
+                    return
+                yield pending.popleft().batch()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _num_images(collection: Collection, shard_indices: Iterable[int] | None) -> int:
+    """How many there are in these shards; at most, where they are not known beforehand."""
+    if isinstance(shard_indices, Sequence):
+        return sum(collection.shards[index].num_images for index in shard_indices)
+    return len(collection)
 
 
 def _spans(
@@ -195,19 +201,20 @@ def _spans(
 
 
 def _load(
-    collection: Collection, shard_index: int, indices: range, transform: str, pixels: np.ndarray
+    collection: Collection, shard_index: int, indices: range, decode: Decode, pixels: np.ndarray
 ) -> list[_Image | Failure]:
     """Read and decode images into `pixels` (their number, S, S, 3)."""
     loaded: list[_Image | Failure] = []
-    for place, image in enumerate(chain.from_iterable(_read_groups(collection, shard_index, indices))):
-        if isinstance(image, Failure):
-            loaded.append(image)
-            continue
-        try:
-            pixels[place] = load_pixels(image.data, transform=transform, size=pixels.shape[1])
-            loaded.append(_Image(image.key, image.label, image.meta))
-        except ImageError as error:
-            loaded.append(Failure(collection.key(shard_index, image.index), str(error)))
+    for group in _read_groups(collection, shard_index, indices):
+        files = [b"" if isinstance(image, Failure) else image.data for image in group]
+        reasons = decode(files, pixels[len(loaded) : len(loaded) + len(group)])
+        for image, reason in zip(group, reasons, strict=True):
+            if isinstance(image, Failure):
+                loaded.append(image)
+            elif reason is not None:
+                loaded.append(Failure(collection.key(shard_index, image.index), reason))
+            else:
+                loaded.append(_Image(image.key, image.label, image.meta))
     return loaded
 
 

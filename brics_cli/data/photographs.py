@@ -1,8 +1,7 @@
 """Crops of the photographs inside scikit-image: real images that are on every machine.
 
 Each photograph, its short side reduced to at most 512 px, is cut into blocks of 128 px. Every eighth block is held
-out; no pixel of it is in a training crop. A block gives four 64 px crops side by side and one of the whole block at
-half size; training blocks also give the five crops in between.
+out; no pixel of it is in a training crop.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from PIL import Image
 CROP = 64
 BLOCK = 128
 LONGEST_SHORT_SIDE = 512
+SMALLEST_SQUARE = 48
 HOLD_OUT_EVERY = 8
 HELD_OUT_AT = 3
 
@@ -42,22 +42,41 @@ class Crop(NamedTuple):
 
 
 def photograph_crops() -> Iterator[Crop]:
-    """All crops, photograph by photograph, in a fixed order."""
+    """All crops, photograph by photograph, in a fixed order.
+
+    A block gives four crops side by side and one of the whole block at half size; training blocks also give the five
+    crops in between.
+    """
+    for stem, block, held_out in _blocks():
+        stride = CROP if held_out else CROP // 2
+        for y in range(0, BLOCK - CROP + 1, stride):
+            for x in range(0, BLOCK - CROP + 1, stride):
+                pixels = np.asarray(block.crop((x, y, x + CROP, y + CROP)))
+                yield Crop(f"{stem}-crop-y{y:02d}-x{x:02d}", pixels, held_out)
+        whole = block.resize((CROP, CROP), Image.Resampling.BICUBIC)
+        yield Crop(f"{stem}-half-size", np.asarray(whole), held_out)
+
+
+def photograph_squares(size: int, *, num_per_block: int) -> Iterator[np.ndarray]:
+    """(size, size, 3) uint8: squares of 48 to 128 px of the training blocks, drawn by a fixed seed, resized."""
+    generator = np.random.default_rng(0)
+    for _, block, held_out in _blocks():
+        for _ in range(0 if held_out else num_per_block):
+            side = int(generator.integers(SMALLEST_SQUARE, BLOCK + 1))
+            x, y = generator.integers(0, BLOCK - side + 1, 2).tolist()
+            square = block.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.BICUBIC)
+            yield np.asarray(square)
+
+
+def _blocks() -> Iterator[tuple[str, Image.Image, bool]]:
+    """(name, pixels, whether it is held out) of every block."""
     for name in PHOTOGRAPHS:
         photograph = _load(name)
         num_rows, num_columns = photograph.height // BLOCK, photograph.width // BLOCK
         for number in range(num_rows * num_columns):
             top, left = BLOCK * (number // num_columns), BLOCK * (number % num_columns)
             block = photograph.crop((left, top, left + BLOCK, top + BLOCK))
-            held_out = number % HOLD_OUT_EVERY == HELD_OUT_AT
-            stride = CROP if held_out else CROP // 2
-            stem = f"{name}-y{top:04d}-x{left:04d}"
-            for y in range(0, BLOCK - CROP + 1, stride):
-                for x in range(0, BLOCK - CROP + 1, stride):
-                    pixels = np.asarray(block.crop((x, y, x + CROP, y + CROP)))
-                    yield Crop(f"{stem}-crop-y{y:02d}-x{x:02d}", pixels, held_out)
-            whole = block.resize((CROP, CROP), Image.Resampling.BICUBIC)
-            yield Crop(f"{stem}-half-size", np.asarray(whole), held_out)
+            yield f"{name}-y{top:04d}-x{left:04d}", block, number % HOLD_OUT_EVERY == HELD_OUT_AT
 
 
 def bicubic_round_trip(image: np.ndarray, *, side: int) -> np.ndarray:

@@ -9,6 +9,7 @@ Shapes: (H, W, 3) uint8 RGB.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -121,6 +122,18 @@ def load_pixels(data: bytes, *, transform: str, size: int) -> np.ndarray:
         if fast is not None:
             return fast
     return apply_transform(decode_image(data), transform, size)
+
+
+def load_all(files: Sequence[bytes], out: np.ndarray, *, transform: str) -> list[str | None]:
+    """N files' pixels into `out` (N, S, S, 3): for each the reason why it cannot be used, or None."""
+    reasons: list[str | None] = []
+    for data, pixels in zip(files, out, strict=True):
+        try:
+            pixels[:] = load_pixels(data, transform=transform, size=out.shape[1])
+            reasons.append(None)
+        except ImageError as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def _centre_square(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ import torch
 from brics_cli.bench.bottleneck_results import Job, Trained, append_result, plot, read_results, summarise
 from brics_cli.bench.bottleneck_scores import Scores, score
 from brics_cli.bench.bottlenecks import VARIANTS, at_cost, jobs_of, recipe_of
+from brics_cli.cli.app import run
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.core.build import build_autoencoder
 from brics_cli.core.flops import count
@@ -74,6 +75,19 @@ def test_rows_are_kept_and_found_again(tmp_path: Path) -> None:
     assert not rows[0].is_of(job, tiny("grid", noise=0.5), data="photos")
     append_result(path, row(Job("none", 0.0, 0), tiny("none")))
     assert len(read_results(path)) == 3
+
+
+def test_without_data_the_photographs_are_compared_on(tmp_path: Path) -> None:
+    arguments = ["bench", "bottlenecks", "--variant", "none", "--steps", "2", "--set", "model.image_size=32"]
+    results = tmp_path / "rows.jsonl"
+    assert run([*arguments, "--results", str(results), "--device", "cpu", "--json"]) == 0
+    (found,) = read_results(results)
+    assert found.data == "photographs" and found.num_train > 5000 and found.num_val == 75
+
+
+def test_val_alone_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "bottlenecks", "--variant", "none", "--val", "elsewhere"]) == 2
+    assert "--val is for --data" in capfd.readouterr().err
 
 
 def test_a_foreign_results_file_is_refused(tmp_path: Path) -> None:

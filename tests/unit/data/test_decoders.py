@@ -1,0 +1,184 @@
+"""Processes that decode: the same batches as threads, whatever becomes of the processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import grey, write_tar
+
+from brics_cli.data import load_shards, loader, open_collection
+from brics_cli.data.buffers import SharedBuffers
+from brics_cli.data.decoders import Decoders, decoding
+from brics_cli.errors import MachineError
+
+SIZE = 4
+SHAPE = (8, SIZE, SIZE, 3)
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux' memfd_create")
+
+FAULTS = """
+import os, signal
+import PIL.Image
+pillow = PIL.Image.open
+def open(file, **options):
+    data = file.getbuffer()
+    if data[:5] == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if data[:6] == b"memory":
+        raise MemoryError
+    return pillow(file, **options)
+PIL.Image.open = open
+"""
+
+
+@contextmanager
+def two_processes() -> Iterator[tuple[SharedBuffers, Decoders]]:
+    with (
+        closing(SharedBuffers(SHAPE, num=2)) as buffers,
+        closing(Decoders(buffers, transform="crop-bicubic", size=SIZE, num=2)) as decoders,
+    ):
+        yield buffers, decoders
+
+
+def decode(decoders: Decoders, files: list[bytes], pixels: np.ndarray) -> list[str | None]:
+    """By a process, once all are ready."""
+    assert all(process.is_ready(wait_s=60) for process in decoders._processes)
+    reasons = decoders.decode(files, pixels)
+    assert reasons is not None
+    return reasons
+
+
+def pids(decoders: Decoders) -> list[int]:
+    return [process._process.pid for process in decoders._processes]
+
+
+@pytest.fixture
+def faults(tmp_path, monkeypatch):
+    """Files that crash the decoder, or leave it without memory, in the processes alone."""
+    (tmp_path / "sitecustomize.py").write_text(FAULTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_batches_are_those_of_threads(tmp_path, monkeypatch):
+    members = [(f"{number:03d}.png", grey(number) if number % 9 else b"no image") for number in range(120)]
+    write_tar(tmp_path / "x.tar", members)
+    collection = open_collection(tmp_path / "x.tar")
+
+    def load():
+        batches = load_shards(collection, transform="crop-bicubic", size=SIZE, batch_size=16, num_workers=2)
+        return [(batch.images.tolist(), batch.keys, batch.failures, batch.failed_indices) for batch in batches]
+
+    threads, decode, taken = load(), Decoders.decode, []
+    monkeypatch.setattr(loader, "WORTH_PROCESSES", 100)
+    monkeypatch.setattr(Decoders, "decode", lambda *arguments: taken.append(1) or decode(*arguments))
+    assert load() == threads
+    assert taken
+    monkeypatch.setattr(loader, "WORTH_PROCESSES", 121)
+    taken.clear()
+    assert load() == threads
+    assert not taken
+
+
+def test_pixels_and_reasons():
+    with two_processes() as (buffers, decoders):
+        pixels = buffers.take(4)
+        reasons = decode(decoders, [grey(7), b"no image", b"", grey(9)], pixels)
+        assert reasons == [None, "not an image of a format that is read", "empty file", None]
+        assert (pixels[0] == 7).all() and (pixels[3] == 9).all()
+
+
+def test_other_memory_is_left_to_the_caller():
+    with two_processes() as (buffers, decoders):
+        held = [buffers.take(8) for _ in range(3)]
+        decode(decoders, [grey(7)], held[1][:1])
+        assert decoders.decode([grey(7)], held[2][:1]) is None
+
+
+def test_a_killed_process_is_replaced():
+    with two_processes() as (buffers, decoders):
+        pixels = buffers.take(2)
+        decode(decoders, [grey(1), grey(2)], pixels)
+        for pid in pids(decoders):
+            os.kill(pid, signal.SIGKILL)
+        for first in (3, 5, 7):
+            assert decoders.decode([grey(first), grey(first + 1)], pixels) == [None, None]
+            assert (pixels[0] == first).all() and (pixels[1] == first + 1).all()
+        assert len(pids(decoders)) == 2
+
+
+@pytest.mark.usefixtures("faults")
+def test_a_file_that_crashes_its_decoder_fails_alone():
+    with two_processes() as (buffers, decoders):
+        pixels = buffers.take(4)
+        reasons = decode(decoders, [grey(1), b"crash", grey(3), b"crash"], pixels)
+        assert reasons == [None, "its decoder was killed by signal 11", None, "its decoder was killed by signal 11"]
+        assert (pixels[0] == 1).all() and (pixels[2] == 3).all()
+        assert decode(decoders, [grey(4)], pixels[:1]) == [None]
+
+
+@pytest.mark.usefixtures("faults")
+def test_out_of_memory_is_no_failure_of_the_image():
+    with two_processes() as (buffers, decoders), pytest.raises(MemoryError):
+        decode(decoders, [grey(1), b"memory"], buffers.take(2))
+
+
+def test_processes_that_cannot_start_leave_the_work_to_threads(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with two_processes() as (buffers, decoders):
+        deadline = time.monotonic() + 60
+        while pids(decoders):
+            assert decoders.decode([grey(7)], buffers.take(1)) is None
+            assert time.monotonic() < deadline
+    monkeypatch.setattr(sys, "executable", "/does/not/exist")
+    with decoding(SHAPE, num=2, transform="crop-bicubic", num_processes=2) as (buffers, decode_into):
+        pixels = buffers.take(1)
+        assert decode_into([grey(7)], pixels) == [None]
+        assert (pixels == 7).all()
+
+
+def test_a_process_that_cannot_be_replaced_is_an_error(monkeypatch):
+    with two_processes() as (buffers, decoders):
+        pixels = buffers.take(1)
+        decode(decoders, [grey(1)], pixels)
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        for pid in pids(decoders):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(MachineError, match="a process that decodes images ended with exit code 1"):
+            decoders.decode([grey(1)], pixels)
+
+
+def test_they_end_with_their_parent_and_do_not_hear_its_ctrl_c():
+    program = """
+from test_decoders import *
+with two_processes() as (buffers, decoders):
+    decode(decoders, [grey(1)], buffers.take(1))
+    print(*pids(decoders), flush=True)
+    time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(children) == 2
+        assert all(os.getsid(pid) == pid for pid in children)  # sessions of their own: the terminal's signals pass by
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while any(_runs(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Not ended, or only waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -84,7 +84,11 @@ InitFrom = Annotated[
 ]
 NumWorkers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", min=1, help="Threads, or for many small images processes, that decode. Default: one per core, at most 16."),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Threads, or for many small images processes, that decode. Default: one per CPU core, at most 16.",
+    ),
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete recipe as YAML, do nothing.")]
 

@@ -115,7 +115,7 @@ def plan_packing(
 
 
 def estimate_packing(plan: PackPlan) -> PackEstimate:
-    """Pack a few images, spread evenly over the collection, to nowhere, and scale."""
+    """Pack a few images, spread evenly over the collection, to nowhere, and scale. Raises MachineError."""
     num = min(NUM_ESTIMATED, plan.num_images)
     positions = [round(step * (plan.num_images - 1) / max(num - 1, 1)) for step in range(num)]
     num_bytes, num_failed, start = 0, 0, time.perf_counter()
@@ -125,6 +125,8 @@ def estimate_packing(plan: PackPlan) -> PackEstimate:
             num_bytes += len(plan.encoding.encode(load_pixels(data, transform=plan.transform, size=plan.size)))
         except ImageError:
             num_failed += 1
+        except MemoryError as error:
+            raise _out_of_memory(error, next="Free some memory: one image is decoded at a time.") from None
     seconds = (time.perf_counter() - start) * plan.num_images / num
     return PackEstimate(num, num_failed, num_bytes * plan.num_images // num, seconds)
 
@@ -184,9 +186,7 @@ def pack(
                             )
                         task.advance(batch.num_read, note=f"{len(log.failures):,} failed" if log.failures else None)
             except MemoryError as error:
-                raise MachineError(
-                    f"out of memory ({error or 'decoding'})", next="Use fewer --workers; whole shards are kept."
-                ) from None
+                raise _out_of_memory(error, next="Use fewer --workers; whole shards are kept.") from None
             except KeyboardInterrupt:
                 raise InterruptedRunError(f"interrupted; whole shards in {plan.out} are kept") from None
             finally:
@@ -198,6 +198,10 @@ def pack(
             )
         log.close()
         return _finish(plan, log, reporter)
+
+
+def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:
+    return MachineError(f"out of memory ({str(error) or 'decoding'})", next=next)
 
 
 def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:

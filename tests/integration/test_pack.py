@@ -26,7 +26,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from brics_cli.cli.app import run
-from brics_cli.data import open_collection
+from brics_cli.data import open_collection, pixels
 from brics_cli.data.pixels import load_pixels
 from brics_cli.workspace import sha256_of_file
 
@@ -273,3 +273,21 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     (folder / "b.png").symlink_to("/proc/self/mem")  # reading it is EIO
     finished = brics("pack", "in", "--out", "other", "--size", 16, cwd=tmp_path, check=6)
     assert "input/output error" in error_line(finished)
+
+
+@pytest.mark.parametrize(
+    ("dry", "helps"),
+    [
+        ([], "Use fewer --workers; whole shards are kept."),
+        (["--dry-run"], "Free some memory: one image is decoded at a time."),
+    ],
+)
+def test_out_of_memory_names_what_helps(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: list[str], helps: str
+) -> None:
+    def no_memory(_: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pixels, "decode_image", no_memory)
+    finished = brics("pack", photos, "--out", "out", *ARGUMENTS, *dry, cwd=tmp_path, check=6)
+    assert f"error: out of memory (decoding). {helps}" in finished.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -22,8 +23,8 @@ class Buffers:
 
     def take(self, num_images: int) -> np.ndarray:
         """A place for so many images, of undefined content."""
-        for buffer in self._buffers:
-            if sys.getrefcount(buffer) == 3:  # the list, this loop, the argument: every view of it would count too
+        for num_references, buffer in _references(self._buffers):
+            if num_references == _WHEN_FREE:
                 return buffer[:num_images]
         return np.empty((num_images, *self._shape[1:]), np.uint8)
 
@@ -32,13 +33,17 @@ class SharedBuffers(Buffers):
     """The same in memory that other processes can map: the file `descriptor` of `num_bytes`.
 
     A memfd: it has no name that could be left behind, takes no room in /dev/shm, of which containers have little, and
-    is gone with the last process that holds it. Linux alone; raises OSError where there is no memory for it.
+    is gone with the last process that holds it. Linux alone. Raises OSError; but memory is taken only when it is used.
     """
 
     def __init__(self, shape: tuple[int, ...], *, num: int) -> None:
         self._shape = shape
         self.num_bytes = num * prod(shape)
-        self.descriptor = os.memfd_create("brics-batches")
+        created = os.memfd_create("brics-batches")
+        try:
+            self.descriptor = above_standard_streams(created)
+        finally:
+            os.close(created)
         try:
             os.ftruncate(self.descriptor, self.num_bytes)
             memory = memoryview(mmap.mmap(self.descriptor, self.num_bytes))
@@ -57,3 +62,24 @@ class SharedBuffers(Buffers):
     def close(self) -> None:
         """Close the descriptor: no process can be given the memory any more. Batches stay whole."""
         os.close(self.descriptor)
+
+
+def _references(buffers: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """How many references there are to each buffer, those of every view of it and of this loop included."""
+    for buffer in buffers:
+        yield sys.getrefcount(buffer), buffer
+
+
+_WHEN_FREE = next(_references([np.empty(0)]))[0]
+
+
+def above_standard_streams(descriptor: int) -> int:
+    """A duplicate with a number that no standard stream has, for a process that is started with it.
+
+    In a program whose standard streams are closed the next file gets one of their numbers, and what the process writes
+    to that stream would go into the file.
+    """
+    import fcntl  # not on every system
+
+    duplicate: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    return duplicate

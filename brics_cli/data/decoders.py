@@ -7,25 +7,27 @@ a file that crashes a decoder takes a process with it that can be replaced.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import select
+import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from brics_cli.data.buffers import Buffers, SharedBuffers
-from brics_cli.data.decoding_process import OUT_OF_MEMORY, numbers, read_bytes, read_numbers
+import brics_cli
+from brics_cli.data.buffers import Buffers, SharedBuffers, above_standard_streams
 from brics_cli.data.pixels import load_all
 from brics_cli.errors import MachineError
 
-_MAIN = "from brics_cli.data.decoding_process import main; main()"
-STOP_S = 5.0
-"""Seconds that a process has to end before it is killed."""
-
+AGAIN = "Run the same command again."
+CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)}
+"""Exit codes of a process that an image may have ended."""
 
 Decode = Callable[[Sequence[bytes], np.ndarray], list[str | None]]
 """N files into contiguous pixels (N, S, S, 3): for each the reason why it cannot be used, or None."""
@@ -54,7 +56,8 @@ def decoding(
                 buffers = shared
 
                 def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[str | None]:
-                    return decoders.decode(files, pixels) or here(files, pixels)
+                    reasons = decoders.decode(files, pixels)
+                    return here(files, pixels) if reasons is None else reasons
 
         yield buffers, decode
 
@@ -79,8 +82,8 @@ class Decoders:
         """Decode N files into the contiguous `pixels` (N, S, S, 3): for each the reason why it failed, or None.
 
         None as a whole: no process is ready, or `pixels` are in other memory; nothing was done. When a process ends,
-        its files are decoded again one by one, and those that end one by themselves have failed. Raises MemoryError;
-        MachineError when a process that ended cannot be replaced.
+        its files are decoded again one by one, and those that crash one by themselves have failed. Raises what
+        `load_all` raises; MachineError when a process that ended cannot be replaced, or was killed again.
         """
         offset = self._buffers.offset(pixels)
         if offset is None:
@@ -100,100 +103,129 @@ class Decoders:
             reasons = process.decode(files, offset)
         except _EndedError:
             process.stop()
-            reasons = self._one_by_one(files, pixels)
-        else:
-            self._processes.append(process)
+            return self._one_by_one(files, pixels)
+        except BaseException:
+            process.stop()
+            raise
+        self._processes.append(process)
         return reasons
 
     def _one_by_one(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | None]:
         reasons: list[str | None] = []
         process = self._replacement()
-        for data, image in zip(files, pixels, strict=True):
-            offset = self._buffers.offset(image)
-            assert offset is not None
-            try:
-                reasons += process.decode([data], offset)
-            except _EndedError as ended:
-                reasons.append(f"its decoder {ended}")
-                process.stop()
-                process = self._replacement()
+        try:
+            for data, image in zip(files, pixels, strict=True):
+                offset = self._buffers.offset(image)
+                assert offset is not None
+                try:
+                    reasons += process.decode([data], offset)
+                except _EndedError as ended:
+                    if ended.code not in CRASHES:  # the image is not to blame
+                        raise MachineError(f"a process that decodes images {ended}", next=AGAIN) from None
+                    reasons.append(f"its decoder {ended}")
+                    process.stop()
+                    process = self._replacement()
+        except BaseException:
+            process.stop()
+            raise
         self._processes.append(process)
         return reasons
 
     def _replacement(self) -> _Process:
-        process = self._start()
+        try:
+            process = self._start()
+        except OSError as error:
+            raise MachineError(f"no process that decodes images can be started ({error})", next=AGAIN) from None
         try:
             process.is_ready(wait_s=None)
         except _EndedError as ended:
-            raise MachineError(
-                f"a process that decodes images {ended} before it was ready", next="Run the same command again."
-            ) from None
+            process.stop()
+            raise MachineError(f"a process that decodes images {ended} before it was ready", next=AGAIN) from None
+        except BaseException:
+            process.stop()
+            raise
         return process
 
     def close(self) -> None:
         """End all processes."""
         for process in self._processes:
-            process.end_input()
+            process.kill()
         while self._processes:
             self._processes.popleft().stop()
 
 
 class _EndedError(Exception):
-    """A process ended before it replied; says how."""
+    """A process ended before it replied, with the exit code `code`; negative: by that signal."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+        super().__init__(f"was killed by signal {-code}{memory}" if code < 0 else f"ended with exit code {code}")
 
 
 class _Process:
     def __init__(self, buffers: SharedBuffers, *, transform: str, size: int) -> None:
-        arguments = [str(buffers.descriptor), str(buffers.num_bytes), transform, str(size)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _MAIN, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[buffers.descriptor],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            start_new_session=True,  # Ctrl-C is for the parent, with whom it ends
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self._connection, theirs = multiprocessing.Pipe()
+        descriptor = above_standard_streams(theirs.fileno())
+        theirs.close()
         self._ready = False
+        try:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-c", "from brics_cli.data.decoding_process import main; main()"),
+                    *map(str, (descriptor, buffers.descriptor, buffers.num_bytes, transform, size)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[descriptor, buffers.descriptor],
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the parent, with whom it ends
+            )
+        except BaseException:
+            self._connection.close()
+            raise
+        finally:
+            os.close(descriptor)  # so that its end is the end of the pipe
 
     def is_ready(self, *, wait_s: float | None) -> bool:
         """Whether it has started; waits for that, None: as long as it takes. Raises _EndedError when it ended."""
-        if not self._ready and select.select([self._replies], [], [], wait_s)[0]:
-            if not self._replies.read(8):  # of the empty reply
-                raise _EndedError(self._how())
+        if not self._ready and self._connection.poll(wait_s):
+            self._receive()
             self._ready = True
         return self._ready
 
     def decode(self, files: Sequence[bytes], offset: int) -> list[str | None]:
-        """Decode to `offset` of the shared memory. Raises _EndedError when it ends, MemoryError."""
-        header = numbers([len(files), offset, *map(len, files)])
+        """Decode to `offset` of the shared memory. Raises _EndedError when it ends, or what it raised."""
         try:
-            self._requests.write(b"".join([header, *files]))
-            self._requests.flush()
-            (num,) = read_numbers(self._replies, 1)
-            if num == OUT_OF_MEMORY:
-                raise MemoryError("out of memory while decoding")
-            reasons = [read_bytes(self._replies, length) for length in read_numbers(self._replies, num)]
-        except (BrokenPipeError, EOFError):
-            raise _EndedError(self._how()) from None
-        return [reason.decode() or None for reason in reasons]
+            self._connection.send((offset, files))
+        except (BrokenPipeError, ConnectionResetError):
+            raise _EndedError(self._process.wait()) from None
+        found = self._receive()
+        if isinstance(found, BaseException):
+            raise found
+        reasons: list[str | None] = found
+        return reasons
 
-    def _how(self) -> str:
-        code = self._process.wait()
-        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise _EndedError(self._process.wait()) from None
 
-    def end_input(self) -> None:
-        """Tell it to end."""
-        with suppress(BrokenPipeError):
-            self._requests.close()
+    def kill(self) -> None:
+        """It holds nothing that could be lost."""
+        self._process.kill()
 
     def stop(self) -> None:
         """End it, and wait for that."""
-        self.end_input()
-        self._replies.close()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+def _environment() -> dict[str, str]:
+    """What makes the process import this very code, and start no threads for arithmetic."""
+    here = str(Path(brics_cli.__file__).parents[1])
+    path = [os.fspath(entry) or str(Path.cwd()) for entry in sys.path if isinstance(entry, (str, os.PathLike))]
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join([here, *path])}

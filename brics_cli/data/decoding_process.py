@@ -1,73 +1,34 @@
-"""The process that `decoders` starts: files come in on stdin, pixels go to shared memory, reasons to stdout.
+"""The process that `decoders` starts: files come in by a pipe, pixels go to shared memory, reasons back by the pipe.
 
-All numbers are little-endian int64. A request is: number of files N, offset of the first image in the shared memory,
-N lengths, N files. A reply is: N, N lengths of the reasons why files failed (0: the image is in its place), the
-reasons; or OUT_OF_MEMORY. A reply of N = 0 says that the process is ready. The end of stdin, which comes however the
-parent ends, ends it.
+A message in is (offset of the first image in the shared memory, files); a message out is what `load_all` returned, or
+the exception it raised. The first message out says that the process is ready. It ends with the pipe: with its parent.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import struct
 import sys
-from collections.abc import Sequence
-from typing import IO
+from multiprocessing.connection import Connection
 
 import numpy as np
 
 from brics_cli.data.pixels import load_all
 
-OUT_OF_MEMORY = -1
-
-
-def numbers(values: Sequence[int]) -> bytes:
-    """int64 values as they are sent."""
-    return struct.pack(f"<{len(values)}q", *values)
-
-
-def read_numbers(stream: IO[bytes], num: int) -> tuple[int, ...]:
-    """`num` values. Raises EOFError when the stream ends before."""
-    return struct.unpack(f"<{num}q", read_bytes(stream, 8 * num))
-
-
-def read_bytes(stream: IO[bytes], num: int) -> bytes:
-    """`num` bytes. Raises EOFError when the stream ends before."""
-    data = stream.read(num)
-    if len(data) < num:
-        raise EOFError
-    return data
-
 
 def main() -> None:
-    """The life of the process; its arguments: descriptor and size of the shared memory, transform, image size."""
-    descriptor, num_bytes, transform, size = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    memory = np.frombuffer(mmap.mmap(descriptor, num_bytes), np.uint8)
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a decoder prints is no reply
+    """The life of the process; its arguments: pipe, shared memory, its size, transform, image size."""
+    connection: Connection = Connection(int(sys.argv[1]))
+    memory = np.frombuffer(mmap.mmap(int(sys.argv[2]), int(sys.argv[3])), np.uint8)
+    transform, size = sys.argv[4], int(sys.argv[5])
     try:
-        _serve(sys.stdin.buffer, replies, memory, transform=transform, size=size)
-    except (EOFError, BrokenPipeError):
-        os._exit(0)  # without another attempt to write what is in the buffers
-
-
-def _serve(requests: IO[bytes], replies: IO[bytes], memory: np.ndarray, *, transform: str, size: int) -> None:
-    _reply(replies, [])
-    while True:
-        num_files, offset = read_numbers(requests, 2)
-        lengths = read_numbers(requests, num_files)
-        files = [read_bytes(requests, length) for length in lengths]
-        images = memory[offset : offset + num_files * size * size * 3].reshape(num_files, size, size, 3)
-        try:
-            reasons = load_all(files, images, transform=transform)
-        except MemoryError:
-            replies.write(numbers([OUT_OF_MEMORY]))
-            replies.flush()
-        else:
-            _reply(replies, [(reason or "").encode("utf-8", "replace") for reason in reasons])
-
-
-def _reply(replies: IO[bytes], reasons: Sequence[bytes]) -> None:
-    replies.write(b"".join([numbers([len(reasons), *map(len, reasons)]), *reasons]))
-    replies.flush()
+        connection.send(None)
+        while True:
+            offset, files = connection.recv()
+            images = memory[offset : offset + len(files) * size * size * 3].reshape(len(files), size, size, 3)
+            try:
+                connection.send(load_all(files, images, transform=transform))
+            except (MemoryError, Exception) as error:
+                connection.send(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)

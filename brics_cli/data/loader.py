@@ -26,8 +26,8 @@ MAX_CHUNK = 16
 """Images that a thread takes at a time, at most."""
 READ_TOGETHER = 2**20
 """Bytes of files that a thread reads before it decodes them, or one file if that is larger."""
-WORTH_PROCESSES = 10_000
-"""Images from which on processes may decode: starting one takes as long as decoding a thousand of them."""
+WORTH_A_PROCESS = 10_000
+"""Images per process from which on processes may decode: a start takes as long as decoding 4,000 of 64 px."""
 SMALL_SIDE = 128
 MANY_WORKERS = 8
 """Where threads wait for the interpreter: at images this small, or with so many threads."""
@@ -112,7 +112,7 @@ def in_processes(num_images: int, *, transform: str, size: int, num_workers: int
     Never for a transform that decodes with torchvision, which does without the interpreter, nor where `SharedBuffers`
     are not to be had.
     """
-    worth = num_images >= WORTH_PROCESSES and (size <= SMALL_SIDE or num_workers >= MANY_WORKERS)
+    worth = num_images >= WORTH_A_PROCESS * num_workers and (size <= SMALL_SIDE or num_workers >= MANY_WORKERS)
     return worth and transform not in (FAST, CUDA) and hasattr(os, "memfd_create")
 
 

@@ -52,16 +52,6 @@ def test_a_place_that_takes_no_files(images, capfd):
     assert "error: /proc/x cannot be written: no file can be made there" in capfd.readouterr().err
 
 
-def test_out_of_memory_names_an_option_there_is(images, tmp_path, capfd, monkeypatch):
-    def full(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr("brics_cli.data.loader.load_pixels", full)
-    assert run(["pack", str(images), "--out", str(tmp_path / "out")]) == 6
-    last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: out of memory") and "--workers" in last and "--batch-size" not in last
-
-
 def test_streams_json_and_overwrite(images, tmp_path, capfd):
     arguments = ["pack", str(images), "--out", str(tmp_path / "out"), "--size", "4", "--shard-size", "2"]
     assert run([*arguments, "--dry-run"]) == 0

@@ -8,21 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import grey, write_tar
+from image_files import encoded, grey, write_tar
+from PIL import Image
 
 from brics_cli.data import load_shards, loader, open_collection
 from brics_cli.data.buffers import SharedBuffers
 from brics_cli.data.decoders import Decoders, decoding
-from brics_cli.errors import MachineError
+from brics_cli.errors import MachineError, UsageError
 
 SIZE = 4
 SHAPE = (8, SIZE, SIZE, 3)
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux' memfd_create")
+
+A_WARNING = encoded(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+"""Its EXIF data are damaged, which Pillow says on stderr."""
 
 FAULTS = """
 import os, signal
@@ -34,6 +38,8 @@ def open(file, **options):
         os.kill(os.getpid(), signal.SIGSEGV)
     if data[:6] == b"memory":
         raise MemoryError
+    if data[:6] == b"killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     return pillow(file, **options)
 PIL.Image.open = open
 """
@@ -56,14 +62,25 @@ def decode(decoders: Decoders, files: list[bytes], pixels: np.ndarray) -> list[s
     return reasons
 
 
+def importing_this() -> dict[str, str]:
+    """The environment of a program that imports this module."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+
+
+def children() -> list[str]:
+    """The command lines of this process' children that decode."""
+    found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True)
+    return [line for line in found.stdout.splitlines() if "decoding_process" in line]
+
+
 def pids(decoders: Decoders) -> list[int]:
     return [process._process.pid for process in decoders._processes]
 
 
 @pytest.fixture
 def faults(tmp_path, monkeypatch):
-    """Files that crash the decoder, or leave it without memory, in the processes alone."""
-    (tmp_path / "sitecustomize.py").write_text(FAULTS)
+    """Files that crash the decoder, or leave it without memory, in the processes alone, which print at their start."""
+    (tmp_path / "sitecustomize.py").write_text(FAULTS + "print('using node 17', flush=True)")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -77,11 +94,11 @@ def test_batches_are_those_of_threads(tmp_path, monkeypatch):
         return [(batch.images.tolist(), batch.keys, batch.failures, batch.failed_indices) for batch in batches]
 
     threads, decode, taken = load(), Decoders.decode, []
-    monkeypatch.setattr(loader, "WORTH_PROCESSES", 100)
+    monkeypatch.setattr(loader, "WORTH_A_PROCESS", 60)
     monkeypatch.setattr(Decoders, "decode", lambda *arguments: taken.append(1) or decode(*arguments))
     assert load() == threads
     assert taken
-    monkeypatch.setattr(loader, "WORTH_PROCESSES", 121)
+    monkeypatch.setattr(loader, "WORTH_A_PROCESS", 61)
     taken.clear()
     assert load() == threads
     assert not taken
@@ -126,8 +143,59 @@ def test_a_file_that_crashes_its_decoder_fails_alone():
 
 @pytest.mark.usefixtures("faults")
 def test_out_of_memory_is_no_failure_of_the_image():
-    with two_processes() as (buffers, decoders), pytest.raises(MemoryError):
-        decode(decoders, [grey(1), b"memory"], buffers.take(2))
+    with two_processes() as (buffers, decoders):
+        with pytest.raises(MemoryError):
+            decode(decoders, [grey(1), b"memory"], buffers.take(2))
+        with pytest.raises(
+            MachineError, match=r"was killed by signal 9 \(out of memory\?\)\. Run the same command again"
+        ):
+            decode(decoders, [grey(1), b"killed"], buffers.take(2))
+    assert not children()
+
+
+def test_an_error_of_ours_is_raised_as_in_a_thread():
+    with (
+        closing(SharedBuffers(SHAPE, num=2)) as buffers,
+        closing(Decoders(buffers, transform="crop-bicubc", size=SIZE, num=1)) as decoders,
+        pytest.raises(UsageError, match="did you mean 'crop-bicubic'"),
+    ):
+        decode(decoders, [grey(1)], buffers.take(1))
+
+
+def test_with_standard_streams_closed_nothing_is_written_to_the_images():
+    """Their numbers are given to the next files; what a decoder warns of would go there."""
+    program = """
+import os
+errors = os.dup(2)
+os.closerange(0, 3)
+try:
+    from test_decoders import *
+    with two_processes() as (buffers, decoders):
+        pixels = buffers.take(2)
+        for value in range(3):
+            assert decode(decoders, [grey(value), A_WARNING], pixels) == [None, None]
+            assert (pixels[0] == value).all()
+    os._exit(7)
+except BaseException:
+    import traceback
+    os.write(errors, traceback.format_exc().encode())
+"""
+    finished = subprocess.run([sys.executable, "-c", program], env=importing_this())
+    assert finished.returncode == 7
+
+
+def test_it_does_not_matter_how_many_files_are_open():
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.enter_context(Path(os.devnull).open())
+        buffers, decoders = stack.enter_context(two_processes())
+        assert decode(decoders, [grey(1)], buffers.take(1)) == [None]
+
+
+def test_closing_does_not_wait_for_a_process_to_start():
+    with two_processes() as (_, decoders):
+        pass
+    assert not decoders._processes and not children()
 
 
 def test_processes_that_cannot_start_leave_the_work_to_threads(monkeypatch):
@@ -163,8 +231,7 @@ with two_processes() as (buffers, decoders):
     print(*pids(decoders), flush=True)
     time.sleep(600)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=importing_this()) as parent:
         assert parent.stdout is not None
         children = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(children) == 2

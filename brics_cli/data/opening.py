@@ -12,7 +12,7 @@ from typing import Literal
 
 from PIL import Image
 
-from brics_cli.data.collection import Collection, split_extension
+from brics_cli.data.collection import Collection, split_extension, visible_path
 from brics_cli.data.forms import Choice, Form, choices_below, choose, form_of_file, has_suffix
 from brics_cli.data.manifest import check_manifest
 from brics_cli.data.pixels import PILLOW_FORMATS, ImageError
@@ -100,14 +100,14 @@ def _exists(path: Path) -> bool:
 def _open_file(path: Path) -> Collection:
     form = form_of_file(path)
     if form == "tar":
-        return WebDatasetCollection(str(path.resolve()), [path])
+        return WebDatasetCollection(str(visible_path(path)), [path])
     if form == "zip":
         return ZipCollection(path)
     if form == "lmdb":
         # data.mdb is opened through its folder, whose name says what it is
-        return LmdbCollection(path.resolve().parent if path.name == "data.mdb" else path)
+        return LmdbCollection(path.parent if path.name == "data.mdb" else path)
     if form == "parquet":
-        return ParquetCollection(str(path.resolve()), [path])
+        return ParquetCollection(str(visible_path(path)), [path])
     raise UsageError(f"{path} is {form}", next=READS)
 
 

@@ -109,7 +109,7 @@ def plan_packing(
     if out.suffix in {".tar", ".zip", ".h5"} or out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
     collection = open_collection(source, subset=subset, labels=labels)
-    if out.resolve() == Path(collection.path):
+    if out.resolve() == Path(collection.path).resolve():
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
     return PackPlan(collection, out, size, transform, shard_size, encoding, labels)
 

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes
+from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, visible_path
 from brics_cli.data.names import Names
 from brics_cli.data.pixels import ImageError, is_image_file
 from brics_cli.data.sources.process_cache import ProcessCache
@@ -78,7 +78,7 @@ class LmdbCollection(UnshardedCollection):
     kind = "LMDB"
 
     def __init__(self, path: Path) -> None:
-        self.path = str(path.resolve())
+        self.path = str(visible_path(path))
         self._environments = ProcessCache(_environment, limit=1)
         keys: list[bytes] = []
         sizes: list[int] = []

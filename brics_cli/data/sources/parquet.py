@@ -13,7 +13,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brics_cli.data.collection import Collection, RawImage, Shard, check_num_bytes, shard_fingerprint, shard_names
+from brics_cli.data.collection import (
+    Collection,
+    RawImage,
+    Shard,
+    check_num_bytes,
+    shard_fingerprint,
+    shard_names,
+    visible_path,
+)
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sources.process_cache import ProcessCache
 from brics_cli.errors import ArtefactError, UsageError
@@ -38,7 +46,7 @@ class ParquetCollection(Collection):
 
     def __init__(self, path: str, files: Sequence[Path]) -> None:
         self.path = path
-        self._files = [file.resolve() for file in files]
+        self._files = [visible_path(file) for file in files]
         self._row_groups = ProcessCache(_read_row_group, limit=MAX_ROW_GROUPS)
         self._image_columns: list[str] = []
         self._starts: list[list[int]] = []

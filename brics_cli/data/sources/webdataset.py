@@ -20,7 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from brics_cli.data.collection import Collection, RawImage, Shard, check_num_bytes, shard_fingerprint, shard_names
+from brics_cli.data.collection import (
+    Collection,
+    RawImage,
+    Shard,
+    check_num_bytes,
+    shard_fingerprint,
+    shard_names,
+    visible_path,
+)
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.tar_index import AGAIN, TarIndex, index_tar
 from brics_cli.errors import ArtefactError, UsageError
@@ -44,7 +52,7 @@ class WebDatasetCollection(Collection):
 
     def __init__(self, path: str, paths: Sequence[Path]) -> None:
         self.path = path
-        self._paths = [tar.resolve() for tar in paths]
+        self._paths = [visible_path(tar) for tar in paths]
         self._plain = ProcessCache(Descriptor.of, limit=MAX_OPEN_TARS)
         self._unpacked = ProcessCache(unpack, limit=MAX_UNPACKED)
         self._compressed = [is_compressed(tar) for tar in self._paths]

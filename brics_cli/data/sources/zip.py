@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable
+from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, visible_path
 from brics_cli.data.names import Names
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sidecars import DatasetJson, merged
@@ -38,7 +38,7 @@ class ZipCollection(UnshardedCollection):
     kind = "zip"
 
     def __init__(self, path: Path) -> None:
-        self.path = str(path.resolve())
+        self.path = str(visible_path(path))
         self._descriptors = ProcessCache(Descriptor.of, limit=1)
         members = sorted(_members(path).items())
         names = [name for name, _ in members]

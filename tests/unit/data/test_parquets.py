@@ -7,7 +7,6 @@ import datetime
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,17 +19,7 @@ from brics_cli.errors import ArtefactError, BricsError, UsageError
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
-
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def write_parquet(path: Path, num_rows: int = 5, *, first: int = 0, **columns: object) -> Path:
-    """A table as `datasets` writes it: row groups of two rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"bytes": noise(first + number), "path": f"{first + number}.png"} for number in range(num_rows)]
-    table = pa.table({"image": pa.array(rows, IMAGE), "label": pa.array(range(num_rows), pa.int64()), **columns})
-    pq.write_table(table, path, row_group_size=2)
-    return path
+from table_files import IMAGE, write_parquet  # noqa: E402
 
 
 def test_images_labels_and_the_rest_as_metadata(tmp_path):

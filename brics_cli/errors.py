@@ -7,6 +7,8 @@ Anything else that reaches `brics_cli.cli` is a bug and exits 1.
 from __future__ import annotations
 
 import errno
+import os
+import re
 from enum import IntEnum
 
 
@@ -71,16 +73,41 @@ class InterruptedRunError(BricsError):
     exit_code = ExitCode.INTERRUPTED
 
 
+_AGAIN = "Then run the same command again."
+_FULL = "Free some space and run the same command again."
+_MOUNT = f"Check the disk or the network mount. {_AGAIN}"
+_PERMISSIONS = "Check the permissions, or use another path."
+_LOCKED = "Wait for it or end it; to read in spite of its lock: HDF5_USE_FILE_LOCKING=FALSE"
+_NO_LOCKS = "See that nothing else writes there, and do without locks: HDF5_USE_FILE_LOCKING=FALSE"
+_PROCESSES = f"Raise the limit on processes (`ulimit -u`), or ask for fewer workers. {_AGAIN}"
+
 _MACHINE_ERRNOS: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no space left on the device", "Free some space and run the same command again."),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again."),
-    errno.EROFS: ("the file system is read-only", "Write somewhere else with --out."),
-    errno.EACCES: ("permission denied", "Check the permissions, or use another path."),
-    errno.EPERM: ("operation not permitted", "Check the permissions, or use another path."),
-    errno.EIO: ("input/output error", "The disk or the network mount is failing; check it."),
-    errno.ENOMEM: ("out of memory", "Use a smaller --batch-size."),
-    errno.EMFILE: ("too many open files", "Raise `ulimit -n`."),
+    errno.ENOSPC: ("no space left on the device", _FULL),
+    errno.EDQUOT: ("the disk quota is used up", _FULL),
+    errno.EFBIG: ("the file would be larger than is allowed here", f"Raise `ulimit -f`. {_AGAIN}"),
+    errno.EROFS: ("the file system is read-only", "Write somewhere else."),
+    errno.EACCES: ("permission denied", _PERMISSIONS),
+    errno.EPERM: ("operation not permitted", _PERMISSIONS),
+    errno.EIO: ("input/output error", _MOUNT),
+    errno.ESTALE: ("the network mount has lost the file (stale handle)", _MOUNT),
+    errno.ETIMEDOUT: ("the network mount does not answer", _MOUNT),
+    errno.EREMOTEIO: ("input/output error of a remote disk", _MOUNT),
+    errno.EHOSTDOWN: ("the network mount's host is down", _MOUNT),
+    errno.EHOSTUNREACH: ("the network mount's host cannot be reached", _MOUNT),
+    errno.ENOTCONN: ("the network mount is not connected", _MOUNT),
+    errno.ENODEV: ("the device is gone", _MOUNT),
+    errno.ENXIO: ("the device is gone", _MOUNT),
+    errno.EBUSY: ("busy, in use by something else", _AGAIN.replace("Then", "Free it, then")),
+    errno.ENOMEM: ("out of memory", "Free some, or ask for less at once (a smaller batch, fewer workers)."),
+    errno.EMFILE: ("too many open files", f"Raise `ulimit -n`. {_AGAIN}"),
+    errno.ENFILE: ("too many open files on this machine", f"Close some programs. {_AGAIN}"),
+    errno.EAGAIN: ("no more processes or threads can be started", _PROCESSES),
+    errno.ENOLCK: ("no locks on this file system", _NO_LOCKS),
 }
+"""errno -> what the machine said, and what to do about it. `machine_error` is the one place that looks here."""
+_LOCKED_ERRNOS = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
+_ERRNO_IN_TEXT = re.compile(r"(?:errno(?: =)?|\(os error) (\d+)", re.IGNORECASE)
+"""How HDF5 ("errno = 11"), pyarrow ("[errno 5]") and Rust's libraries ("(os error 5)") say what the system said."""
 
 
 _PATH_ERRNOS: dict[int, str] = {
@@ -103,17 +130,42 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
 
 
+def errno_of(error: BaseException) -> int | None:
+    """The errno behind `error`: its own, or the one that a library wrote into its text; None when there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    found = _ERRNO_IN_TEXT.search(text)
+    if found is not None:
+        return int(found[1])
+    said = text.rpartition(": ")[2]  # lmdb: "PATH: Input/output error"
+    return next((number for number in _MACHINE_ERRNOS if os.strerror(number) == said), None)
+
+
+def machine_error(error: BaseException, *, where: object = None) -> MachineError | None:
+    """What `error` of a file or library means when the machine caused it; None when the machine is not the cause.
+
+    `where` is the file, for errors that do not name it.
+    """
+    if is_out_of_memory(error):
+        first_line = (str(error) or "out of memory").splitlines()[0]
+        return MachineError(f"out of memory ({first_line})", next=_MACHINE_ERRNOS[errno.ENOMEM][1])
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return MachineError("no more threads can be started", next=_PROCESSES)
+    number = errno_of(error)
+    if number not in _MACHINE_ERRNOS:
+        return None
+    what, next_step = _MACHINE_ERRNOS[number]
+    if number in _LOCKED_ERRNOS and "lock" in str(error):
+        what, next_step = "locked by another process", _LOCKED
+    where = getattr(error, "filename", None) or where
+    return MachineError(f"{what}: {where}" if where else what, next=next_step)
+
+
 def as_brics_error(error: BaseException) -> BricsError | None:
     """The `BricsError` that says what `error` (disk, permission, memory) means to a user; None for a bug."""
     if isinstance(error, BricsError):
         return error
-    if is_out_of_memory(error):
-        first_line = (str(error) or "out of memory").splitlines()[0]
-        return MachineError(f"out of memory ({first_line})", next="Use a smaller --batch-size.")
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
-        what, next_step = _MACHINE_ERRNOS[error.errno]
-        where = f": {error.filename}" if error.filename else ""
-        return MachineError(f"{what}{where}", next=next_step)
     if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:
         return UsageError(f"{_PATH_ERRNOS[error.errno]}: {error.filename}", next="Use another path.")
-    return None
+    return machine_error(error)

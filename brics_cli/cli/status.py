@@ -21,6 +21,8 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
     """
     session = Session(workspace=workspace, as_json=as_json)
     artefacts = session.workspace.artefacts()
+    for path, reason in session.workspace.passed_over.items():
+        session.reporter.warning(f"{path} is passed over: {reason}")
     if as_json:
         session.result([{"path": str(artefact.path), **artefact.to_json()} for artefact in artefacts])
         return

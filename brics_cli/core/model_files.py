@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import brics_cli
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, sha256_of_file
 from brics_cli.workspace.files import read_json
 
@@ -123,5 +123,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise ArtefactError(f"{path} is missing") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        if (said := machine_error(error, where=path)) is not None:
+            raise said from None
         raise ArtefactError(f"{path} is damaged or truncated ({error})") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.metrics.frechet import StoredGaussian
 from brics_cli.workspace import sha256_of_file
 
@@ -52,8 +52,8 @@ def read_statistics(path: Path) -> SavedStatistics:
                 )
             mean, covariance = (np.asarray(file[name], dtype=np.float64) for name in ("mu", "sigma"))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        if isinstance(error, PermissionError):
-            raise
+        if (said := machine_error(error, where=path)) is not None:
+            raise said from None
         raise ArtefactError(f"{path} is not an .npz of statistics ({_line(error)})") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ArtefactError(f"{path} has mu {mean.shape} and sigma {covariance.shape}, not (D,) and (D, D)")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, machine_error
 
 
 def read_state(path: Path, *, what: str) -> dict[str, Tensor]:
@@ -16,6 +16,8 @@ def read_state(path: Path, *, what: str) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        if (said := machine_error(error, where=path)) is not None:
+            raise said from None
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtefactError(f"{path} is not {what} ({first_line})") from None
     if not isinstance(state, dict):

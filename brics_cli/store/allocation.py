@@ -17,10 +17,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from brics_cli.errors import machine_error
 from brics_cli.store.format import Array
 
 HEADER_BYTES = 64 * 1024
 """Room for HDF5's own structures."""
+NO_LOCK = False
+"""A file being written stands under a name of its own, and `hold_lock` keeps other writers away."""
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -37,7 +40,7 @@ class RawRows:
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", locking=NO_LOCK) as file:
             for name, shape in shapes.items():
                 file.create_dataset(name, shape, dtype, dcpl=layout.copy())
             self._offsets: dict[str, int | None] = {name: file[name].id.get_offset() for name in shapes}
@@ -66,12 +69,13 @@ class RawRows:
         _reserve(self._descriptor, size_bytes + num_bytes + HEADER_BYTES, self.path)
         self.close()
         try:
-            with h5py.File(self.path, "r+") as file:
+            with h5py.File(self.path, "r+", locking=NO_LOCK) as file:
                 yield file
         except RuntimeError as error:
-            if f"errno = {errno.ENOSPC}" in str(error):
-                raise _no_space(self.path) from None
-            raise
+            said = machine_error(error, where=self.path)
+            if said is None:
+                raise
+            raise said from None
 
     def close(self) -> None:
         """Close the file for `write`."""

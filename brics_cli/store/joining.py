@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from brics_cli.errors import ArtefactError, UsageError
@@ -26,7 +25,7 @@ from brics_cli.store.merging import write_merged
 from brics_cli.store.reader import KeyCodeStore
 from brics_cli.store.rows import StoreRows
 from brics_cli.store.writer import check_store_output, put_in_place
-from brics_cli.workspace import Artefact, Parent, hold_lock
+from brics_cli.workspace import Artefact, Parent, hold_lock, open_hdf5
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
 
@@ -205,7 +204,7 @@ def _open_shard(join: Join, shard_index: int) -> Iterator[StoreRows]:
     store = join.stores[store_index]
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(h5py.File(store.path, "r"))
+            file = stack.enter_context(open_hdf5(store.path))
             rows = StoreRows(store, file, number)
         except (KeyError, RuntimeError) as error:
             raise ArtefactError(

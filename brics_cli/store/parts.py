@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,7 +22,7 @@ from brics_cli.errors import ArtefactError
 from brics_cli.store.allocation import RawRows
 from brics_cli.store.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
 from brics_cli.store.merging import meta_bytes
-from brics_cli.workspace import atomic_path
+from brics_cli.workspace import atomic_path, open_hdf5
 
 PART_VERSION = 1
 
@@ -150,10 +151,11 @@ class Part:
         self.path = part_path(directory, shard)
         self._header = header
         self._shard = shard
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         try:
-            self._file = h5py.File(self.path, "r")
+            self._file = self._stack.enter_context(open_hdf5(self.path))
             attributes = dict(self._file.attrs)
             self.num_ok = int(attributes["n_ok"])
             self.sha256 = str(attributes["sha256"])
@@ -180,7 +182,7 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def metas(self) -> list[str] | None:
@@ -196,10 +198,13 @@ class Part:
 
 
 def part_mismatch(directory: Path, header: StoreHeader, shard: StoreShard) -> str | None:
-    """Why an existing part of `shard` cannot be used (None: it can): other contents, or a damaged file."""
+    """Why an existing part of `shard` cannot be used (None: it can): other contents, or a damaged file.
+
+    Raises MachineError when it cannot be read now: it may well be whole.
+    """
     path = part_path(directory, shard)
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             attributes = dict(file.attrs)
             found = (attributes.get("identity"), attributes.get("fingerprint"), attributes.get("n_in"))
     except (OSError, RuntimeError) as error:

@@ -14,26 +14,29 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError
 from brics_cli.store.format import FORMAT_VERSION, QUANTISATIONS, Array, StoreHeader, dequantise
-from brics_cli.workspace import Artefact, read_provenance
+from brics_cli.workspace import Artefact, open_hdf5, read_provenance
 
 if TYPE_CHECKING:
+    import h5py
     from torch import Tensor
     from torch.utils.data import Dataset
 
-AGAIN = "Make it again: brics encode-dataset IMAGES --out codes.h5"
+HOW_TO_MAKE = "brics encode-dataset IMAGES --out codes.h5"
+AGAIN = f"Make it again: {HOW_TO_MAKE}"
+NO_STORE = f"Give a store that brics wrote: {HOW_TO_MAKE}"
 
 
 class KeyCodeStore:
     """The codes of a collection, by row: `store[i]` is float32 (C, h, w), in [0, 1] for bounded codes.
 
     Opening reads the header alone. Raises ArtefactError when the file is missing, no store, of a newer format, or
-    when its header does not fit the file (truncated, damaged).
+    when its header does not fit the file (truncated, damaged); MachineError when the machine cannot read it now
+    (locked by another process, a failing mount), here as in every method that reads.
 
     Attributes: `path`; `code_shape` (C, h, w); `image_size`; `transform` (name) and `transform_version`;
     `quantisation`; `code_kind` (bounded or continuous); `precision`; `autoencoder` (`sha256`, `config`); `source`
@@ -48,9 +51,9 @@ class KeyCodeStore:
         self.path = Path(path)
         if not self.path.is_file():
             what = "is a folder, not a key-code store" if self.path.is_dir() else "is missing"
-            raise ArtefactError(f"{self.path} {what}", next=AGAIN)
+            raise ArtefactError(f"{self.path} {what}", next="Give a store, or make one: " + HOW_TO_MAKE)
         try:
-            with h5py.File(self.path, "r") as file:
+            with open_hdf5(self.path) as file:
                 self._read_header(file)
         except (OSError, RuntimeError) as error:
             self._raise_unreadable(error)
@@ -59,18 +62,17 @@ class KeyCodeStore:
         self._maps: dict[str, Array] = {}
 
     def _raise_unreadable(self, error: Exception) -> None:
-        if isinstance(error, PermissionError):
-            raise error
         with self.path.open("rb") as file:
             is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-        reason = "is damaged or truncated" if is_hdf5 else "is not a key-code store (not an HDF5 file)"
-        raise ArtefactError(f"{self.path} {reason}", next=AGAIN) from None
+        if not is_hdf5:
+            raise ArtefactError(f"{self.path} is not a key-code store (not an HDF5 file)", next=NO_STORE) from None
+        raise ArtefactError(f"{self.path} is damaged or truncated", next=AGAIN) from None
 
     def _read_header(self, file: h5py.File) -> None:
         attributes = dict(file.attrs)
         version = attributes.get("format_version")
         if version is None or "identity" not in attributes:
-            raise ArtefactError(f"{self.path} is not a key-code store (an HDF5 file of something else)", next=AGAIN)
+            raise ArtefactError(f"{self.path} is not a key-code store (an HDF5 file of something else)", next=NO_STORE)
         if int(version) != FORMAT_VERSION:
             raise ArtefactError(
                 f"{self.path} has store format {version}, and this brics reads {FORMAT_VERSION}",
@@ -254,7 +256,7 @@ class KeyCodeStore:
 
     def _column(self, name: str, index: int | slice | None = None) -> Any:
         try:
-            with h5py.File(self.path, "r") as file:
+            with open_hdf5(self.path) as file:
                 return file[name][() if index is None else index]
         except (OSError, KeyError, RuntimeError) as error:
             raise ArtefactError(f"{self.path}: dataset {name!r} cannot be read ({error})", next=AGAIN) from None

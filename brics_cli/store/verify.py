@@ -16,19 +16,23 @@ from typing import Any
 import h5py
 import numpy as np
 
-from brics_cli.errors import ArtefactError, BricsError
+from brics_cli.errors import ArtefactError, BricsError, MachineError
 from brics_cli.store.format import RowHash, Statistics, store_sha256
 from brics_cli.store.reader import KeyCodeStore
 from brics_cli.store.sealing import SEAL_ATTRIBUTE, SEALED_DATASETS, seal
+from brics_cli.workspace import open_hdf5
 
 BLOCK_ROWS = 4096
 
 
 def verify_store(path: str | Path) -> list[str]:
-    """The promises of format 1 that the store at `path` breaks, one line each; empty when it is sound."""
+    """The promises of format 1 that the store at `path` breaks, one line each; empty when it is sound.
+
+    Raises MachineError when it cannot be read now (locked, a failing mount): nothing is known of it then.
+    """
     try:
         store = KeyCodeStore(path)
-        with h5py.File(store.path, "r") as file:
+        with open_hdf5(store.path) as file:
             broken = _structure(file, len(store), is_sealed=bool(store.artefact.details.get("sealed")))
             if broken:
                 return broken
@@ -40,6 +44,8 @@ def verify_store(path: str | Path) -> list[str]:
             *_hashes_and_statistics(store, columns, metas, histogram),
             *_identity(store),
         ]
+    except MachineError:
+        raise
     except BricsError as error:
         return [error.what]
     except Exception as error:  # whatever a tampered file makes h5py or numpy raise is a broken promise
@@ -138,7 +144,7 @@ def _identity(store: KeyCodeStore) -> list[str]:
 
 def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -> list[str]:
     """`verify_store` in a process of its own. A crash, or more than `timeout_s` (default: 60 s and 20 s per GB of
-    file), is a broken promise too. Raises ArtefactError when the file is missing."""
+    file), is a broken promise too. Raises ArtefactError when the file is missing, MachineError as `verify_store`."""
     path = Path(path)
     if not path.is_file():
         raise ArtefactError(f"{path} is missing")
@@ -149,11 +155,17 @@ def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -
     except subprocess.TimeoutExpired:
         return [f"reading it did not end in {math.ceil(limit_s)} s"]
     try:
-        return [str(line) for line in json.loads(child.stdout)]
+        found = json.loads(child.stdout)
+        if isinstance(found, dict):
+            raise MachineError(found["what"], next=found["next"])
+        return [str(line) for line in found]
     except ValueError:
         how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
         return [f"reading it crashes libhdf5 ({how})"]
 
 
 if __name__ == "__main__":
-    print(json.dumps(verify_store(sys.argv[1])))
+    try:
+        print(json.dumps(verify_store(sys.argv[1])))
+    except MachineError as said:
+        print(json.dumps({"what": said.what, "next": said.next}))

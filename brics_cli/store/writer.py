@@ -14,14 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import h5py
-
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.store.format import StoreHeader, StoreShard
 from brics_cli.store.merging import write_merged
 from brics_cli.store.parts import Part, PartWriter, part_mismatch, part_path
-from brics_cli.workspace import Artefact, Kind, Parent, hold_lock, write_json_atomically
+from brics_cli.workspace import Artefact, Kind, Parent, hold_lock, open_hdf5, write_json_atomically
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
 from brics_cli.workspace.files import fsync, read_json
@@ -173,7 +171,7 @@ def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool) -> b
     if not path.exists() or overwrite:
         return False
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             text = file.attrs.get("identity")
     except (OSError, RuntimeError):
         text = None

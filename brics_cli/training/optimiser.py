@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from brics_cli.config import OptimiserConfig
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, machine_error
 
 # Instant-NGP, arXiv 2201.05989, section 4: eps 1e-15 keeps rarely touched entries learning, and no weight decay.
 GRID_EPS = 1e-15
@@ -70,7 +70,9 @@ def read_optimiser(path: Path, optimiser: torch.optim.Optimizer) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         optimiser.load_state_dict(state)  # moves the moments to their parameters' device
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, MemoryError, ValueError, EOFError) as error:
+        if (said := machine_error(error, where=path)) is not None:
+            raise said from None
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtefactError(f"{path} cannot be read ({first_line})") from None
     except Exception as error:  # unpickling a damaged file can raise anything

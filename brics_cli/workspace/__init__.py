@@ -16,6 +16,7 @@ from brics_cli.workspace.files import (
     write_json_atomically,
     write_text_atomically,
 )
+from brics_cli.workspace.hdf5 import open_hdf5
 from brics_cli.workspace.locks import hold_lock
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_output",
     "check_writable",
     "hold_lock",
+    "open_hdf5",
     "read_provenance",
     "sha256_of_file",
     "write_json_atomically",

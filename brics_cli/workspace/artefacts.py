@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
+from brics_cli.workspace.hdf5 import open_hdf5
 
 Kind = Literal[
     "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "pictures", "report", "demo"
@@ -98,7 +99,8 @@ def write_provenance(artefact: Artefact) -> None:
 def read_provenance(path: Path) -> Artefact | None:
     """The artefact at `path`, or None when it carries no provenance of ours.
 
-    Raises ArtefactError when its provenance is damaged or was written by a newer brics.
+    Raises ArtefactError when its provenance is damaged or was written by a newer brics, MachineError when a store
+    cannot be read now (locked, a failing mount).
     """
     if path.is_file() and path.suffix == ".h5":
         text = _store_provenance(path)
@@ -139,10 +141,8 @@ def _from_json(path: Path, record: Any) -> Artefact:
 
 
 def _store_provenance(path: Path) -> str | None:
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             text = file.attrs.get(STORE_ATTRIBUTE)
     except (OSError, RuntimeError, KeyError, ValueError):
         return None
@@ -162,14 +162,18 @@ class Workspace:
         if root.exists() and not root.is_dir():
             raise UsageError(f"the workspace {root} is not a directory")
         self.root = root
+        self.passed_over: dict[Path, str] = {}
+        """What the last look at the workspace could not read, with the reason."""
 
     def artefacts(self) -> list[Artefact]:
-        """Every artefact in the workspace, newest first. Damaged ones are passed over."""
+        """Every artefact in the workspace, newest first. `passed_over` are those that cannot be read."""
         found = []
+        self.passed_over = {}
         for path in dict.fromkeys(self._candidates()):  # a file is met twice: as itself and as its sidecar
             try:
                 artefact = read_provenance(path)
-            except ArtefactError:
+            except (ArtefactError, MachineError) as error:
+                self.passed_over[path] = error.what
                 continue
             if artefact is not None:
                 found.append(artefact)

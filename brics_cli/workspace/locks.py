@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +12,21 @@ from filelock import FileLock, Timeout
 
 from brics_cli.errors import MachineError
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system says that has no locks: NFS without its lock daemon, some FUSE and cluster file systems."""
+
+
+def locks_are_off() -> bool:
+    """Whether the user has switched file locks off, by the variable that libhdf5 goes by."""
+    return os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in {"FALSE", "0"}
+
 
 @contextmanager
 def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, and remove it after.
 
     Raises MachineError when another process holds it or no file can be made there (/proc), OSError when
-    `path` cannot be written.
+    `path` cannot be written, or when its file system has no locks: HDF5_USE_FILE_LOCKING=FALSE does without them.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +42,15 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         raise MachineError(
             f"another brics process is writing {what}", next="Wait for it, or give another --out."
         ) from None
+    except OSError as error:
+        path.unlink(missing_ok=True)  # nobody can hold it
+        if error.errno in NO_LOCKS and locks_are_off():
+            yield
+            return
+        error.filename = error.filename or str(path)
+        if error.errno in NO_LOCKS:
+            error.errno = errno.ENOLCK
+        raise
     try:
         yield
     finally:

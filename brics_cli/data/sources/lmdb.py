@@ -17,7 +17,7 @@ from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_b
 from brics_cli.data.names import Names
 from brics_cli.data.pixels import ImageError, is_image_file
 from brics_cli.data.sources.process_cache import ProcessCache
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.errors import ArtefactError, BricsError, UsageError, machine_error
 
 MAGIC = b"\xde\xc0\xef\xbe"
 """At byte 16 of `data.mdb`."""
@@ -38,7 +38,7 @@ class _Environment:
             )
             last_page, page_size = self.environment.info()["last_pgno"], self.environment.stat()["psize"]
         except lmdb.Error as error:
-            raise ArtefactError(f"the LMDB {path} is damaged ({error})", next="Download it again.") from None
+            raise _unreadable(path, error) from None
         size_bytes, needed = data_file(path).stat().st_size, (last_page + 1) * page_size
         if size_bytes < needed:
             self.environment.close()
@@ -94,7 +94,7 @@ class LmdbCollection(UnshardedCollection):
                     keys.append(bytes(key))
                     sizes.append(len(value))
         except lmdb.Error as error:
-            raise ArtefactError(f"the LMDB {path} is damaged ({error})", next="Download it again.") from None
+            raise _unreadable(path, error) from None
         if not any(sniffed):
             raise UsageError(
                 f"the LMDB {path} holds no image files" + (f" among its {len(keys):,} values" if keys else ""),
@@ -127,8 +127,13 @@ class LmdbCollection(UnshardedCollection):
                 check_num_bytes(len(value))
                 data = bytes(value)
         except lmdb.Error as error:
-            raise ArtefactError(f"the LMDB {self.path} is damaged ({error})", next="Download it again.") from None
+            raise _unreadable(self.path, error) from None
         return RawImage(self._shown(position), data, None, None, shard_index, index)
+
+
+def _unreadable(path: Path | str, error: lmdb.Error) -> BricsError:
+    damaged = ArtefactError(f"the LMDB {path} is damaged ({error})", next="Download it again.")
+    return machine_error(error, where=path) or damaged
 
 
 def data_file(path: Path) -> Path:

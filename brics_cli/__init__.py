@@ -6,7 +6,10 @@ The public Python API is loaded on first use, so that `import brics_cli` costs n
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # without `typing`, which `python -m brics_cli` would take from the current directory
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 

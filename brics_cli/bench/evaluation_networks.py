@@ -1,5 +1,5 @@
 """The networks of `brics bench eval`: the published files where they are there, else the same architectures with random
-weights."""
+weights, written in the formats that brics, clean-fid and torch-fidelity read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from brics_cli.weights import find
 
 @dataclass(frozen=True)
 class Networks:
-    """Inception, the file it was loaded from, and CLIP."""
+    """Inception and CLIP, and the two files of Inception that the peers read."""
 
     inception: FeatureNetwork
     clip: FeatureNetwork
     inception_file: Path
+    inception_state_file: Path
 
 
 class _Inception(nn.Module):
@@ -51,6 +52,8 @@ def standin_networks(directory: Path, *, device: torch.device) -> Networks:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         model = fid_inception(init_weights=True).eval()
+        state_file = directory / "inception-state.pth"
+        torch.save(model.state_dict(), state_file)
         published = find("inception")
         file = directory / INCEPTION_FILE
         if published is not None:
@@ -73,4 +76,4 @@ def standin_networks(directory: Path, *, device: torch.device) -> Networks:
             )
             clip = ClipFeatures(network, device)
         clip.key = "clip"
-    return Networks(inception, clip, file)
+    return Networks(inception, clip, file, state_file)

@@ -11,20 +11,20 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import brics_cli
 from brics_cli.data.buffers import Buffers, SharedBuffers, above_standard_streams
 from brics_cli.data.pixels import load_all
 from brics_cli.errors import MachineError
+from brics_cli.isolation import child_command, child_environment
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""What keeps a process from starting threads for arithmetic."""
 AGAIN = "Run the same command again."
 CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)}
 """Exit codes of a process that an image may have ended."""
@@ -171,14 +171,14 @@ class _Process:
         self._ready = False
         try:
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-c", "from brics_cli.data.decoding_process import main; main()"),
-                    *map(str, (descriptor, buffers.descriptor, buffers.num_bytes, transform, size)),
-                ],
+                child_command(
+                    "brics_cli.data.decoding_process",
+                    *(descriptor, buffers.descriptor, buffers.num_bytes, transform, size),
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[descriptor, buffers.descriptor],
-                env=_environment(),
+                env=child_environment(**ONE_THREAD),
                 start_new_session=True,  # Ctrl-C is for the parent, with whom it ends
             )
         except BaseException:
@@ -221,11 +221,3 @@ class _Process:
         self.kill()
         self._process.wait()
         self._connection.close()
-
-
-def _environment() -> dict[str, str]:
-    """What makes the process import this very code, and start no threads for arithmetic."""
-    here = str(Path(brics_cli.__file__).parents[1])
-    path = [os.fspath(entry) or str(Path.cwd()) for entry in sys.path if isinstance(entry, (str, os.PathLike))]
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join([here, *path])}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from brics_cli.errors import MachineError
+from brics_cli.isolation import child_command, child_environment
 from brics_cli.scale.executor import EventT, TaskT, Work
+from brics_cli.scale.worker import NUMBER
 
 STOP_S = 5.0
 """Seconds that a worker has to end before it is killed."""
@@ -22,9 +24,10 @@ STOP_S = 5.0
 class LocalExecutor:
     """A process for each of `devices`; a device named twice gets two. Each takes the next task when it is ready.
 
-    Processes are spawned, not forked: CUDA cannot be used in a forked one. Every worker has a pipe of its own, so
-    that one that is killed can leave no lock held and no message cut in half for the others. They end with their
-    parent, however that ends.
+    They are started afresh, not forked (CUDA cannot be used in a forked one) and not by multiprocessing, which would
+    run the caller's script again in each. Every worker has a pipe of its own for its events, so that one that is
+    killed can leave no lock held and no message cut in half for the others. They end with their parent, however that
+    ends.
     """
 
     def __init__(self, devices: Sequence[str]) -> None:
@@ -32,30 +35,25 @@ class LocalExecutor:
 
     def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Iterator[EventT]:
         """See `Executor.run`."""
-        context = multiprocessing.get_context("spawn")
-        taken = context.Value("q", 0)
-        workers: dict[Connection, tuple[str, BaseProcess]] = {}
+        workers: dict[Connection, tuple[str, subprocess.Popen[bytes]]] = {}
+        numbers = _numbers(len(tasks))
         try:
-            for device in self.devices[: len(tasks)]:
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_serve, args=(work, device, list(tasks), taken, theirs), daemon=True)
-                # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-                try:
-                    process.start()
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                theirs.close()  # so that the worker's death ends the pipe
-                workers[ours] = (device, process)
+            try:
+                for device in self.devices[: len(tasks)]:
+                    ours, process = _start(numbers)
+                    workers[ours] = (device, process)
+                    with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, and its pipe says so below
+                        ours.send((work, device, list(tasks)))
+            finally:
+                os.close(numbers)
             running = dict(workers)
             while running:
                 for ready in wait(list(running)):
                     assert isinstance(ready, Connection)
                     try:
                         kind, value = ready.recv()
-                    except EOFError:
-                        device, dead = running[ready]
-                        raise _death(device, dead) from None
+                    except (EOFError, ConnectionResetError):
+                        raise _death(*running[ready]) from None
                     if kind == "event":
                         yield value
                     elif kind == "error":
@@ -68,59 +66,53 @@ class LocalExecutor:
                 connection.close()
 
 
-def _stop(processes: Sequence[BaseProcess]) -> None:
+def _numbers(num: int) -> int:
+    """The end to read from of a pipe that holds the numbers 0 to `num` - 1; a thread fills it as it empties."""
+    read, write = os.pipe()
+
+    def fill() -> None:
+        with suppress(BrokenPipeError):  # nobody is left to read
+            for number in range(num):
+                os.write(write, NUMBER.pack(number))
+        os.close(write)
+
+    threading.Thread(target=fill, name="brics-tasks", daemon=True).start()
+    return read
+
+
+def _start(numbers: int) -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = multiprocessing.Pipe()
+    # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        command = child_command("brics_cli.scale.worker", theirs.fileno(), numbers)
+        process = subprocess.Popen(command, env=child_environment(), pass_fds=[theirs.fileno(), numbers])
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()  # so that the worker's death ends the pipe
+    return ours, process
+
+
+def _stop(processes: Sequence[subprocess.Popen[Any]]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(STOP_S)
-        if process.is_alive():
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.join()
+            process.wait()
 
 
-def _death(device: str, process: BaseProcess) -> MachineError:
-    process.join(STOP_S)
-    code = process.exitcode
+def _death(device: str, process: subprocess.Popen[Any]) -> MachineError:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    code = process.returncode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     memory = " (out of memory?)" if code == -signal.SIGKILL else ""
     return MachineError(
         f"the process of device {device} {how}{memory}", next="What is whole is kept: run the same command again."
     )
-
-
-def _serve(work: Work[Any, Any], device: str, tasks: list[Any], taken: Any, events: Connection) -> None:
-    """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def tasks_left() -> Iterator[Any]:
-        while True:
-            with taken.get_lock():
-                number = taken.value
-                taken.value += 1
-            if number >= len(tasks):
-                return
-            yield tasks[number]
-
-    try:
-        for event in work(device, tasks_left()):
-            events.send(("event", event))
-        events.send(("done", None))
-    except Exception as error:
-        events.send(("error", _sendable(error)))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _sendable(error: Exception) -> Exception:
-    """`error`, or its text where it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

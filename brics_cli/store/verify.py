@@ -1,7 +1,7 @@
 """Check every promise of a store: structure, counts, order, hashes, statistics.
 
-`python -m brics_cli.store.verify PATH` prints the broken ones as JSON: libhdf5 itself can crash or hang on a file that
-was tampered with, so `verify_store_in_child` runs that with a time limit and survives it.
+`main` prints the broken ones as JSON: libhdf5 itself can crash or hang on a file that was tampered with, so
+`verify_store_in_child` runs that with a time limit and survives it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from brics_cli.errors import ArtefactError, BricsError, MachineError
+from brics_cli.isolation import child_command, child_environment
 from brics_cli.store.format import RowHash, Statistics, store_sha256
 from brics_cli.store.reader import KeyCodeStore
 from brics_cli.store.sealing import SEAL_ATTRIBUTE, SEALED_DATASETS, seal
@@ -149,9 +150,11 @@ def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -
     if not path.is_file():
         raise ArtefactError(f"{path} is missing")
     limit_s = timeout_s if timeout_s is not None else 60 + 20 * path.stat().st_size / 1e9
-    command = [sys.executable, "-m", "brics_cli.store.verify", str(path)]
+    command = child_command("brics_cli.store.verify", path)
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        child = subprocess.run(
+            command, env=child_environment(), capture_output=True, text=True, timeout=limit_s, check=False
+        )
     except subprocess.TimeoutExpired:
         return [f"reading it did not end in {math.ceil(limit_s)} s"]
     try:
@@ -164,7 +167,8 @@ def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -
         return [f"reading it crashes libhdf5 ({how})"]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The life of the process; its argument: the store."""
     try:
         print(json.dumps(verify_store(sys.argv[1])))
     except MachineError as said:

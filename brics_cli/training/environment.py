@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import brics_cli
+from brics_cli.isolation import child_environment
 
 
 def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
@@ -38,9 +39,17 @@ def _git_commit() -> str | None:
     checkout = Path(brics_cli.__file__).parents[1]
     if not (checkout / ".git").exists():
         return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
+    command = [
+        *("git", "-c", "core.fsmonitor=", "-C", str(checkout)),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--abbrev=40",
+        "--match=",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        found = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True, timeout=10)
+        return found.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,4 +1,4 @@
-"""`brics bench eval`: one FID beside clean-fid and torch-fidelity, on the same images and the same weights.
+"""`brics bench eval`: what a FID and all metrics cost beside the networks' forwards, the Fréchet step, and memory.
 
 Published weights are used where they are there; otherwise networks of the same architecture with random weights: the
 arithmetic, and so the time, is the same. N images, D features.
@@ -6,8 +6,6 @@ arithmetic, and so the time, is the same. N images, D features.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 import time
 import warnings
@@ -17,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, frechet_step, gathering_memory
-from brics_cli.bench.evaluation_parity import Parity, clean_fid_distance, clean_fid_features, clean_fid_network, parity
 from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
@@ -66,21 +63,6 @@ def bench_evaluate(
     return device_name(device), rows
 
 
-def bench_parity(*, num_images: int, device: torch.device, reporter: Reporter) -> tuple[str, list[Parity]]:
-    """The device's name and the rows of the parity table, of `num_images` crops on each side."""
-    with tempfile.TemporaryDirectory(prefix="brics-bench-") as directory, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sides = [Path(directory) / name for name in ("real", "fake")]
-        for seed, side in enumerate(sides):
-            side.mkdir()
-            write_images(side, num_images, seed=seed)
-        for file in sides[1].iterdir():  # far from the other side, so that a distance is not mere rounding
-            Image.open(file).filter(ImageFilter.GaussianBlur(6)).save(file)
-        reporter.message("building networks of the published architectures")
-        networks = standin_networks(Path(directory), device=device)
-        return device_name(device), parity(Path(directory), *sides, networks=networks, device=device)
-
-
 def write_images(folder: Path, num_images: int, *, seed: int) -> None:
     """Crops of SIDE px of the bundled photographs, at places drawn with `seed`, as PNG."""
     import skimage.data
@@ -100,73 +82,20 @@ def write_images(folder: Path, num_images: int, *, seed: int) -> None:
 
 
 def _fid(folder: Path, num_images: int, networks: Networks, device: torch.device, reporter: Reporter) -> list[Row]:
-    """One FID of the folder against fixed statistics, from files to figure; ours with the error bar that peers lack."""
+    """One FID of the folder against fixed statistics, from files to figure and error bar, beside the network alone."""
     reference = FeatureMoments(NUM_FEATURES)
     reference.update(np.random.default_rng(0).random((NUM_FEATURES + 100, NUM_FEATURES)))
     start = time.perf_counter()
     with ThreadPoolExecutor(default_num_workers()) as pool:
-        gathered = _gather(folder, [networks.inception], device, pool, num_groups=NUM_GROUPS)
-        moments = gathered[networks.inception.key].moments
-        ours_features = time.perf_counter() - start
+        moments = gather(folder, [networks.inception], device, pool, num_groups=NUM_GROUPS)[
+            networks.inception.key
+        ].moments
         value, error = frechet_distance(reference, moments), frechet_standard_error(reference, moments)
     ours = time.perf_counter() - start
-    reporter.message(f"brics: FID {value:.6g}, standard error {error or 0.0:.3g}")
-    theirs_features, theirs = _clean_fid(folder, networks, reference, device, reporter)
-    fidelity = _torch_fidelity(folder, networks, device, reporter)
-    rate = f"FID of {num_images:,} images of {SIDE} px"
-    rows = [
-        Row(rate, "img/s", num_images / ours, num_images / theirs, "clean-fid", theirs / ours, ">= 1.2x"),
-        Row(
-            "of that, files to features",
-            "img/s",
-            num_images / ours_features,
-            num_images / theirs_features,
-            "clean-fid",
-            theirs_features / ours_features,
-            "",
-        ),
-    ]
-    peer = None if fidelity is None else num_images / fidelity
-    ratio = None if fidelity is None else fidelity / ours_features
-    rows.append(
-        Row("the same beside torch-fidelity", "img/s", num_images / ours_features, peer, "torch-fidelity", ratio, "")
-    )
-    return rows
-
-
-def _clean_fid(
-    folder: Path, networks: Networks, reference: FeatureMoments, device: torch.device, reporter: Reporter
-) -> tuple[float, float]:
-    """Seconds to features and to the figure, of clean-fid with our file of weights and a worker per core."""
-    network = clean_fid_network(networks, device=device)
-    start = time.perf_counter()
-    features = clean_fid_features(folder, network, device=device, num_workers=default_num_workers())
-    to_features = time.perf_counter() - start
-    value = clean_fid_distance(features, (reference.mean, reference.covariance))
-    total = time.perf_counter() - start
-    reporter.message(f"clean-fid: FID {value:.6g}")
-    return to_features, total
-
-
-def _torch_fidelity(folder: Path, networks: Networks, device: torch.device, reporter: Reporter) -> float | None:
-    """Seconds of torch-fidelity's pass over the folder; None, and a line that says so, when it is not installed."""
-    try:
-        import torch_fidelity
-    except ImportError:
-        reporter.message("torch-fidelity is not installed, so its row has no figure: pip install torch-fidelity")
-        return None
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        torch_fidelity.calculate_metrics(
-            input1=str(folder),
-            isc=True,
-            cuda=device.type == "cuda",
-            batch_size=BATCH_SIZE,
-            verbose=False,
-            cache=False,
-            feature_extractor_weights_path=str(networks.inception_state_file),
-        )
-    return time.perf_counter() - start
+    reporter.message(f"FID {value:.6g}, standard error {error or 0.0:.3g}")
+    alone = _forward_seconds(networks.inception, folder, device) * num_images
+    what = f"FID of {num_images:,} images of {SIDE} px"
+    return [Row(what, "img/s", num_images / ours, num_images / alone, "the network alone", alone / ours, ">= 0.85x")]
 
 
 def _all_metrics(fake: Path, real: Path, networks: Networks, device: torch.device) -> list[Row]:
@@ -180,7 +109,7 @@ def _all_metrics(fake: Path, real: Path, networks: Networks, device: torch.devic
     start = time.perf_counter()
     with ThreadPoolExecutor(default_num_workers()) as pool:
         of_real, of_fake = (
-            _gather(folder, list(both.values()), device, pool, num_groups=num_groups, rows_of=networks.inception)
+            gather(folder, list(both.values()), device, pool, num_groups=num_groups, rows_of=networks.inception)
             for folder, num_groups in ((real, 1), (fake, NUM_GROUPS))
         )
         for name, network in both.items():
@@ -205,7 +134,7 @@ def _forward_seconds(network: FeatureNetwork, folder: Path, device: torch.device
     return seconds / len(prepared)
 
 
-def _gather(
+def gather(
     folder: Path,
     networks: Sequence[FeatureNetwork],
     device: torch.device,

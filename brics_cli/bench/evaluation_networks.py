@@ -1,5 +1,5 @@
 """The networks of `brics bench eval`: the published files where they are there, else the same architectures with random
-weights, written in the formats that brics, clean-fid and torch-fidelity read."""
+weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from brics_cli.weights import find
 
 @dataclass(frozen=True)
 class Networks:
-    """Inception and CLIP, and the two files of Inception that the peers read."""
+    """Inception, the file it was loaded from, and CLIP."""
 
     inception: FeatureNetwork
     clip: FeatureNetwork
     inception_file: Path
-    inception_state_file: Path
 
 
 class _Inception(nn.Module):
@@ -52,8 +51,6 @@ def standin_networks(directory: Path, *, device: torch.device) -> Networks:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         model = fid_inception(init_weights=True).eval()
-        state_file = directory / "inception-state.pth"
-        torch.save(model.state_dict(), state_file)
         published = find("inception")
         file = directory / INCEPTION_FILE
         if published is not None:
@@ -76,4 +73,4 @@ def standin_networks(directory: Path, *, device: torch.device) -> Networks:
             )
             clip = ClipFeatures(network, device)
         clip.key = "clip"
-    return Networks(inception, clip, file, state_file)
+    return Networks(inception, clip, file)

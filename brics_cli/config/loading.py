@@ -21,6 +21,10 @@ _RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
 }
 
 
+_SPELLINGS = {"optimizer": "optimiser", "normalize": "normalise"}
+"""American spellings of keys, accepted wherever ours are."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with `1e-4` a number (YAML 1.1 wants `1.0e-4`), and a key written twice an error."""
 
@@ -100,6 +104,7 @@ def recipe_from_values(
     values: dict[str, Any], *, kind: str, overrides: Sequence[str] = (), source: str, **flags: Any
 ) -> Recipe:
     """As `load_recipe`, from a mapping already read."""
+    values = _spelt(values, source=source)
     found = values.get("kind")
     if found != kind:
         known = did_you_mean(str(found), _RECIPES) if found not in _RECIPES else ""
@@ -121,7 +126,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {override!r} is not KEY=VALUE", next="Example: --set optimiser.lr=1e-4")
-        _assign(result, key.strip().split("."), parse_yaml(text, source=f"--set {key}"))
+        path = [_SPELLINGS.get(part, part) for part in key.strip().split(".")]
+        _assign(result, path, parse_yaml(text, source=f"--set {key}"))
     return result
 
 
@@ -135,6 +141,17 @@ def _assign(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     if path[-1] == "kind" and len(path) > 1 and block.get("kind") != value:
         block.clear()
     block[path[-1]] = value
+
+
+def _spelt(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """`values` with our spelling of every key. Raises UsageError for a key that is there in both spellings."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        ours = _SPELLINGS.get(key, key)
+        if ours in result:
+            raise UsageError(f"{source}: {ours!r} appears twice, in both spellings")
+        result[ours] = _spelt(value, source=source) if isinstance(value, Mapping) else value
+    return result
 
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from typing import Any, Self, overload
 
 from brics_cli.data.pixels import ImageError
 
-IMAGE_EXTENSIONS: frozenset[str] = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm"})
+IMAGE_EXTENSIONS: frozenset[str] = frozenset(
+    {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
+)
 """Extensions, lower case and without the dot, that make a file an image."""
 VIRTUAL_SHARD_SIZE = 1000
 """Images per shard of a collection that has no shards of its own."""

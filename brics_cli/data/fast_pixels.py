@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FAST, CUDA = "crop-bicubic-fast", "crop-bicubic-cuda"
 _JPEG, _END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 
 
 def load_fast(data: bytes, *, transform: str, size: int, max_pixels: int) -> np.ndarray | None:
@@ -82,7 +82,7 @@ def _is_plain_jpeg(data: bytes, *, max_pixels: int) -> bool:
         return False
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as image:
-            upright = image.getexif().get(_ORIENTATION, 1) == 1
+            upright = image.getexif().get(ORIENTATION, 1) == 1
             return upright and image.mode in ("RGB", "L") and image.width * image.height <= max_pixels
     except Exception:  # Pillow's parsers raise nearly anything on damaged bytes; the reference names what it is
         return False

@@ -1,8 +1,7 @@
 """From a file's bytes to square uint8 RGB: the Pillow reference of every transform.
 
-Each kind of file that others trip over has one defined result (reference: tests/unit/data/test_pixels.py): EXIF
-orientation is applied, 16-bit grey is scaled, alpha and transparency are composited on white, CMYK and palettes
-become RGB; a truncated file, a decompression bomb and a format outside the list are an `ImageError`.
+Each kind of file that others trip over has one defined result: EXIF orientation is applied, `modes` says what becomes
+of each mode and bit depth; a truncated file, a decompression bomb and a format outside the list are an `ImageError`.
 Shapes: (H, W, 3) uint8 RGB.
 """
 
@@ -13,10 +12,11 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from brics_cli.config.suggestions import did_you_mean
-from brics_cli.data.fast_pixels import CUDA, FAST, crop_bicubic_fast, load_fast
+from brics_cli.data.fast_pixels import CUDA, FAST, ORIENTATION, crop_bicubic_fast, load_fast
+from brics_cli.data.modes import ImageError, before_loading, to_rgb, why_unidentified
 from brics_cli.errors import UsageError
 
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
@@ -34,16 +34,20 @@ TRANSFORM_VERSIONS: dict[str, str] = {
 }
 """Transform -> version, backend included; both are stored in every artefact."""
 
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
-_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"P4", b"P5", b"P6")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright."""
 
 # Process-wide on purpose: warnings.catch_warnings is not safe in the loader's threads.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-class ImageError(Exception):
-    """One image that cannot be used, and why. Counted and listed by the loader, never fatal by itself."""
 
 
 def is_image_file(first: bytes) -> bool:
@@ -52,17 +56,23 @@ def is_image_file(first: bytes) -> bool:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """A file's bytes as an upright RGB image. Raises ImageError (not an image, truncated, a bomb, no defined range)."""
+    """A file's bytes as an upright RGB image; of several pages or frames, the first.
+
+    Raises ImageError (not an image, truncated, a bomb, pixels without a defined range).
+    """
     try:
         with Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"decompression bomb: {image.width} x {image.height} pixels")
+            before_loading(image, data)
             image.load()
-            return _to_rgb(_upright(image))
+            turn = _turn(image)
+            rgb = to_rgb(image, data)
+            return rgb if turn is None else rgb.transpose(turn)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image of a format that is read" if data else "empty file") from None
+        raise ImageError(why_unidentified(data)) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError("decompression bomb") from None
     except MemoryError:
@@ -71,26 +81,11 @@ def decode_image(data: bytes) -> Image.Image:
         raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return ImageOps.exif_transpose(image)
+        return _TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about orientation; the pixels are fine
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ImageError("32-bit pixels have no defined range")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257, rounded
-    elif image.mode == "F":
-        raise ImageError("floating-point pixels have no defined range")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return None
 
 
 def apply_transform(image: Image.Image, name: str, size: int) -> np.ndarray:

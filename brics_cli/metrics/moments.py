@@ -1,7 +1,6 @@
 """Mean and covariance of features that arrive in batches, in float64, of everything and without any one group.
 
-N rows, D features, G groups. A D x D sum of outer products is kept as its upper triangle (LAPACK's rectangular full
-packed form), one per group: G * D * (D + 1) / 2 numbers whatever N, and BLAS adds to it in place.
+N rows, D features, G groups. Kept are G sums of outer products (D, D), whatever N: 0.34 GB at D = 2048, G = 10.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dsfrk, dtfttr
 
 from brics_cli.metrics.frechet import Gaussian, StoredGaussian
 
@@ -61,16 +59,13 @@ class FeatureMoments:
     def __init__(self, num_features: int, *, num_groups: int = 1) -> None:
         self.num_features, self.num_groups = num_features, num_groups
         self.num = 0
+        self.is_full = False
+        """Whether there are more rows than features, so that the covariance can have full rank."""
         self._waiting: list[Rows] = []
-        self._num_waiting = 0
-        self._is_folded = False
-        self._shift: Array = np.zeros(num_features)
-        self._nums: NDArray[np.int64] = np.zeros(num_groups, np.int64)
-        self._sums: Array = np.zeros((num_groups, num_features))
-        self._products: list[Array] = []
+        self._dealt: NDArray[np.int64] = np.empty(0, np.int64)  # the groups of the rows that wait, and of the next few
         self._generator = np.random.default_rng(GROUP_SEED)
-        self._dealt: NDArray[np.int64] = np.empty(0, np.int64)
-        """The groups of the rows that wait, and of the next few."""
+        self._nums: NDArray[np.int64] = np.zeros(num_groups, np.int64)
+        self._shift, self._sums, self._products = (np.zeros(num_features),) * 3  # set by the first `_fold`
 
     def update(self, features: Rows) -> None:
         """Add rows (B, D). Raises ValueError for another shape or a row that is not finite."""
@@ -80,53 +75,35 @@ class FeatureMoments:
         if not np.isfinite(rows).all():
             raise ValueError("features that are not finite")
         self._waiting.append(rows)
-        self._num_waiting += len(rows)
         self.num += len(rows)
-        if self._num_waiting >= NUM_WAITING if self._is_folded else self.num > self.num_features:
+        if self.num - self._nums.sum() >= NUM_WAITING if self.is_full else self.num > self.num_features:
             self._fold()
 
     @property
     def mean(self) -> Array:
         """(D,)"""
-        if not self._is_folded:
-            return RowGaussian(self._rows()).mean
-        self._fold()
-        return self._shift + self._sums.sum(axis=0) / self.num
+        return self._gaussian().mean
 
     @property
     def covariance(self) -> Array:
         """(D, D), divided by N - 1."""
-        return self._all().covariance
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there are more rows than features, so that the covariance can have full rank."""
-        return self._is_folded
+        return self._gaussian().covariance
 
     def factor(self) -> Array:
         """F with F Fᵀ = covariance: (D, N) from the rows, else (D, D) by Cholesky or, when singular, eigenvectors."""
-        return self._all().factor()
+        return self._gaussian().factor()
 
     def without(self, group: int) -> Gaussian:
         """The Gaussian of all rows but those of `group`."""
-        if not self._is_folded:
-            return RowGaussian(self._rows()[self._groups() != group])
-        self._fold()
-        others = [index for index in range(self.num_groups) if index != group]
-        return self._gaussian(others)
+        return self._gaussian(without=group)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What `from_state` makes the same moments of, to the last bit; of moments without groups."""
         assert self.num_groups == 1
-        if not self._is_folded:
+        if not self.is_full:
             return {"rows": self._rows()}
         self._fold()
-        return {
-            "num": self._nums[:1],
-            "shift": self._shift,
-            "sum": self._sums[0],
-            "products": self._products[0],
-        }
+        return {"num": self._nums, "shift": self._shift, "sum": self._sums[0], "outer_products": self._products[0]}
 
     @classmethod
     def from_state(cls, state: dict[str, NDArray[Any]]) -> FeatureMoments:
@@ -135,75 +112,50 @@ class FeatureMoments:
             moments = cls(state["rows"].shape[1])
             moments.update(state["rows"])
             return moments
-        shift, total, products = state["shift"], state["sum"], state["products"]
-        num_features = len(shift)
-        if total.shape != shift.shape or products.shape != (_packed_size(num_features),):
+        shift, total, products = state["shift"], state["sum"], state["outer_products"]
+        if total.shape != shift.shape or products.shape != shift.shape * 2:
             raise ValueError(f"sums of shapes {shift.shape}, {total.shape} and {products.shape}")
-        moments = cls(num_features)
-        moments._is_folded, moments._shift = True, shift
-        moments.num = int(state["num"].item())
-        moments._nums[0], moments._sums[0], moments._products = moments.num, total, [products]
+        moments = cls(len(shift))
+        moments.is_full, moments.num, moments._nums = True, int(state["num"].item()), state["num"]
+        moments._shift, moments._sums, moments._products = shift, total[None], products[None]
         return moments
 
     def _rows(self) -> Rows:
-        """(N, D), while they are kept."""
+        """(N, D), those that wait."""
         return np.concatenate(self._waiting) if self._waiting else np.empty((0, self.num_features), np.float32)
 
-    def _groups(self) -> NDArray[np.int64]:
-        """The group of every row that waits."""
-        missing = self._num_waiting - len(self._dealt)
-        hands = [self._generator.permutation(self.num_groups) for _ in range(-(-missing // self.num_groups))]
+    def _groups(self, num: int) -> NDArray[np.int64]:
+        """The group of each of the `num` rows that wait."""
+        hands = [self._generator.permutation(self.num_groups) for _ in range(len(self._dealt), num, self.num_groups)]
         self._dealt = np.concatenate([self._dealt, *hands])
-        return self._dealt[: self._num_waiting]
+        return self._dealt[:num]
 
     def _fold(self) -> None:
         """Add the rows that wait to the sums of their groups."""
         if not self._waiting:
             return
-        rows, groups = self._rows(), self._groups()
-        if not self._is_folded:
-            self._is_folded, self._shift = True, rows.mean(axis=0, dtype=np.float64)
-            self._products = [np.zeros(_packed_size(self.num_features)) for _ in range(self.num_groups)]
-        self._dealt = self._dealt[self._num_waiting :]
-        self._waiting, self._num_waiting = [], 0
+        rows = self._rows()
+        groups = self._groups(len(rows))
+        if not self.is_full:
+            self.is_full, self._shift = True, rows.mean(axis=0, dtype=np.float64)
+            self._sums = np.zeros((self.num_groups, self.num_features))
+            self._products = np.zeros((self.num_groups, self.num_features, self.num_features))
+        self._dealt, self._waiting = self._dealt[len(rows) :], []
         for group in range(self.num_groups):
             centred = rows[groups == group] - self._shift  # (n, D) float64
-            if len(centred):
-                self._nums[group] += len(centred)
-                self._sums[group] += centred.sum(axis=0)
-                self._products[group] = _add(self._products[group], centred)
+            self._nums[group] += len(centred)
+            self._sums[group] += centred.sum(axis=0)
+            self._products[group] += centred.T @ centred
 
-    def _all(self) -> Gaussian:
-        if not self._is_folded:
-            return RowGaussian(self._rows())
+    def _gaussian(self, *, without: int | None = None) -> Gaussian:
+        if not self.is_full:
+            rows = self._rows()
+            return RowGaussian(rows if without is None else rows[self._groups(len(rows)) != without])
         self._fold()
-        return self._gaussian(list(range(self.num_groups)))
-
-    def _gaussian(self, groups: list[int]) -> StoredGaussian:
-        """The Gaussian of the rows of `groups`, from their sums."""
-        num = int(self._nums[groups].sum())
-        offset = self._sums[groups].sum(axis=0) / num  # (D,)
-        products = self._products[groups[0]].copy()
-        for group in groups[1:]:
-            products += self._products[group]
-        products = _add(products, offset[None], weight=-float(num))
-        products /= num - 1
-        return StoredGaussian(self._shift + offset, _unpacked(products, self.num_features), num=num)
-
-
-def _packed_size(num_features: int) -> int:
-    return num_features * (num_features + 1) // 2
-
-
-def _add(packed: Array, rows: Array, *, weight: float = 1.0) -> Array:
-    """`packed` plus `weight` times the sum of outer products of `rows` (n, D), in place where LAPACK can."""
-    num, num_features = rows.shape
-    return np.asarray(dsfrk(num_features, num, weight, rows.T, 1.0, packed, overwrite_c=1))
-
-
-def _unpacked(packed: Array, num_features: int) -> Array:
-    """The symmetric (D, D) matrix of a packed upper triangle."""
-    full, _ = dtfttr(num_features, packed)
-    for row in range(num_features):  # in place: a transposed copy would be a second matrix
-        full[row + 1 :, row] = full[row, row + 1 :]
-    return np.asarray(full)
+        kept = np.arange(self.num_groups) != (-1 if without is None else without)
+        num = int(self._nums[kept].sum())
+        offset = self._sums[kept].sum(axis=0) / num  # (D,)
+        covariance = np.einsum("g,gij->ij", kept.astype(float), self._products)
+        covariance -= num * np.outer(offset, offset)
+        covariance /= num - 1
+        return StoredGaussian(self._shift + offset, covariance, num=num)

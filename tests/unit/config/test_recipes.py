@@ -128,3 +128,15 @@ def test_saying_the_default_kind_again_keeps_its_block() -> None:
     """Recipes leave `decoder.kind` out: setting it to what it is anyway must not empty the block."""
     said = load_recipe("tiny", kind="autoencoder", overrides=["model.decoder.kind=resnet"])
     assert said == load_recipe("tiny", kind="autoencoder")
+
+
+def test_american_spellings_of_keys_are_accepted(tmp_path: Path) -> None:
+    ours = load_recipe("tiny", kind="autoencoder", overrides=["optimiser.lr=3e-4"])
+    assert load_recipe("tiny", kind="autoencoder", overrides=["optimizer.lr=3e-4"]) == ours
+    values = ours.model_dump(mode="json")
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"optimizer": values.pop("optimiser"), **values}))
+    assert load_recipe(str(path), kind="autoencoder") == ours
+    path.write_text(yaml.safe_dump({"optimizer": {"lr": 1e-3}, **ours.model_dump(mode="json")}))
+    with pytest.raises(UsageError, match=r"mine.yaml: 'optimiser' appears twice, in both spellings"):
+        load_recipe(str(path), kind="autoencoder")

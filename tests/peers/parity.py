@@ -1,12 +1,15 @@
-"""`brics bench eval --parity`: every metric beside the peer that defines it, on the same images, features and weights.
+"""Every metric beside the peer that defines it, on the same images, features and weights.
 
 Two folders of N real photographs' crops go through our pipeline and through the peers' own; arithmetic that a peer
 does on features gets the same features. Peers: clean-fid, open_clip, torch-fidelity, scikit-image, lpips,
-pytorch-msssim. N images, D features.
+pytorch-msssim. N images, D features. `PYTHONPATH=tests python -m peers.parity --num-images 64` prints the table.
 """
 
 from __future__ import annotations
 
+import argparse
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import nn
 
-from brics_cli.bench.evaluation_networks import Networks
+from brics_cli.bench.evaluate import write_images
+from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE
 from brics_cli.metrics.frechet import frechet_distance
 from brics_cli.metrics.inception_score import inception_score
@@ -41,17 +45,17 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Parity:
-    """One metric: our value, the peer's (None: it is not installed), and their relative difference."""
+    """One metric: our value, the peer's, and their relative difference."""
 
     metric: str
     ours: float
-    peer: float | None
+    peer: float
     peer_name: str
 
     @property
-    def difference(self) -> float | None:
+    def difference(self) -> float:
         """|ours - peer| / |peer|; of zero, |ours|."""
-        return None if self.peer is None else abs(self.ours - self.peer) / (abs(self.peer) or 1.0)
+        return abs(self.ours - self.peer) / (abs(self.peer) or 1.0)
 
 
 def parity(directory: Path, real: Path, fake: Path, *, networks: Networks, device: torch.device) -> list[Parity]:
@@ -158,12 +162,10 @@ def _on_features(real: Features, fake: Features) -> list[Parity]:
     ]
 
 
-def _torch_fidelity(real: Features, fake: Features, logits: Features) -> dict[str, float | None]:
-    try:
-        from torch_fidelity.metric_isc import isc_features_to_metric
-        from torch_fidelity.metric_prc import prc_features_to_metric
-    except ImportError:
-        return dict.fromkeys(("is", "precision", "recall"))
+def _torch_fidelity(real: Features, fake: Features, logits: Features) -> dict[str, float]:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     score = isc_features_to_metric(torch.from_numpy(logits))
     manifold = prc_features_to_metric(
         torch.from_numpy(fake),
@@ -183,6 +185,7 @@ def _torch_fidelity(real: Features, fake: Features, logits: Features) -> dict[st
 def _on_pairs(directory: Path, a: Pixels, b: Pixels, *, device: torch.device) -> list[Parity]:
     """What compares an image with its copy, here one blurred by 1.5 px: means over the pairs."""
     import lpips
+    from pytorch_msssim import ms_ssim as peer_ms_ssim
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     def mean(compare: Callable[[Pixels, Pixels], Any]) -> float:
@@ -202,13 +205,8 @@ def _on_pairs(directory: Path, a: Pixels, b: Pixels, *, device: torch.device) ->
     with torch.inference_mode():
         their_lpips = mean(lambda x, y: peer(lpips.im2tensor(x), lpips.im2tensor(y)))
     their_psnr = mean(lambda x, y: peak_signal_noise_ratio(x, y, data_range=255))
-    try:
-        from pytorch_msssim import ms_ssim as peer_ms_ssim
-    except ImportError:
-        their_ms_ssim = None
-    else:
-        x, y = (torch.from_numpy(side).permute(0, 3, 1, 2).double() for side in (a, b))
-        their_ms_ssim = float(peer_ms_ssim(x, y, data_range=255))
+    x, y = (torch.from_numpy(side).permute(0, 3, 1, 2).double() for side in (a, b))
+    their_ms_ssim = float(peer_ms_ssim(x, y, data_range=255))
     return [
         Parity("psnr", float(np.mean(psnr(a, b))), their_psnr, "scikit-image"),
         Parity("ssim", float(np.mean(ssim(a, b))), mean(gaussian_ssim), "scikit-image"),
@@ -224,3 +222,26 @@ def _backbone(model: nn.Module) -> nn.Module:
         for name, layer in getattr(model.net, f"slice{number}").named_children():
             features.add_module(name, layer)
     return features
+
+
+def main() -> None:
+    """Print the parity table of crops and of blurred crops of the bundled photographs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--num-images", type=int, default=64)
+    num_images = parser.parse_args().num_images
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sides = [Path(directory) / name for name in ("real", "fake")]
+        for seed, side in enumerate(sides):
+            side.mkdir()
+            write_images(side, num_images, seed=seed)
+        for file in sides[1].iterdir():  # far from the other side, so that a distance is not mere rounding
+            Image.open(file).filter(ImageFilter.GaussianBlur(6)).save(file)
+        device = torch.device("cpu")
+        networks = standin_networks(Path(directory), device=device)
+        for row in parity(Path(directory), *sides, networks=networks, device=device):
+            print(f"{row.metric:28} {row.ours:<16.9g} {row.peer:<16.9g} {row.peer_name:20} {row.difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()

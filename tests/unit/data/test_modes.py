@@ -1,0 +1,85 @@
+"""Every mode and bit depth that Pillow opens: the right picture, or a refusal that names the mode."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+from odd_images import CASES, random_values
+from PIL import Image
+
+from brics_cli.data.buffers import SharedBuffers
+from brics_cli.data.decoders import Decoders
+from brics_cli.data.modes import to_rgb
+from brics_cli.data.pixels import ImageError, decode_image, load_all, load_pixels
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_shows_what_it_was_built_to_show(name):
+    data, expected, off = CASES[name]
+    if isinstance(expected, str):
+        with pytest.raises(ImageError, match=expected):
+            decode_image(data)
+        return
+    found = np.array(decode_image(data))
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - np.asarray(expected).astype(int)).max() <= off
+
+
+def test_there_are_as_many_as_promised():
+    assert len(CASES) >= 250
+    assert sum(isinstance(expected, str) for _, expected, _ in CASES.values()) >= 15
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fast_form_agrees(name):
+    data, expected, _ = CASES[name]
+    if isinstance(expected, str):
+        with pytest.raises(ImageError, match=expected):
+            load_pixels(data, transform="crop-bicubic-fast", size=5)
+        return
+    size = min(np.asarray(expected).shape[:2])  # nothing is resized: the decoders alone are compared
+    found, reference = (load_pixels(data, transform=f"crop-bicubic{form}", size=size) for form in ("-fast", ""))
+    assert np.array_equal(found, reference)
+
+
+def test_processes_decode_the_same():
+    files = [data for data, _, _ in CASES.values()]
+    here = np.zeros((len(files), 4, 4, 3), np.uint8)
+    reasons = load_all(files, here, transform="crop-bicubic")
+    with (
+        closing(SharedBuffers(here.shape, num=1)) as shared,
+        closing(Decoders(shared, transform="crop-bicubic", size=4, num=1)) as decoders,
+    ):
+        there = shared.take(len(files))
+        deadline = time.monotonic() + 60
+        while (found := decoders.decode(files, there)) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found == reasons
+        good = [reason is None for reason in reasons]
+        assert np.array_equal(there[good], here[good])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"])
+def test_modes_without_alpha_are_pillows_rgb(mode):
+    image = Image.fromarray(random_values(1, 255, 3).astype(np.uint8)).convert(mode)
+    assert np.array_equal(np.array(to_rgb(image, b"")), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA"])
+def test_modes_with_alpha_stand_on_white(mode):
+    clear = Image.new("RGBA", (2, 1), (40, 40, 40, 255))
+    clear.putpixel((1, 0), (0, 0, 0, 0))
+    if mode == "PA":
+        clear = Image.merge("PA", (clear.convert("RGB").quantize(4), clear.getchannel("A")))
+    else:
+        clear = clear.convert("LA").convert(mode) if mode == "La" else clear.convert(mode)
+    assert np.array(to_rgb(clear, b"")).tolist() == [[[40] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_without_a_range_are_named(mode):
+    with pytest.raises(ImageError, match=f"mode {mode}.*no defined range"):
+        to_rgb(Image.new(mode, (2, 2), 300), b"")

@@ -49,7 +49,7 @@ class RawImage:
     """One image as it stands in its collection, not decoded.
 
     `key` is unique in the collection: `shard/member-stem`, or the relative path without extension for a folder.
-    `label` and `meta` come from sidecar members and are None when there is none.
+    `label` (`labels` has the rules) and `meta` are None when there is none.
     """
 
     key: str
@@ -69,6 +69,8 @@ class Collection(ABC):
     shards: Sequence[Shard]
     note: str = ""
     """What `open_collection` chose among several, for `describe` to end with."""
+    class_names: tuple[str, ...] = ()
+    """What labels 0, 1, ... stand for; empty where they have no names."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -26,7 +26,7 @@ from brics_cli.workspace import read_provenance
 
 READS = "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs and parquet."
 MAX_FILES = 1_000_000
-Labels = Literal["folder"]
+Labels = Literal["folder", "none"]
 
 
 def open_collection(
@@ -37,11 +37,12 @@ def open_collection(
     A path is a folder of images, a WebDataset tar (compressed or not) or a folder of them, a zip, an LMDB or
     `./lsun` with several, a parquet file or a folder of them; which is seen in the content, not in the name.
     `subset` chooses where the path holds several (`church_outdoor_train`, `validation`). `labels="folder"` makes
-    the top-level folders of a folder of images classes. Raises UsageError (missing path, no images, several and
-    no `subset`, a format that is not read, a URL), ArtefactError (a damaged file, a pack that has not finished).
+    the top-level folders of a folder of images classes; "none": there are none. Raises UsageError (missing path, no
+    images, several and no `subset`, a format that is not read, a URL, labels that cannot be meant), ArtefactError (a
+    damaged file, a pack that has not finished).
     """
     collection = _open(os.fspath(path_or_pattern), subset, labels)
-    if labels is not None and not isinstance(collection, FolderCollection):
+    if labels == "folder" and not isinstance(collection, FolderCollection):
         raise UsageError(f"--labels folder goes with a folder of images, not with {collection.kind}: {collection.path}")
     return collection
 

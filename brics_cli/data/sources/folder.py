@@ -12,9 +12,11 @@ from typing import Literal
 
 import numpy as np
 
+from brics_cli.data.annotations import Annotations, Texts
 from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, split_extension
+from brics_cli.data.listings import is_listing, read_listing
 from brics_cli.data.pixels import ImageError
-from brics_cli.data.sidecars import EXTENSIONS, DatasetJson, Meta, merged
+from brics_cli.data.sidecars import EXTENSIONS
 from brics_cli.data.sources.samples import Samples
 from brics_cli.errors import UsageError
 
@@ -26,19 +28,23 @@ FFHQ_NAME = re.compile(r"\d{5}/\d{5}\.png")
 class FolderCollection(UnshardedCollection):
     """Every image below `root`. Hidden files and folders are passed over; links to folders are followed once.
 
-    Labels and metadata come from `dataset.json` (EDM) and from files beside an image (`a.cls`, `a.json`, `a.txt`).
-    `labels="folder"` makes the top-level folders classes instead, numbered in sorted order. Raises UsageError when
-    there is no image, with what is there instead; ArtefactError for a damaged `dataset.json`.
+    Labels and metadata come from `listings` and from files beside an image (`a.cls`, `a.json`, `a.txt`).
+    `labels="folder"` makes the top-level folders classes instead, numbered in sorted order; "none": there are none.
+    Raises UsageError when there is no image, with what is there instead, and for labels that cannot be meant;
+    ArtefactError for a damaged listing.
     """
 
     kind = "folder"
 
-    def __init__(self, root: Path, *, labels: Literal["folder"] | None = None) -> None:
+    def __init__(self, root: Path, *, labels: Literal["folder", "none"] | None = None) -> None:
         self.path = str(root.resolve())
         found: list[tuple[str, int]] = []
+        listings: list[tuple[str, int]] = []
         others: Counter[str] = Counter()
         for name, size in _walk(self.path, "", set()):
-            if split_extension(name) is not None or name.rpartition(".")[2].lower() in EXTENSIONS:
+            if is_listing(name):
+                listings.append((name, size))
+            elif split_extension(name) is not None or name.rpartition(".")[2].lower() in EXTENSIONS:
                 found.append((name, size))
             if split_extension(name) is None:
                 others[Path(name).suffix.lower() or "no extension"] += 1
@@ -49,13 +55,22 @@ class FolderCollection(UnshardedCollection):
                 _nothing_in(root, others), next="Give a folder with png, jpg, webp, bmp, tiff or ppm files."
             )
         self.num_folders = len({self._samples.image_name(i).rpartition("/")[0] for i in range(len(self._samples))})
-        self._dataset_json = _dataset_json(root)
         self._classes = _top_folders(self._samples) if labels == "folder" else None
+        self._annotations = Annotations(
+            [self._samples.image_name(position) for position in range(len(self._samples))],
+            where=f"the folder {root}",
+            listings=[
+                read_listing(name, Path(self.path, name).read_bytes(), where=f"the folder {root}")
+                for name, _ in listings
+            ],
+            sidecars=self._samples.labelled(),
+            texts=self._texts,
+            labels=labels is None,
+        )
+        self.class_names = self._annotations.class_names if self._classes is None else tuple(self._classes)
         sizes = np.array([size for _, size in found], np.int64)
         rows = [(printable(self._samples.image_name(i)), self._row_size(i, sizes)) for i in range(len(self._samples))]
-        dataset_json = root / "dataset.json"
-        also = [("dataset.json", dataset_json.stat().st_size)] if self._dataset_json is not None else []
-        self._cut(rows, also=also)
+        self._cut(rows, also=listings)
 
     def _row_size(self, position: int, sizes: np.ndarray) -> int:
         """Bytes of the image and of its sidecars: a change of either changes the fingerprint."""
@@ -67,9 +82,7 @@ class FolderCollection(UnshardedCollection):
             layout += " in FFHQ's layout"
         if self._classes is not None:
             layout += f", {len(self._classes):,} of them classes"
-        elif self._dataset_json is not None and self._dataset_json.labels:
-            layout += ", labels from dataset.json"
-        return f"{len(self):,} images, folder{layout}{self.note}"
+        return f"{len(self):,} images, folder{layout}{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
         return self._samples.key(self._position(shard_index, index))
@@ -78,12 +91,10 @@ class FolderCollection(UnshardedCollection):
         position = self._position(shard_index, index)
         name = self._samples.image_name(position)
         data = self._file(name)
-        annotations = self._samples.annotations(position, lambda member: self._sidecar(self._samples.names[member]))
-        if self._dataset_json is not None:
-            annotations = merged(self._dataset_json.label(name), annotations)
+        label, meta = self._annotations.of(position, self._texts(position))
         if self._classes is not None:
-            annotations = merged(self._class(name), (None, annotations[1]))
-        label, meta = annotations
+            top, slash, _ = name.partition("/")
+            label, meta = (self._classes[top], {**(meta or {}), "class": printable(top)}) if slash else (None, meta)
         return RawImage(self._samples.key(position), data, label, meta, shard_index, index)
 
     def _file(self, name: str) -> bytes:
@@ -96,6 +107,9 @@ class FolderCollection(UnshardedCollection):
                 raise
             raise ImageError(f"cannot be read: {error.strerror}") from None
 
+    def _texts(self, position: int) -> Texts:
+        return self._samples.texts(position, lambda member: self._sidecar(self._samples.names[member]))
+
     def _sidecar(self, name: str) -> bytes:
         """The bytes of a sidecar; one that has gone says nothing."""
         try:
@@ -103,22 +117,11 @@ class FolderCollection(UnshardedCollection):
         except ImageError:
             return b""
 
-    def _class(self, name: str) -> tuple[int | None, Meta | None]:
-        top, slash, _ = name.partition("/")
-        if not slash or self._classes is None:
-            return None, None
-        return self._classes[top], {"class": printable(top)}
-
 
 def _top_folders(samples: Samples) -> dict[str, int]:
     names = {samples.image_name(position).partition("/")[0] for position in range(len(samples))}
     files = {samples.image_name(position) for position in range(len(samples))}
     return {name: number for number, name in enumerate(sorted(names - files))}
-
-
-def _dataset_json(root: Path) -> DatasetJson | None:
-    path = root / "dataset.json"
-    return DatasetJson(path.read_bytes(), where=f"the folder {root}") if path.is_file() else None
 
 
 def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from brics_cli.data.collection import printable, split_extension
 from brics_cli.data.names import Names
-from brics_cli.data.sidecars import EXTENSIONS, Meta, read_sidecars
+from brics_cli.data.sidecars import EXTENSIONS, LABELLING
 from brics_cli.errors import ArtefactError
 
 
@@ -52,10 +52,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def has_sidecars(self) -> bool:
-        return len(self._sidecars) > 0
-
     def image(self, index: int) -> int:
         """The member that is image `index`."""
         return int(self.images[index])
@@ -76,11 +72,17 @@ class Samples:
         """The members that are sidecars of image `index`."""
         return self._sidecars[self._sidecar_ends[index] : self._sidecar_ends[index + 1]].tolist()
 
-    def annotations(self, index: int, read: Callable[[int], bytes]) -> tuple[int | None, Meta | None]:
-        """(label, meta) of image `index` from its sidecars, whose bytes `read(member)` gives."""
-        if not self.has_sidecars:
-            return None, None
-        return read_sidecars((_extension(self.names[member]), read(member)) for member in self.sidecars(index))
+    def texts(self, index: int, read: Callable[[int], bytes]) -> list[tuple[str, bytes]]:
+        """The sidecars of image `index`, extension and bytes, which `read(member)` gives."""
+        return [(_extension(self.names[member]), read(member)) for member in self.sidecars(index)]
+
+    def labelled(self) -> list[int]:
+        """The images with sidecars that may hold a label."""
+        if not len(self._sidecars):
+            return []
+        may = [_extension(self.names[member]) in LABELLING for member in self._sidecars.tolist()]
+        before = np.cumsum([0, *may])[self._sidecar_ends]  # (N + 1,)
+        return np.flatnonzero(np.diff(before)).tolist()
 
 
 def _extension(name: str) -> str:

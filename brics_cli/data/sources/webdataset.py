@@ -17,9 +17,11 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, cast
 
+from brics_cli.data.annotations import Annotations, Texts
 from brics_cli.data.collection import (
     Collection,
     RawImage,
@@ -32,6 +34,7 @@ from brics_cli.data.collection import (
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.tar_index import AGAIN, TarIndex, index_tar
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace import read_provenance
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
@@ -68,21 +71,39 @@ class WebDatasetCollection(Collection):
         self._num_checked = check_img2dataset_counts(self._paths, [len(index.samples) for index in self._indices])
         if not len(self):
             raise UsageError(f"no images in the {len(self._paths)} tar files of {path}", next="Give tars with images.")
+        self._starts = [0, *accumulate(shard.num_images for shard in self.shards)]
+        sidecars = [
+            start + image
+            for start, index in zip(self._starts, self._indices, strict=False)
+            for image in index.samples.labelled()
+        ]
+        self._annotations = Annotations(
+            self.keys(),
+            where=path,
+            sidecars=sidecars,
+            texts=lambda image: self._texts(*self.places([image])[0]),
+            class_names=class_names_of(self._paths),
+        )
+        self.class_names = self._annotations.class_names
 
     def describe(self) -> str:
         num_shards = f"{len(self.shards):,} shard" + ("s" if len(self.shards) != 1 else "")
         compressed = ", compressed" if any(self._compressed) else ""
         checked = ", made by img2dataset (counts checked)" if self._num_checked else ""
-        return f"{len(self):,} images, WebDataset, {num_shards}{compressed}{checked}{self.note}"
+        return f"{len(self):,} images, WebDataset, {num_shards}{compressed}{checked}{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
         return f"{self.shards[shard_index].name}/{self._indices[shard_index].samples.key(index)}"
 
     def read(self, shard_index: int, index: int) -> RawImage:
         samples = self._indices[shard_index].samples
-        label, meta = samples.annotations(index, lambda member: self._bytes(shard_index, member))
+        label, meta = self._annotations.of(self._starts[shard_index] + index, self._texts(shard_index, index))
         data = self._bytes(shard_index, samples.image(index))
         return RawImage(self.key(shard_index, index), data, label, meta, shard_index, index)
+
+    def _texts(self, shard_index: int, index: int) -> Texts:
+        samples = self._indices[shard_index].samples
+        return samples.texts(index, lambda member: self._bytes(shard_index, member))
 
     def _bytes(self, shard_index: int, member: int) -> bytes:
         tar = self._indices[shard_index]
@@ -96,6 +117,13 @@ class WebDatasetCollection(Collection):
     def _descriptor(self, shard_index: int) -> Descriptor:
         cache = self._unpacked if self._compressed[shard_index] else self._plain
         return cache[self._paths[shard_index]]
+
+
+def class_names_of(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The names of the classes in the folder of `paths`, where brics wrote it and knew them."""
+    folders = {tar.parent for tar in paths}
+    artefact = read_provenance(folders.pop()) if len(folders) == 1 else None
+    return tuple(artefact.details.get("class_names", ())) if artefact is not None else ()
 
 
 def is_compressed(tar: Path) -> bool:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from brics_cli.data.annotations import Annotations, Texts
 from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, visible_path
+from brics_cli.data.listings import DATASET_JSON, Listing, is_listing, read_listing
 from brics_cli.data.names import Names
 from brics_cli.data.pixels import ImageError
-from brics_cli.data.sidecars import DatasetJson, merged
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.samples import Samples, tidy_name
 from brics_cli.errors import ArtefactError, UsageError
@@ -30,9 +31,9 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of the name
 class ZipCollection(UnshardedCollection):
     """The images in the zip `path`, in sorted order.
 
-    Labels come from `dataset.json` and from sidecars; where `dataset.json` names `keys`, as `brics decode` writes
-    them, they are the images' keys. Raises UsageError when there is no image or the zip is encrypted or holds an
-    LMDB; ArtefactError when it is truncated or damaged.
+    Labels come from `listings` and from sidecars; where `dataset.json` names `keys`,
+    as `brics decode` writes them, they are the images' keys. Raises UsageError when there is no image, the zip is
+    encrypted or holds an LMDB, or for labels that cannot be meant; ArtefactError when it is truncated or damaged.
     """
 
     kind = "zip"
@@ -50,38 +51,40 @@ class ZipCollection(UnshardedCollection):
         self._sizes = np.array([[info.compress_size, info.file_size] for info in infos], np.int64)
         self._crcs = np.array([info.CRC for info in infos], np.int64)
         self._deflated = np.array([info.compress_type == zipfile.ZIP_DEFLATED for info in infos])
-        self._dataset_json = self._read_dataset_json(names)
-        self._keys = self._listed_keys()
+        listings = [self._listing(place, name) for place, name in enumerate(names) if is_listing(name)]
+        self._annotations = Annotations(
+            [self._samples.image_name(position) for position in range(len(self._samples))],
+            where=f"the zip {path}",
+            listings=listings,
+            sidecars=self._samples.labelled(),
+            texts=self._texts,
+        )
+        self.class_names = self._annotations.class_names
+        self._keys = self._listed_keys(next((each for each in listings if each.source == DATASET_JSON), None))
         used = {place for i in range(len(self._samples)) for place in self._samples.sidecars(i)}
         rows = [
             (printable(self._samples.image_name(i)), int(self._sizes[member, 0]), int(self._crcs[member]))
             for i, member in enumerate(self._samples.images.tolist())
         ]
-        also = [(name, info.CRC) for place, (name, info) in enumerate(members) if place in used]
-        if "dataset.json" in names:
-            also.append(("dataset.json", int(self._crcs[names.index("dataset.json")])))
+        also = [(name, info.CRC) for place, (name, info) in enumerate(members) if place in used or is_listing(name)]
         self._cut(rows, also=also)
 
-    def _read_dataset_json(self, names: list[str]) -> DatasetJson | None:
-        if "dataset.json" not in names:
-            return None
+    def _listing(self, member: int, name: str) -> Listing:
         try:
-            data = self._bytes(names.index("dataset.json"))
+            return read_listing(name, self._bytes(member), where=f"the zip {self.path}")
         except ImageError as error:
-            raise ArtefactError(f"the zip {self.path}: its dataset.json is {error}", next=AGAIN) from None
-        return DatasetJson(data, where=f"the zip {self.path}")
+            raise ArtefactError(f"the zip {self.path}: its {printable(name)} is {error}", next=AGAIN) from None
 
-    def _listed_keys(self) -> Names | None:
+    def _listed_keys(self, listing: Listing | None) -> Names | None:
         """The keys that `dataset.json` gives, if it gives every image one of its own."""
-        if self._dataset_json is None or not self._dataset_json.keys:
+        if listing is None or not listing.keys:
             return None
-        keys = [self._dataset_json.keys.get(self._samples.image_name(i), "") for i in range(len(self._samples))]
+        keys = [listing.keys.get(self._samples.image_name(i), "") for i in range(len(self._samples))]
         tidy = all(tidy_name(key, where=f"the zip {self.path}") == key for key in keys)
         return Names(keys) if tidy and len(set(keys)) == len(keys) else None
 
     def describe(self) -> str:
-        labels = ", labels from dataset.json" if self._dataset_json is not None and self._dataset_json.labels else ""
-        return f"{len(self):,} images, zip{labels}{self.note}"
+        return f"{len(self):,} images, zip{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
         position = self._position(shard_index, index)
@@ -89,11 +92,12 @@ class ZipCollection(UnshardedCollection):
 
     def read(self, shard_index: int, index: int) -> RawImage:
         position = self._position(shard_index, index)
-        annotations = self._samples.annotations(position, self._sidecar)
-        if self._dataset_json is not None:
-            annotations = merged(self._dataset_json.label(self._samples.image_name(position)), annotations)
+        annotations = self._annotations.of(position, self._texts(position))
         data = self._bytes(self._samples.image(position))
         return RawImage(self.key(shard_index, index), data, *annotations, shard_index, index)
+
+    def _texts(self, position: int) -> Texts:
+        return self._samples.texts(position, self._sidecar)
 
     def _sidecar(self, member: int) -> bytes:
         try:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import grey, read_all, write_tar
 
-from brics_cli.data import open_collection
-from brics_cli.data.sidecars import read_sidecars
+from brics_cli.data import annotations, open_collection
+from brics_cli.data.annotations import Annotations
+from brics_cli.data.labels import MAX_CLASSES
 from brics_cli.errors import ArtefactError, UsageError
 
 
@@ -19,12 +20,18 @@ from brics_cli.errors import ArtefactError, UsageError
     [
         ([], (None, None)),
         ([("cls", b"7\n")], (7, None)),
-        ([("cls", b"-1")], (-1, None)),
-        ([("cls", b"tabby")], (None, {"cls": "tabby"})),
-        ([("cls", b"9" * 19)], (None, {"cls": "9" * 19})),
-        ([("cls", b"1" * 5000)], (None, {"cls": "1" * 5000})),
-        ([("cls", "²".encode())], (None, {"cls": "²"})),
+        ([("cls", b"-1")], (None, None)),  # as stores write it: no label
+        ([("cls", b"0.5")], (None, {"label_value": 0.5})),
+        ([("cls", b"tabby")], (0, None)),
+        ([("cls", b"9" * 18)], (0, None)),
+        ([("cls", b"1" * 5000)], (None, {"label_value": "1" * 5000})),
+        ([("cls", "²".encode())], (0, None)),
+        ([("cls", b"")], (None, None)),
         ([("json", b'{"a": 1}'), ("txt", b"a cat")], (None, {"a": 1, "txt": "a cat"})),
+        ([("json", b'{"label": 3}')], (3, {"label": 3})),
+        ([("json", b'{"class_name": "cat"}')], (0, {"class_name": "cat"})),
+        ([("json", b'{"label": 3}'), ("cls", b"5")], (5, {"label": 3})),
+        ([("json", b'{"label": null, "class": 2}')], (2, {"label": None, "class": 2})),
         ([("json", b"[1, 2]")], (None, {"json": [1, 2]})),
         ([("json", b"{broken")], (None, {"json": "{broken"})),
         ([("json", b"[" * 100_000)], (None, {"json": "[" * 100_000})),
@@ -33,15 +40,44 @@ from brics_cli.errors import ArtefactError, UsageError
     ],
 )
 def test_sidecars(sidecars, expected):
-    assert read_sidecars(sidecars) == expected
+    assert annotated(sidecars).of(0, sidecars) == expected
+
+
+def annotated(sidecars):
+    return Annotations(["a.png"], where="a tar", sidecars=[0], texts=lambda image: sidecars)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["cls", "json", "txt"]), st.binary(max_size=60)), max_size=3))
 def test_whatever_a_sidecar_holds_can_be_stored(sidecars):
-    label, meta = read_sidecars(sidecars)
-    assert label is None or abs(label) < 2**63
+    try:
+        label, meta = annotated(sidecars).of(0, sidecars)
+    except UsageError as error:
+        assert "--labels none" in str(error)
+        label, meta = Annotations(["a.png"], where="a tar", labels=False).of(0, sidecars)
+        assert label is None
+    assert label is None or 0 <= label < MAX_CLASSES
     json.dumps(meta, ensure_ascii=False).encode()  # what shards and stores do
+
+
+@pytest.mark.parametrize("num", [3, 30])
+def test_of_many_sidecars_a_few_are_looked_at_unless_they_are_names(num, monkeypatch):
+    monkeypatch.setattr(annotations, "ALL_READ", 10)
+    monkeypatch.setattr(annotations, "NUM_LOOKED_AT", 5)
+
+    def of(labels):
+        read = []
+        texts = lambda image: read.append(image) or [("cls", labels[image])]  # noqa: E731
+        made = Annotations([f"{i}.png" for i in range(num)], where="a tar", sidecars=range(num), texts=texts)
+        return made, read
+
+    made, read = of([str(image % 7).encode() for image in range(num)])
+    assert len(read) == (3 if num == 3 else 5)
+    assert [made.of(image, [("cls", b"6")])[0] for image in range(num)] == ([0, 1, 2] if num == 3 else [6] * num)
+    assert f"of {num} " in made.said
+    made, read = of([b"ab"[image % 2 :][:1] for image in range(num)])
+    assert set(read) == set(range(num)) and made.class_names == ("a", "b")
+    assert [made.of(image, [])[0] for image in range(num)] == [image % 2 for image in range(num)]
 
 
 @pytest.fixture

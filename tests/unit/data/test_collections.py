@@ -96,11 +96,11 @@ def test_webdataset_splits_at_the_last_image_extension(tmp_path):
 def test_sidecars_give_label_and_meta_even_when_interleaved(tmp_path):
     members = [
         ("a.png", png(1)), ("b.png", png(2)), ("a.cls", b"7\n"), ("b.json", b'{"width": 8}'),
-        ("a.txt", b"a cat"), ("b.cls", b"tabby"), ("unrelated.npy", b"\x80"),
+        ("a.txt", b"a cat"), ("b.cls", b"0.5"), ("unrelated.npy", b"\x80"),
     ]  # fmt: skip
     a, b = open_collection(write_tar(tmp_path / "x.tar", members)).iter_shard(0)
-    assert (a.label, a.meta) == (7, {"txt": "a cat"})
-    assert (b.label, b.meta) == (None, {"cls": "tabby", "width": 8})
+    assert (a.label, a.meta) == (None, {"label_value": 7, "txt": "a cat"})  # not all are class numbers
+    assert (b.label, b.meta) == (None, {"label_value": 0.5, "width": 8})
     assert a.data == png(1) and b.index == 1
 
 

@@ -12,6 +12,7 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
 from brics_cli.cli.resuming import same_command_goes_on
+from brics_cli.workspace.naming import FOLDER
 
 app = options.command_app()
 
@@ -22,6 +23,7 @@ class ImageFormat(StrEnum):
     png = "png"
     wds = "wds"
     zip = "zip"
+    npz = "npz"
 
 
 @app.command()
@@ -32,13 +34,20 @@ def decode(
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="DIR|x.zip|x.tar", help="Default: reconstructions in the workspace."),
+        typer.Option("--out", metavar="DIR|x.zip|x.npz|x.tar", help="Default: reconstructions in the workspace."),
     ] = None,
     ae: options.AutoencoderRun = None,
     image_format: Annotated[
         Optional[ImageFormat],  # noqa: UP045
-        typer.Option("--format", help="PNG files, WebDataset shards, or EDM's zip. Default: by --out; png for a DIR."),
+        typer.Option(
+            "--format",
+            help="PNG files, WebDataset shards, EDM's zip, or ADM's npz. Default: by --out; png for a DIR.",
+        ),
     ] = None,
+    nested: Annotated[
+        bool,
+        typer.Option("--nested", help="PNG files in folders, as keys have slashes. Default: all in one folder."),
+    ] = False,
     batch_size: options.BatchSize = 64,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
@@ -49,31 +58,47 @@ def decode(
 ) -> None:
     """Decode a key-code store back into images.
 
-    Images keep the keys of the collection. The autoencoder is the one that made the store. Run the same command again
-    after an interruption and it goes on.
+    Images keep the keys of the collection: PNG files stand in one folder, as pytorch-fid and torch-fidelity take them,
+    where `shard/cat` is the file `shard%2Fcat.png`. The autoencoder is the one that made the store. Run the same
+    command again after an interruption and it goes on.
 
     Example: brics decode codes.h5 --out reconstructions
     """
     from brics_cli.core.device import resolve_device
+    from brics_cli.data.sinks import FORMS
     from brics_cli.jobs.decode import decode as run
-    from brics_cli.jobs.decode import plan_decoding
+    from brics_cli.jobs.decode import decoded_format, plan_decoding
     from brics_cli.store import KeyCodeStore
     from brics_cli.streams.autoencoders import load_store_autoencoder
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    if out is None:
+        out = session.workspace.root / f"reconstructions{FORMS[image_format.value][0] if image_format else FOLDER}"
+    format = decoded_format(out, asked=image_format, nested=nested)  # before any work
+    session.say_format(out, format, asked=image_format)
     store = KeyCodeStore(codes if codes is not None else session.resolve("store", argument="CODES").path)
     target = resolve_device(device)
     plan = plan_decoding(
         store,
         load_store_autoencoder(store, workspace=session.workspace, ae_path=ae, device=target),
-        out=out if out is not None else session.workspace.root / "reconstructions",
+        out=out,
         device=target,
-        format=image_format.value if image_format is not None else None,
+        format=format,
+        nested=nested,
     )
     if dry_run:
         session.result(
-            {"images": len(store), "image_size": store.image_size, "format": plan.format, "out": plan.out},
-            f"would decode {len(store):,} images of {store.image_size} px as {plan.format} into {plan.out}",
+            {
+                "images": len(store),
+                "image_size": store.image_size,
+                "format": plan.format,
+                "left_out": plan.left_out,
+                "out": plan.out,
+            },
+            [
+                f"would decode {len(store):,} images of {store.image_size} px as {plan.format} into {plan.out}",
+                *(f"not written as {plan.format}: {what}" for what in plan.left_out),
+            ],
         )
         return
     with same_command_goes_on():

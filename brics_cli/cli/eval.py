@@ -61,7 +61,8 @@ def eval(
         typer.Option(
             "--real",
             metavar="PATH",
-            help="The originals: a collection, a key-code store, or saved statistics (.npz with mu and sigma).",
+            help="The originals: a collection, a key-code store, or saved statistics (.npz with mu and sigma; one "
+            "with images, ADM's arr_0, is a collection).",
         ),
     ] = None,
     fake: Annotated[

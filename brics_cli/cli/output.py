@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from brics_cli.workspace.naming import FOLDER, ending_of
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -80,6 +82,11 @@ class Session:
                 console.print(part, markup=False)
             else:
                 console.print(part)
+
+    def say_format(self, out: Path, format: str, *, asked: str | None) -> None:
+        """Say what the ending of `out` was taken for, where no format was asked for."""
+        if asked is None and ending_of(out) != FOLDER:
+            self.reporter.message(f"--format not given: {format}, by the ending of {out}")
 
     def next_step(self, *words: str | Path) -> None:
         """The last stderr line: the command that usually comes next, with this run's real paths."""

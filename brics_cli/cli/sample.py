@@ -55,13 +55,14 @@ def sample(
     ae: options.AutoencoderRun = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="DIR|x.zip|x.tar|x.h5", help="Default: runs/samples/DATE-RECIPE."),
+        typer.Option("--out", metavar="DIR|x.zip|x.npz|x.tar|x.h5", help="Default: runs/samples/DATE-RECIPE."),
     ] = None,
     sample_format: Annotated[
         Optional[SampleFormat],  # noqa: UP045
         typer.Option(
             "--format",
-            help="WebDataset shards, PNG files, EDM's zip, or a key-code store. Default: by --out; wds for a DIR.",
+            help="WebDataset shards, PNG files, EDM's zip, ADM's npz, or a key-code store. Default: by --out; wds for "
+            "a DIR.",
         ),
     ] = None,
     codes: Annotated[bool, typer.Option("--codes", help="Keep the key codes, as a store: --format h5.")] = False,
@@ -145,16 +146,16 @@ def sample(
     sides = grid_sides(grid) if grid is not None else None
     wanted = seed_range(num=num, seeds=seeds, seed=seed)
     format = chosen_format(sample_format, codes=codes)
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
 
     from brics_cli.core.device import resolve_devices
     from brics_cli.core.samplers import SamplerSettings
     from brics_cli.jobs.sample import sample as run
     from brics_cli.streams.sample_cost import estimate_seconds
-    from brics_cli.streams.sample_plan import plan_sampling
+    from brics_cli.streams.sample_plan import plan_sampling, sampled_format
 
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     devices = resolve_devices(device)
-    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     if sides is not None or interpolate is not None:
         if len(devices) > 1:
             raise UsageError(f"--device {device}: a picture is drawn on one device", next="Name one.")
@@ -179,6 +180,8 @@ def sample(
             overwrite=overwrite,
         )
         return
+    if out is not None:
+        session.say_format(out, sampled_format(out, asked=format), asked=format)  # before any work
     plan = plan_sampling(
         model if model is not None else session.resolve("diffusion", argument="--model").path,
         seeds=wanted,

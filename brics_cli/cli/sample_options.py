@@ -21,6 +21,7 @@ class SampleFormat(StrEnum):
     wds = "wds"
     png = "png"
     zip = "zip"
+    npz = "npz"
     h5 = "h5"
 
 

@@ -17,10 +17,11 @@ from brics_cli.data.collection import split_extension
 from brics_cli.data.pixels import is_image_file
 from brics_cli.data.sources import parquet
 from brics_cli.data.sources.lmdb import is_lmdb
+from brics_cli.data.sources.npz import is_array_file
 from brics_cli.data.sources.webdataset import TAR_SUFFIXES, is_compressed
 from brics_cli.errors import UsageError
 
-Form = Literal["tar", "zip", "lmdb", "parquet"]
+Form = Literal["tar", "zip", "lmdb", "parquet", "array"]
 
 _TAR_MAGIC, _TAR_MAGIC_OFFSET = b"ustar", 257
 _SPLIT = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}")
@@ -33,6 +34,8 @@ _NAMED: dict[str, str] = {
     ".parquet": "named like a parquet table, and is not a parquet table",
     ".mdb": "named like an LMDB, and is not an LMDB",
     ".lmdb": "named like an LMDB, and is not an LMDB",
+    ".npz": "named like an .npz, and is not an .npz (no zip archive, which an .npz is)",
+    ".npy": "named like an .npy, and is not an .npy",
     ".gz": "a compressed file, not a tar",
     ".h5": "a key-code store or another HDF5 file, not images",
 }
@@ -47,6 +50,8 @@ def form_of_file(path: Path) -> Form | str:
     """The form of the file `path`; what it is instead, as words, where it is none that is read."""
     with path.open("rb") as file:
         first = file.read(512)
+    if is_array_file(first):
+        return "array"
     if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     if first.startswith(parquet.MAGIC):

@@ -18,13 +18,16 @@ from brics_cli.data.manifest import check_manifest
 from brics_cli.data.pixels import PILLOW_FORMATS, ImageError
 from brics_cli.data.sources.folder import FolderCollection
 from brics_cli.data.sources.lmdb import LmdbCollection, is_lmdb
+from brics_cli.data.sources.npz import ArrayCollection
 from brics_cli.data.sources.parquet import ParquetCollection
 from brics_cli.data.sources.webdataset import TAR_SUFFIXES, WebDatasetCollection
 from brics_cli.data.sources.zip import ZipCollection
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import read_provenance
 
-READS = "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs and parquet."
+READS = (
+    "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs, parquet and .npz."
+)
 MAX_FILES = 1_000_000
 Labels = Literal["folder", "none"]
 
@@ -34,7 +37,7 @@ def open_collection(
 ) -> Collection:
     """The collection at a path, or at a brace pattern of tars or parquet files such as `x-{000..003}.tar`.
 
-    A path is a folder of images, a WebDataset tar (compressed or not) or a folder of them, a zip, an LMDB or
+    A path is a folder of images, a WebDataset tar (compressed or not) or a folder of them, a zip, ADM's npz, an LMDB or
     `./lsun` with several, a parquet file or a folder of them; which is seen in the content, not in the name.
     `subset` chooses where the path holds several (`church_outdoor_train`, `validation`). `labels="folder"` makes
     the top-level folders of a folder of images classes; "none": there are none. Raises UsageError (missing path, no
@@ -109,6 +112,8 @@ def _open_file(path: Path) -> Collection:
         return LmdbCollection(path.parent if path.name == "data.mdb" else path)
     if form == "parquet":
         return ParquetCollection(str(visible_path(path)), [path])
+    if form == "array":
+        return ArrayCollection(path)
     raise UsageError(f"{path} is {form}", next=READS)
 
 

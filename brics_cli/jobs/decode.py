@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, open_sink
 from brics_cli.data.outputs import output_lock
-from brics_cli.data.sinks import Format, check_key, discard_pieces, format_of, pieces_directory
-from brics_cli.errors import ArtefactError, InterruptedRunError
+from brics_cli.data.sinks import Format, check_key, discard_pieces, format_of, is_one_file, pieces_directory
+from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.workspace import Artefact, Parent, write_provenance
@@ -29,13 +30,27 @@ class DecodePlan:
     autoencoder: Autoencoder
     out: Path
     format: Format
+    nested: bool
     shard_size: int
     device: torch.device
 
     @property
     def is_file(self) -> bool:
-        """Whether the output is one zip or tar."""
-        return self.out.suffix in {".zip", ".tar"}
+        """Whether the output is one zip, npz or tar."""
+        return is_one_file(self.out)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of the store the format has no place for, in words."""
+        num_labels, num = int((self.store.labels >= 0).sum()), len(self.store)
+        left_out = []
+        if self.format == "png" and num_labels:
+            left_out.append(f"{num_labels:,} labels (wds, zip and npz keep them)")
+        elif self.format in ("zip", "npz") and 0 < num_labels < num:
+            left_out.append(f"labels, which {num_labels:,} of {num:,} images have ({self.format} takes all or none)")
+        if self.format != "wds" and (num_metas := self.store.num_metas):
+            left_out.append(f"the metadata of {num_metas:,} images (wds keeps it)")
+        return left_out
 
     @property
     def artefact(self) -> Artefact:
@@ -46,7 +61,10 @@ class DecodePlan:
         collection = self.store.artefact.parent("collection")
         if collection is not None:
             parents.append(collection)
-        settings = {"format": self.format, "shard_size": self.shard_size if self.format == "wds" else None}
+        settings: dict[str, Any] = {"format": self.format}
+        settings["shard_size"] = self.shard_size if self.format == "wds" else None
+        if self.format == "png":
+            settings["names"] = "nested" if self.nested else "flat"
         return Artefact("reconstructions", self.out, now(), False, tuple(parents), {"settings": settings})
 
 
@@ -69,22 +87,30 @@ def plan_decoding(
     out: Path,
     device: torch.device,
     format: Format | None = None,
+    nested: bool = False,
     shard_size: int = 1000,
 ) -> DecodePlan:
-    """Fix every setting: `.zip` and `.tar` say the format, a folder gets PNG files.
+    """Fix every setting: `.zip`, `.npz` and `.tar` say the format, a folder gets PNG files.
 
     Raises ArtefactError when the autoencoder's codes have another shape, UsageError when a key of the store would
-    be written outside of `out`, or when `out` and `format` disagree.
+    be written outside of `out`, or as `decoded_format`.
     """
+    format = decoded_format(out, asked=format, nested=nested)
     if autoencoder.config.code_shape != store.code_shape:
         raise ArtefactError(
             f"{store.path} holds codes {store.code_shape}, {autoencoder.path} takes {autoencoder.config.code_shape}"
         )
     for key in store.keys:
         check_key(key)
-    format = format or format_of(out, default="png")
-    open_sink(out, format, overwrite=True)  # says now what is wrong with the path
-    return DecodePlan(store, autoencoder, out, format, shard_size, device)
+    return DecodePlan(store, autoencoder, out, format, nested, shard_size, device)
+
+
+def decoded_format(out: Path, *, asked: str | None, nested: bool = False) -> Format:
+    """The format that goes to `out`. Raises UsageError when `out`, `asked` and `nested` disagree."""
+    format = format_of(out, asked=asked, default="png")
+    if nested and format != "png":
+        raise UsageError(f"--nested goes with --format png, and {out} is to be {format}")
+    return format
 
 
 def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, reporter: Reporter) -> DecodeResult:
@@ -97,9 +123,13 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
     with output_lock(plan.out):
         if claim_output(plan.artefact, overwrite=overwrite, is_file=plan.is_file) == "complete":
             return DecodeResult(plan.out, plan.format, num_images, 0, None, True)
+        for what in plan.left_out:
+            reporter.warning(f"not written as {plan.format}: {what}")
         start = time.perf_counter()
         try:
-            with open_sink(plan.out, plan.format, shard_size=plan.shard_size, overwrite=True, resumable=True) as sink:
+            with open_sink(
+                plan.out, plan.format, shard_size=plan.shard_size, nested=plan.nested, overwrite=True, resumable=True
+            ) as sink:
                 done = sink.resume_point(store.keys)
                 if done:
                     reporter.message(f"going on after {done:,} images that are decoded")

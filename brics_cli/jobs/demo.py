@@ -34,6 +34,7 @@ from brics_cli.streams.sample_plan import plan_sampling
 from brics_cli.training.plan import TrainOptions, plan_autoencoder, plan_diffusion
 from brics_cli.workspace import Artefact, Workspace, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.naming import RUN, form_of_output
 
 NUM_SAMPLES = 48
 SHEET_COLUMNS = 12
@@ -82,6 +83,7 @@ def run_demo(
     The steps are those of the `tiny` recipes unless given. Raises WouldOverwriteError when `out` is there already
     (with `overwrite` the demo's own outputs are replaced, nothing else in it is touched).
     """
+    form_of_output(out, RUN)
     workspace = Workspace(out)
     artefact = Artefact("demo", out, now(), complete=False)
     _claim(artefact, overwrite=overwrite)

@@ -40,6 +40,7 @@ from brics_cli.workspace import (
     write_provenance,
 )
 from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
 
@@ -90,9 +91,11 @@ def evaluate(
     settings, neighbours = settings or Settings(), neighbours or NeighbourSettings()
     choice = choose_metrics(metrics, allow_unverified=allow_unverified, settings=settings, neighbours_by=neighbours.by)
     if out is not None:
+        form_of_output(out, REPORT)
         check_output(out, overwrite=overwrite, what="the report")
         check_writable(out)
     if any(chosen.family == "neighbours" for chosen in choice.metrics):
+        form_of_output(neighbours.sheet, PICTURE, option="--sheet")
         check_output(neighbours.sheet, overwrite=overwrite, what="the sheet of nearest neighbours", flag="--sheet")
         check_writable(neighbours.sheet)
     torch_device = resolve_device(device)

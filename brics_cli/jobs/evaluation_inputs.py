@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brics_cli.data.sources.npz import holds_images
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.jobs.evaluation_pass import Input, Machinery
 from brics_cli.metrics.pairing import Pairing, match_keys
@@ -23,7 +24,7 @@ def open_input(
     path: str, inputs: ComparisonInputs, machinery: Machinery, workspace: Workspace, draw: DrawSettings
 ) -> Input:
     """Images of a collection, a store or a diffusion run, or saved statistics."""
-    if path.endswith(".npz"):
+    if path.endswith(".npz") and not holds_images(Path(path)):
         return read_statistics(Path(path))
     made = read_provenance(Path(path)) if Path(path).exists() else None
     if made is not None and made.kind == "diffusion":

@@ -10,6 +10,7 @@ from brics_cli.errors import UsageError
 from brics_cli.reporting import Reporter
 from brics_cli.store import Join, KeyCodeStore, plan_join, verify_store_in_child, write_join
 from brics_cli.workspace import check_writable
+from brics_cli.workspace.naming import STORE, form_of_output
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,7 @@ def plan_merge(paths: Sequence[Path], *, out: Path) -> Join:
 
     UsageError too when `out` is no .h5 file or one of `paths`.
     """
-    if out.suffix != ".h5":
-        raise UsageError(f"--out {out} does not end in .h5", next="Give a file such as codes.h5.")
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder", next="Give a file, e.g. codes.h5.")
+    form_of_output(out, STORE)
     if out.resolve() in {path.resolve() for path in paths}:
         raise UsageError(f"--out {out} is one of the stores to merge", next="Give another file.")
     return plan_join([KeyCodeStore(path) for path in paths])

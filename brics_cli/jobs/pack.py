@@ -21,6 +21,7 @@ from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresE
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.naming import FOLDER, form_of_output
 
 BATCH_SIZE = 64
 LONG_HASH_BYTES = 2**31
@@ -106,7 +107,8 @@ def plan_packing(
     labels: Literal["folder"] | None = None,
 ) -> PackPlan:
     """Look at the source. Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`."""
-    if out.suffix in {".tar", ".zip", ".h5"} or out.is_file():
+    form_of_output(out, {"shards": (FOLDER,)})
+    if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
     collection = open_collection(source, subset=subset, labels=labels)
     if out.resolve() == Path(collection.path).resolve():

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
+from brics_cli.errors import ArtefactError, WouldOverwriteError
 from brics_cli.workspace import atomic_path, read_provenance
+from brics_cli.workspace.naming import CURVES, form_of_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = ("png", "svg", "pdf")
 PANELS: tuple[tuple[str, str], ...] = (
     ("train/loss", "training loss"),
     ("val/psnr", "validation PSNR, dB"),
@@ -63,8 +63,7 @@ def plot_runs(runs: Sequence[Path], *, out: Path, overwrite: bool = False) -> Pl
     Raises UsageError for another format, ArtefactError for a directory that is no run or has no metrics yet,
     WouldOverwriteError.
     """
-    if out.suffix.lower().removeprefix(".") not in FORMATS:
-        raise UsageError(f"--out {out} is not a picture", next="Give a name that ends in .png, .svg or .pdf.")
+    form_of_output(out, CURVES)
     if out.exists() and not overwrite:
         raise WouldOverwriteError(f"the picture {out} is already there", next="Give another --out, or --overwrite.")
     curves = [read_curves(run, label) for run, label in zip(runs, labels(runs), strict=True)]

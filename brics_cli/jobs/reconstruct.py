@@ -18,6 +18,7 @@ from brics_cli.metrics.reconstruction import psnr
 from brics_cli.store import Quantisation, dequantise, quantise
 from brics_cli.streams.encoding import encoding_network
 from brics_cli.workspace import check_output
+from brics_cli.workspace.naming import PICTURE, form_of_output
 
 SHOWN_SIDE = 256
 """Smaller images are enlarged by whole pixels up to about this, so that they can be judged."""
@@ -62,10 +63,7 @@ def reconstruct(
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "is missing"
             raise UsageError(f"{path} {what}", next="Give image files: brics reconstruct photos/*.jpg --out sheet.png")
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out} does not end in .png", next="Example: --out sheet.png")
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder", next="Give a file, e.g. sheet.png.")
+    form_of_output(out, PICTURE)
     check_output(out, overwrite=overwrite, what="the sheet")
     size = autoencoder.config.image_size
     originals: list[np.ndarray] = []

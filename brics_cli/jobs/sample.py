@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,12 +106,10 @@ class _Run:
     def write_images(self) -> None:
         """Write what is missing of the images, join pieces to their file, and put everything on record."""
         plan = self.plan
-        kind: Literal["png", "wds", "zip"] = "wds" if plan.format == "h5" else plan.format
-        joined = open_sink(plan.out, kind, overwrite=True, resumable=True)  # says now what is wrong with the path
         self.write_tasks(plan.pending())
         if plan.is_file:
-            with joined:
-                pass  # its pieces are all there
+            with open_sink(plan.out, overwrite=True, resumable=True):
+                pass  # its pieces are all there, and are joined
         self.write_sheet()
         write_provenance(finished(plan.artefact, **self.details()))
         BatchSizes.discard(plan.folder)

@@ -18,6 +18,7 @@ from brics_cli.streams.sample_models import SampleModels
 from brics_cli.training.signals import stop_signals
 from brics_cli.workspace import Artefact, Workspace, atomic_path, check_output, write_provenance
 from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.naming import FOLDER, PICTURE, form_of_output
 
 SHOWN_SIDE = 128
 """Smaller images are enlarged by whole pixels up to about this, so that they can be judged."""
@@ -46,11 +47,8 @@ def picture_path(
     if out is None:
         run = workspace.new_run_path("samples", models.recipe)
         return run.with_name(f"{run.name}-grid.png" if is_grid else f"{run.name}-interpolation")
-    if is_grid and out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: a grid is a PNG file", next="Example: --out grid.png")
-    if is_grid and out.is_dir():
-        raise UsageError(f"--out {out} is a folder", next="Give a file, e.g. grid.png.")
-    if not is_grid and (out.suffix in {".png", ".zip", ".tar", ".h5"} or out.is_file()):
+    form_of_output(out, PICTURE if is_grid else {"the PNG files of an interpolation": (FOLDER,)})
+    if not is_grid and out.is_file():
         raise UsageError(f"--out {out}: an interpolation is a folder of PNG files", next="Example: --out frames")
     return out
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import atomic_path
+from brics_cli.workspace.naming import CURVES, form_of_output
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,7 @@ def plot_against_steps(reports: Sequence[LoadedReport], metric: str, *, path: Pa
             "and a plot needs 2",
             next="Measure samples that brics made: their lineage leads to the step.",
         )
-    if path.suffix.lower() not in {".png", ".pdf", ".svg"}:
-        raise UsageError(f"--plot {path}: write a .png, .pdf or .svg")
+    form_of_output(path, CURVES, option="--plot")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

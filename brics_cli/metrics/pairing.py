@@ -2,13 +2,17 @@
 
 Rule: two keys are partners when they are equal, or when one is the other with directories put in front
 (`train-00000/cat` and `00000/train-00000/cat`: a store's key inside the shard that `brics decode` wrote) and neither
-could be partner of a third. What is left has no partner; order, number and position never decide.
+could be partner of a third. The name of a file in a flat folder stands for its key (`train-00000%2Fcat`). What is left
+has no partner; order, number and position never decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from brics_cli.workspace.naming import flat_name, key_of_name
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,18 @@ def match_keys(real: Sequence[str], fake: Sequence[str]) -> Pairing:
     """Pair the keys of two collections by the rule above. Keys that occur twice on a side have no partner."""
     real_positions, fake_positions = _positions(real), _positions(fake)
     partner = {key: key for key in real_positions if key in fake_positions}
-    left_real = {key for key in real_positions if key not in partner}
-    left_fake = {key for key in fake_positions if key not in partner}
-    candidates = {(long, short) for long in left_real for short in _tails(long) if short in left_fake}
-    candidates |= {(short, long) for long in left_fake for short in _tails(long) if short in left_real}
+    partner |= {
+        key: flat_name(key) for key in real_positions if key not in partner and flat_name(key) in fake_positions
+    }
+    taken = set(partner.values())
+    named = {flat_name(key): key for key in fake_positions if key not in taken}
+    partner |= {key: named[key] for key in real_positions if key not in partner and key in named}
+    taken = set(partner.values())
+    left_real = _by_key(key for key in real_positions if key not in partner)
+    left_fake = _by_key(key for key in fake_positions if key not in taken)
+    candidates = {(left_real[key], left_fake[key]) for key in left_real if key in left_fake}
+    candidates |= {(left_real[key], left_fake[tail]) for key in left_real for tail in _tails(key) if tail in left_fake}
+    candidates |= {(left_real[tail], left_fake[key]) for key in left_fake for tail in _tails(key) if tail in left_real}
     of_real: dict[str, list[str]] = {}
     of_fake: dict[str, list[str]] = {}
     for real_key, fake_key in candidates:
@@ -59,6 +71,14 @@ def _positions(keys: Sequence[str]) -> dict[str, int]:
             twice.add(key)
         positions[key] = position
     return {key: position for key, position in positions.items() if key not in twice}
+
+
+def _by_key(names: Iterable[str]) -> dict[str, str]:
+    """Key -> the name that stands for it, of names that may be of files; without the keys of more than one."""
+    named = list(names)
+    keys = [key_of_name(name) for name in named]
+    number = Counter(keys)
+    return {key: name for key, name in zip(keys, named, strict=True) if number[key] == 1}
 
 
 def _tails(key: str) -> Iterator[str]:

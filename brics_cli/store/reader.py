@@ -211,6 +211,12 @@ class KeyCodeStore:
         return [json.loads(text) if text else None for text in self._column("meta", slice(start, stop))]
 
     @cached_property
+    def num_metas(self) -> int:
+        """How many rows have metadata."""
+        starts = range(0, len(self), 2**16)
+        return sum(bool(text) for start in starts for text in self._column("meta", slice(start, start + 2**16)))
+
+    @cached_property
     def shards(self) -> list[dict[str, Any]]:
         """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 of each."""
         return _rows(self._column("shards"))

@@ -14,6 +14,7 @@ from brics_cli.data.opening import Labels
 from brics_cli.data.selection import every_nth_shard, select_keys
 from brics_cli.errors import UsageError
 from brics_cli.store import Quantisation, StoreHeader, StoreShard
+from brics_cli.workspace.naming import STORE, form_of_output
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def plan_encoding(
     Raises UsageError and ArtefactError as `open_collection`; UsageError for keys that are not there, and for
     continuous codes in a type that holds [0, 1].
     """
-    if out.suffix != ".h5":
-        raise UsageError(f"--out {out} does not end in .h5", next="Give a file such as codes.h5.")
+    form_of_output(out, STORE)
     kind = autoencoder.config.code_kind
     quantisation = quantisation or ("uint8" if kind == "bounded" else "float16")
     if kind == "continuous" and quantisation != "float16":

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.samplers import SamplerSettings
-from brics_cli.data import TRANSFORM_VERSIONS
-from brics_cli.data.sinks import pieces
-from brics_cli.data.sinks.pieces import file_of_pieces, pieces_directory
-from brics_cli.errors import UsageError
+from brics_cli.data import TRANSFORM_VERSIONS, sinks
+from brics_cli.data.sinks import PNG, is_one_file, pieces
+from brics_cli.data.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
 from brics_cli.reporting import Reporter
 from brics_cli.store import StoreHeader, StoreShard
 from brics_cli.streams.sample_models import SampleModels, load_sample_models
@@ -26,9 +25,14 @@ from brics_cli.streams.sample_tasks import CodeOutput, ImageOutput, SampleOutput
 from brics_cli.streams.samples import SampleStream
 from brics_cli.workspace import Artefact, Parent, Workspace
 from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.naming import form_of_output
 
-Format = Literal["wds", "png", "zip", "h5"]
-SUFFIXES: dict[str, Format] = {".zip": "zip", ".h5": "h5", ".tar": "wds"}
+Format = Literal["wds", "png", "zip", "npz", "h5"]
+FORMS: dict[Format, tuple[str, ...]] = {
+    **cast(dict[Format, tuple[str, ...]], sinks.FORMS),
+    "h5": (".h5",),
+}
+"""Format -> what its --out ends in."""
 
 PNG_TASK = 250
 """Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
@@ -77,8 +81,8 @@ class SamplePlan:
 
     @property
     def is_file(self) -> bool:
-        """Whether the output is one file: a zip, a tar, a store."""
-        return self.out.suffix in SUFFIXES
+        """Whether the output is one file: a zip, an npz, a tar, a store."""
+        return is_one_file(self.out)
 
     @property
     def folder(self) -> Path:
@@ -111,7 +115,9 @@ class SamplePlan:
     def output(self) -> SampleOutput:
         if self.format == "h5":
             return CodeOutput(self.folder, *store_layout(self))
-        return ImageOutput(self.folder, "png" if self.format == "png" else "wds")
+        return ImageOutput(
+            self.folder, "png" if self.format == "png" else "wds", piece_encoding(self.out) if self.is_file else PNG
+        )
 
     def pending(self) -> list[SampleTask]:
         """The tasks whose images are not all there, each from its first missing one to its last. (Not of a store: its
@@ -149,12 +155,7 @@ def plan_sampling(
     `out` None is an unfinished output of the same samples in the workspace, else a new run. Raises what
     `load_sample_models` raises, and UsageError when `out` and `format` disagree.
     """
-    by_suffix = SUFFIXES.get(out.suffix) if out is not None else None
-    format = format or by_suffix or "wds"
-    if out is not None and (by_suffix or "wds") != format and (by_suffix, format) != (None, "png"):
-        raise UsageError(
-            f"--out {out} does not go with --format {format}", next="zip: x.zip; h5: x.h5; wds: DIR or x.tar; png: DIR."
-        )
+    format = sampled_format(out, asked=format)
     devices = (device,) if isinstance(device, torch.device) else tuple(device)
     models = load_sample_models(
         model,
@@ -171,9 +172,16 @@ def plan_sampling(
     return named if out is not None else _placed(named, workspace=workspace, reporter=reporter)
 
 
+def sampled_format(out: Path | None, *, asked: str | None) -> Format:
+    """The format that was asked for, or that `out` says; wds for a folder. Raises UsageError as `form_of_output`."""
+    if out is None:
+        return cast(Format, asked or "wds")
+    return form_of_output(out, FORMS, asked=asked, default="wds")
+
+
 def _placed(plan: SamplePlan, *, workspace: Workspace, reporter: Reporter) -> SamplePlan:
     """`plan` with an output: an interrupted folder of the same samples, or a new run."""
-    suffix = {"zip": ".zip", "h5": ".h5"}.get(plan.format, "")
+    suffix = FORMS[plan.format][0]
     out = workspace.new_run_path("samples", plan.models.recipe)
     for artefact in workspace.artefacts():
         same = artefact.kind == "samples" and artefact.details.get("settings") == plan.settings

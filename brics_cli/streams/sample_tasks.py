@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from brics_cli.data import open_sink
+from brics_cli.data.sinks import PNG, Encoding
 from brics_cli.store import StoreHeader, StoreShard, quantise
 from brics_cli.store.parts import PartWriter
 
@@ -60,16 +61,17 @@ class SampleOutput(Protocol):
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """A folder of PNG files, or of WebDataset shards, which may be the pieces of one file."""
+    """A folder of PNG files, or of WebDataset shards, which may be the pieces of one file; `encoding` is of those."""
 
     folder: Path
     format: Literal["png", "wds"]
+    encoding: Encoding = PNG
     keeps: Literal["images"] = "images"
 
     @contextmanager
     def open(self, task: SampleTask) -> Iterator[Add]:
         path = self.folder if self.format == "png" else self.folder / f"{task.number:05d}.tar"
-        with open_sink(path, self.format, overwrite=True) as sink:
+        with open_sink(path, self.format, encoding=self.encoding, overwrite=True) as sink:
 
             def add(drawn: Drawn) -> None:
                 assert drawn.images is not None

@@ -30,6 +30,7 @@ from brics_cli.training.resuming import flatten, open_for_resume, reopen_collect
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
+from brics_cli.workspace.naming import RUN, form_of_output
 
 VALIDATION_IMAGES = 2048
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
@@ -231,6 +232,8 @@ def _check_init(options: TrainOptions, recipe: Recipe) -> None:
 def _new_artefact(
     kind: Kind, recipe: Recipe, parents: list[Parent], options: TrainOptions, workspace: Workspace
 ) -> Artefact:
+    if options.out is not None:
+        form_of_output(options.out, RUN)
     path = options.out if options.out is not None else workspace.new_run_path(kind, recipe.name)
     if options.init_from is not None:
         directory = read_model_config(options.init_from, kind=kind)[1]

@@ -26,6 +26,7 @@ from brics_cli.data import load_shards, open_collection
 from brics_cli.data.pixels import load_pixels
 from brics_cli.store import KeyCodeStore, quantise, verify_store
 from brics_cli.workspace import Parent, read_provenance
+from brics_cli.workspace.naming import key_of_name
 
 NUM_IMAGES = 240
 SHARD_SIZE = 40
@@ -152,7 +153,8 @@ def test_ctrl_c_says_how_to_go_on(inside, tmp_path):
 def test_decoded_files_are_what_the_autoencoder_decodes(inside):
     assert run(["decode", "codes.h5", "--out", "pngs", "-q"]) == 0
     store, autoencoder = KeyCodeStore("codes.h5"), load_autoencoder("runs/autoencoder/a")
-    read = {raw.key: raw.data for raw in open_collection("pngs").iter_shard(0)}
+    assert len(list(Path("pngs").glob("*.png"))) == len(store.keys)  # flat: what torch-fidelity and pytorch-fid list
+    read = {key_of_name(raw.key): raw.data for raw in open_collection("pngs").iter_shard(0)}
     assert set(read) == set(store.keys)
     with torch.inference_mode():
         expected = to_uint8(autoencoder.decode(torch.from_numpy(store.batch([0, 100, 238]))))
@@ -161,6 +163,33 @@ def test_decoded_files_are_what_the_autoencoder_decodes(inside):
         assert np.abs(found.astype(int) - image.astype(int)).max() <= 1
     assert {parent.kind for parent in read_provenance(Path("pngs")).parents} == {"store", "autoencoder", "collection"}
     assert run(["decode", "codes.h5", "--out", "pngs", "-q"]) == 0  # complete: nothing to do
+
+
+def test_a_flat_and_a_nested_folder_pair_with_the_originals(inside):
+    assert run(["decode", "codes.h5", "--out", "flat", "-q"]) == 0
+    assert run(["decode", "codes.h5", "--out", "nested", "--nested", "-q"]) == 0
+    assert run(["decode", "codes.h5", "--out", "flat.npz", "-q"]) == 0
+    real = KeyCodeStore("codes.h5").source
+    values = []
+    for fake in ("codes.h5", "flat", "nested", "flat.npz"):
+        assert run(["eval", "--metric", "psnr", "--real", real, "--fake", fake, "--out", f"{fake}.json", "-q"]) == 0
+        report = json.loads(Path(f"{fake}.json").read_text())
+        assert report["num_pairs"] == 239 and not report["unmatched_real"] and not report["unmatched_fake"]
+        values.append(report["results"][0]["value"])
+    assert len(set(values[1:])) == 1 and values[0] == pytest.approx(values[1], abs=1e-5)  # in batches of another size
+
+
+def test_torch_fidelity_and_pytorch_fid_find_the_decoded_files(inside):
+    from torch_fidelity.defaults import DEFAULTS
+    from torch_fidelity.utils import glob_samples_paths
+
+    assert run(["decode", "codes.h5", "--out", "pngs", "-q"]) == 0
+    settings = {name: DEFAULTS[name] for name in ("samples_find_deep", "samples_find_ext", "samples_ext_lossy")}
+    found = glob_samples_paths("pngs", *settings.values(), verbose=False)
+    extensions = ("bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp")  # pytorch-fid's
+    listed = sorted(file for extension in extensions for file in Path("pngs").glob(f"*.{extension}"))
+    assert [Path(path).resolve() for path in found] == [path.resolve() for path in listed]
+    assert len(listed) == 239
 
 
 def test_decode_goes_on_after_an_interruption(inside):

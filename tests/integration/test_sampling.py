@@ -158,11 +158,12 @@ def test_the_autoencoder_is_checked_by_its_sha256(tmp_path, capsys):
     sample(workspace, "--ae", str(tmp_path / "elsewhere"), "--n", "2", "--out", str(tmp_path / "s"))
 
 
-def test_a_killed_zip_goes_on_where_it_stopped(workspace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["s.zip", "s.npz"])
+def test_a_killed_file_goes_on_where_it_stopped(workspace, tmp_path, monkeypatch, name):
     monkeypatch.setattr(pieces, "PIECE_SIZE", 50)
     arguments = ["sample", "--workspace", str(workspace), "--n", "200", "--steps", "4", "--batch-size", "25",
                  "--device", "cpu", "--quiet", "--out"]  # fmt: skip
-    whole, out = tmp_path / "whole" / "s.zip", tmp_path / "cut" / "s.zip"
+    whole, out = tmp_path / "whole" / name, tmp_path / "cut" / name
     assert run([*arguments, str(whole)]) == ExitCode.DONE
     command = Command([*arguments, str(out)], tmp_path / "log")
     begun = pieces.pieces_directory(out)
@@ -175,9 +176,9 @@ def test_a_killed_zip_goes_on_where_it_stopped(workspace, tmp_path, monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in before} == before  # none of them was sampled again
     monkeypatch.undo()
     assert run([*arguments, str(out)]) == ExitCode.DONE  # complete; what a kill left of the pieces goes
-    assert tree(out.parent).keys() == {"s.zip", "s.zip.brics.json", "s.zip.sheet.png"}
-    for name in ("s.zip", "s.zip.sheet.png"):
-        assert tree(out.parent)[name] == tree(whole.parent)[name]
+    assert tree(out.parent).keys() == {name, f"{name}.brics.json", f"{name}.sheet.png"}
+    for file in (name, f"{name}.sheet.png"):
+        assert tree(out.parent)[file] == tree(whole.parent)[file]
 
 
 def test_a_killed_zip_without_a_name_is_found_again(tmp_path, monkeypatch):

@@ -1,14 +1,14 @@
-"""Where images go: a folder of PNGs, WebDataset shards, or a zip in EDM's layout.
+"""Where images go: a folder of PNGs, WebDataset shards, a zip in EDM's layout, or ADM's npz.
 
 PNG, lossless, unless shards are asked for in another encoding.
 Encoding runs in a few threads, writing in order. Nothing stands under its final name before it is whole: files,
-shards and zips are written beside it and renamed. Keys are kept: `<key>.png`.
+shards, zips and npz are written beside it and renamed. Keys are kept: `flat_name(key).png`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from brics_cli.data.sinks.base import ImageSink, check_key
 from brics_cli.data.sinks.encodings import PNG, WEBP, Encoding, jpeg
@@ -16,10 +16,11 @@ from brics_cli.data.sinks.pieces import PiecewiseSink, discard_pieces, pieces_di
 from brics_cli.data.sinks.png import PngSink
 from brics_cli.data.sinks.webdataset import WebDatasetSink, webdataset_stem
 from brics_cli.data.sinks.zip import ZipSink
-from brics_cli.errors import UsageError
 from brics_cli.workspace import check_output
+from brics_cli.workspace.naming import FOLDER, ending_of, form_of_output
 
 __all__ = [
+    "FORMS",
     "PNG",
     "WEBP",
     "Encoding",
@@ -28,14 +29,16 @@ __all__ = [
     "check_key",
     "discard_pieces",
     "format_of",
+    "is_one_file",
     "jpeg",
     "open_sink",
     "pieces_directory",
     "webdataset_stem",
 ]
 
-Format = Literal["png", "wds", "zip"]
-_OUTPUTS = "zip: x.zip; wds: DIR or x.tar; png: DIR."
+Format = Literal["png", "wds", "zip", "npz"]
+FORMS: dict[Format, tuple[str, ...]] = {"png": (FOLDER,), "wds": (FOLDER, ".tar"), "zip": (".zip",), "npz": (".npz",)}
+"""Format -> what its --out ends in."""
 
 
 def open_sink(
@@ -44,34 +47,39 @@ def open_sink(
     *,
     shard_size: int = 1000,
     encoding: Encoding = PNG,
+    nested: bool = False,
     overwrite: bool = False,
     resumable: bool = False,
 ) -> ImageSink:
-    """A sink at `path`: `png` (a folder), `wds` (a folder of shards, or one `x.tar`) or `zip`.
+    """A sink at `path`: `png` (a folder), `wds` (a folder of shards, or one `x.tar`), `zip` or `npz`.
 
-    `format` None goes by the path: `.zip` is zip, anything else wds; `encoding` is of the images in wds. A folder
+    `format` None goes by the path: by its ending, wds for a folder; `encoding` is of the images in wds, `nested` of
+    the files in png: keys with slashes stand in folders. A folder
     may hold the beginning of the same output (see `ImageSink.resume_point`); who may write there is for
-    `claim_output` to decide. One file begins again unless it is `resumable`: then it is written in pieces, in the
-    folder `pieces_directory`, which is to be claimed and in the end discarded like any other. Raises
-    WouldOverwriteError for an existing file, without `overwrite`; UsageError when path and format disagree.
+    `claim_output` to decide. One file begins again unless it is `resumable`, which an npz always is: then it is
+    written in pieces, in the folder `pieces_directory`, which is to be claimed and in the end discarded like any other.
+    Raises WouldOverwriteError for an existing file, without `overwrite`; UsageError when path and format disagree.
     """
     path = Path(path)
-    format = format or format_of(path)
-    if path.suffix == ".h5":
-        raise UsageError(f"--out {path} is named like a key-code store, and images go there", next=_OUTPUTS)
-    if (format == "zip") != (path.suffix == ".zip") or (format == "png" and path.suffix == ".tar"):
-        raise UsageError(f"--out {path} does not go with format {format}", next=_OUTPUTS)
-    if path.is_file() and path.suffix in {".zip", ".tar"}:
+    format = format_of(path, asked=format)
+    is_file = is_one_file(path)
+    if is_file and path.is_file():
         check_output(path, overwrite=overwrite, what="the output")
-    elif path.suffix in {".zip", ".tar"} and path.is_dir():
-        raise UsageError(f"--out {path} is a folder, not a file")
-    if resumable and path.suffix in {".zip", ".tar"}:
+    if format == "npz" or (is_file and resumable):
         return PiecewiseSink(path)
     if format == "zip":
         return ZipSink(path)
-    return PngSink(path) if format == "png" else WebDatasetSink(path, shard_size, encoding=encoding)
+    return PngSink(path, nested=nested) if format == "png" else WebDatasetSink(path, shard_size, encoding=encoding)
 
 
-def format_of(path: Path, *, default: Format = "wds") -> Format:
-    """The format a path asks for by its extension; `default` for a folder."""
-    return cast("Format", {".zip": "zip", ".tar": "wds"}.get(path.suffix, default))
+def format_of(path: Path, *, asked: str | None = None, default: Format = "wds") -> Format:
+    """The format that was `asked` for or that a path asks for by its ending; `default` for a folder.
+
+    Raises UsageError as `form_of_output`.
+    """
+    return form_of_output(path, FORMS, asked=asked, default=default)
+
+
+def is_one_file(path: Path) -> bool:
+    """Whether images go to one file at `path`."""
+    return ending_of(path) != FOLDER

@@ -34,6 +34,15 @@ PNG = Encoding("png", "png", "PNG", {"compress_level": 3})
 """Level 3 of zlib is about twice as fast as Pillow's default 6."""
 WEBP = Encoding("webp", "webp", "WEBP", {"lossless": True, "quality": 0, "method": 1})
 """Lossless; `quality` and `method` are effort here."""
+PIXELS = Encoding("pixels", "ppm", "PPM", {})
+"""A header and the pixels as they are, for what is read once more before it is done."""
+
+
+def pixels_of(ppm: bytes) -> tuple[tuple[int, int], bytes]:
+    """((height, width), the pixels) of what `PIXELS` wrote."""
+    _, width, height, _ = ppm[:64].split(maxsplit=4)[:4]  # P6, width, height, 255
+    size = int(height), int(width)
+    return size, ppm[len(ppm) - 3 * size[0] * size[1] :]
 
 
 def jpeg(quality: int) -> Encoding:

@@ -1,4 +1,4 @@
-"""One file, a zip or a tar, that an interrupted run can go on with: pieces first, then the file.
+"""One file, a zip, an npz or a tar, that an interrupted run can go on with: pieces first, then the file.
 
 The pieces are WebDataset shards in `<path>.pieces`, each whole or absent. When all are there they are joined, without
 encoding anything again, and removed. For the time of joining the images are on the disk twice.
@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from brics_cli.data.sinks.encodings import PIXELS, PNG, Encoding, pixels_of
+from brics_cli.data.sinks.npz import write_npz
 from brics_cli.data.sinks.webdataset import WebDatasetSink
 from brics_cli.data.sinks.zip import EdmZip
+from brics_cli.errors import UsageError
 from brics_cli.workspace import atomic_path
+from brics_cli.workspace.naming import ending_of
 
 PIECE_SIZE = 1000
 
@@ -24,6 +29,11 @@ PIECE_SIZE = 1000
 def pieces_directory(path: Path) -> Path:
     """Where the pieces of the file `path` stand."""
     return path.with_name(path.name + ".pieces")
+
+
+def piece_encoding(path: Path) -> Encoding:
+    """How images stand in the pieces of the file `path`."""
+    return PIXELS if ending_of(path) == ".npz" else PNG
 
 
 def file_of_pieces(path: Path) -> Path:
@@ -45,7 +55,7 @@ class PiecewiseSink(WebDatasetSink):
     who knows when the file is on record."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(pieces_directory(path), PIECE_SIZE)
+        super().__init__(pieces_directory(path), PIECE_SIZE, encoding=piece_encoding(path))
         self.final = path
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -53,10 +63,8 @@ class PiecewiseSink(WebDatasetSink):
         if error is None:
             pieces = sorted(self.path.glob("*.tar"))
             with atomic_path(self.final) as temporary:
-                if self.final.suffix == ".zip":
-                    _join_zip(pieces, temporary)
-                else:
-                    _join_tar(pieces, temporary)
+                joins = {".zip": _join_zip, ".npz": _join_npz}
+                joins.get(ending_of(self.final), _join_tar)(pieces, temporary)
 
 
 def _join_tar(pieces: Sequence[Path], path: Path) -> None:
@@ -81,16 +89,31 @@ def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
 
 def _join_zip(pieces: Sequence[Path], path: Path) -> None:
     with closing(EdmZip(path)) as joined:
-        for piece in pieces:
-            for sample in _samples(piece):
-                meta = json.loads(sample.files.get("json", b"{}"))
-                label = sample.files.get("cls")
-                joined.add(
-                    meta.get("original_key", sample.stem),
-                    sample.files["png"],
-                    int(label) if label is not None else None,
-                )
+        for sample in _samples(pieces, {"png", "cls", "json"}):
+            joined.add(sample.key, sample.files["png"], sample.label)
         joined.finish()
+
+
+def _join_npz(pieces: Sequence[Path], path: Path) -> None:
+    """Keys and labels are read first, since the number of images stands before them in the file."""
+    known = [(sample.key, sample.label) for sample in _samples(pieces, {"cls", "json"})]
+    images = (pixels_of(sample.files["ppm"]) for sample in _samples(pieces, {"ppm"}))
+    first = next(images, ((0, 0), b""))
+    labels = [label for _, label in known if label is not None]
+    write_npz(
+        path,
+        _of_one_size(chain([first], images), first[0]),
+        size=first[0],
+        keys=[key for key, _ in known],
+        labels=labels if known and len(labels) == len(known) else None,
+    )
+
+
+def _of_one_size(images: Iterable[tuple[tuple[int, int], bytes]], size: tuple[int, int]) -> Iterator[bytes]:
+    for other, pixels in images:
+        if other != size:
+            raise UsageError(f"an .npz holds images of one size, and there are {size} and {other}")
+        yield pixels
 
 
 class _Sample(NamedTuple):
@@ -99,9 +122,25 @@ class _Sample(NamedTuple):
     stem: str
     files: dict[str, bytes]
 
+    @property
+    def key(self) -> str:
+        key: str = json.loads(self.files.get("json", b"{}")).get("original_key", self.stem)
+        return key
 
-def _samples(piece: Path) -> Iterator[_Sample]:
-    """The samples of a shard of ours, in order: the members of one stand together, and their stems have no dots."""
+    @property
+    def label(self) -> int | None:
+        label = self.files.get("cls")
+        return int(label) if label is not None else None
+
+
+def _samples(pieces: Sequence[Path], extensions: Set[str]) -> Iterator[_Sample]:
+    """The samples of shards of ours, in order, with the members of `extensions` alone."""
+    for piece in pieces:
+        yield from _samples_of(piece, extensions)
+
+
+def _samples_of(piece: Path, extensions: Set[str]) -> Iterator[_Sample]:
+    """The members of one stand together, and their stems have no dots."""
     sample: _Sample | None = None
     with tarfile.open(piece, "r:") as opened:
         for member in opened:
@@ -110,6 +149,8 @@ def _samples(piece: Path) -> Iterator[_Sample]:
                 if sample is not None:
                     yield sample
                 sample = _Sample(stem, {})
+            if extension not in extensions:
+                continue
             file = opened.extractfile(member)
             assert file is not None
             sample.files[extension] = file.read()

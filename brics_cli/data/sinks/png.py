@@ -1,4 +1,7 @@
-"""A folder of PNG files, `<key>.png`."""
+"""A folder of PNG files.
+
+Flat, as pytorch-fid and torch-fidelity take one: they look for images in the folder itself and at nothing below it.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from brics_cli.data.sinks.base import ImageSink, Item
+from brics_cli.workspace.naming import flat_name
 
 
 class PngSink(ImageSink):
-    """`<path>/<key>.png`, one file per image."""
+    """One file per image, `flat_name(key).png`; `nested`, in folders where a key has slashes."""
+
+    def __init__(self, path: Path, *, nested: bool = False) -> None:
+        super().__init__(path)
+        self._nested = nested
+
+    def _file(self, key: str) -> Path:
+        names = key.split("/") if self._nested else [key]
+        return self.path.joinpath(*map(flat_name, names[:-1]), f"{flat_name(names[-1])}.png")
 
     def resume_point(self, keys: Sequence[str]) -> int:
         for number, key in enumerate(keys):
-            if not (self.path / f"{key}.png").is_file():
+            if not self._file(key).is_file():
                 return number
         return len(keys)
 
     def _put(self, item: Item, encoded: bytes | None) -> None:
         if encoded is None:
             return
-        final = self.path / f"{item.key}.png"
+        final = self._file(item.key)
         final.parent.mkdir(parents=True, exist_ok=True)
         with _renamed_when_whole(final) as temporary:
             temporary.write_bytes(encoded)

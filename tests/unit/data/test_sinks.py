@@ -17,6 +17,7 @@ from brics_cli.data.pixels import load_pixels
 from brics_cli.errors import ArtefactError, MachineError, UsageError, WouldOverwriteError
 from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.naming import flat_name, key_of_name
 
 KEYS = [f"s/{number}" for number in range(5)]
 
@@ -38,9 +39,15 @@ def hidden_files(folder: Path) -> list[str]:
 def test_png_folder_keeps_keys(tmp_path):
     write_all(tmp_path / "out", format="png")
     read = list(open_collection(tmp_path / "out").iter_shard(0))
-    assert [raw.key for raw in read] == KEYS
+    assert [raw.key for raw in read] == [flat_name(key) for key in KEYS]
+    assert [key_of_name(path.stem) for path in sorted((tmp_path / "out").glob("*.png"))] == KEYS
     assert np.array_equal([load_pixels(raw.data, transform="none", size=6) for raw in read], images())
     assert hidden_files(tmp_path / "out") == []
+
+
+def test_a_nested_png_folder_keeps_folders(tmp_path):
+    write_all(tmp_path / "out", format="png", nested=True)
+    assert [raw.key for raw in open_collection(tmp_path / "out").iter_shard(0)] == KEYS
 
 
 def test_webdataset_keeps_keys_labels_and_meta(tmp_path):
@@ -125,11 +132,14 @@ def test_keys_that_leave_the_output_are_refused(tmp_path, key):
 
 
 def test_path_and_format_must_agree(tmp_path):
-    for name, format in [("out", "zip"), ("x.zip", "png"), ("x.tar", "png"), ("x.zip", "wds")]:
-        with pytest.raises(UsageError, match="does not go with"):
+    files = ["x.zip", "x.tar", "x.h5", "x.npz", "x.png", "x.jpg", "x.tar.gz", "x.7z", "x.json"]
+    wrong = [("out", "zip"), ("out", "npz"), ("x.zip", "wds"), ("x.npz", "zip"), ("x.png", "npz")]
+    for name, format in [*wrong, *((name, "png") for name in files)]:
+        with pytest.raises(UsageError, match=f"does not go with --format {format}"):
             open_sink(tmp_path / name, format)
-    with pytest.raises(UsageError, match="named like a key-code store"):  # not a folder of that name
-        open_sink(tmp_path / "x.h5", "png")
+    for name in ("x.h5", "x.png", "x.jpg", "x.tar.gz"):  # not a folder of that name
+        with pytest.raises(UsageError, match="which this command does not write"):
+            open_sink(tmp_path / name)
     (tmp_path / "x.zip").write_bytes(b"mine")
     with pytest.raises(WouldOverwriteError):
         open_sink(tmp_path / "x.zip")

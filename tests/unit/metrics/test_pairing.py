@@ -7,6 +7,7 @@ import pytest
 from brics_cli.errors import UsageError
 from brics_cli.metrics.pairing import match_keys
 from brics_cli.metrics.registry import metric
+from brics_cli.workspace.naming import flat_name
 
 
 def partners(real: list[str], fake: list[str]) -> dict[str, str]:
@@ -25,6 +26,16 @@ def test_directories_in_front_of_either_side() -> None:
         "train-0/dog": "00000/train-0/dog",
     }
     assert partners(["x/train-0/cat"], ["train-0/cat"]) == {"x/train-0/cat": "train-0/cat"}
+
+
+def test_names_in_a_flat_folder_stand_for_keys() -> None:
+    keys = ["t/cat", "t/a%2Fb", "t/a/b", "t/" + "x" * 300, "猫/.1"]
+    flat = [flat_name(key) for key in keys]
+    assert partners(keys, flat) == dict(zip(keys, flat, strict=True))
+    assert partners(flat, keys) == dict(zip(flat, keys, strict=True))
+    assert partners(flat, flat) == dict(zip(flat, flat, strict=True))
+    assert partners(["cat", "dog"], ["t%2Fcat", "00000%2Ft%2Fdog"]) == {"cat": "t%2Fcat", "dog": "00000%2Ft%2Fdog"}
+    assert partners(["0/cat", "1/cat"], ["0%2Fcat", "1%2Fcat"]) == {"0/cat": "0%2Fcat", "1/cat": "1%2Fcat"}
 
 
 def test_a_name_is_compared_as_a_whole() -> None:

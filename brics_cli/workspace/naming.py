@@ -1,0 +1,123 @@
+"""Names of outputs: what the ending of one says, and the file that an image of some key goes to.
+
+One rule for every command: `--out s.npz` is never a folder of that name, and `--out s.zip --format png` no zip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote
+
+from brics_cli.errors import UsageError
+
+FOLDER = ""
+"""The ending of a folder's name: none, or one that is no file's (`run-1.5`)."""
+_OF_FILES = tuple(
+    ending
+    for endings in (
+        ".zip .tar .tar.gz .tgz .tar.bz2 .tar.xz .tar.zst .gz .bz2 .xz .zst .7z .rar",
+        ".npz .npy .h5 .hdf5 .parquet .arrow .lmdb .mdb .tfrecord .safetensors .pt .pth .ckpt .bin .pkl",
+        ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .svg .pdf .mp4 .webm .avi",
+        ".json .jsonl .csv .tsv .txt .md .yaml .yml .toml .html .xml .log .py",
+    )
+    for ending in endings.split()
+)
+
+STORE = {"a key-code store": (".h5",)}
+PICTURE = {"a picture": (".png",)}
+CURVES = {"a picture": (".png", ".svg", ".pdf")}
+REPORT = {"a report": (".json", FOLDER)}
+RUN = {"a run": (FOLDER,)}
+"""Outputs that have one form."""
+
+Form = TypeVar("Form", bound=str)
+
+
+def ending_of(path: Path) -> str:
+    """The ending that says `path` is a file, in lower case; `FOLDER` when its name says nothing of the kind."""
+    name = path.name.lower()
+    return max((ending for ending in _OF_FILES if name.endswith(ending)), key=len, default=FOLDER)
+
+
+def form_of_output(
+    out: Path,
+    forms: Mapping[Form, Sequence[str]],
+    *,
+    asked: str | None = None,
+    default: Form | None = None,
+    option: str = "--out",
+) -> Form:
+    """The form that `out` is to have: the one that was `asked` for, or that its ending names; `default` for a folder.
+
+    `forms` maps each form to its endings, `FOLDER` for a folder. Raises UsageError when the ending is of another
+    form than the one asked for or of none of `forms`, and when a file is meant where a folder stands.
+    """
+    ending = ending_of(out)
+    if not out.name.endswith(ending):
+        raise UsageError(f"{option} {out}: write its ending as {ending}")
+    fitting = [form for form, endings in forms.items() if ending in endings]
+    if asked is not None:
+        fitting = [form for form in fitting if form == asked]
+    elif ending == FOLDER and default is not None:
+        fitting = [default]
+    if not fitting:
+        raise UsageError(f"{option} {out} {_what_is_wrong(ending, forms, asked)}", next=_what_is_written(forms, asked))
+    if ending != FOLDER and out.is_dir():
+        raise UsageError(f"{option} {out} is a folder, not a file", next=f"Give another {option}.")
+    return fitting[0]
+
+
+def _what_is_wrong(ending: str, forms: Mapping[Form, Sequence[str]], asked: str | None) -> str:
+    if asked is not None:
+        return f"does not go with --format {asked}"
+    endings = [ending for of_form in forms.values() for ending in of_form]
+    if FOLDER not in endings:
+        return f"does not end in {_either(endings)}"
+    return f"is named like a {ending} file, which this command does not write"
+
+
+def _what_is_written(forms: Mapping[Form, Sequence[str]], asked: str | None) -> str:
+    meant = {form: endings for form, endings in forms.items() if asked in (None, form)}
+    named = [
+        f"{form}: {_either(['a folder' if ending == FOLDER else f'x{ending}' for ending in endings])}"
+        for form, endings in meant.items()
+    ]
+    return f"It writes {'; '.join(named)}."
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+MAX_STEM_BYTES = 240
+"""A file name has 255 at most, of which `.`, `.png` and `.tmp` take some while it is written."""
+_NOT_IN_NAMES = re.compile(
+    r'^\.|[/\\<>:"|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]|%(?=[0-9A-Fa-f]{2})'
+)
+
+
+def flat_name(key: str) -> str:
+    """A file name without extension for the image `key`, another one for every key: `shard/cat` is `shard%2Fcat`.
+
+    What file systems, shells' patterns and terminals trip over is percent-encoded, and so is a dot in front, which
+    would hide the file. A name that is too long ends in a digest of the key instead.
+    """
+    name = _NOT_IN_NAMES.sub(lambda found: "".join(f"%{byte:02X}" for byte in _encode(found[0])), key)
+    encoded = _encode(name)
+    if len(encoded) <= MAX_STEM_BYTES:
+        return name
+    digest = hashlib.sha256(_encode(key)).hexdigest()[:16]
+    return encoded[: MAX_STEM_BYTES - len(digest) - 1].decode("utf-8", "ignore") + "~" + digest
+
+
+def key_of_name(name: str) -> str:
+    """The key that `flat_name` made `name` of, unless it was too long."""
+    return unquote(name)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

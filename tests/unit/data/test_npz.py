@@ -1,0 +1,204 @@
+"""ADM's npz and plain npy as collections: what numpy saved is what is read, anything else is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brics_cli.data import load_shards, open_collection, open_sink
+from brics_cli.data.pixels import load_pixels
+from brics_cli.data.sinks import discard_pieces
+from brics_cli.errors import ArtefactError, BricsError, UsageError
+
+LABELS = np.array([3, 0, -1, 7, 2**40])
+
+
+def images(num: int = 5, height: int = 6, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num, height, width, 3), dtype=np.uint8)
+
+
+def pixels(path: Path) -> np.ndarray:
+    collection = open_collection(path)
+    return np.stack([load_pixels(raw.data, transform="none", size=6) for raw in collection.iter_shard(0)])
+
+
+def save(path: Path, *arrays: np.ndarray, **named: np.ndarray) -> Path:
+    np.savez(path, *arrays, **named)
+    return path
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_what_numpy_saved(tmp_path, save):
+    save(tmp_path / "x.npz", images(), LABELS)
+    collection = open_collection(tmp_path / "x.npz")
+    assert [raw.label for raw in collection.iter_shard(0)] == LABELS.tolist()
+    assert list(collection.keys()) == [f"{number:08d}" for number in range(5)]
+    assert np.array_equal(pixels(tmp_path / "x.npz"), images())
+    assert collection.read(0, 3).data == collection.read(0, 3).data  # in any order, and again
+    compressed = ", compressed" if save is np.savez_compressed else ""
+    assert collection.describe() == f"5 images, 6 x 6 px, npz{compressed}, labels from arr_1, named by their place"
+
+
+def test_a_plain_npy(tmp_path):
+    np.save(tmp_path / "x.npy", images())
+    assert np.array_equal(pixels(tmp_path / "x.npy"), images())
+    assert open_collection(tmp_path / "x.npy").kind == "npy"
+
+
+def test_images_that_are_not_square(tmp_path):
+    save(tmp_path / "x.npz", images(3, 4, 9))
+    read = [np.asarray(_decoded(raw.data)) for raw in open_collection(tmp_path / "x.npz").iter_shard(0)]
+    assert np.array_equal(read, images(3, 4, 9))
+
+
+def _decoded(data: bytes):
+    from brics_cli.data import decode_image
+
+    return decode_image(data)
+
+
+def test_ours_come_back_with_keys_and_labels(tmp_path):
+    keys = ["s/my.photo.1", "s/a/b", "猫", "x" * 300, "s/2"]
+    with open_sink(tmp_path / "x.npz") as sink:
+        for number, (key, image) in enumerate(zip(keys, images(), strict=True)):
+            sink.write(key, image, label=number)
+    discard_pieces(tmp_path / "x.npz")
+    collection = open_collection(tmp_path / "x.npz")
+    assert [(raw.key, raw.label) for raw in collection.iter_shard(0)] == list(zip(keys, range(5), strict=True))
+    assert np.array_equal(pixels(tmp_path / "x.npz"), images())
+    assert collection.describe() == "5 images, 6 x 6 px, npz, labels from arr_1"
+
+
+def test_it_goes_through_the_loader_in_processes_too(tmp_path):
+    save(tmp_path / "x.npz", images(), LABELS)
+    collection = pickle.loads(pickle.dumps(open_collection(tmp_path / "x.npz")))
+    batches = list(load_shards(collection, transform="crop-bicubic", size=6, num_workers=2, batch_size=2))
+    assert np.array_equal(np.concatenate([batch.images for batch in batches]), images())
+    assert [label for batch in batches for label in batch.labels] == LABELS.tolist()
+
+
+def test_adms_reference_batch_gives_its_images_and_says_what_is_not_read(tmp_path):
+    statistics = {name: np.zeros((4, 4)) for name in ("mu", "sigma", "mu_s", "sigma_s")}
+    save(tmp_path / "x.npz", images(), **statistics)
+    assert np.array_equal(pixels(tmp_path / "x.npz"), images())
+    assert open_collection(tmp_path / "x.npz").describe().endswith("; not read: mu, sigma, mu_s, sigma_s")
+
+
+def test_labels_that_are_none_are_said(tmp_path):
+    save(tmp_path / "x.npz", images(), np.eye(5, dtype=np.float32))
+    collection = open_collection(tmp_path / "x.npz")
+    assert collection.read(0, 0).label is None and "not read: arr_1" in collection.describe()
+
+
+def test_keys_that_are_none_are_not_taken(tmp_path):
+    for keys in (["a", "a", "b", "c", "d"], ["../a", "b", "c", "d", "e"], ["", "b", "c", "d", "e"]):
+        save(tmp_path / "x.npz", images(), keys=np.array(keys))
+        assert open_collection(tmp_path / "x.npz").key(0, 1) == "00000001"
+
+
+def test_an_array_by_another_name(tmp_path):
+    save(tmp_path / "x.npz", samples=images(), mean=np.zeros(3))
+    assert np.array_equal(pixels(tmp_path / "x.npz"), images())
+    assert "array 'samples'" in open_collection(tmp_path / "x.npz").describe()
+
+
+FLOATS = images().astype(np.float32) / 255
+WRONG = [
+    (FLOATS, "arr_0 is float32 (5, 6, 6, 3), and images are uint8 (N, H, W, 3)", "numpy.rint(255 * x)"),
+    (2 * FLOATS.astype(np.float64) - 1, "float64 (5, 6, 6, 3)", "numpy.rint(127.5 * (x + 1))"),
+    (images().astype(np.int64), "int64 (5, 6, 6, 3)", "Save uint8"),
+    (images().transpose(0, 3, 1, 2).copy(), "uint8 (5, 3, 6, 6)", "x.transpose(0, 2, 3, 1)"),
+    (FLOATS.transpose(0, 3, 1, 2).copy(), "float32 (5, 3, 6, 6)", "x.transpose(0, 2, 3, 1)"),
+    (images()[..., 0], "uint8 (5, 6, 6)", "numpy.repeat"),
+    (images()[..., :1], "uint8 (5, 6, 6, 1)", "numpy.repeat"),
+    (np.concatenate([images(), images()[..., :1]], -1), "uint8 (5, 6, 6, 4)", "x[..., :3]"),
+    (images()[0], "uint8 (6, 6, 3)", "x[None]"),
+    (np.asfortranarray(images()), "uint8 (5, 6, 6, 3)", "ascontiguousarray"),
+    (np.array([1, "a", None], dtype=object), "object (3)", "Pickled objects are never opened"),
+    (images()[:0], "no images in", "uint8 (0, 6, 6, 3)"),
+    (np.array(["a.png"]), "arr_0 is <U5 (1)", "Save it again"),
+]
+
+
+@pytest.mark.parametrize(("array", "said", "advice"), WRONG)
+@pytest.mark.parametrize("name", ["x.npz", "x.npy"])
+def test_what_is_not_images_is_refused_in_one_line(tmp_path, name, array, said, advice):
+    (np.savez if name == "x.npz" else np.save)(tmp_path / name, array)
+    with pytest.raises(UsageError) as caught:
+        open_collection(tmp_path / name)
+    line = str(caught.value)
+    assert said in line and advice in line and "\n" not in line
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path("/nonexistent/unpickled").write_text, ("x",))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    save(tmp_path / "x.npz", np.array([Bomb()], dtype=object), keys=np.array([Bomb()], dtype=object))
+    with pytest.raises(UsageError, match="never opened"):
+        open_collection(tmp_path / "x.npz")
+    save(tmp_path / "y.npz", images(1), np.array([Bomb()], dtype=object), keys=np.array([Bomb()], dtype=object))
+    assert {"arr_1", "keys"} == set(
+        open_collection(tmp_path / "y.npz").describe().partition("not read: ")[2].split(", ")
+    )
+
+
+def test_statistics_are_no_images(tmp_path):
+    save(tmp_path / "x.npz", mu=np.zeros(4), sigma=np.eye(4))
+    with pytest.raises(UsageError, match=r"holds statistics \(mu, sigma\), not images"):
+        open_collection(tmp_path / "x.npz")
+    save(tmp_path / "y.npz", a=np.zeros(4), b=np.eye(4))
+    with pytest.raises(UsageError, match=r"it holds a float64 \(4\), b float64 \(4, 4\)"):
+        open_collection(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damage_is_named_or_counted_at_every_cut(tmp_path, compressed):
+    """Cut anywhere, a file is refused; with a byte changed, an image may differ but nothing else happens."""
+    path = tmp_path / "x.npz"
+    (np.savez_compressed if compressed else np.savez)(path, images(), LABELS)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(BricsError):
+            open_collection(path)
+    rng = np.random.default_rng(1)
+    for place in rng.integers(0, len(whole), 200).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        try:
+            pixels(path)
+        except BricsError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    member = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 256, 256, 3)}
+    np.lib.format.write_array_header_1_0(member, header)
+    (tmp_path / "x.npy").write_bytes(member.getvalue())
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0.npy", member.getvalue())
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(ArtefactError, match="is damaged: arr_0 takes"):
+            open_collection(tmp_path / name)
+
+
+def test_no_more_than_an_image_is_in_memory(tmp_path):
+    num, side = 400, 64  # 4.9 MB of pixels
+    save(tmp_path / "x.npz", np.zeros((num, side, side, 3), np.uint8))
+    tracemalloc.start()
+    with open_sink(tmp_path / "y.npz") as sink:
+        for raw in (open_collection(tmp_path / "x.npz")).iter_shard(0):
+            sink.write(raw.key, np.asarray(_decoded(raw.data)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.load(tmp_path / "y.npz")["arr_0"].nbytes == num * side * side * 3
+    assert peak < 2.5e6

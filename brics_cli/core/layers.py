@@ -50,9 +50,15 @@ class SelfAttention(nn.Module):
         _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (B, HW, C) each
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = F.scaled_dot_product_attention(*self.queries_keys_values(x))[:, 0]  # (B, HW, C)
         return x + self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1, HW, C) each, C contiguous: in any other form no fused kernel takes them, and the HW x HW weights are
+        stored."""
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).contiguous()[:, None]  # (B, 1, HW, 3C)
+        q, k, v = qkv.chunk(3, dim=-1)
+        return q, k, v
 
 
 class Stage(nn.Module):

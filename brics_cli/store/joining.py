@@ -206,7 +206,7 @@ def _open_shard(join: Join, shard_index: int) -> Iterator[StoreRows]:
         try:
             file = stack.enter_context(open_hdf5(store.path))
             rows = StoreRows(store, file, number)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             raise ArtefactError(
                 f"{store.path} cannot be read ({error})", next=f"See: brics info {store.path} --verify"
             ) from None

@@ -171,7 +171,7 @@ class Part:
             self.failures: Array = self._file["failures"][()]
             self.codes = self._file["codes"]
             self.flipped = self._file["codes_flipped"] if self._header.flipped else None
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise self.damaged(str(error)) from None
         expected = (self._shard.num_images, *self._header.code_shape)
         lengths = {len(self.keys), len(self.labels), len(self.index_in_shard), self.num_ok}

@@ -7,9 +7,8 @@ can be pickled to worker processes.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +17,30 @@ import numpy as np
 import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError
-from brics_cli.store.format import FORMAT_VERSION, QUANTISATIONS, Array, StoreHeader, dequantise
+from brics_cli.store.format import (
+    FAILURE_FIELDS,
+    FORMAT_VERSION,
+    QUANTISATIONS,
+    SHARD_FIELDS,
+    Array,
+    StoreHeader,
+    dequantise,
+)
 from brics_cli.workspace import Artefact, open_hdf5, read_provenance
 
 if TYPE_CHECKING:
-    import h5py
     from torch import Tensor
     from torch.utils.data import Dataset
+
+    from brics_cli.workspace.hdf5_values import Hdf5File
 
 HOW_TO_MAKE = "brics encode-dataset IMAGES --out codes.h5"
 AGAIN = f"Make it again: {HOW_TO_MAKE}"
 NO_STORE = f"Give a store that brics wrote: {HOW_TO_MAKE}"
+
+
+def _same(column: Any) -> Any:
+    return column
 
 
 class KeyCodeStore:
@@ -68,7 +80,7 @@ class KeyCodeStore:
             raise ArtefactError(f"{self.path} is not a key-code store (not an HDF5 file)", next=NO_STORE) from None
         raise ArtefactError(f"{self.path} is damaged or truncated", next=AGAIN) from None
 
-    def _read_header(self, file: h5py.File) -> None:
+    def _read_header(self, file: Hdf5File) -> None:
         attributes = dict(file.attrs)
         version = attributes.get("format_version")
         if version is None or "identity" not in attributes:
@@ -93,7 +105,12 @@ class KeyCodeStore:
         self.created = str(attributes["created"])
         self.brics_version = str(attributes["brics_version"])
         self._dtype = QUANTISATIONS[self.quantisation][0]
+        if not isinstance(self.autoencoder.get("sha256"), str):
+            raise ValueError("it names no autoencoder")
         self._num_rows = len(file["keys"])
+        for name, kind in (("keys", "S"), ("labels", "i")):
+            if file[name].shape != (self._num_rows,) or file[name].dtype.kind != kind:
+                raise ValueError(f"{name} is {file[name].shape} {file[name].dtype}")
         self._offsets = {name: self._mapped(file, name) for name in ("codes", "codes_flipped") if name in file}
         if "codes" not in self._offsets:
             raise KeyError("no dataset 'codes'")
@@ -102,19 +119,15 @@ class KeyCodeStore:
         if self._mean.shape != (channels,) or self._std.shape != (channels,):
             raise ValueError(f"stats of shape {self._mean.shape} for {channels} channels")
 
-    def _mapped(self, file: h5py.File, name: str) -> int:
+    def _mapped(self, file: Hdf5File, name: str) -> int:
         """The byte offset of a dataset of codes, once it is sure that all of it is in the file."""
         dataset = file[name]
         expected = (self._num_rows, *self.code_shape)
         if dataset.shape != expected or dataset.dtype != self._dtype:
             raise ValueError(f"{name} is {dataset.shape} {dataset.dtype}, not {expected} {self._dtype}")
-        if dataset.chunks is not None or dataset.compression is not None or dataset.external is not None:
+        if dataset.offset is None:
             raise ValueError(f"{name} is not contiguous")
-        offset = dataset.id.get_offset()
-        num_bytes = math.prod(expected) * self._dtype.itemsize
-        if offset is None or offset + num_bytes > self.path.stat().st_size:
-            raise ValueError(f"{name} reaches beyond the end of the file")
-        return int(offset)
+        return dataset.offset  # all of it is in the file: that was checked when it was opened
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -189,7 +202,8 @@ class KeyCodeStore:
     @cached_property
     def keys(self) -> list[str]:
         """The key of each row."""
-        return [key.decode() for key in self._column("keys")]
+        keys: list[str] = self._column("keys", made=lambda column: [key.decode() for key in column])
+        return keys
 
     def key_bytes(self) -> Array:
         """The keys as they are stored: UTF-8 in fixed-length bytes (N,), without a text object for each."""
@@ -203,12 +217,14 @@ class KeyCodeStore:
 
     def meta(self, index: int) -> dict[str, Any] | None:
         """The metadata of one row, read from the file on each call; None when it has none."""
-        text = self._column("meta", index)
-        return json.loads(text) if text else None
+        return self._column("meta", index, made=_meta)  # type: ignore[no-any-return]
 
     def metas(self, start: int, stop: int) -> list[dict[str, Any] | None]:
         """The metadata of rows start to stop - 1, in one read."""
-        return [json.loads(text) if text else None for text in self._column("meta", slice(start, stop))]
+        metas: list[dict[str, Any] | None] = self._column(
+            "meta", slice(start, stop), made=lambda texts: [_meta(text) for text in texts]
+        )
+        return metas
 
     @cached_property
     def num_metas(self) -> int:
@@ -219,12 +235,12 @@ class KeyCodeStore:
     @cached_property
     def shards(self) -> list[dict[str, Any]]:
         """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 of each."""
-        return _rows(self._column("shards"))
+        return self._column("shards", made=partial(_rows, fields=SHARD_FIELDS))  # type: ignore[no-any-return]
 
     @cached_property
     def failures(self) -> list[dict[str, Any]]:
         """The images that could not be encoded: shard, key, reason."""
-        return _rows(self._column("failures"))
+        return self._column("failures", made=partial(_rows, fields=FAILURE_FIELDS))  # type: ignore[no-any-return]
 
     @cached_property
     def shard_starts(self) -> list[int]:
@@ -260,16 +276,23 @@ class KeyCodeStore:
             raise ArtefactError(f"{self.path} carries no provenance", next=AGAIN)
         return artefact
 
-    def _column(self, name: str, index: int | slice | None = None) -> Any:
+    def _column(self, name: str, index: int | slice | None = None, *, made: Callable[[Any], Any] = _same) -> Any:
+        """A dataset, or rows of it, as `made` makes it."""
         try:
             with open_hdf5(self.path) as file:
-                return file[name][() if index is None else index]
-        except (OSError, KeyError, RuntimeError) as error:
+                return made(file[name][() if index is None else index])
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtefactError(f"{self.path}: dataset {name!r} cannot be read ({error})", next=AGAIN) from None
 
 
-def _rows(table: Array) -> list[dict[str, Any]]:
+def _meta(text: bytes) -> dict[str, Any] | None:
+    return json.loads(text) if text else None
+
+
+def _rows(table: Array, *, fields: Sequence[str]) -> list[dict[str, Any]]:
     names = table.dtype.names or ()
+    if not {*fields} <= {*names}:
+        raise ValueError(f"its fields are {', '.join(names)}")
     return [
         {
             name: value.decode() if isinstance(value, bytes) else int(value)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import h5py
 import numpy as np
 
 from brics_cli.errors import ArtefactError
 from brics_cli.store.format import Array, Statistics
 from brics_cli.store.reader import KeyCodeStore
+from brics_cli.workspace.hdf5_values import Hdf5Dataset, Hdf5File
 
 
 class StoreRows:
@@ -17,7 +17,7 @@ class StoreRows:
 
     statistics: Statistics | None = None  # taken from the codes: a store has them for all of its shards together
 
-    def __init__(self, store: KeyCodeStore, file: h5py.File, number: int) -> None:
+    def __init__(self, store: KeyCodeStore, file: Hdf5File, number: int) -> None:
         shard = store.shards[number]
         start, stop = store.shard_starts[number : number + 2]
         rows = slice(start, stop)
@@ -50,7 +50,7 @@ class StoreRows:
 class _Window:
     """A dataset from row `start` on, read by slices. Read, not mapped: a merge must not fill the page tables."""
 
-    def __init__(self, dataset: h5py.Dataset, start: int) -> None:
+    def __init__(self, dataset: Hdf5Dataset, start: int) -> None:
         self._dataset, self._start = dataset, start
         self.shape = dataset.shape
         self.dtype = dataset.dtype

@@ -23,6 +23,7 @@ from brics_cli.workspace import Artefact, Kind, Parent, hold_lock, open_hdf5, wr
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
 from brics_cli.workspace.files import fsync, read_json
+from brics_cli.workspace.hdf5 import remember_own
 
 
 class StoreWriter:
@@ -161,6 +162,7 @@ def put_in_place(temporary: Path, final: Path) -> None:
     fsync(temporary)
     temporary.replace(final)
     fsync(final.parent)
+    remember_own(final)
 
 
 def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
-from brics_cli.workspace.hdf5 import open_hdf5
+from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
 
 Kind = Literal[
     "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "pictures", "report", "demo"
@@ -169,7 +169,9 @@ class Workspace:
         """Every artefact in the workspace, newest first. `passed_over` are those that cannot be read."""
         found = []
         self.passed_over = {}
-        for path in dict.fromkeys(self._candidates()):  # a file is met twice: as itself and as its sidecar
+        paths = list(dict.fromkeys(self._candidates()))  # a file is met twice: as itself and as its sidecar
+        look_ahead([path for path in paths if path.suffix == ".h5" and path.is_file()])
+        for path in paths:
             try:
                 artefact = read_provenance(path)
             except (ArtefactError, MachineError) as error:

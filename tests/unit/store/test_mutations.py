@@ -9,7 +9,9 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from commands import brics
 from store_files import write_store
 
+from brics_cli.errors import BricsError, ExitCode
+from brics_cli.jobs.info import describe
 from brics_cli.store import KeyCodeStore, verify_store, verify_store_in_child
+from brics_cli.workspace import read_provenance
 
 LIMIT_S = 20
 
@@ -108,6 +114,55 @@ def in_structure(path: Path, generator: np.random.Generator) -> None:
                 file.attrs[attribute] = value + ("x" if isinstance(value, str) else 1)
 
 
+def to_extremes(data: bytearray, generator: np.random.Generator) -> bytearray:
+    """A field of 1 to 8 bytes all ones, all zeros, half of its range, its own address, or exchanged with another."""
+    size = int(generator.choice([1, 2, 4, 8]))
+    place, other = (int(position) for position in generator.integers(len(data) - size, size=2))
+    there = bytes(data[other : other + size])
+    values = (b"\xff" * size, bytes(size), b"\0" * (size - 1) + b"\x40", place.to_bytes(8, "little")[:size], there)
+    kind = int(generator.integers(len(values)))
+    if kind == 4:
+        data[other : other + size] = data[place : place + size]
+    data[place : place + size] = values[kind]
+    return data
+
+
+def opened(path: Path) -> str:
+    """All that a plain opening and its readers give, in this process: an error of ours, or none."""
+    try:
+        store = KeyCodeStore(path)
+        store.labels, store.key_bytes(), store.mean, store.header
+        store.raw(slice(None)), store.shards, store.failures, store.keys, store.shard_starts
+        store.metas(0, len(store)), read_provenance(path)
+    except BricsError as error:
+        assert error.exit_code == ExitCode.ARTEFACT, error
+        return str(error)
+    return ""
+
+
+def survive(path: Path, read: Callable[[Path], str], *, num: int, seed: int) -> int:
+    """Mutate a store `num` times and `read` each: no crash, no hang, no other exception; how many were refused."""
+    data = path.read_bytes()
+    mutated = path.with_name("mutated.h5")
+    generator = np.random.default_rng(seed)
+    refused = 0
+    for number in range(num):
+        if number % 3 == 2:
+            mutated.write_bytes(data)
+            in_structure(mutated, generator)
+        else:
+            change = to_extremes if number % 3 else in_bytes
+            mutated.write_bytes(change(bytearray(data), generator))
+        start = time.monotonic()
+        try:
+            refused += read(mutated) != ""
+        except Exception as error:
+            shutil.copy(mutated, path.with_name(f"failed-{seed}-{number}.h5"))
+            raise AssertionError(f"seed {seed}, mutation {number}") from error
+        assert time.monotonic() - start < LIMIT_S, f"seed {seed}, mutation {number} hangs"
+    return refused
+
+
 def check(path: Path, *, num: int, seed: int, structure: bool) -> tuple[int, int]:
     """Mutate a store `num` times; how many were reported, and of these how many by a crash or the time limit."""
     data = path.read_bytes()
@@ -163,3 +218,48 @@ def test_a_child_that_dies_or_hangs_is_reported(path, monkeypatch, tmp_path):
     assert verify_store_in_child(path) == ["reading it crashes libhdf5 (signal 11)"]
     dying.write_text("#!/bin/sh\nexec sleep 60\n")
     assert verify_store_in_child(path, timeout_s=0.2) == ["reading it did not end in 1 s"]
+
+
+def test_mutated_stores_are_opened_or_refused(path):
+    assert survive(path, opened, num=40, seed=0) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_many_mutated_stores_are_opened_or_refused(path, seed):
+    """In this very process: a crash would end it."""
+    assert survive(path, opened, num=1000, seed=seed) > 100
+
+
+def described(path: Path) -> str:
+    try:
+        describe(str(path))
+    except BricsError as error:
+        assert error.exit_code == ExitCode.ARTEFACT, error
+        return str(error)
+    return ""
+
+
+def test_info_survives_mutated_stores(path):
+    assert survive(path, described, num=10, seed=6) > 0
+
+
+@pytest.mark.slow
+def test_info_survives_many_mutated_stores(path):
+    assert survive(path, described, num=1000, seed=7) > 100
+
+
+def trained(path: Path) -> str:
+    options = ("--recipe", "tiny", "--steps", 1, "--set", "training.batch_size=2", "--out", "run", "--overwrite")
+    done = brics("train-diffusion", path, *options, cwd=path.parent)
+    assert done.returncode in (ExitCode.DONE, ExitCode.USAGE, ExitCode.ARTEFACT), done.stderr
+    return done.stderr if done.returncode else ""
+
+
+def test_training_survives_mutated_stores(path):
+    assert survive(path, trained, num=10, seed=8) > 0
+
+
+@pytest.mark.slow
+def test_training_survives_many_mutated_stores(path):
+    assert survive(path, trained, num=1000, seed=9) > 100

@@ -1,11 +1,52 @@
-"""How a job tells what it is doing without printing: the `Reporter` protocol that `brics_cli.cli` implements."""
+"""How a job tells what it is doing without printing: the `Reporter` protocol that `brics_cli.cli` implements.
+
+And what text from files, names and configs becomes before anybody prints it: `printable`, and `command_line` in advice.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Controls, ESC among them; zero-width, bidi and line-separating characters; bytes that are no UTF-8; tags."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with what a terminal obeys, or nobody sees, written out as in Python: `\\x1b`, `\\u202e`.
+
+    `keep`: what is left as it is, for text whose line ends are ours. Bytes of a file name that are no UTF-8 come out
+    as those bytes. Printable text stays as it is, so that doing it twice does nothing.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _written_out(found[0]), text)
+
+
+def _written_out(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that it could not decode
+        return f"\\x{code - 0xDC00:02x}"
+    return repr(character)[1:-1] if code < 0xD800 or code > 0xDFFF else f"\\u{code:04x}"
+
+
+def command_line(*words: str | Path) -> str:
+    """A command as a POSIX shell reads it; words that are not printable in the quotes of bash, zsh and ksh."""
+    return " ".join(_quoted(os.fspath(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if _UNPRINTABLE.search(word) is None:
+        return shlex.quote(word)
+    plain = {ord(character) for character in map(chr, range(32, 127)) if character not in "'\\"}
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
 
 
 class Task(Protocol):

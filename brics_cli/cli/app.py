@@ -74,12 +74,13 @@ class LazyGroup(TyperGroup):
         """The top-level page. Own layout, since typer's pulls in a markdown parser (0.2 s)."""
         from rich.panel import Panel
         from rich.table import Table
+        from rich.text import Text
 
         from brics_cli.cli.output import stdout_console
 
         console = stdout_console()
-        console.print(f"\n[bold]brics[/] {brics_cli.__version__}  {TAGLINE}\n")
-        console.print("Usage: [bold]brics COMMAND \\[OPTIONS][/]\n")
+        console.print(Text.assemble(("\nbrics", "bold"), f" {brics_cli.__version__}  {TAGLINE}\n"))
+        console.print(Text.assemble("Usage: ", ("brics COMMAND [OPTIONS]\n", "bold")))
         width = max(len(name) for name in COMMANDS)
         for panel in dict.fromkeys(entry.panel for entry in COMMANDS.values()):
             table = Table.grid(padding=(0, 2))
@@ -96,7 +97,7 @@ class LazyGroup(TyperGroup):
         options.add_row("--traceback", "On an error show where in brics it happened (any command takes it).")
         options.add_row("--help", "Print this page; after a command, that command's.")
         console.print(Panel(options, title="Options", title_align="left", border_style="dim"))
-        console.print(f"{NEXT_STEP}\n", style="dim")
+        console.print(Text(f"{NEXT_STEP}\n", "dim"))
 
 
 app = typer.Typer(
@@ -137,7 +138,11 @@ def run(arguments: list[str]) -> int:
         if show_traceback:
             import traceback
 
-            traceback.print_exc()
+            from rich.text import Text
+
+            from brics_cli.cli.output import stderr_console
+
+            stderr_console().print(Text(traceback.format_exc()), soft_wrap=True)
         return _report(error)
 
 
@@ -170,4 +175,7 @@ def _decapitalise(text: str) -> str:
 
 def main() -> None:
     """The entry point of the `brics` command."""
+    from brics_cli.cli.output import PrintableStream
+
+    sys.stdout, sys.stderr = (stream and PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
     sys.exit(run(sys.argv[1:]))

@@ -76,9 +76,9 @@ def retrieval(
     for timing in found.timings:
         table.add_row(*_cells(timing))
     measured = {timing.scale for timing in found.timings}
-    legend = "\n".join(f"{name}: {each.title}" for name, each in SCALES.items() if name in measured)
+    legend = [f"{name}: {each.title}" for name, each in SCALES.items() if name in measured]
     value = {**asdict(found), "batch_size": batch_size, "tables_dtype": tables_dtype.value}
-    Session(as_json=as_json).result(value, [table, legend])
+    Session(as_json=as_json).result(value, [table, *legend])
 
 
 def _cells(timing: Timing) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.reporting import command_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -85,7 +85,7 @@ def demo(
         "seconds": {**result.seconds, "total": total},
     }
     session.result(value, _tables(result, total))
-    session.reporter.message(f"next: cd {shlex.quote(str(result.workspace))} && brics status")
+    session.reporter.message(f"next: cd {command_line(result.workspace)} && brics status")
 
 
 def _tables(result: DemoResult, total: float) -> list[RenderableType]:

@@ -20,8 +20,8 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
     Exits 6 when something is wrong, with what to do about it. Weights that are not there are no fault: only the
     metrics that need them are out of reach.
     """
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from brics_cli.jobs.doctor import Check, diagnose
     from brics_cli.weights import REGISTRY, find
@@ -34,10 +34,8 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
     checks.append(Check("weights", True, f"{there} (`brics weights list`)"))
     table = Table.grid(padding=(0, 2))
     for check in checks:
-        mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]"
-        table.add_row(
-            mark, f"[bold]{check.name}[/]", escape(check.found + (f"\n{check.advice}" if check.advice else ""))
-        )
+        mark = Text("ok", "green") if check.ok else Text("FAILED", "red")
+        table.add_row(mark, Text(check.name, "bold"), Text(check.found + (f"\n{check.advice}" if check.advice else "")))
     session.result([asdict(check) for check in checks], table)
     if not all(check.ok for check in checks):
         raise typer.Exit(ExitCode.MACHINE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
+from rich.text import Text
 
 from brics_cli.cli.output import Session, plain_table
 
@@ -32,7 +32,7 @@ def results_table(report: EvaluationReport) -> Table:
         if _has_own_weights(result):
             with_ = f"nothing published (own weights): {with_}"
         title = f"{result.title} {_arrow(result.better)}".strip()
-        table.add_row(title, _figure(result, result.value), error, _number(result), escape(with_))
+        table.add_row(title, _figure(result, result.value), error, _number(result), with_)
     return table
 
 
@@ -64,11 +64,11 @@ def comparison_table(reports: Sequence[LoadedReport], rows: Sequence[ComparedMet
     table = plain_table("metric", *_short_names([report.path for report in reports]), "not ranked because of")
     table.columns[-1].justify = "left"
     for row in rows:
-        cells = []
+        cells: list[str | Text] = []
         for index, (value, error) in enumerate(zip(row.values, row.errors, strict=True)):
             text = NO_FIGURE if value is None else f"{value:.4f}"
             text += "" if error is None else f" ± {error:.4f}"
-            cells.append(f"[bold green]{text} *[/]" if index == row.best else text)
+            cells.append(Text(f"{text} *", "bold green") if index == row.best else text)
         title = " ".join(filter(None, (row.title, row.unit, _arrow(row.better))))
         table.add_row(title, *cells, ", ".join(row.differences))
     return table
@@ -78,9 +78,9 @@ def checks_table(checks: Sequence[Check]) -> Table:
     """One line per check of the self-test."""
     table = plain_table("check", "result", "expected", "found")
     table.columns[-1].justify = "left"
-    said = {True: "[green]passed[/]", False: "[red]FAILED[/]", None: "[yellow]not run[/]"}
+    said = {True: Text("passed", "green"), False: Text("FAILED", "red"), None: Text("not run", "yellow")}
     for check in checks:
-        table.add_row(escape(check.name), said[check.passed], check.expected, escape(check.found))
+        table.add_row(check.name, said[check.passed], check.expected, check.found)
     return table
 
 

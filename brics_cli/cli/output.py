@@ -1,23 +1,29 @@
-"""What commands print: results to stdout, everything else to stderr (DESIGN section 8)."""
+"""What commands print: results to stdout, everything else to stderr (DESIGN section 8).
+
+Text is literal and printable (`reporting.printable`), whoever wrote it: no `[red]` of rich, no emoji names, no escape
+of the terminal. So it is on a terminal and in a pipe; what needs names to the byte takes `--json`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.segment import Segment
 
+from brics_cli.reporting import command_line, printable
 from brics_cli.workspace.naming import FOLDER, ending_of
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from brics_cli.cli.progress import ConsoleReporter
     from brics_cli.workspace import Artefact, Kind, Workspace
@@ -27,24 +33,62 @@ PIPE_WIDTH = 160
 """Columns of a table when nobody says how wide the reader's page is."""
 
 
+class LiteralConsole(Console):
+    """A console whose text is what it says: escapes and markup come from styles alone, never from text."""
+
+    def __init__(self, file: Any, **settings: Any) -> None:
+        file = file.stream if isinstance(file, PrintableStream) else file
+        super().__init__(file=file, highlight=False, markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """A string as text, in one line: layout comes as Text."""
+        return super().render_str(printable(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces that are written: the text of each printable, however it came here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, keep="\n"), segment.style)
+
+
+class PrintableStream:
+    """What stands in for stdout and stderr, so that warnings and logs of libraries are printable, too."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`; the escapes in it come out written out."""
+        self.stream.write(printable(text, keep="\n"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write them all."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def stdout_console() -> Console:
     """The console for results."""
     if sys.stdout.isatty():
-        return Console(file=sys.stdout, highlight=False)
+        return LiteralConsole(sys.stdout)
     width = None if "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
+    return LiteralConsole(sys.stdout, soft_wrap=True, width=width)
 
 
 def stderr_console() -> Console:
     """The console for progress, messages and errors. One message stays one line when nobody is watching."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return LiteralConsole(sys.stderr, soft_wrap=not sys.stderr.isatty())
 
 
 def print_error(text: str) -> None:
     """Print the one line an error ends with."""
     from rich.text import Text
 
-    stderr_console().print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
+    line = printable(" ".join(text.split()))
+    stderr_console().print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
 
 
 class Session:
@@ -72,16 +116,13 @@ class Session:
         return artefact
 
     def result(self, value: Any, text: RenderableType | Sequence[RenderableType] = ()) -> None:
-        """Print a command's result: `value` as JSON with --json, else `text` (plain strings and rich tables)."""
-        if self.as_json:
-            sys.stdout.write(json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
+        """Print a command's result: `value` as JSON with --json, else `text` (lines and rich tables)."""
+        if self.as_json:  # all ASCII: exact, and nothing in it that a terminal obeys
+            sys.stdout.write(json.dumps(to_json(value), indent=2) + "\n")
             return
         console = stdout_console()
         for part in [text] if not isinstance(text, Sequence) or isinstance(text, str) else text:
-            if isinstance(part, str):
-                console.print(part, markup=False)
-            else:
-                console.print(part)
+            console.print(part)
 
     def say_format(self, out: Path, format: str, *, asked: str | None) -> None:
         """Say what the ending of `out` was taken for, where no format was asked for."""
@@ -90,7 +131,7 @@ class Session:
 
     def next_step(self, *words: str | Path) -> None:
         """The last stderr line: the command that usually comes next, with this run's real paths."""
-        self.reporter.message("next: " + shlex.join(str(word) for word in words))
+        self.reporter.message("next: " + command_line(*words))
 
 
 def to_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from brics_cli.reporting import Task
+from brics_cli.reporting import Task, printable
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -29,9 +29,9 @@ class ConsoleReporter:
         elif self.console.is_terminal:
             with Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}", markup=False),
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
@@ -46,11 +46,11 @@ class ConsoleReporter:
 
     def message(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text)
 
     def warning(self, text: str) -> None:
         # One print: while a bar is shown, rich redraws after each.
-        self.console.print(Text.assemble(("warning: ", "yellow"), text))
+        self.console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
 
 class _Clock:
@@ -110,7 +110,7 @@ class _PlainTask(_Clock):
         now = time.monotonic()
         if now - self.last_line >= PLAIN_LINE_EVERY_S:
             self.last_line = now
-            self.console.print(f"{self.description}: {self.status()}", markup=False)
+            self.console.print(f"{self.description}: {self.status()}")
 
 
 def _rate(per_s: float) -> str:

@@ -65,4 +65,4 @@ def show(
         for recipe in found
     ]
     values = [recipe.model_dump(mode="json") for recipe in found]
-    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, "\n\n".join(text))
+    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, "\n\n".join(text).split("\n"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from brics_cli.cli.output import Session
 from brics_cli.errors import InterruptedRunError
+from brics_cli.reporting import command_line
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def same_command_goes_on() -> Iterator[None]:
     try:
         yield
     except InterruptedRunError as error:
-        command = shlex.join(["brics", *sys.argv[1:]])
+        command = command_line("brics", *sys.argv[1:])
         raise InterruptedRunError(error.what, next=f"Go on with: {command}") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from brics_cli.cli.sample_options import (
 )
 from brics_cli.cli.sample_picture import PictureRequest, draw_picture
 from brics_cli.errors import InterruptedRunError, UsageError
+from brics_cli.reporting import command_line
 
 app = options.command_app()
 
@@ -227,7 +227,7 @@ def sample(
         # what was left out is said now: the newest model may be another one by then
         said = [] if model is not None else ["--model", str(plan.stream.denoiser.path)]
         said += [] if out is not None else ["--out", str(plan.out)]
-        command = shlex.join(["brics", *sys.argv[1:], *said])
+        command = command_line("brics", *sys.argv[1:], *said)
         raise InterruptedRunError(error.what, next=f"Go on with: {command}") from None
     if sampled.already_complete:
         session.reporter.message(f"{plan.out} is complete already, of the same model and settings: nothing to do")

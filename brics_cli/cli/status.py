@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
+from brics_cli.reporting import printable
 from brics_cli.workspace import Artefact
 
 app = options.command_app()
@@ -48,19 +49,19 @@ def lineage_tree(artefacts: list[Artefact], *, root: str) -> Tree:
         places = zip([parent.path for parent in artefact.parents], moved, strict=True)
         parents = [path if path in by_path else other for path, other in places if path in by_path or other]
         children.setdefault(parents[0] if parents else None, []).append(artefact)
-    tree = Tree(f"[bold]{escape(root)}[/]")
+    tree = Tree(Text(printable(root), "bold"))
 
     def grow(branch: Tree, of: str | None) -> None:
         for artefact in children.get(of, []):
-            mark = "  [green]newest[/]" if newest.get(artefact.kind) is artefact else ""
-            state = "" if artefact.complete else "  [yellow]unfinished[/]"
-            line = f"[cyan]{artefact.kind}[/] {escape(str(artefact.path))}{_summary(artefact)}{mark}{state}"
+            said = artefact.details.get("summary")
+            line = Text.assemble(
+                (artefact.kind, "cyan"),
+                printable(f" {artefact.path}"),
+                (printable(f"  {said}") if said else "", "dim"),
+                ("  newest" if newest.get(artefact.kind) is artefact else "", "green"),
+                ("" if artefact.complete else "  unfinished", "yellow"),
+            )
             grow(branch.add(line), str(artefact.path.resolve()))
 
     grow(tree, None)
     return tree
-
-
-def _summary(artefact: Artefact) -> str:
-    said = artefact.details.get("summary")
-    return f"  [dim]{escape(str(said))}[/]" if said else ""

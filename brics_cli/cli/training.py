@@ -53,7 +53,7 @@ def show_config(session: Session, plan: AutoencoderPlan | DiffusionPlan) -> None
         return
     from brics_cli.config import dump_yaml
 
-    session.result(plan.recipe.model_dump(mode="json"), dump_yaml(plan.recipe).rstrip())
+    session.result(plan.recipe.model_dump(mode="json"), dump_yaml(plan.recipe).rstrip().split("\n"))
 
 
 def show_plan(session: Session, plan: AutoencoderPlan | DiffusionPlan, cost: Estimate) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from rich.text import Text
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
 
 app = options.command_app(no_args_is_help=True, help="List, verify, import and fetch the weights that metrics need.")
 
-_SAID = {
-    "verified": "[green]there[/]",
-    "missing": "[dim]missing[/]",
-    "unverified": "[yellow]unknown[/]",
-}
+_SAID = {"verified": ("there", "green"), "missing": ("missing", "dim"), "unverified": ("unknown", "yellow")}
+"""State -> the word for it, and its style."""
 
 
 @app.command("list")
@@ -50,7 +48,7 @@ def list_weights(
     table = plain_table("weights", "file", "size", "for", "state")
     for state in states:
         known = state.entry
-        table.add_row(known.id, known.file, known.size, ", ".join(known.metrics), _SAID[state.state])
+        table.add_row(known.id, known.file, known.size, ", ".join(known.metrics), Text(*_SAID[state.state]))
     paths = [f"{state.entry.id}: {state.path}" for state in states if state.path is not None]
     session.result([_record(state) for state in states], [table, *paths])
     session.reporter.message(f"brics keeps weights in {weights_root()}")
@@ -70,7 +68,7 @@ def verify(as_json: options.Json = False) -> int:
     table = plain_table("weights", "state", "sha256", "published sha256")
     for state in states:
         published = (state.entry.sha256 or "none")[:16]
-        table.add_row(state.entry.id, _SAID[state.state], (state.sha256 or "-")[:16], published)
+        table.add_row(state.entry.id, Text(*_SAID[state.state]), (state.sha256 or "-")[:16], published)
     session.result([_record(state) for state in states], [table])
     wrong = [state for state in states if state.state == "unverified" and state.entry.sha256 is not None]
     for state in wrong:

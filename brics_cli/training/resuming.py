@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.loading import recipe_from_values
 from brics_cli.data import Collection, open_collection
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.reporting import Reporter
+from brics_cli.reporting import Reporter, command_line
 from brics_cli.store import KeyCodeStore
 from brics_cli.training.state import STATE_FILE, read_state_file
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
@@ -88,13 +87,13 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
         raise UsageError(
             f"{run} cannot go on with other settings of this kind: "
             f"{'; '.join(differences(_only(trained, fixed), _only(now, fixed)))}",
-            next=f"Start a new run from its weights: --init-from {shlex.quote(str(run))}",
+            next=f"Start a new run from its weights: --init-from {command_line(run)}",
         )
     said = {override.partition("=")[0].strip() for override in overrides}
     unsaid = {key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in said)}
     if unsaid:
         again = " ".join(_set_option(key, now[key]) for key in sorted(unsaid))
-        quoted = shlex.quote(str(run))
+        quoted = command_line(run)
         raise ArtefactError(
             f"{path} has changed since {checkpoint.name}: "
             f"{'; '.join(differences(_only(trained, unsaid), _only(now, unsaid)))}",
@@ -149,7 +148,7 @@ def _only(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
 def _set_option(key: str, value: Any) -> str:
     """`--set KEY=VALUE` as a shell takes it; JSON is YAML."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return f"--set {shlex.quote(f'{key}={text}')}"
+    return command_line("--set", f"{key}={text}")
 
 
 def _parent(artefact: Artefact, kind: str) -> Parent:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +19,7 @@ from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
 from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, UsageError
-from brics_cli.reporting import Reporter
+from brics_cli.reporting import Reporter, command_line
 from brics_cli.training.environment import environment
 from brics_cli.training.resuming import CONFIG_FILE, checkpoints, newest_checkpoint, settings_of, step_of
 from brics_cli.training.state import TrainingState
@@ -120,7 +119,7 @@ class Run:
     def resume_command(self) -> str:
         """The command that goes on with this run."""
         command = "train-ae" if self.artefact.kind == "autoencoder" else "train-diffusion"
-        return f"brics {command} --resume {shlex.quote(str(self.path))}"
+        return f"brics {command} --resume {command_line(self.path)}"
 
     @contextmanager
     def full_disk_explained(self) -> Iterator[None]:

@@ -58,7 +58,8 @@ def pack(
     """Crop and resize a collection into WebDataset shards.
 
     Run it again after an interruption: it goes on after the last whole shard. Images that cannot be read are listed
-    in DIR/failures.jsonl, and the exit code is 5. DIR/manifest.json, written last, lists every shard with its sha256.
+    in DIR/failures.jsonl, and the exit code is 5. DIR/manifest.json, written last, lists every shard with its sha256;
+    DIR/wids.json is an index for `wids`, and `datasets.load_dataset("DIR")` goes by DIR/README.md.
 
     Example: brics pack ./photographs --out shards --size 256
     """

@@ -13,6 +13,7 @@ import torch
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import claim_output, open_sink
+from brics_cli.data.companions import write_companions
 from brics_cli.data.outputs import output_lock
 from brics_cli.data.sinks import Format, check_key, discard_pieces, format_of, is_one_file, pieces_directory
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
@@ -150,6 +151,8 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
         except KeyboardInterrupt:
             kept_in = pieces_directory(plan.out) if plan.is_file else plan.out
             raise InterruptedRunError(f"interrupted; what is whole in {kept_in} is kept") from None
+        if plan.format == "wds" and not plan.is_file:
+            write_companions(plan.out, extension="png")
         img_per_s = (num_images - done) / max(time.perf_counter() - start, 1e-9)
         summary = f"{num_images:,} images, {plan.format}, {store.image_size} px"
         details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from brics_cli.data import TRANSFORM_VERSIONS, Collection, claim_output, load_shards, open_collection, open_sink
+from brics_cli.data.companions import CARD, write_companions
 from brics_cli.data.manifest import ManifestShard, write_manifest
 from brics_cli.data.outputs import FailureLog, output_lock
 from brics_cli.data.pixels import ImageError, load_pixels
@@ -150,6 +151,8 @@ def pack(
     with output_lock(plan.out):
         claim = claim_output(plan.artefact, overwrite=overwrite)
         if claim == "complete":
+            if not (plan.out / CARD).exists():  # of a brics that wrote none
+                _write_companions(plan)
             return _result(plan, FailureLog(plan.out, keep=plan.num_images), already_complete=True)
         with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
             place = sink.resume_point(plan.collection.keys())
@@ -216,6 +219,7 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
         for tar, shard in zip(tars, packed.shards, strict=True):
             shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256_of_file(tar)))
             task.advance()
+    _write_companions(plan)
     result = _result(plan, log, already_complete=False)
     artefact = plan.artefact
     write_manifest(
@@ -230,6 +234,10 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
     # The fingerprint is what others name as their parent.
     write_provenance(finished(artefact, sha256=packed.fingerprint, summary=summary, **counts))
     return result
+
+
+def _write_companions(plan: PackPlan) -> None:
+    write_companions(plan.out, extension=plan.encoding.extension, class_names=plan.collection.class_names)
 
 
 def _tars(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from brics_cli.data import claim_output, contact_sheet, open_sink
+from brics_cli.data.companions import write_companions
 from brics_cli.data.outputs import output_lock
 from brics_cli.data.sinks import discard_pieces
 from brics_cli.data.sinks.base import remove_leftovers
@@ -110,6 +111,8 @@ class _Run:
         if plan.is_file:
             with open_sink(plan.out, overwrite=True, resumable=True):
                 pass  # its pieces are all there, and are joined
+        if plan.format == "wds" and not plan.is_file:
+            write_companions(plan.out, extension="png")
         self.write_sheet()
         write_provenance(finished(plan.artefact, **self.details()))
         BatchSizes.discard(plan.folder)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.core.bottlenecks.base import Bottleneck
-from brics_cli.core.model_files import load_weights, read_model_config, save_model
+from brics_cli.core.model_files import WEIGHTS_NAME, load_weights, read_model_config, save_model
+from brics_cli.core.sizes import check_against, check_image_memory
 from brics_cli.errors import ArtefactError, UsageError
 
 KIND = "autoencoder"
@@ -83,6 +84,8 @@ def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") ->
         raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
     if not isinstance(values.get("transform"), str):
         raise ArtefactError(f"{source} does not say the pixel transform it was trained with")
+    check_image_memory(config.image_size, what=str(source))
+    check_against(directory / WEIGHTS_NAME, lambda: build_autoencoder(config))
     model = build_autoencoder(config)
     model.weights_sha256 = load_weights(model, directory, device=device)
     model.path = directory.parent if directory.name == "model" else directory  # the run, whichever was given

@@ -16,6 +16,7 @@ from brics_cli.core.build import build_autoencoder
 from brics_cli.core.device import resolve_device
 from brics_cli.core.image_tensors import to_tensor, to_uint8
 from brics_cli.core.losses import perceptual_distance, reconstruction_loss
+from brics_cli.core.sizes import check_image_memory, check_memory
 from brics_cli.data import contact_sheet
 from brics_cli.distributed import World, join_world
 from brics_cli.metrics.reconstruction import capped_psnr, ssim
@@ -51,6 +52,7 @@ def train_autoencoder(
     with ExitStack() as stack:
         world = stack.enter_context(join_world(resolve_device(device)))
         torch.manual_seed(schedule.seed)
+        check_recipe(recipe, device=world.device)
         model = build_autoencoder(recipe.model).to(world.device).to(memory_format=torch.channels_last)
         adversary = build_adversary(recipe, model, world=world)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
@@ -128,9 +130,17 @@ def train_autoencoder(
     return TrainResult(plan.artefact.path, state.step, metrics, num_failed=len(images.failures))
 
 
+def check_recipe(recipe: AutoencoderRecipe, *, device: torch.device) -> None:
+    """Raise MachineError when the recipe's model cannot be trained in the memory there is, before any is taken."""
+    what = f"recipe {recipe.name}"
+    check_image_memory(recipe.model.image_size, what=what)
+    check_memory(lambda: build_autoencoder(recipe.model), device=device, what=what)
+
+
 def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimate:
     """What the plan's run costs on this device, measured on random images."""
     on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
+    check_recipe(recipe, device=on)
     model = build_autoencoder(recipe.model).to(on).to(memory_format=torch.channels_last)
     num_images = schedule.batch_size // schedule.accumulate
     adversary = build_adversary(recipe, model, world=World(device=on))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.denoisers import Denoiser, build_denoiser, save_denoiser
 from brics_cli.core.device import resolve_device
 from brics_cli.core.diffusion import draws_for
+from brics_cli.core.sizes import check_memory
 from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
@@ -52,7 +54,7 @@ def train_diffusion(
         shape = " x ".join(str(side) for side in store.code_shape)
         reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
         torch.manual_seed(schedule.seed)
-        model = build_for_store(recipe, store).to(world.device)
+        model = build_for_store(recipe, store, device=world.device)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, ema_widths=schedule.ema_widths)
         autoencoder = find_autoencoder(store, workspace=workspace, world=world, reporter=reporter)
         score = QuickScore(store, autoencoder, num_samples=schedule.fd_samples)
@@ -123,7 +125,7 @@ def train_diffusion(
 def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
     """What the plan's run costs on this device, measured on the store's first codes."""
     on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
-    model = build_for_store(recipe, plan.store).to(on)
+    model = build_for_store(recipe, plan.store, device=on)
     rows = [row % len(plan.store) for row in range(schedule.batch_size // schedule.accumulate)]
     codes = torch.from_numpy(plan.store.batch(rows)).to(on)
     draws = draws_for(schedule.seed, step=0, indices=rows, shape=plan.store.code_shape, device=on)
@@ -135,10 +137,14 @@ def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
     return estimate(model, loss, schedule=schedule, num_averages=len(schedule.ema_widths))
 
 
-def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> Denoiser:
-    """A fresh denoiser for the shape, the classes and the statistics of `store`'s codes."""
+def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: torch.device) -> Denoiser:
+    """A fresh denoiser for the shape, the classes and the statistics of `store`'s codes.
+
+    Raises MachineError when it cannot be trained in the memory there is, before any is taken.
+    """
     num_classes = int(store.labels.max(initial=-1)) + 1
-    return build_denoiser(
+    build = partial(
+        build_denoiser,
         recipe.denoiser,
         recipe.diffusion,
         code_shape=store.code_shape,
@@ -148,6 +154,8 @@ def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> Denoiser:
         code_kind=store.code_kind,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
     )
+    check_memory(build, device=device, what=f"recipe {recipe.name}")
+    return build().to(device)
 
 
 def find_autoencoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from brics_cli.core.denoisers.denoiser import KIND, LEAST_STD, Denoiser, Diffusi
 from brics_cli.core.denoisers.dit import DiT
 from brics_cli.core.denoisers.unet import UNet
 from brics_cli.core.model_files import WEIGHTS_NAME, average_file, average_name, load_weights, read_model_config
+from brics_cli.core.sizes import check_against
 from brics_cli.errors import ArtefactError, UsageError
 
 __all__ = ["Denoiser", "DiffusionLoss", "build_denoiser", "build_network", "load_denoiser", "save_denoiser"]
@@ -108,7 +110,9 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         file = validate(_ModelFile, values, source=source)
         if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
             raise UsageError(f"{source}: the normalisation has not {file.code_shape[0]} channels")
-        network = build_network(file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
+        build = partial(build_network, file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
+        check_against(directory / WEIGHTS_NAME, build)
+        network = build()
     except UsageError as error:  # nobody typed this file: it is damaged
         raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
     denoiser = Denoiser(

@@ -154,8 +154,9 @@ def load_split(
 def _decode(
     data: str, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
 ) -> tuple[np.ndarray, list[str]]:
+    collection = open_collection(data, reporter=reporter)
     images = TrainingImages(
-        open_collection(data), transform=recipe.data.transform, size=recipe.model.image_size, num_workers=num_workers
+        collection, transform=recipe.data.transform, size=recipe.model.image_size, num_workers=num_workers
     )
     if not images.cache(limit_gib=recipe.data.cache_gib, reporter=reporter):
         raise UsageError(

@@ -61,6 +61,7 @@ def encode_dataset(
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
     subset: options.Subset = None,
+    image_field: options.ImageField = None,
     labels: options.Labels = None,
     transform: Annotated[
         Optional[options.Transform],  # noqa: UP045
@@ -132,6 +133,8 @@ def encode_dataset(
         part=one_of,
         subset=subset,
         labels="folder" if labels is not None else None,
+        image_field=image_field,
+        reporter=session.reporter,
     )
     header = plan.header
     shape = "x".join(str(side) for side in header.code_shape)
@@ -145,6 +148,7 @@ def encode_dataset(
             "bytes_needed": 2 * plan.store_bytes,
             "seconds": seconds,
             "out": plan.out,
+            "not_read": plan.collection.passed_over.to_json(),
         }
         session.result(
             value,
@@ -165,7 +169,8 @@ def encode_dataset(
         )
     if encoded.already_complete:
         session.reporter.message(f"{plan.out} is complete already, made from the same inputs: nothing to do")
-    value = {**asdict(encoded), "num_failed": encoded.num_failed}
+    not_read = plan.collection.passed_over.to_json()
+    value = {**asdict(encoded), "num_failed": encoded.num_failed, "not_read": not_read}
     speed = f", {encoded.img_per_s:,.1f} img/s" if encoded.img_per_s is not None and encoded.num_now else ""
     cost = ""
     if encoded.psnr_exact_db is not None and encoded.psnr_db is not None:

@@ -82,6 +82,14 @@ def eval(
         Optional[str],  # noqa: UP045
         typer.Option("--fake-subset", metavar="NAME", help="The same of --fake."),
     ] = None,
+    real_image_field: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--real-image-field", metavar="FIELD", help="Which image, where samples of --real hold several."),
+    ] = None,
+    fake_image_field: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--fake-image-field", metavar="FIELD", help="The same of --fake."),
+    ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Also write the report, with its provenance, as JSON."),
@@ -181,8 +189,8 @@ def eval(
     if context.invoked_subcommand is not None:
         return ExitCode.DONE
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    real = _subset_of(real, real_subset, side="real")
-    fake = _subset_of(fake, fake_subset, side="fake")
+    real = _chosen(real, real_subset, real_image_field, side="real")
+    fake = _chosen(fake, fake_subset, fake_image_field, side="fake")
     if self_test:
         return _self_test(session, real, fake, device=device)
     from brics_cli.jobs.evaluate import NeighbourSettings, evaluate
@@ -260,15 +268,16 @@ def compare_reports(
     return ExitCode.DONE
 
 
-def _subset_of(path: str | None, subset: str | None, *, side: str) -> str | None:
-    """The path of `subset` of the collections at `path`."""
-    if subset is None:
+def _chosen(path: str | None, subset: str | None, image_field: str | None, *, side: str) -> str | None:
+    """The path of `subset` of the collections at `path`, and of its images `image_field`."""
+    if subset is None and image_field is None:
         return path
     from brics_cli.data.opening import subset_path
 
     if path is None:
-        raise UsageError(f"--{side}-subset {subset} goes with --{side} PATH")
-    return subset_path(path, subset)
+        option = f"--{side}-subset {subset}" if subset is not None else f"--{side}-image-field {image_field}"
+        raise UsageError(f"{option} goes with --{side} PATH")
+    return subset_path(path, subset, image_field)
 
 
 def _self_test(session: Session, real: str | None, fake: str | None, *, device: str) -> int:

@@ -34,6 +34,7 @@ def info(
         bool, typer.Option("--verify", help="Check every promise of a store: counts, order, hashes, statistics.")
     ] = False,
     subset: options.Subset = None,
+    image_field: options.ImageField = None,
     flops: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -56,15 +57,16 @@ def info(
     if (path is None) == (flops is None):
         raise UsageError("give either a PATH or --flops RECIPE", next="Example: brics info codes.h5")
     if flops is not None:
-        if subset is not None:
-            raise UsageError("--subset goes with a PATH, and --flops has none")
+        for option, given in (("--subset", subset), ("--image-field", image_field)):
+            if given is not None:
+                raise UsageError(f"{option} goes with a PATH, and --flops has none")
         _print_flops(session, flops, code_shape)
         return
     if code_shape is not None:
         raise UsageError("--code-shape goes with --flops RECIPE", next=CODE_SHAPE_EXAMPLE)
     from brics_cli.jobs.info import describe
 
-    described = describe(str(path), verify=verify, subset=subset)
+    described = describe(str(path), verify=verify, subset=subset, image_field=image_field)
     session.result(asdict(described), _text(described))
     if described.broken:
         raise ArtefactError(
@@ -97,6 +99,8 @@ def _show(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if name == "not_read":
+        return ", ".join(f"{num:,} {what}" for what, num in value.items()) or "nothing"
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
     return "" if value is None else str(value)

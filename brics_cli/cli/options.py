@@ -106,7 +106,17 @@ Subset = Annotated[
     typer.Option(
         "--subset",
         metavar="NAME",
-        help="Which collection, where the path holds several: church_outdoor_train, validation, a subfolder.",
+        help="Which collection or split, where the path holds several: church_outdoor_train, val, a subfolder; or all.",
+    ),
+]
+
+
+ImageField = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--image-field",
+        metavar="FIELD",
+        help="Which image, where samples hold several (000.left.png, 000.right.png): left.png; or all.",
     ),
 ]
 
@@ -119,7 +129,7 @@ class LabelSource(StrEnum):
 
 Labels = Annotated[
     Optional[LabelSource],  # noqa: UP045
-    typer.Option("--labels", help="`folder`: the top-level folders of a folder of images are its classes."),
+    typer.Option("--labels", help="`folder`: the top-level folders (in a zip or tars too) are classes."),
 ]
 
 

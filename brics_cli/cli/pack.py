@@ -47,6 +47,7 @@ def pack(
         typer.Option("--quality", min=1, max=100, help="Of --format jpeg. Default: 95."),
     ] = None,
     subset: options.Subset = None,
+    image_field: options.ImageField = None,
     labels: options.Labels = None,
     num_workers: options.NumWorkers = None,
     max_failures: options.MaxFailures = None,
@@ -80,6 +81,8 @@ def pack(
         encoding=lossless.get(image_format) or jpeg(quality or 95),
         subset=subset,
         labels="folder" if labels is not None else None,
+        image_field=image_field,
+        reporter=session.reporter,
     )
     if dry_run:
         estimate = estimate_packing(plan)
@@ -88,6 +91,7 @@ def pack(
             "shards": plan.num_shards,
             "pixel_bytes": plan.pixel_bytes,
             "out": out,
+            "not_read": plan.collection.passed_over.to_json(),
             **asdict(estimate),
         }
         failed = f"; {estimate.num_failed} of the {estimate.num_looked_at} failed" if estimate.num_failed else ""
@@ -106,7 +110,7 @@ def pack(
         session.reporter.message(f"{out} is complete already: nothing to do")
     num_shards = f"{packed.num_shards:,} shard" + ("s" if packed.num_shards != 1 else "")
     session.result(
-        {**asdict(packed), "num_failed": packed.num_failed},
+        {**asdict(packed), "num_failed": packed.num_failed, "not_read": plan.collection.passed_over.to_json()},
         f"{packed.num_images:,} images in {num_shards}, {human_bytes(packed.num_bytes)}: {packed.path}",
     )
     if packed.failures:

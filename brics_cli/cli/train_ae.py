@@ -25,6 +25,7 @@ def train_ae(
         ),
     ] = None,
     subset: options.Subset = None,
+    image_field: options.ImageField = None,
     recipe: options.Recipe = None,
     steps: options.Steps = None,
     seed: options.Seed = None,
@@ -60,6 +61,7 @@ def train_ae(
     asked = TrainOptions(
         data=data,
         subset=subset,
+        image_field=image_field,
         recipe=recipe,
         steps=steps,
         seed=seed,

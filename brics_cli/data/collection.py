@@ -17,6 +17,7 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any, Self, overload
 
+from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.pixels import ImageError
 
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
@@ -71,6 +72,8 @@ class Collection(ABC):
     """What `open_collection` chose among several, for `describe` to end with."""
     class_names: tuple[str, ...] = ()
     """What labels 0, 1, ... stand for; empty where they have no names."""
+    passed_over: PassedOver = PassedOver()
+    """What was found beside the images and is not read."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -1,14 +1,13 @@
 """Which form a file has, by its first bytes; and which of several collections below a folder is meant.
 
-A choice is never made between training and validation images: one `*_train_lmdb` or one split `train` is taken and
-said so, anything else is listed and asked for.
+Of several the only one for training is taken and said so, anything else is listed and asked for (`splits`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,8 @@ from brics_cli.data.sources import parquet
 from brics_cli.data.sources.lmdb import is_lmdb
 from brics_cli.data.sources.npz import is_array_file
 from brics_cli.data.sources.webdataset import TAR_SUFFIXES, is_compressed
-from brics_cli.errors import UsageError
+from brics_cli.data.splits import choose as choose_part
+from brics_cli.data.splits import group_files
 
 Form = Literal["tar", "zip", "lmdb", "parquet", "array"]
 
@@ -82,10 +82,6 @@ class Choice:
     def name(self) -> str:
         return self.names[0]
 
-    @property
-    def is_train(self) -> bool:
-        return self.name == "train" or self.name.endswith("_train")
-
 
 def choices_below(folder: Path) -> list[Choice]:
     """The collections that stand side by side in `folder`: LMDBs, zips, splits of parquet files, folders of shards."""
@@ -112,28 +108,25 @@ def choices_below(folder: Path) -> list[Choice]:
 
 
 def _parquet_splits(files: Sequence[Path]) -> list[Choice]:
+    """Tables by the split in their names; those that name none are one collection, called like their folder."""
+    tables = [file for file in files if has_suffix(file.name, ".parquet") and not file.name.startswith(".")]
+    of_words = group_files([table.name for table in tables])
     splits: dict[str, list[Path]] = {}
-    for file in files:
-        if has_suffix(file.name, ".parquet") and not file.name.startswith("."):
-            found = _SPLIT.match(file.name)
-            splits.setdefault(found["split"] if found else file.parent.name, []).append(file)
+    for place, table in enumerate(tables):
+        found = _SPLIT.match(table.name)
+        word = next((split for split, places in (of_words or {}).items() if place in places), "")
+        splits.setdefault(found["split"] if found else word or table.parent.name, []).append(table)
     return [Choice("parquet", (name,), tuple(paths)) for name, paths in splits.items()]
 
 
-def choose(choices: Sequence[Choice], *, where: Path) -> Choice:
+def choose(choices: Sequence[Choice], subset: str | None, *, where: Path) -> Choice:
     """The only choice, or the only one for training; `note` then says what was passed over.
 
     Raises UsageError, listing them, when it is not clear which is meant.
     """
-    if len(choices) == 1:
+    if len(choices) == 1 and subset is None:
         return choices[0]
-    train = [choice for choice in choices if choice.is_train]
-    if len(train) == 1 and all(choice.form == train[0].form for choice in choices):
-        others = ", ".join(choice.name for choice in choices if choice is not train[0])
-        chosen = train[0]
-        return Choice(chosen.form, chosen.names, chosen.paths, f" (the only one for training; also there: {others})")
-    listed = ", ".join(choice.name for choice in choices[:20]) + (", ..." if len(choices) > 20 else "")
-    raise UsageError(
-        f"{where} holds {len(choices):,} collections: {listed}",
-        next=f"Give one: --subset {choices[0].name}, or the path {where / choices[0].name}.",
-    )
+    can_join = not {"zip", "lmdb"} & {choice.form for choice in choices}
+    chosen = choose_part({choice.name: None for choice in choices}, subset, where=where, can_join=can_join)
+    choice = next(choice for choice in choices if choice.name == chosen.name)
+    return replace(choice, note=chosen.note)

@@ -33,16 +33,18 @@ def write_manifest(
     *,
     settings: Mapping[str, Any],
     source_sha256: str,
+    not_read: Mapping[str, int],
     shards: Sequence[ManifestShard],
     failures: Sequence[tuple[str, str]],
 ) -> None:
-    """Write the manifest of `folder`; `failures` are (key, reason)."""
+    """Write the manifest of `folder`; `failures` are (key, reason), `not_read` numbers by extension or reason."""
     manifest = {
         "brics_manifest": VERSION,
         **settings,
         "source_sha256": source_sha256,
         "num_images": sum(shard.num_images for shard in shards),
         "num_failed": len(failures),
+        "source_not_read": dict(not_read),
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "shards": [asdict(shard) for shard in shards],
         "failures": [{"key": key, "reason": reason} for key, reason in failures],

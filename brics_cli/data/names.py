@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -18,6 +19,10 @@ class Names(Sequence[str]):
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)  # (N + 1,)
         self._text = b"".join(encoded)
+
+    def __iter__(self) -> Iterator[str]:
+        for start, end in pairwise(self._ends.tolist()):
+            yield self._text[start:end].decode("utf-8", "surrogateescape")
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -6,92 +6,138 @@ import math
 import os
 import re
 import statistics
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 
 from brics_cli.data.collection import Collection, split_extension, visible_path
+from brics_cli.data.fields import ALL as ALL_IMAGES
 from brics_cli.data.forms import Choice, Form, choices_below, choose, form_of_file, has_suffix
 from brics_cli.data.manifest import check_manifest
 from brics_cli.data.pixels import PILLOW_FORMATS, ImageError
-from brics_cli.data.sources.folder import FolderCollection
+from brics_cli.data.sources.folder import FolderCollection, NoImagesError, files_beside
 from brics_cli.data.sources.lmdb import LmdbCollection, is_lmdb
 from brics_cli.data.sources.npz import ArrayCollection
 from brics_cli.data.sources.parquet import ParquetCollection
 from brics_cli.data.sources.webdataset import TAR_SUFFIXES, WebDatasetCollection
 from brics_cli.data.sources.zip import ZipCollection
+from brics_cli.data.splits import ALL, group_files, same_split, split_of
+from brics_cli.data.splits import choose as choose_part
+from brics_cli.data.wanted import ANYTHING, Labels, Wanted
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.reporting import Reporter
 from brics_cli.workspace import read_provenance
 
 READS = (
     "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs, parquet and .npz."
 )
 MAX_FILES = 1_000_000
-Labels = Literal["folder", "none"]
+SHARD_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
 
 
 def open_collection(
-    path_or_pattern: str | Path, *, subset: str | None = None, labels: Labels | None = None
+    path_or_pattern: str | Path,
+    *,
+    subset: str | None = None,
+    labels: Labels | None = None,
+    image_field: str | None = None,
+    reporter: Reporter | None = None,
 ) -> Collection:
     """The collection at a path, or at a brace pattern of tars or parquet files such as `x-{000..003}.tar`.
 
     A path is a folder of images, a WebDataset tar (compressed or not) or a folder of them, a zip, ADM's npz, an LMDB or
     `./lsun` with several, a parquet file or a folder of them; which is seen in the content, not in the name.
-    `subset` chooses where the path holds several (`church_outdoor_train`, `validation`). `labels="folder"` makes
-    the top-level folders of a folder of images classes; "none": there are none. Raises UsageError (missing path, no
-    images, several and no `subset`, a format that is not read, a URL, labels that cannot be meant), ArtefactError (a
-    damaged file, a pack that has not finished).
+    `subset` chooses where the path holds several (`church_outdoor_train`, `validation`), training and other images
+    never being mixed, and `image_field` where samples have several images (`left.png`); both can also stand at the end
+    of the path (`faces.zip/val`, `shards/*.left.png`). `labels="folder"` makes the top-level folders classes; "none":
+    there are none. The `reporter` hears what is not read. Raises UsageError (missing path, no images, several and no
+    choice, a format that is not read, a URL, labels that cannot be meant), ArtefactError (a damaged file, a pack that
+    has not finished).
     """
-    collection = _open(os.fspath(path_or_pattern), subset, labels)
-    if labels == "folder" and not isinstance(collection, FolderCollection):
-        raise UsageError(f"--labels folder goes with a folder of images, not with {collection.kind}: {collection.path}")
-    return collection
-
-
-def _open(text: str, subset: str | None, labels: Labels | None) -> Collection:
+    text = os.fspath(path_or_pattern)
     if not text:
         raise UsageError("the path of the images is empty", next="Is a shell variable unset?")
     if text.startswith("pipe:") or "://" in text:
         raise UsageError(f"{text!r} is not a path", next="Give a folder or files on a local disk.")
+    located = _locate(text)
+    if located is None:
+        raise UsageError(f"no such file or folder: {text}", next=READS)
+    path, said = located
+    if said.subset is not None and subset is not None:  # ./photos/train, and a folder in it
+        raise UsageError(f"{text} names the subset {said.subset!r} already, so --subset {subset} cannot be given")
+    wanted = Wanted(subset or said.subset, labels, image_field or said.image_field)
+    collection = _open(path, wanted)
+    if labels == "folder" and not isinstance(collection, (FolderCollection, WebDatasetCollection, ZipCollection)):
+        raise UsageError(
+            f"--labels folder goes with folders, tars and zips of images, not with {collection.kind}: {collection.path}"
+        )
+    if reporter is not None and collection.passed_over:
+        reporter.message(f"{collection.path}: {collection.passed_over.describe()}")
+    return collection
+
+
+def _locate(text: str) -> tuple[str, Wanted] | None:
+    """A path or pattern that is there, and what the end of `text` asks of it; None when nothing is."""
+    if _exists(Path(text)):
+        return text, ANYTHING
+    head, _, last = text.rpartition("/")
+    if last == "*" or last.startswith("*."):
+        located = _locate(head)
+        return None if located is None else (located[0], located[1]._replace(image_field=last[2:] or ALL_IMAGES))
+    if "{" in text:
+        is_subset = "{" in head and "{" not in last and has_suffix(head, *SHARD_SUFFIXES)
+        return (head, Wanted(subset=last)) if is_subset else (text, ANYTHING)
+    parent = Path(text).parent
+    by_name = last in (ALL,) or split_of(last) is not None
+    named = parent.is_file() or (
+        parent.is_dir() and (by_name or any(last in choice.names for choice in choices_below(parent)))
+    )
+    return (str(parent), Wanted(subset=last)) if named else None
+
+
+def _open(text: str, wanted: Wanted) -> Collection:
     path = Path(text)
     if "{" in text and not _exists(path):
-        if subset is not None:
-            raise UsageError("--subset goes with a folder, not with a pattern")
-        return _open_pattern(text)
-    if not path.exists():
-        if subset is None and path.parent.is_dir():
-            named = [choice for choice in choices_below(path.parent) if path.name in choice.names]
-            if named:
-                return _open_choice(named[0])
-        raise UsageError(f"no such file or folder: {path}", next=READS)
+        return _open_pattern(text, wanted)
     if not path.is_dir():
-        if subset is not None:
-            raise UsageError(f"--subset goes with a folder, and {path} is a file")
-        return _open_file(path)
+        return _open_file(path, wanted)
+    if wanted.subset is not None:
+        named = _named(choices_below(path), wanted.subset)
+        if named is not None:
+            return _open_choice(named, wanted)
+        below = path / wanted.subset
+        if below.is_dir() and ".." not in Path(wanted.subset).parts:
+            return _open_directory(below, wanted._replace(subset=None))
+    return _open_directory(path, wanted)
+
+
+def subset_path(path: str | Path, subset: str | None, image_field: str | None = None) -> str:
+    """A path that `open_collection` opens as it would open `path` with these. Raises UsageError where nothing is."""
+    text = os.fspath(path)
+    located = _locate(text)
+    if located is None:
+        raise UsageError(f"no such file or folder: {path}", next=READS)
     if subset is not None:
-        found = _find_subset(path, subset)
-        return _open_choice(found) if isinstance(found, Choice) else _open_directory(found, labels)
-    return _open_directory(path, labels)
+        folder = Path(located[0])
+        named = _named(choices_below(folder), subset) if folder.is_dir() else None
+        text = f"{text}/{subset}" if named is None else _path_of(named)
+        if _locate(text) is None:
+            raise UsageError(f"no subset or folder {subset!r} in {path}", next=f"brics info {path} says what is there.")
+    return Wanted(image_field=image_field).of(text)
 
 
-def subset_path(path: str | Path, subset: str) -> str:
-    """A path that `open_collection` opens as it would open `path` with `subset`. Raises UsageError as it does."""
-    if not Path(path).is_dir():
-        what = "is a file" if Path(path).exists() else "is not there"
-        raise UsageError(f"--subset goes with a folder, and {path} {what}")
-    found = _find_subset(Path(path), subset)
-    return _path_of(found) if isinstance(found, Choice) else str(found)
+def _named(choices: Sequence[Choice], subset: str) -> Choice | None:
+    """The choice that is called `subset`."""
+    named = [choice for choice in choices if subset in choice.names]
+    named = named or [choice for choice in choices if same_split(choice.name, subset)]
+    return named[0] if len(named) == 1 else None
 
 
 def collection_exists(path: str | Path) -> bool:
     """Whether something is at a collection's path: a pattern and a split of parquet tables are no files."""
-    text = os.fspath(path)
-    if "{" in text or _exists(Path(text)):
-        return True
-    parent = Path(text).parent
-    return parent.is_dir() and any(Path(text).name in choice.names for choice in choices_below(parent))
+    return _locate(os.fspath(path)) is not None
 
 
 def _exists(path: Path) -> bool:
@@ -101,12 +147,14 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _open_file(path: Path) -> Collection:
+def _open_file(path: Path, wanted: Wanted) -> Collection:
     form = form_of_file(path)
     if form == "tar":
-        return WebDatasetCollection(str(visible_path(path)), [path])
+        return WebDatasetCollection(str(visible_path(path)), [path], wanted)
     if form == "zip":
-        return ZipCollection(path)
+        return ZipCollection(path, wanted)
+    if form in ("lmdb", "parquet", "array") and wanted.subset is not None:
+        raise UsageError(f"{path} holds one collection, so no subset {wanted.subset!r}")
     if form == "lmdb":
         # data.mdb is opened through its folder, whose name says what it is
         return LmdbCollection(path.parent if path.name == "data.mdb" else path)
@@ -117,7 +165,7 @@ def _open_file(path: Path) -> Collection:
     raise UsageError(f"{path} is {form}", next=READS)
 
 
-def _open_pattern(pattern: str) -> Collection:
+def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
     from braceexpand import braceexpand
 
     # braceexpand holds every range in memory before its first result: look at their lengths first
@@ -141,10 +189,31 @@ def _open_pattern(pattern: str) -> Collection:
     if len(set(paths)) != len(paths):
         raise UsageError(f"the pattern {pattern!r} names a file twice")
     absolute = os.path.abspath(pattern)  # noqa: PTH100 - a pattern, not a path
-    return ParquetCollection(absolute, paths) if form == "parquet" else WebDatasetCollection(absolute, paths)
+    return _open_files(form, absolute, paths, wanted)
 
 
-def _open_directory(path: Path, labels: Labels | None) -> Collection:
+def _open_files(form: Form, path: str, files: Sequence[Path], wanted: Wanted) -> Collection:
+    """Shards or tables side by side: those of one split."""
+    base = Path(os.path.commonpath([file.parent for file in files]))
+    groups = group_files([file.relative_to(base).as_posix() for file in files])
+    note = ""
+    if groups is not None:
+        num_files = {name: len(places) for name, places in groups.items() if name}
+        chosen = choose_part(num_files, wanted.subset, where=path, unit="files", num_rest=len(groups.get("", ())))
+        if chosen.name is not None:
+            files, note = [files[place] for place in groups[chosen.name]], chosen.note
+            path = f"{path}/{chosen.name}"
+        elif wanted.subset is not None:
+            path = f"{path}/{ALL}"
+        wanted = wanted._replace(subset=None)
+    elif form == "parquet" and wanted.subset not in (None, ALL):
+        raise UsageError(f"{path} holds one collection, so no subset {wanted.subset!r}")
+    collection = ParquetCollection(path, files) if form == "parquet" else WebDatasetCollection(path, files, wanted)
+    collection.note = note or collection.note
+    return collection
+
+
+def _open_directory(path: Path, wanted: Wanted) -> Collection:
     artefact = read_provenance(path)
     if artefact is not None and artefact.kind == "shards" and not artefact.complete:
         raise ArtefactError(f"brics pack has not finished {path}", next="Run the same brics pack command again.")
@@ -163,44 +232,50 @@ def _open_directory(path: Path, labels: Labels | None) -> Collection:
             next="Move one kind to a folder of its own.",
         )
     if tars:
-        return WebDatasetCollection(str(path.resolve()), [path / name for name in tars])
+        collection = _open_files("tar", str(path.resolve()), [path / name for name in tars], wanted)
+        collection.passed_over += files_beside(path, suffixes=TAR_SUFFIXES)
+        return collection
     choices = choices_below(path)
-    if any(choice.form == "lmdb" for choice in choices):
-        return _open_choice(choose(choices, where=path))
-    try:
-        return FolderCollection(path, labels=labels)
-    except UsageError:
-        if not choices:
-            raise
-    return _open_choice(choose(choices, where=path))
+    if not any(choice.form == "lmdb" for choice in choices):
+        try:
+            return FolderCollection(path, wanted)
+        except NoImagesError:
+            if not choices:
+                raise
+    if wanted.subset == ALL and len(choices) > 1:
+        return _open_all(path, choices, wanted)
+    return _open_choice(choose(choices, wanted.subset, where=path), wanted)
 
 
-def _find_subset(path: Path, subset: str) -> Choice | Path:
-    """The collection or the folder `subset` of `path`. Raises UsageError, listing what is there, when there is none."""
-    choices = choices_below(path)
-    for choice in choices:
-        if subset in choice.names:
-            return choice
-    if (path / subset).is_dir() and ".." not in Path(subset).parts:
-        return path / subset
-    names = [choice.name for choice in choices] or sorted(
-        child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
-    )
-    there_are = f"; there are: {', '.join(names[:20])}" if names else ""
-    raise UsageError(f"no subset or folder {subset!r} in {path}{there_are}")
+def _open_all(path: Path, choices: Sequence[Choice], wanted: Wanted) -> Collection:
+    forms = {choice.form for choice in choices}
+    where = f"{path.resolve()}/{ALL}"
+    if forms == {"parquet"}:
+        return ParquetCollection(where, [table for choice in choices for table in choice.paths])
+    if forms == {"tar"}:
+        tars = [
+            tar
+            for choice in choices
+            for tar in sorted(choice.paths[0].iterdir())
+            if has_suffix(tar.name, *TAR_SUFFIXES)
+        ]
+        return WebDatasetCollection(where, tars, wanted._replace(subset=None))
+    return _open_choice(choose(choices, ALL, where=path), wanted)
 
 
-def _open_choice(choice: Choice) -> Collection:
+def _open_choice(choice: Choice, wanted: Wanted) -> Collection:
     collection: Collection
+    wanted = wanted._replace(subset=None)
     if choice.form == "parquet":
         collection = ParquetCollection(_path_of(choice), choice.paths)
+        collection.passed_over = files_beside(choice.paths[0].parent, suffixes=(".parquet",))
     elif choice.form == "tar":
-        collection = _open_directory(choice.paths[0], None)
+        collection = _open_directory(choice.paths[0], wanted)
     elif choice.form == "lmdb":
         collection = LmdbCollection(choice.paths[0])
     else:
-        collection = ZipCollection(choice.paths[0])
-    collection.note = choice.note
+        collection = ZipCollection(choice.paths[0], wanted)
+    collection.note = choice.note + collection.note
     return collection
 
 

@@ -39,6 +39,7 @@ def open_input(
         device=machinery.device,
         batch_size=machinery.batch_size,
         num_workers=machinery.num_workers,
+        reporter=machinery.reporter,
     )
 
 

@@ -27,15 +27,18 @@ class Description:
     broken: list[str] | None = None
 
 
-def describe(path: str, *, verify: bool = False, subset: str | None = None) -> Description:
-    """Look at `path`, or at a `subset` of the collections there. `verify` checks every promise of a store, in a child
-    process with a time limit.
+def describe(
+    path: str, *, verify: bool = False, subset: str | None = None, image_field: str | None = None
+) -> Description:
+    """Look at `path`, or at a `subset` of the collections there, or its images `image_field`.
+
+    `verify` checks every promise of a store, in a child process with a time limit.
 
     Raises UsageError and ArtefactError as `open_collection` and `KeyCodeStore`; UsageError for `verify` on anything
     but a store.
     """
-    if subset is not None and not verify:
-        return _describe_collection(path, subset)
+    if (subset is not None or image_field is not None) and not verify:
+        return _describe_collection(path, subset, image_field)
     if Path(path).suffix == ".h5":
         return _describe_store(Path(path), verify=verify)
     if verify:
@@ -43,7 +46,7 @@ def describe(path: str, *, verify: bool = False, subset: str | None = None) -> D
     artefact = read_provenance(Path(path)) if Path(path).exists() else None
     if artefact is not None:
         return _describe_artefact(artefact)
-    return _describe_collection(path, None)
+    return _describe_collection(path, None, None)
 
 
 def _describe_store(path: Path, *, verify: bool) -> Description:
@@ -98,8 +101,8 @@ def _describe_artefact(artefact: Artefact) -> Description:
     return Description(artefact.kind, artefact.path, facts)
 
 
-def _describe_collection(path: str, subset: str | None) -> Description:
-    collection = open_collection(path, subset=subset)
+def _describe_collection(path: str, subset: str | None, image_field: str | None) -> Description:
+    collection = open_collection(path, subset=subset, image_field=image_field)
     facts: dict[str, Any] = {
         "images": len(collection),
         "format": collection.kind,
@@ -108,6 +111,9 @@ def _describe_collection(path: str, subset: str | None) -> Description:
         "median_side": median_side(collection),
         "fingerprint": collection.fingerprint,
     }
+    if collection.note:
+        facts["chosen"] = collection.note.strip(" ()")
+    facts["not_read"] = collection.passed_over.to_json()
     return Description("collection", Path(path if subset is None else collection.path), facts)
 
 

@@ -106,12 +106,17 @@ def plan_packing(
     encoding: Encoding = PNG,
     subset: str | None = None,
     labels: Literal["folder"] | None = None,
+    image_field: str | None = None,
+    reporter: Reporter | None = None,
 ) -> PackPlan:
-    """Look at the source. Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`."""
+    """Look at the source, and tell `reporter` what of it is not read.
+
+    Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`.
+    """
     form_of_output(out, {"shards": (FOLDER,)})
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
-    collection = open_collection(source, subset=subset, labels=labels)
+    collection = open_collection(source, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
     if out.resolve() == Path(collection.path).resolve():
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
     return PackPlan(collection, out, size, transform, shard_size, encoding, labels)
@@ -226,6 +231,7 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
         plan.out,
         settings=artefact.details["settings"],
         source_sha256=plan.collection.fingerprint,
+        not_read=plan.collection.passed_over.to_json(),
         shards=shards,
         failures=result.failures,
     )

@@ -13,6 +13,7 @@ from brics_cli.data import TRANSFORM_VERSIONS, Collection, open_collection
 from brics_cli.data.opening import Labels
 from brics_cli.data.selection import every_nth_shard, select_keys
 from brics_cli.errors import UsageError
+from brics_cli.reporting import Reporter
 from brics_cli.store import Quantisation, StoreHeader, StoreShard
 from brics_cli.workspace.naming import STORE, form_of_output
 
@@ -61,13 +62,15 @@ def plan_encoding(
     part: tuple[int, int] | None = None,
     subset: str | None = None,
     labels: Labels | None = None,
+    image_field: str | None = None,
+    reporter: Reporter | None = None,
 ) -> EncodePlan:
-    """Look at the collection and fix every setting.
+    """Look at the collection and fix every setting; `reporter` hears what of it is not read.
 
     `quantisation` None is uint8 for bounded codes, float16 for continuous ones; `precision` None is bf16 on CUDA,
-    fp32 elsewhere; `transform` None is the one the autoencoder was trained with. Of the collection (its `subset`, with
-    the classes that `labels` names, see `open_collection`) the images of `keys` are taken, of these the first `limit`,
-    and of those part i of n: (i, n).
+    fp32 elsewhere; `transform` None is the one the autoencoder was trained with. Of the collection (its `subset`, the
+    images `image_field`, with the classes that `labels` names, see `open_collection`) the images of `keys` are taken,
+    of these the first `limit`, and of those part i of n: (i, n).
     Raises UsageError and ArtefactError as `open_collection`; UsageError for keys that are not there, and for
     continuous codes in a type that holds [0, 1].
     """
@@ -80,7 +83,7 @@ def plan_encoding(
             next="Use --quantisation float16.",
         )
     devices = device if isinstance(device, list) else [device]
-    whole = open_collection(data, subset=subset, labels=labels)
+    whole = open_collection(data, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
     collection: Collection = whole if keys is None else select_keys(whole, keys)
     collection = collection if limit is None else collection.first(limit)
     collection = collection if part is None else every_nth_shard(collection, part=part[0], num_parts=part[1])

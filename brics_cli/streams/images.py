@@ -23,6 +23,7 @@ from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import Collection, ImageError, apply_transform, decode_image, open_collection
 from brics_cli.data.loader import Failure, default_num_workers
+from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.workspace import Workspace
@@ -182,19 +183,24 @@ def open_images(
     batch_size: int = 64,
     num_workers: int | None = None,
     ae_path: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> ImageStream:
     """The images at `path`: a key-code store (`*.h5`) or any collection that `open_collection` reads.
 
     `transform` and `size` apply to a collection; a store already has both. `ae_path` overrides where the store's
-    autoencoder is looked for. Raises UsageError and ArtefactError as `open_collection`, `KeyCodeStore` and
-    `load_store_autoencoder` do.
+    autoencoder is looked for; `reporter` hears what of a collection is not read. Raises UsageError and ArtefactError
+    as `open_collection`, `KeyCodeStore` and `load_store_autoencoder` do.
     """
     if str(path).endswith(".h5"):
         store = KeyCodeStore(Path(path))
         autoencoder = load_store_autoencoder(store, workspace=workspace, ae_path=ae_path, device=device)
         return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)
     return CollectionStream(
-        open_collection(path), transform=transform, size=size, batch_size=batch_size, num_workers=num_workers
+        open_collection(path, reporter=reporter),
+        transform=transform,
+        size=size,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
 
 

@@ -43,6 +43,7 @@ class TrainOptions:
 
     data: str | None = None
     subset: str | None = None
+    image_field: str | None = None
     recipe: str | None = None
     steps: int | None = None
     seed: int | None = None
@@ -156,7 +157,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         newest = workspace.newest("shards")
         reporter.message(f"DATA not given: using {newest.path}")
         path = str(newest.path)
-    collection = open_collection(path, subset=options.subset)
+    collection = open_collection(path, subset=options.subset, image_field=options.image_field, reporter=reporter)
     reporter.message(f"{collection.path}: {collection.describe()}")
     name = options.recipe
     if name is None:
@@ -167,7 +168,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
     assert isinstance(recipe, AutoencoderRecipe)
     check_perceptual_weights(recipe.loss)
     _check_init(options, recipe)
-    val = open_collection(options.val) if options.val is not None else None
+    val = open_collection(options.val, reporter=reporter) if options.val is not None else None
     parents = [Parent("collection", collection.path, collection.fingerprint)]
     if val is not None:
         parents.append(Parent("validation", val.path, val.fingerprint))
@@ -246,6 +247,7 @@ def _run_to_resume(options: TrainOptions, *, kind: str, reporter: Reporter) -> t
     given = {
         "the data": options.data,
         "--subset": options.subset,
+        "--image-field": options.image_field,
         "--recipe": options.recipe,
         "--seed": options.seed,
         "--val": options.val,

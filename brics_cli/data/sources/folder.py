@@ -5,19 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from brics_cli.data.annotations import Annotations, Texts
+from brics_cli.data.classes import FolderClasses
 from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, split_extension
+from brics_cli.data.fields import survey
 from brics_cli.data.listings import is_listing, read_listing
+from brics_cli.data.passed_over import HIDDEN, OF_BRICS, PassedOver, extension_of
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sidecars import EXTENSIONS
 from brics_cli.data.sources.samples import Samples
+from brics_cli.data.splits import scope_of
+from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import UsageError
 
 _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
@@ -25,51 +28,60 @@ _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENO
 FFHQ_NAME = re.compile(r"\d{5}/\d{5}\.png")
 
 
+class NoImagesError(UsageError):
+    """There is no image in a folder, whatever else there is."""
+
+
 class FolderCollection(UnshardedCollection):
     """Every image below `root`. Hidden files and folders are passed over; links to folders are followed once.
 
     Labels and metadata come from `listings` and from files beside an image (`a.cls`, `a.json`, `a.txt`).
-    `labels="folder"` makes the top-level folders classes instead, numbered in sorted order; "none": there are none.
+    Where folders are splits, the training one is read, or `subset`; where samples have several images, `image_field`.
+    `labels="folder"` makes the top-level folders below that classes, numbered in sorted order; "none": there are none.
     Raises UsageError when there is no image, with what is there instead, and for labels that cannot be meant;
     ArtefactError for a damaged listing.
     """
 
     kind = "folder"
 
-    def __init__(self, root: Path, *, labels: Literal["folder", "none"] | None = None) -> None:
-        self.path = str(root.resolve())
-        found: list[tuple[str, int]] = []
-        listings: list[tuple[str, int]] = []
-        others: Counter[str] = Counter()
-        for name, size in _walk(self.path, "", set()):
-            if is_listing(name):
-                listings.append((name, size))
-            elif split_extension(name) is not None or name.rpartition(".")[2].lower() in EXTENSIONS:
-                found.append((name, size))
-            if split_extension(name) is None:
-                others[Path(name).suffix.lower() or "no extension"] += 1
-        found.sort()
-        self._samples = Samples([name for name, _ in found], where=f"the folder {root}")
-        if not len(self._samples):
-            raise UsageError(
-                _nothing_in(root, others), next="Give a folder with png, jpg, webp, bmp, tiff or ppm files."
-            )
-        self.num_folders = len({self._samples.image_name(i).rpartition("/")[0] for i in range(len(self._samples))})
-        self._classes = _top_folders(self._samples) if labels == "folder" else None
+    def __init__(self, root: Path, wanted: Wanted = ANYTHING) -> None:
+        where, whole = f"the folder {root}", str(root.resolve())
+        found, listings, passed = _scan(whole)
+        images = [name for name, _ in found if split_extension(name) is not None]
+        if not images:
+            passed += PassedOver(name for name, _ in [*found, *listings])
+            what = f"no images in the folder {root}; {passed.describe()}" if passed else f"the folder {root} is empty"
+            raise NoImagesError(what, next="Give a folder with png, jpg, webp, bmp, tiff or ppm files.")
+        scope = scope_of(images, wanted.subset, where=where)
+        self.note = scope.note
+        passed += PassedOver(name for name, _ in found if scope.is_above(name) and split_extension(name) is None)
+        found = [(name, size) for name, size in found if scope.holds(name)]
+        listings = [(name, size) for name, size in listings if scope.is_beside(name, images)]
+        depth = scope.depth + 1
+        self.path, self._root = scope.of(whole, wanted.subset), whole
+        prefix = _common_folders([name for name, _ in found], depth=depth)
+        if prefix:  # as if that folder had been given
+            self._root = self.path = f"{whole}/{prefix}"
+            found, depth = [(name[len(prefix) + 1 :], size) for name, size in found], 0
+        names = [name for name, _ in found]
+        fields = survey([names]).fields(wanted.image_field, where=where)
+        self.path = wanted.of(self.path)
+        self._samples = Samples(names, where=where, fields=fields)
+        self.passed_over = passed + self._samples.passed_over(used=OF_BRICS)
+        image_names = [self._samples.image_name(position) for position in range(len(self._samples))]
+        self.num_folders = len({name.rpartition("/")[0] for name in image_names})
+        self._classes = FolderClasses(image_names, depth=depth) if wanted.labels == "folder" else None
         self._annotations = Annotations(
-            [self._samples.image_name(position) for position in range(len(self._samples))],
-            where=f"the folder {root}",
-            listings=[
-                read_listing(name, Path(self.path, name).read_bytes(), where=f"the folder {root}")
-                for name, _ in listings
-            ],
+            [f"{prefix}/{name}" for name in image_names] if prefix else image_names,
+            where=where,
+            listings=[read_listing(name, Path(whole, name).read_bytes(), where=where) for name, _ in listings],
             sidecars=self._samples.labelled(),
             texts=self._texts,
-            labels=labels is None,
+            labels=wanted.labels is None,
         )
-        self.class_names = self._annotations.class_names if self._classes is None else tuple(self._classes)
+        self.class_names = self._annotations.class_names if self._classes is None else self._classes.names
         sizes = np.array([size for _, size in found], np.int64)
-        rows = [(printable(self._samples.image_name(i)), self._row_size(i, sizes)) for i in range(len(self._samples))]
+        rows = [(printable(name), self._row_size(i, sizes)) for i, name in enumerate(image_names)]
         self._cut(rows, also=listings)
 
     def _row_size(self, position: int, sizes: np.ndarray) -> int:
@@ -93,12 +105,11 @@ class FolderCollection(UnshardedCollection):
         data = self._file(name)
         label, meta = self._annotations.of(position, self._texts(position))
         if self._classes is not None:
-            top, slash, _ = name.partition("/")
-            label, meta = (self._classes[top], {**(meta or {}), "class": printable(top)}) if slash else (None, meta)
+            label, meta = self._classes.of(name, meta)
         return RawImage(self._samples.key(position), data, label, meta, shard_index, index)
 
     def _file(self, name: str) -> bytes:
-        path = Path(self.path, name)
+        path = Path(self._root, name)
         try:
             check_num_bytes(path.stat().st_size)
             return path.read_bytes()
@@ -118,30 +129,55 @@ class FolderCollection(UnshardedCollection):
             return b""
 
 
-def _top_folders(samples: Samples) -> dict[str, int]:
-    names = {samples.image_name(position).partition("/")[0] for position in range(len(samples))}
-    files = {samples.image_name(position) for position in range(len(samples))}
-    return {name: number for number, name in enumerate(sorted(names - files))}
+def files_beside(folder: Path, *, suffixes: tuple[str, ...]) -> PassedOver:
+    """What stands in `folder` and below beside its own files of these `suffixes`, which are read."""
+    passed = PassedOver()
+    for name, _ in _walk(str(folder), "", set(), passed):
+        of_img2dataset = (
+            name.endswith("_stats.json") and Path(folder, name.removesuffix("_stats.json") + ".tar").is_file()
+        )
+        if not ("/" not in name and name.lower().endswith(suffixes)) and name not in OF_BRICS and not of_img2dataset:
+            passed.files[extension_of(name)] += 1
+    return passed
 
 
-def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+def _scan(root: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]], PassedOver]:
+    """(path relative to `root`, size in bytes) of the images and possible sidecars, sorted, and of the listings; and
+    what else is there."""
+    passed = PassedOver()
+    found, listings = [], []
+    for name, size in _walk(root, "", set(), passed):
+        if is_listing(name):
+            listings.append((name, size))
+        elif split_extension(name) is not None or name.rpartition(".")[2].lower() in EXTENSIONS:
+            found.append((name, size))
+        elif name not in OF_BRICS:
+            passed.files[extension_of(name)] += 1
+    return sorted(found), listings, passed
+
+
+def _walk(root: str, below: str, seen: set[tuple[int, int]], passed: PassedOver) -> Iterator[tuple[str, int]]:
     """(path relative to `root`, size in bytes) of every file that is not hidden; a link to nothing has size 0."""
     status = os.stat(os.path.join(root, below))  # noqa: PTH116, PTH118 - os.scandir's strings, for speed
     if (status.st_dev, status.st_ino) in seen:
+        passed.reasons["links to folders visited before"] += 1
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
+            passed.reasons[HIDDEN] += 1
             continue
         name = f"{below}/{entry.name}" if below else entry.name
         if _leads_nowhere(entry):
             yield name, 0  # an image that cannot be read, not one that is not there
         elif entry.is_dir():
-            yield from _walk(root, name, seen)
+            yield from _walk(root, name, seen, passed)
         elif entry.is_file():
             yield name, entry.stat().st_size
+        else:
+            passed.reasons["sockets, pipes or devices"] += 1
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
@@ -157,8 +193,7 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _nothing_in(root: Path, others: Counter[str]) -> str:
-    if not others:
-        return f"the folder {root} is empty"
-    listed = ", ".join(f"{num} {extension}" for extension, num in others.most_common(4))
-    return f"no images in the folder {root}; it holds other files ({listed})"
+def _common_folders(names: list[str], *, depth: int) -> str | None:
+    """The first `depth` folders of `names` where all have the same."""
+    found = {"/".join(name.split("/", depth)[:depth]) for name in names}
+    return found.pop() if len(found) == 1 else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from brics_cli.data.collection import printable, split_extension
+from brics_cli.data.collection import printable
+from brics_cli.data.fields import Fields
 from brics_cli.data.names import Names
+from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.sidecars import EXTENSIONS, LABELLING
 from brics_cli.errors import ArtefactError
 
@@ -15,39 +17,47 @@ from brics_cli.errors import ArtefactError
 class Samples:
     """The samples among the members `names`, in the order of their images. N images, M members.
 
-    A member is known by its place in `names`. Raises ArtefactError for two images of one name.
+    A member is known by its place in `names`; `fields` says what is a sample's key and which of its images is taken.
+    Raises ArtefactError for two images of one name.
     """
 
-    def __init__(self, names: Sequence[str], *, where: str) -> None:
-        self.names = Names(names)
+    def __init__(self, names: Sequence[str], *, where: str, fields: Fields = Fields()) -> None:
+        self.names = names if isinstance(names, Names) else Names(names)
+        names = list(names)
+        self._fields = fields
         images: list[int] = []
+        keys: list[str] = []
         sidecars: dict[str, list[int]] = {}
-        stems: dict[str, int] = {}
+        num_of_key: dict[str, int] = {}
         seen: set[str] = set()
+        other_fields: dict[str, list[int]] = {}
         for member, name in enumerate(names):
-            split = split_extension(name)
+            split = fields.split(name)
             if split is None:
                 stem, _, extension = name.rpartition(".")
                 if extension.lower() in EXTENSIONS:
                     sidecars.setdefault(stem, []).append(member)
+                continue
+            if fields.image is not None and split[1] != fields.image:
+                other_fields.setdefault(split[1], []).append(member)
                 continue
             shown = printable(name)
             if shown in seen:
                 raise ArtefactError(f"{where} holds {shown!r} twice", next="Pack it again with unique names.")
             seen.add(shown)
             images.append(member)
-            stem = printable(split[0])
-            stems[stem] = stems.get(stem, 0) + 1
+            keys.append(split[0])
+            key = printable(split[0])
+            num_of_key[key] = num_of_key.get(key, 0) + 1
         self.images = np.array(images, np.int64)  # (N,) members
-        self._with_extension = frozenset(
-            place for place, member in enumerate(images) if stems[printable(names[member].rpartition(".")[0])] > 1
-        )
+        self._with_extension = frozenset(place for place, key in enumerate(keys) if num_of_key[printable(key)] > 1)
         beside = [
-            sorted(sidecars.get(names[member].rpartition(".")[0], ()), key=lambda other: _extension(names[other]))
-            for member in images
+            sorted(_of_sample(sidecars, key, names[member]), key=lambda other: _extension(names[other]))
+            for key, member in zip(keys, images, strict=True)
         ]
         self._sidecars = np.array([other for others in beside for other in others], np.int64)
         self._sidecar_ends = np.cumsum([0, *map(len, beside)], dtype=np.int64)  # (N + 1,)
+        self._other_fields = {field: np.array(members, np.int64) for field, members in other_fields.items()}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,7 +73,18 @@ class Samples:
     def key(self, index: int) -> str:
         """Its key below the shard: the name without extension, but with it where two differ in nothing else."""
         name = self.image_name(index)
-        return printable(name if index in self._with_extension else name.rpartition(".")[0])
+        split = self._fields.split(name)
+        return printable(name if index in self._with_extension or split is None else split[0])
+
+    def passed_over(self, *, used: Collection[str] = ()) -> PassedOver:
+        """The members that are neither images nor sidecars of one, nor `used` otherwise."""
+        read = np.concatenate([self.images, self._sidecars, *self._other_fields.values()])
+        unused = np.setdiff1d(np.arange(len(self.names)), read)
+        names = [name for member in unused.tolist() if (name := self.names[member]) not in used]
+        passed = PassedOver(names, num_read=len(self.names) - len(names) - sum(map(len, self._other_fields.values())))
+        for field, members in self._other_fields.items():
+            passed.reasons[f"images {printable(field)} (--image-field)"] = len(members)
+        return passed
 
     def keys(self) -> Iterator[str]:
         return (self.key(index) for index in range(len(self)))
@@ -83,6 +104,12 @@ class Samples:
         may = [_extension(self.names[member]) in LABELLING for member in self._sidecars.tolist()]
         before = np.cumsum([0, *may])[self._sidecar_ends]  # (N + 1,)
         return np.flatnonzero(np.diff(before)).tolist()
+
+
+def _of_sample(sidecars: Mapping[str, list[int]], key: str, name: str) -> list[int]:
+    """The sidecars of the sample `key`, and those of its image `name` where that is called otherwise."""
+    stem = name.rpartition(".")[0]
+    return [*sidecars.get(key, ()), *(sidecars.get(stem, ()) if stem != key else ())]
 
 
 def _extension(name: str) -> str:

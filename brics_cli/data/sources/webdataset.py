@@ -1,9 +1,9 @@
 """WebDataset shards: tar files whose members of one stem (`0001.jpg`, `0001.cls`, `0001.json`) make one sample.
 
-Our own pass over the tar headers (`tar_index`), since webdataset's grouping splits names at the first dot, accepts
-truncated files and can merge the last sample of one shard into the next (its issue #237). Any image is one `pread`
-away. Tars are read as bytes alone: nothing is extracted, run or unpickled. A compressed tar has no offsets:
-it is unpacked to a temporary file that has no name, so that nothing of it stays.
+Our own pass over the tar headers (`tar_index`), since webdataset's grouping splits all names at the first dot (`fields`
+says when that is meant), accepts truncated files and can merge the last sample of one shard into the next (its issue
+#237). Any image is one `pread` away. Tars are read as bytes alone: nothing is extracted, run or unpickled. A compressed
+tar has no offsets: it is unpacked to a temporary file that has no name, so that nothing of it stays.
 """
 
 from __future__ import annotations
@@ -21,27 +21,43 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, cast
 
+import numpy as np
+
 from brics_cli.data.annotations import Annotations, Texts
+from brics_cli.data.classes import FolderClasses
 from brics_cli.data.collection import (
     Collection,
     RawImage,
     Shard,
     check_num_bytes,
+    printable,
     shard_fingerprint,
     shard_names,
+    split_extension,
     visible_path,
 )
+from brics_cli.data.fields import survey
+from brics_cli.data.names import Names
+from brics_cli.data.passed_over import HIDDEN, PassedOver
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
+from brics_cli.data.sources.samples import Samples
 from brics_cli.data.sources.tar_index import AGAIN, TarIndex, index_tar
+from brics_cli.data.splits import Scope, scope_of
+from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import read_provenance
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst")
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
 MAX_OPEN_TARS = 64
 MAX_UNPACKED = 4
 
-_MAGIC_OF: dict[bytes, str] = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_MAGIC_OF: dict[bytes, str] = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 
 class WebDatasetCollection(Collection):
@@ -53,61 +69,97 @@ class WebDatasetCollection(Collection):
 
     kind = "WebDataset"
 
-    def __init__(self, path: str, paths: Sequence[Path]) -> None:
-        self.path = path
+    def __init__(self, path: str, paths: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
         self._paths = [visible_path(tar) for tar in paths]
         self._plain = ProcessCache(Descriptor.of, limit=MAX_OPEN_TARS)
         self._unpacked = ProcessCache(unpack, limit=MAX_UNPACKED)
         self._compressed = [is_compressed(tar) for tar in self._paths]
         names = shard_names(self._paths, [_without_suffix(tar.name) for tar in self._paths])
-        self._indices: list[TarIndex] = []
+        members = [index_tar(tar, self._descriptor(number)) for number, tar in enumerate(self._paths)]
+        scope = scope_of(
+            (name for each in members for name in each.names if _is_image(name)), wanted.subset, where=path
+        )
+        self.path, self.note = wanted.of(scope.of(path, wanted.subset)), scope.note
+        self.passed_over = PassedOver()
+        self.passed_over.reasons[HIDDEN] += sum(each.num_hidden for each in members)
+        if scope.part is not None:
+            members = [self._within(scope, each) for each in members]
+        counted = survey(each.names for each in members)
+        fields = counted.fields(wanted.image_field, where=path, is_tar=True)
+        self._samples: list[Samples] = []
+        self._places: list[tuple[np.ndarray, np.ndarray]] = []  # (M,) offsets, (M,) sizes
         self.shards = []
-        for number, (tar, name) in enumerate(zip(self._paths, names, strict=True)):
-            index = index_tar(tar, self._descriptor(number))
+        for tar, name, each in zip(self._paths, names, members, strict=True):
+            samples = Samples(each.names, where=f"the tar {tar}", fields=fields)
             size_bytes = tar.stat().st_size
-            fingerprint = shard_fingerprint(name, size_bytes, index.fingerprint_rows)
-            self._indices.append(index._replace(fingerprint_rows=[]))
-            self.shards.append(Shard(name, len(index.samples), size_bytes, fingerprint))
-        self._num_checked = check_img2dataset_counts(self._paths, [len(index.samples) for index in self._indices])
+            shown = map(printable, each.names)
+            rows: list[tuple[object, ...]] = list(zip(shown, each.sizes.tolist(), each.offsets.tolist(), strict=True))
+            if fields.image is not None:
+                rows.append(("images", fields.image))
+            self.shards.append(Shard(name, len(samples), size_bytes, shard_fingerprint(name, size_bytes, rows)))
+            self.passed_over += samples.passed_over()
+            self._samples.append(samples)
+            self._places.append((each.offsets, each.sizes))
         if not len(self):
-            raise UsageError(f"no images in the {len(self._paths)} tar files of {path}", next="Give tars with images.")
+            raise UsageError(
+                f"no images in the {len(self._paths)} tar files of {path}; {self.passed_over.describe() or 'empty'}",
+                next="Give tars with images.",
+            )
+        self._num_checked = 0
+        if scope.part is None:
+            self._num_checked = check_img2dataset_counts(self._paths, [len(samples) for samples in self._samples])
         self._starts = [0, *accumulate(shard.num_images for shard in self.shards)]
-        sidecars = [
-            start + image
-            for start, index in zip(self._starts, self._indices, strict=False)
-            for image in index.samples.labelled()
-        ]
         self._annotations = Annotations(
             self.keys(),
             where=path,
-            sidecars=sidecars,
+            sidecars=[
+                start + image
+                for start, samples in zip(self._starts, self._samples, strict=False)
+                for image in samples.labelled()
+            ],
             texts=lambda image: self._texts(*self.places([image])[0]),
             class_names=class_names_of(self._paths),
+            labels=wanted.labels is None,
         )
         self.class_names = self._annotations.class_names
+        self._classes = None
+        if wanted.labels == "folder":
+            image_names = [samples.image_name(i) for samples in self._samples for i in range(len(samples))]
+            self._classes = FolderClasses(image_names, depth=scope.depth + 1)
+            self.class_names = self._classes.names
+
+    def _within(self, scope: Scope, members: TarIndex) -> TarIndex:
+        """The members of one tar that are read; what is in no split at all is counted as passed over."""
+        names = list(members.names)
+        self.passed_over += PassedOver(name for name in names if scope.is_above(name) and not _is_image(name))
+        kept = [place for place, name in enumerate(names) if scope.holds(name)]
+        return TarIndex(Names(names[place] for place in kept), members.offsets[kept], members.sizes[kept], 0)
 
     def describe(self) -> str:
         num_shards = f"{len(self.shards):,} shard" + ("s" if len(self.shards) != 1 else "")
         compressed = ", compressed" if any(self._compressed) else ""
         checked = ", made by img2dataset (counts checked)" if self._num_checked else ""
-        return f"{len(self):,} images, WebDataset, {num_shards}{compressed}{checked}{self._annotations.said}{self.note}"
+        classes = f", {len(self._classes):,} folders as classes" if self._classes is not None else ""
+        said = f"{compressed}{checked}{classes}{self._annotations.said}{self.note}"
+        return f"{len(self):,} images, WebDataset, {num_shards}{said}"
 
     def key(self, shard_index: int, index: int) -> str:
-        return f"{self.shards[shard_index].name}/{self._indices[shard_index].samples.key(index)}"
+        return f"{self.shards[shard_index].name}/{self._samples[shard_index].key(index)}"
 
     def read(self, shard_index: int, index: int) -> RawImage:
-        samples = self._indices[shard_index].samples
+        samples = self._samples[shard_index]
         label, meta = self._annotations.of(self._starts[shard_index] + index, self._texts(shard_index, index))
+        if self._classes is not None:
+            label, meta = self._classes.of(samples.image_name(index), meta)
         data = self._bytes(shard_index, samples.image(index))
         return RawImage(self.key(shard_index, index), data, label, meta, shard_index, index)
 
     def _texts(self, shard_index: int, index: int) -> Texts:
-        samples = self._indices[shard_index].samples
+        samples = self._samples[shard_index]
         return samples.texts(index, lambda member: self._bytes(shard_index, member))
 
     def _bytes(self, shard_index: int, member: int) -> bytes:
-        tar = self._indices[shard_index]
-        offset, size = int(tar.offsets[member]), int(tar.sizes[member])
+        offset, size = (int(places[member]) for places in self._places[shard_index])
         check_num_bytes(size)
         data = self._descriptor(shard_index).read(offset, size)
         if len(data) != size:
@@ -126,8 +178,12 @@ def class_names_of(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(artefact.details.get("class_names", ())) if artefact is not None else ()
 
 
+def _is_image(name: str) -> bool:
+    return split_extension(name) is not None
+
+
 def is_compressed(tar: Path) -> bool:
-    """Whether the first bytes are those of gzip, bzip2 or xz."""
+    """Whether the first bytes are those of gzip, bzip2, xz or zstd."""
     return _compression(tar) is not None
 
 
@@ -141,7 +197,20 @@ def _open_compressed(path: Path) -> IO[bytes]:
     compression = _compression(path)
     if compression == "gzip":
         return cast("IO[bytes]", gzip.open(path))
+    if compression == "zstd":
+        import zstandard
+
+        source = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
+        return cast("IO[bytes]", source)
     return bz2.open(path) if compression == "bzip2" else lzma.open(path)
+
+
+def _errors_of_damage(path: Path) -> tuple[type[Exception], ...]:
+    if _compression(path) == "zstd":
+        import zstandard
+
+        return (zstandard.ZstdError,)
+    return EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error
 
 
 def unpack(tar: Path) -> Descriptor:
@@ -149,7 +218,7 @@ def unpack(tar: Path) -> Descriptor:
     with tempfile.TemporaryFile(prefix="brics-") as temporary, _open_compressed(tar) as source:
         try:
             shutil.copyfileobj(source, temporary, 2**20)
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        except _errors_of_damage(tar) as error:
             raise ArtefactError(f"the tar {tar} is truncated or damaged ({error})", next=AGAIN) from None
         except OSError as error:
             if error.errno is not None:  # the disk's, not the decompressor's

@@ -15,12 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from brics_cli.data.annotations import Annotations, Texts
-from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, visible_path
+from brics_cli.data.classes import FolderClasses
+from brics_cli.data.collection import (
+    RawImage,
+    UnshardedCollection,
+    check_num_bytes,
+    printable,
+    split_extension,
+    visible_path,
+)
+from brics_cli.data.fields import survey
 from brics_cli.data.listings import DATASET_JSON, Listing, is_listing, read_listing
 from brics_cli.data.names import Names
+from brics_cli.data.passed_over import HIDDEN, PassedOver
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.samples import Samples, tidy_name
+from brics_cli.data.splits import scope_of
+from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import ArtefactError, UsageError
 
 AGAIN = "Download or pack it again."
@@ -38,28 +50,50 @@ class ZipCollection(UnshardedCollection):
 
     kind = "zip"
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(visible_path(path))
+    def __init__(self, path: Path, wanted: Wanted = ANYTHING) -> None:
+        where = f"the zip {path}"
+        self._file = visible_path(path)
         self._descriptors = ProcessCache(Descriptor.of, limit=1)
-        members = sorted(_members(path).items())
+        found, self.passed_over = _members(path)
+        members = sorted(found.items())
         names = [name for name, _ in members]
-        self._samples = Samples(names, where=f"the zip {path}")
-        if not len(self._samples):
-            raise UsageError(f"no images in the zip {path}", next="Give a zip with png, jpg or webp files.")
+        images = [name for name in names if split_extension(name) is not None]
+        if not images:
+            self.passed_over += PassedOver(names)
+            raise UsageError(
+                f"no images in the zip {path}; {self.passed_over.describe() or 'it is empty'}",
+                next="Give a zip with png, jpg or webp files.",
+            )
+        scope = scope_of(images, wanted.subset, where=where)
+        self.note = scope.note
+        above = {name for name in names if scope.is_above(name) and split_extension(name) is None}
+        self.passed_over += PassedOver(name for name in above if not is_listing(name))
+        members = [
+            member
+            for member in members
+            if scope.holds(member[0]) or (is_listing(member[0]) and scope.is_beside(member[0], images))
+        ]
+        names = [name for name, _ in members]
+        self.path = wanted.of(scope.of(str(self._file), wanted.subset))
+        self._samples = Samples(names, where=where, fields=survey([names]).fields(wanted.image_field, where=where))
         infos = [info for _, info in members]
         self._offsets = np.array([info.header_offset for info in infos], np.int64)
         self._sizes = np.array([[info.compress_size, info.file_size] for info in infos], np.int64)
         self._crcs = np.array([info.CRC for info in infos], np.int64)
         self._deflated = np.array([info.compress_type == zipfile.ZIP_DEFLATED for info in infos])
         listings = [self._listing(place, name) for place, name in enumerate(names) if is_listing(name)]
+        self.passed_over += self._samples.passed_over(used={listing.source for listing in listings})
+        image_names = [self._samples.image_name(position) for position in range(len(self._samples))]
         self._annotations = Annotations(
-            [self._samples.image_name(position) for position in range(len(self._samples))],
-            where=f"the zip {path}",
+            image_names,
+            where=where,
             listings=listings,
             sidecars=self._samples.labelled(),
             texts=self._texts,
+            labels=wanted.labels is None,
         )
-        self.class_names = self._annotations.class_names
+        self._classes = FolderClasses(image_names, depth=scope.depth + 1) if wanted.labels == "folder" else None
+        self.class_names = self._annotations.class_names if self._classes is None else self._classes.names
         self._keys = self._listed_keys(next((each for each in listings if each.source == DATASET_JSON), None))
         used = {place for i in range(len(self._samples)) for place in self._samples.sidecars(i)}
         rows = [
@@ -71,20 +105,21 @@ class ZipCollection(UnshardedCollection):
 
     def _listing(self, member: int, name: str) -> Listing:
         try:
-            return read_listing(name, self._bytes(member), where=f"the zip {self.path}")
+            return read_listing(name, self._bytes(member), where=f"the zip {self._file}")
         except ImageError as error:
-            raise ArtefactError(f"the zip {self.path}: its {printable(name)} is {error}", next=AGAIN) from None
+            raise ArtefactError(f"the zip {self._file}: its {printable(name)} is {error}", next=AGAIN) from None
 
     def _listed_keys(self, listing: Listing | None) -> Names | None:
         """The keys that `dataset.json` gives, if it gives every image one of its own."""
         if listing is None or not listing.keys:
             return None
         keys = [listing.keys.get(self._samples.image_name(i), "") for i in range(len(self._samples))]
-        tidy = all(tidy_name(key, where=f"the zip {self.path}") == key for key in keys)
+        tidy = all(tidy_name(key, where=f"the zip {self._file}") == key for key in keys)
         return Names(keys) if tidy and len(set(keys)) == len(keys) else None
 
     def describe(self) -> str:
-        return f"{len(self):,} images, zip{self._annotations.said}{self.note}"
+        classes = f", {len(self._classes):,} folders as classes" if self._classes is not None else ""
+        return f"{len(self):,} images, zip{classes}{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
         position = self._position(shard_index, index)
@@ -92,9 +127,11 @@ class ZipCollection(UnshardedCollection):
 
     def read(self, shard_index: int, index: int) -> RawImage:
         position = self._position(shard_index, index)
-        annotations = self._annotations.of(position, self._texts(position))
+        label, meta = self._annotations.of(position, self._texts(position))
+        if self._classes is not None:
+            label, meta = self._classes.of(self._samples.image_name(position), meta)
         data = self._bytes(self._samples.image(position))
-        return RawImage(self.key(shard_index, index), data, *annotations, shard_index, index)
+        return RawImage(self.key(shard_index, index), data, label, meta, shard_index, index)
 
     def _texts(self, position: int) -> Texts:
         return self._samples.texts(position, self._sidecar)
@@ -108,7 +145,7 @@ class ZipCollection(UnshardedCollection):
     def _bytes(self, member: int) -> bytes:
         compressed, size = self._sizes[member].tolist()
         check_num_bytes(max(compressed, size))
-        file, offset = self._descriptors[Path(self.path)], int(self._offsets[member])
+        file, offset = self._descriptors[self._file], int(self._offsets[member])
         header = file.read(offset, _LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
             raise ImageError("damaged: its header in the zip is gone")
@@ -124,20 +161,22 @@ class ZipCollection(UnshardedCollection):
         return data
 
 
-def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The files of a zip by tidy name."""
+def _members(path: Path) -> tuple[dict[str, zipfile.ZipInfo], PassedOver]:
+    """The files of a zip by tidy name, and what is left aside."""
     where = f"the zip {path}"
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
         raise ArtefactError(f"{where} is truncated or damaged ({error})", next=AGAIN) from None
     members: dict[str, zipfile.ZipInfo] = {}
+    passed = PassedOver()
     for info in infos:
         if os.path.basename(info.filename) == "data.mdb":  # noqa: PTH119 - a name, not a path
             raise UsageError(f"{path} is a zipped LMDB, which cannot be mapped", next=f"Unzip it: unzip {path}")
         name = tidy_name(info.filename, where=where)
         if name is None:
+            passed.reasons[HIDDEN] += 1
             continue
         if info.flag_bits & _ENCRYPTED:
             raise UsageError(f"{path} is encrypted", next="Unpack it with its password and give the folder.")
@@ -149,4 +188,4 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
         if name in members:
             raise ArtefactError(f"{where} holds {printable(name)!r} twice", next="Pack it again with unique names.")
         members[name] = info
-    return members
+    return members, passed

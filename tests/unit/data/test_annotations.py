@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import grey, read_all, write_tar
+from table_files import write_parquet
 
 from brics_cli.data import annotations, open_collection
 from brics_cli.data.annotations import Annotations
@@ -100,10 +102,22 @@ def test_top_level_folders_are_not_classes_unless_asked(folder):
     assert asked.describe().endswith("2 of them classes")
 
 
-def test_folders_as_classes_need_a_folder(tmp_path):
-    tar = write_tar(tmp_path / "x.tar", [("a/b.png", grey())])
-    with pytest.raises(UsageError, match="--labels folder goes with a folder of images, not with WebDataset"):
-        open_collection(tar, labels="folder")
+def test_folders_are_classes_in_every_form_that_has_them(folder):
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    write_tar(folder.parent / "x.tar", [(name, grey()) for name in names])
+    with zipfile.ZipFile(folder.parent / "x.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, grey())
+    expected = {raw.key: (raw.label, raw.meta) for raw in read_all(open_collection(folder, labels="folder"))}
+    for name, prefix in (("x.tar", "x/"), ("x.zip", "")):
+        found = read_all(open_collection(folder.parent / name, labels="folder"))
+        assert {raw.key.removeprefix(prefix): (raw.label, raw.meta) for raw in found} == expected
+
+
+def test_folders_as_classes_need_folders(tmp_path):
+    write_parquet(tmp_path / "x.parquet", 2)
+    with pytest.raises(UsageError, match="--labels folder goes with folders, tars and zips of images, not with parq"):
+        open_collection(tmp_path / "x.parquet", labels="folder")
 
 
 def test_ffhq_layout_has_no_classes(tmp_path):

@@ -15,7 +15,7 @@ from image_files import grey, read_all
 from brics_cli.data import load_shards, open_collection, open_sink
 from brics_cli.data.pixels import load_pixels
 from brics_cli.data.sources.process_cache import Descriptor
-from brics_cli.data.sources.tar_index import plain_members, tarfile_members
+from brics_cli.data.sources.tar_index import Window, plain_members, tarfile_members
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 
 IMAGES = [grey(value) for value in range(4)]
@@ -52,9 +52,9 @@ def check_any_tar(folder: Path, members: list[tuple[str, str, int, str]], format
     files = write(path, members, format)
     if files is None:
         return
-    descriptor = Descriptor.of(path)
-    plain = plain_members(descriptor)
-    assert plain is None or plain == tarfile_members(path, descriptor)
+    window = Window(Descriptor.of(path), 0, path.stat().st_size)
+    plain = plain_members(window)
+    assert plain is None or plain == tarfile_members(str(path), window)
     try:
         collection = open_collection(path)
     except (ArtefactError, UsageError) as error:
@@ -113,7 +113,7 @@ def test_our_reading_of_headers_is_tarfiles(tmp_path_factory, changes):
     for position, value in changes:
         data[position % 2560] = value
     path.write_bytes(data)
-    descriptor = Descriptor.of(path)
-    plain = plain_members(descriptor)
+    window = Window(Descriptor.of(path), 0, path.stat().st_size)
+    plain = plain_members(window)
     if plain is not None:
-        assert plain == tarfile_members(path, descriptor)
+        assert plain == tarfile_members(str(path), window)

@@ -65,7 +65,7 @@ def test_of_several_the_only_training_one_is_taken_and_said(tmp_path):
     collection = open_collection(tmp_path)
     assert collection.describe() == (
         "2 images, LSUN LMDB, church_outdoor_train (the only one for training; also there: bedroom_val, "
-        "church_outdoor_val)"
+        "church_outdoor_val; --subset takes another)"
     )
     assert keys_of(open_collection(collection.path)) == keys_of(collection)
     for subset in ("bedroom_val", "bedroom_val_lmdb"):

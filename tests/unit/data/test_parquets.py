@@ -44,9 +44,9 @@ def test_splits_are_never_mixed(tmp_path):
     for root in (tmp_path, tmp_path / "data"):  # the repository as it is cloned, or its folder of tables
         collection = open_collection(root)
         assert len(collection) == 6
-        assert (
-            collection.describe()
-            == "6 images, parquet, 2 files (the only one for training; also there: test, validation)"
+        assert collection.describe() == (
+            "6 images, parquet, 2 files (the only one for training; also there: test, validation; "
+            "--subset takes another)"
         )
         assert len(open_collection(root, subset="validation")) == 3
         path = subset_path(root, "validation")  # no file has that name

@@ -1,0 +1,215 @@
+"""Training, validation and test images are never mixed: one rule for folders, archives, shards and tables.
+
+A name says which split it is by a word in it (`train`, `x_val_lmdb`, `imagenet-validation-000012.tar`, `testA`). One
+such name proves nothing: a class may be called `test`, and photographs of steam trains `train_001.png`. So names of
+files inside a collection say nothing, and folders count where every folder of a level is a split's and they differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from brics_cli.data.collection import printable
+from brics_cli.errors import UsageError
+
+ALL = "all"
+"""`--subset all`: everything, whatever it is called."""
+_SAME = {
+    "train": ("train", "training", "trn", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "minival"),
+    "test": ("test", "testing", "tst", "testdev"),
+    "eval": ("eval", "evaluation"),
+    "heldout": ("heldout", "holdout"),
+}
+_SPLIT_OF = {word: split for split, words in _SAME.items() for word in words}
+_ALSO = frozenset({"unlabeled", "unlabelled", "extra", "additional"})
+"""Folders that are splits beside those above (STL-10, SVHN), and mean nothing alone."""
+_HELD_OUT = re.compile(r"(held|hold)[\W_]+out")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_IMAGES = frozenset({"image", "images", "img", "imgs", "rgb", "jpegimages", "photo", "photos"})
+_NOT_IMAGES = frozenset(
+    {"mask", "masks", "seg", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth",
+     "depths", "normal", "normals", "label", "labels", "annotation", "annotations", "groundtruth", "gt"}
+)  # fmt: skip
+_SIDES = frozenset({"left", "right"})
+_DEEPEST = 8
+
+
+class Chosen(NamedTuple):
+    """The part that is read: its name as it stands, and the words that say so. None: all of it."""
+
+    name: str | None
+    note: str = ""
+
+
+class Level(NamedTuple):
+    """The parts of a collection: the images (or files) of each name at one depth of their paths, and those of none."""
+
+    depth: int
+    parts: Counter[str]
+    num_rest: int
+
+
+def split_of(name: str) -> str | None:
+    """`train`, `val`, `test`, ...: the one split that the words of `name` say; None for none, or several."""
+    text = _HELD_OUT.sub("heldout", _CAMEL.sub("-", name).lower())
+    words = {word.strip("0123456789") for word in re.split(r"[\W_]+", text)}
+    found = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_train(name: str) -> bool:
+    """Whether `name` says that it is for training."""
+    return split_of(name) == "train"
+
+
+def _level_of(depths: Sequence[Counter[str]], total: int) -> Level | None:
+    """At which depth folders are splits, or images beside masks; None where they are not."""
+    for depth, parts in enumerate(depths):
+        if len(parts) > 1 and (_are_splits(parts) or _are_modalities(parts)):
+            return Level(depth, parts, total - parts.total())
+    return None
+
+
+def _are_splits(parts: Iterable[str]) -> bool:
+    splits = {part: split_of(part) for part in parts}
+    named = {split for split in splits.values() if split is not None}
+    if len(named) < 2:
+        return False
+    rest = [part for part, split in splits.items() if split is None]
+    if all(part.lower() in _ALSO for part in rest):
+        return True
+    # `train` and `val` by these very words beside something else: too likely to be splits to be read as classes
+    plain = {split for part, split in splits.items() if part.lower().rstrip("0123456789") in _SPLIT_OF}
+    return "train" in plain and len(plain) > 1
+
+
+def _are_modalities(parts: Iterable[str]) -> bool:
+    words = {_word(part) for part in parts}
+    beside = not words.isdisjoint(_NOT_IMAGES) and words <= _IMAGES | _NOT_IMAGES | _SIDES
+    return beside or words == _SIDES
+
+
+def _word(part: str) -> str:
+    return re.sub(r"[\W_\d]+", "", part.lower())
+
+
+def group_files(paths: Sequence[str]) -> dict[str, list[int]] | None:
+    """Files of shards or tables by the split in their names, or in the nearest folder's: places in `paths`.
+
+    `""` holds those without one. None where the names say fewer than two splits.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, path in enumerate(paths):
+        split = next((split for part in reversed(path.split("/")) if (split := split_of(part))), "")
+        groups.setdefault(split, []).append(place)
+    return groups if len(groups.keys() - {""}) > 1 else None
+
+
+def choose(
+    parts: Mapping[str, int | None],
+    subset: str | None,
+    *,
+    where: str | Path,
+    unit: str = "images",
+    num_rest: int = 0,
+    can_join: bool = True,
+) -> Chosen:
+    """The part `subset`; without one the only part for training, or the only one of images beside masks.
+
+    Raises UsageError, listing the parts, when it is not clear which is meant and when there is no such subset.
+    """
+    if subset == ALL and ALL not in parts and can_join:
+        return Chosen(None)
+    shown = {name: _with_number(name, num, unit) for name, num in parts.items()}
+    listed = ", ".join(list(shown.values())[:20]) + (f" and {len(parts) - 20:,} more" if len(parts) > 20 else "")
+    rest = f"; {_number(num_rest, unit)} in none of them" if num_rest else ""
+    if subset is not None:
+        found = [name for name in parts if name == subset] or [name for name in parts if same_split(name, subset)]
+        if len(found) == 1:
+            return Chosen(found[0])
+        there_are = f"; there are: {listed}{rest}" if parts else ""
+        raise UsageError(f"no subset or folder {subset!r} in {where}{there_are}")
+    train = [name for name in parts if is_train(name)]
+    known = all(split_of(name) or name.lower() in _ALSO for name in parts)
+    why = "the only one for training"
+    if not train:
+        train = [name for name in parts if _word(name) in _IMAGES]
+        known, why = _are_modalities(parts), "the only one of images"
+    if len(train) == 1 and known:
+        others = ", ".join(text for name, text in shown.items() if name != train[0])
+        return Chosen(train[0], f" ({why}; also there: {others}{rest}; --subset takes another)")
+    everything = f"; or --subset {ALL}, for all of it as one collection" if can_join else ""
+    raise UsageError(
+        f"{where} holds {len(parts):,} collections: {listed}{rest}",
+        next=f"They are never mixed unasked. Give one: --subset {next(iter(parts))}{everything}.",
+    )
+
+
+def _with_number(name: str, num: int | None, unit: str) -> str:
+    text = printable(name)
+    return text if num is None else f"{text} ({_number(num, unit)})"
+
+
+def _number(num: int, unit: str) -> str:
+    return f"{num:,} {unit if num != 1 else unit.removesuffix('s')}"
+
+
+def same_split(name: str, subset: str) -> bool:
+    """Whether `name` is what a user may call `subset`: `validation` for `val`, any case."""
+    return name.lower() == subset.lower() or (subset.lower() in _SPLIT_OF and split_of(name) == split_of(subset))
+
+
+class Scope(NamedTuple):
+    """The images of a collection that are read: those with the folder `part` at `depth`; part None: all of them."""
+
+    depth: int = -1
+    part: str | None = None
+    note: str = ""
+
+    def holds(self, name: str) -> bool:
+        """Whether the file `name` is read."""
+        if self.part is None:
+            return True
+        folders = name.split("/", self.depth + 2)
+        return len(folders) > self.depth + 1 and folders[self.depth] == self.part
+
+    def of(self, path: str, subset: str | None) -> str:
+        """A path that opens this part of what is at `path`; everything was asked for where `subset` is `ALL`."""
+        if self.part is None:
+            return f"{path}/{ALL}" if subset == ALL else path
+        return f"{path}/{self.part}"
+
+    def is_beside(self, name: str, images: Iterable[str]) -> bool:
+        """Whether the file `name` stands in a folder of the `images` that are read, or above one."""
+        folder = name[: len(name) - len(name.rpartition("/")[2])]
+        return self.part is None or any(image.startswith(folder) and self.holds(image) for image in images)
+
+    def is_above(self, name: str) -> bool:
+        """Whether the file `name` is in no part at all."""
+        return self.part is not None and name.count("/") <= self.depth
+
+
+def scope_of(names: Iterable[str], subset: str | None, *, where: str | Path) -> Scope:
+    """Which of the images `names` are read: of the split `subset`, or of the folder of that name.
+
+    Raises UsageError as `choose` does.
+    """
+    depths: list[Counter[str]] = [Counter() for _ in range(_DEEPEST)]
+    total = 0
+    for name in names:
+        total += 1
+        if "/" in name:
+            for counted, folder in zip(depths, name.split("/")[:-1], strict=False):
+                counted[folder] += 1
+    level = _level_of(depths, total)
+    if level is None:
+        if subset in (None, ALL):
+            return Scope()
+        level = Level(0, depths[0], total - depths[0].total())
+    chosen = choose(level.parts, subset, where=where, num_rest=level.num_rest)
+    return Scope() if chosen.name is None else Scope(level.depth, chosen.name, chosen.note)

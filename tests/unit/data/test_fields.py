@@ -1,0 +1,197 @@
+"""Samples of several images, and keys: WebDataset's rule where it is meant, our own names where it is not."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from image_files import grey, keys_of, read_all, write_tar
+
+from brics_cli.data import open_collection
+from brics_cli.data.opening import collection_exists
+from brics_cli.errors import UsageError
+
+FORMS = ("folder", "zip", "tar", "two tars")
+NUM = 6
+
+
+def members_of(*fields: str, num: int = NUM) -> list[tuple[str, bytes]]:
+    """`num` samples of these fields: images of greys that tell them apart, classes, or JSON."""
+    content = {"cls": lambda number, place: str(number % 3).encode(), "json": lambda number, place: b'{"n": 1}'}
+    image = lambda number, place: grey(10 * number + place)  # noqa: E731
+    return [
+        (f"{number:06d}.{field}", content.get(field, image)(number, place))
+        for number in range(num)
+        for place, field in enumerate(fields)
+    ]
+
+
+def write(form: str, root: Path, members: list[tuple[str, bytes]]) -> Path:
+    if form == "folder":
+        for name, data in members:
+            (root / "f" / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / "f" / name).write_bytes(data)
+        return root / "f"
+    if form == "zip":
+        with zipfile.ZipFile(root / "f.zip", "w") as archive:
+            for name, data in members:
+                archive.writestr(name, data)
+        return root / "f.zip"
+    if form == "tar":
+        return write_tar(root / "f.tar", members)
+    half = len(members) // 2
+    write_tar(root / "f" / "0.tar", members[:half])
+    write_tar(root / "f" / "1.tar", members[half:])
+    return root / "f"
+
+
+def by_webdataset(tars: list[Path], field: str) -> list[tuple[str, bytes, bytes | None]]:
+    """(key, image, class) of every sample, as webdataset itself reads them."""
+    samples = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False, empty_check=False)
+    return [(sample["__key__"], sample[field], sample.get("cls")) for sample in samples]
+
+
+def by_brics(path: Path, **options: str) -> list[tuple[str, bytes, bytes | None]]:
+    return [
+        (raw.key.partition("/")[2], raw.data, None if raw.label is None else str(raw.label).encode())
+        for raw in read_all(open_collection(path, **options))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "chosen"),
+    [
+        (("cls", "image.png", "json"), None),
+        (("cls", "png"), None),
+        (("image.png",), None),
+        (("cls", "png", "seg.png"), "png"),
+        (("cls", "png", "seg.png"), "seg.png"),
+        (("left.png", "right.png", "cls"), "right.png"),
+        (("jpg", "png", "cls"), "jpg"),
+        (("cls", "rgb.view.png", "depth.view.png"), "rgb.view.png"),
+        (("left.png", "left.json", "right.png", "right.json", "cls"), "left.png"),
+    ],
+)
+@pytest.mark.parametrize("form", ["tar", "two tars"])
+def test_tars_read_as_webdataset_reads_them(tmp_path, fields, chosen, form):
+    path = write(form, tmp_path, members_of(*fields))
+    tars = [path] if form == "tar" else sorted(path.iterdir())
+    field = chosen or next(field for field in fields if field.endswith("png"))
+    options = {} if chosen is None else {"image_field": chosen}
+    assert by_brics(path, **options) == by_webdataset(tars, field)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_several_images_are_listed_and_asked_for(tmp_path, form):
+    path = write(form, tmp_path, members_of("cls", "png", "seg.png"))
+    with pytest.raises(
+        UsageError, match=r"samples of several images each: png \(6\), seg\.png \(6\).*--image-field png"
+    ):
+        open_collection(path)
+    with pytest.raises(UsageError, match=r"no images 'mask\.png'; there are: png \(6\), seg\.png \(6\)"):
+        open_collection(path, image_field="mask.png")
+    chosen = open_collection(path, image_field="png")
+    assert [raw.data for raw in read_all(chosen)] == [grey(10 * number + 1) for number in range(NUM)]
+    assert [raw.label for raw in read_all(chosen)] == [number % 3 for number in range(NUM)]
+    assert chosen.passed_over.to_json() == {"images seg.png (--image-field)": NUM}
+    masks = open_collection(path, image_field=".SEG.png")
+    assert [raw.label for raw in read_all(masks)] == [number % 3 for number in range(NUM)]
+    assert masks.fingerprint != chosen.fingerprint
+    everything = open_collection(path, image_field="all")
+    assert len(everything) == 2 * NUM
+    for collection in (chosen, masks, everything):  # what is recorded as its path opens the same again
+        assert collection_exists(collection.path)
+        assert [raw.data for raw in read_all(open_collection(collection.path))] == [
+            raw.data for raw in read_all(collection)
+        ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_parts_keep_their_labels(tmp_path, form):
+    path = write(form, tmp_path, members_of("cls", "image.png", "json"))
+    read = read_all(open_collection(path))
+    assert [(raw.label, raw.meta) for raw in read] == [(number % 3, {"n": 1}) for number in range(NUM)]
+    assert [raw.key.rpartition("/")[2] for raw in read] == [f"{number:06d}" for number in range(NUM)]
+    assert not open_collection(path).passed_over
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_interleaved_members_are_one_sample_all_the_same(tmp_path, form):
+    path = write(
+        "tar" if "tar" in form else form, tmp_path, sorted(members_of("cls", "image.png"), key=lambda m: m[0][-3:])
+    )
+    assert [raw.label for raw in read_all(open_collection(path))] == [number % 3 for number in range(NUM)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "stems",
+    [
+        ["v1.0", "v1.1", "v2.0", "v2.1"],
+        ["my.photo.1", "my.photo.2", "your.photo.1"],
+        ["alice.smith", "bob.jones", "carol.jones"],
+        ["2020.01.01", "2020.01.02"],
+        ["a.1080p", "b.720p", "b.1080p"],
+    ],
+)
+@pytest.mark.parametrize("with_class", [True, False])
+def test_names_with_dots_keep_them(tmp_path, form, stems, with_class):
+    members = [(f"{stem}.png", grey(number)) for number, stem in enumerate(stems)]
+    members += [(f"{stem}.cls", str(number).encode()) for number, stem in enumerate(stems) if with_class]
+    if form == "two tars":
+        members.sort()
+    read = read_all(open_collection(write(form, tmp_path, members)))
+    assert sorted(raw.key.rpartition("/")[2] for raw in read) == sorted(stems)
+    if with_class and form != "two tars":
+        assert [raw.label for raw in read] == [stems.index(raw.key.rpartition("/")[2]) for raw in read]
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_one_odd_name_among_many_changes_nothing(tmp_path, form):
+    members = [(f"{number:03d}.png", grey(number)) for number in range(60)]
+    members += [("007.edited.png", grey(100)), ("012.jpg", grey(101)), ("031.jpg", grey(102))]
+    collection = open_collection(write(form, tmp_path, members))
+    assert len(collection) == 63 and {"007", "007.edited", "012.png", "012.jpg"} <= set(keys_of(collection))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_folders_that_are_one_sample_each(tmp_path, form):
+    members = [
+        (f"{number:04d}/{name}.png", grey(10 * number + place))
+        for number in range(4)
+        for place, name in enumerate(("left", "right"))
+    ]
+    path = write(form, tmp_path, members)
+    with pytest.raises(UsageError, match=r"left\.png \(4\), right\.png \(4\)"):
+        open_collection(path)
+    chosen = open_collection(path, image_field="right.png")
+    assert [raw.data for raw in read_all(chosen)] == [grey(10 * number + 1) for number in range(4)]
+    assert [key.rpartition("/")[2] for key in keys_of(chosen)] == [f"{number:04d}" for number in range(4)]
+    assert keys_of(open_collection(chosen.path)) == keys_of(chosen)
+    assert len(open_collection(path, image_field="all")) == 8
+
+
+def test_classes_that_hold_files_of_equal_names_are_no_samples(tmp_path):
+    members = [(f"{folder}/{number:03d}.png", grey(number)) for folder in ("cat", "dog") for number in range(5)]
+    for form in FORMS:
+        (tmp_path / form).mkdir()
+        assert len(open_collection(write(form, tmp_path / form, members))) == 10
+
+
+def test_what_is_meant_is_seen_in_all_shards_together(tmp_path):
+    """A shard that holds one sample alone is read by the same rule as the others."""
+    for shard in range(3):
+        members = members_of("cls", "image.png")[: 2 if shard == 2 else None]
+        write_tar(tmp_path / f"{shard}.tar", [(f"{shard}{name}", data) for name, data in members])
+    keys = keys_of(open_collection(tmp_path))
+    assert keys[-1] == "2/2000000" and len(keys) == 2 * NUM + 1
+
+
+def test_dataset_json_names_the_image_not_the_key(tmp_path):
+    listing = {"labels": [[f"{number:06d}.left.png", number] for number in range(NUM)]}
+    members = [*members_of("left.png", "right.png"), ("dataset.json", json.dumps(listing).encode())]
+    read = read_all(open_collection(write("folder", tmp_path, members), image_field="left.png"))
+    assert [raw.label for raw in read] == list(range(NUM))

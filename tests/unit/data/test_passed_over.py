@@ -1,0 +1,175 @@
+"""What a scan does not read is said, by extension and number, whatever the form; and what it reads in odd places."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import zstandard
+from image_files import grey, keys_of, noise, read_all, write_tar
+from table_files import write_parquet
+
+from brics_cli.data import open_collection
+from brics_cli.data.passed_over import extension_of
+from brics_cli.errors import ArtefactError
+
+IMAGES = {"a.png": grey(1), "b/c.JPG": grey(2)}
+SIDECARS = {"a.cls": b"1", "b/c.json": b"{}"}
+OTHERS = dict.fromkeys(("d.heic", "e.HEIC", "b/f.gif", "hash", "g.jpg_original", "alone.txt", "x.npy"), b"")
+HIDDEN = {".DS_Store": b"", ".x.png": b""}
+
+
+class Listener:
+    """A reporter that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def write(form: str, root: Path, members: dict[str, bytes]) -> Path:
+    if form == "tar":
+        return write_tar(root / "x.tar", members.items())
+    if form == "zip":
+        with zipfile.ZipFile(root / "x.zip", "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return root / "x.zip"
+    for name, data in members.items():
+        (root / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "x" / name).write_bytes(data)
+    return root / "x"
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_everything_that_is_not_read_is_counted(tmp_path, form):
+    listener = Listener()
+    path = write(form, tmp_path, {**IMAGES, **SIDECARS, **OTHERS, **HIDDEN})
+    collection = open_collection(path, reporter=listener)
+    assert len(collection) == 2
+    counted = {".heic": 2, ".gif": 1, "without extension": 1, ".jpg_original": 1, ".npy": 1, ".txt": 1}
+    assert collection.passed_over.to_json() == {**counted, "hidden files or folders": 2}
+    (said,) = listener.heard
+    assert said.startswith(f"{path}: not read: 7 of 11 files (2 .heic, ") and "2 hidden files or folders" in said
+    for num, extension in ((1, ".gif"), (1, "without extension"), (1, ".jpg_original"), (1, ".npy"), (1, ".txt")):
+        assert f"{num} {extension}" in said
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_nothing_is_said_where_all_is_read(tmp_path, form):
+    listener = Listener()
+    collection = open_collection(write(form, tmp_path, {**IMAGES, **SIDECARS}), reporter=listener)
+    assert not collection.passed_over and not listener.heard and collection.passed_over.to_json() == {}
+
+
+def test_dataset_json_that_is_used_does_not_count(tmp_path):
+    for form in ("folder", "zip"):
+        collection = open_collection(write(form, tmp_path, {**IMAGES, "dataset.json": b'{"labels": [["a.png", 1]]}'}))
+        assert not collection.passed_over
+
+
+def test_archives_below_a_folder_of_images_and_images_beside_shards(tmp_path):
+    folder = write("folder", tmp_path, IMAGES)
+    write_tar(folder / "shards" / "0.tar", [("a.png", grey())])
+    write("zip", folder, IMAGES)
+    assert open_collection(folder).passed_over.to_json() == {".tar": 1, ".zip": 1}
+    write_tar(tmp_path / "tars" / "0.tar", [("a.png", grey()), ("a.npy", b"")])
+    write("folder", tmp_path / "tars" / "deep", IMAGES)
+    (tmp_path / "tars" / "README.md").touch()
+    assert open_collection(tmp_path / "tars").passed_over.to_json() == {".npy": 1, ".png": 1, ".jpg": 1, ".md": 1}
+
+
+def test_files_beside_tables(tmp_path):
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    (tmp_path / "data" / "extra.jsonl").touch()
+    assert open_collection(tmp_path).passed_over.to_json() == {".jsonl": 1}
+
+
+def test_links_to_what_was_visited_before_are_counted(tmp_path):
+    folder = write("folder", tmp_path, IMAGES)
+    for name in ("loop", "b/again", "same"):
+        (folder / name).symlink_to(folder / "b" if name == "same" else folder)
+    collection = open_collection(folder)
+    assert len(collection) == 2 and "3 links to folders visited before" in collection.passed_over.describe()
+
+
+def test_a_zstd_tar_reads_as_the_plain_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    plain = write_tar(tmp_path / "plain" / "x.tar", [(f"{number}.png", noise(number)) for number in range(40)])
+    packed = tmp_path / "x.tar.zst"
+    data = plain.read_bytes()
+    half = len(data) // 2
+    for content in (zstandard.compress(data), zstandard.compress(data[:half]) + zstandard.compress(data[half:])):
+        packed.write_bytes(content)
+        for path in (packed, tmp_path):
+            found = open_collection(path)
+            assert [raw.data for raw in read_all(found)] == [raw.data for raw in read_all(open_collection(plain))]
+    for cut in (1, 100, 5000):
+        packed.write_bytes(zstandard.compress(data)[:-cut])
+        with pytest.raises(ArtefactError, match=r"x\.tar\.zst is truncated"):
+            open_collection(packed)
+    checked = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    packed.write_bytes(checked[:5000] + bytes(60) + checked[5060:])
+    with pytest.raises(ArtefactError, match=r"x\.tar\.zst is truncated or damaged \(zstd decompress error"):
+        open_collection(packed)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_of_tars_is_read_one_level_deep(tmp_path, format):
+    """ImageNet's ILSVRC2012_img_train.tar holds one tar for each class."""
+    long = "x" * 120  # a name that needs more than a plain header
+    inner = {}
+    for number, wnid in enumerate(("n01440764", "n01443537")):
+        members = [(f"{wnid}_{index}.JPEG", noise(10 * number + index, format="JPEG")) for index in range(2)]
+        if format != tarfile.USTAR_FORMAT:
+            members.append((f"{long}.JPEG", noise(90 + number, format="JPEG")))
+        members += [("deeper.tar", write_tar(tmp_path / "deeper.tar", [("a.png", grey())]).read_bytes())]
+        inner[wnid] = (members, write_tar(tmp_path / f"{wnid}.tar", members, format=format).read_bytes())
+    outer = [(f"{wnid}.tar", data) for wnid, (_, data) in inner.items()]
+    path = write_tar(tmp_path / "out" / "train.tar", [*outer, ("not.tar", b"text"), ("top.png", grey())], format=format)
+    collection = open_collection(path, labels="folder")
+    expected = {
+        f"train/{wnid}/{name.removesuffix('.JPEG')}": (data, number)
+        for number, (wnid, (members, _)) in enumerate(inner.items())
+        for name, data in members
+        if name.endswith("JPEG")
+    }
+    assert {raw.key: (raw.data, raw.label) for raw in read_all(collection)} == {
+        **expected,
+        "train/top": (grey(), None),
+    }
+    assert collection.passed_over.to_json() == {".tar": 3}
+    assert keys_of(open_collection(path)) == keys_of(collection)
+
+
+def test_a_damaged_tar_in_a_tar_is_named(tmp_path):
+    data = write_tar(tmp_path / "n1.tar", [(f"{number}.png", noise(number)) for number in range(3)]).read_bytes()
+    path = write_tar(tmp_path / "x.tar", [("n1.tar", data[:1500]), ("n2.tar", data)])
+    with pytest.raises(ArtefactError, match=r"x\.tar: the tar 'n1\.tar' in it is truncated"):
+        open_collection(path)
+
+
+@pytest.mark.parametrize("second", ["another tar", "text"])
+def test_data_after_the_end_of_a_tar_is_said_with_its_length(tmp_path, second):
+    first = write_tar(tmp_path / "a.tar", [("a.png", grey())]).read_bytes()
+    more = write_tar(tmp_path / "b.tar", [("b.png", grey())]).read_bytes() if second == "another tar" else b"text"
+    (tmp_path / "c.tar").write_bytes(first + more)
+    end = 1024 + len(grey()) // 512 * 512 + (512 if len(grey()) % 512 else 0) + 512
+    num_bytes = len(first) + len(more) - end
+    with pytest.raises(ArtefactError, match=rf"c\.tar holds more after its end mark: {num_bytes:,} bytes.*ignore-zero"):
+        open_collection(tmp_path / "c.tar")
+    (tmp_path / "c.tar").write_bytes(first + bytes(2**21))  # a long end is an end
+    assert len(open_collection(tmp_path / "c.tar")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [("a.HEIC", ".heic"), ("a/b.c/d", "without extension"), ("x.jpg_original", ".jpg_original"), ("a.", "without ext"),
+     ("mr. smith and son", "without extension"), ("a.tar.gz", ".gz"), ("a.\udce9", ".\\xe9")],
+)  # fmt: skip
+def test_the_extension_of_a_name(name, extension):
+    assert extension_of(name).startswith(extension)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from brics_cli.data.sources.process_cache import Descriptor
-from brics_cli.data.sources.tar_index import plain_members, tarfile_members
+from brics_cli.data.sources.tar_index import index_tar
 from brics_cli.workspace import write_json_atomically, write_text_atomically
 
 INDEX, CARD = "wids.json", "README.md"
@@ -24,19 +24,13 @@ def write_companions(folder: Path, *, extension: str, class_names: Sequence[str]
     """Write both for the shards in `folder`, whose images are files `*.extension`; labels are of `class_names`."""
     shards, others = [], set()
     for tar in sorted(folder.glob("*.tar")):
-        extensions = [name.rpartition(".")[2] for name in _names(tar)]
+        extensions = [name.rpartition(".")[2] for name in index_tar(tar, Descriptor.of(tar)).names]
         others |= {*extensions} - {extension}
         if num_images := extensions.count(extension):
             shards.append({"url": tar.name, "nsamples": num_images, "filesize": tar.stat().st_size})
     index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
     write_json_atomically(folder / INDEX, index)
     write_text_atomically(folder / CARD, _card(extension, others, class_names))
-
-
-def _names(tar: Path) -> list[str]:
-    descriptor = Descriptor.of(tar)
-    members, _ = plain_members(descriptor) or tarfile_members(tar, descriptor)
-    return [member.name for member in members]
 
 
 def _card(extension: str, others: set[str], class_names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 HIDDEN = "hidden files or folders"
-OF_BRICS = frozenset({"brics.json", "manifest.json", "failures.jsonl"})
+OF_BRICS = frozenset({"brics.json", "manifest.json", "failures.jsonl", "wids.json"})
 """What brics itself writes beside images."""
 _LONGEST_EXTENSION = 16
 """Characters. What is longer, or holds a space, is a name with a dot in it."""

@@ -132,11 +132,12 @@ class FolderCollection(UnshardedCollection):
 def files_beside(folder: Path, *, suffixes: tuple[str, ...]) -> PassedOver:
     """What stands in `folder` and below beside its own files of these `suffixes`, which are read."""
     passed = PassedOver()
+    ours = OF_BRICS | ({"README.md"} if Path(folder, "brics.json").is_file() else set())
     for name, _ in _walk(str(folder), "", set(), passed):
         of_img2dataset = (
             name.endswith("_stats.json") and Path(folder, name.removesuffix("_stats.json") + ".tar").is_file()
         )
-        if not ("/" not in name and name.lower().endswith(suffixes)) and name not in OF_BRICS and not of_img2dataset:
+        if not ("/" not in name and name.lower().endswith(suffixes)) and name not in ours and not of_img2dataset:
             passed.files[extension_of(name)] += 1
     return passed
 

@@ -11,6 +11,7 @@ import zstandard
 from image_files import grey, keys_of, noise, read_all, write_tar
 from table_files import write_parquet
 
+from brics_cli.cli.app import run
 from brics_cli.data import open_collection
 from brics_cli.data.passed_over import extension_of
 from brics_cli.errors import ArtefactError
@@ -173,3 +174,10 @@ def test_data_after_the_end_of_a_tar_is_said_with_its_length(tmp_path, second):
 )  # fmt: skip
 def test_the_extension_of_a_name(name, extension):
     assert extension_of(name).startswith(extension)
+
+
+def test_what_brics_writes_beside_shards_is_its_own(tmp_path):
+    write("folder", tmp_path, IMAGES)
+    assert run(["pack", str(tmp_path / "x"), "--out", str(tmp_path / "s"), "--size", "8", "--quiet"]) == 0
+    assert {path.name for path in (tmp_path / "s").iterdir()} >= {"brics.json", "manifest.json", "wids.json"}
+    assert not open_collection(tmp_path / "s").passed_over

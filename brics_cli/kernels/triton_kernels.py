@@ -155,6 +155,12 @@ def pooled_backward(
 
 
 @triton.jit
+def _centre(index, num_cells):
+    """(index + 1/2) / num_cells, rounded as torch rounds it: `/` is approximate on a GPU (2 ulp)."""
+    return tl.math.div_rn(index.to(tl.float32) + 0.5, tl.zeros(index.shape, tl.float32) + num_cells)
+
+
+@triton.jit
 def _queries(
     keys, token, num_tokens, height, width, KEY_DIM: tl.constexpr, POSITIONS: tl.constexpr, CELL: tl.constexpr
 ):
@@ -174,11 +180,11 @@ def _queries(
         i = (token // width) % height
         j = token % width
         if POSITIONS == 1:
-            y = (i.to(tl.float32) + 0.5) / height
-            x = (j.to(tl.float32) + 0.5) / width
+            y = _centre(i, height)
+            x = _centre(j, width)
         else:
-            y = ((i % CELL).to(tl.float32) + 0.5) / CELL
-            x = ((j % CELL).to(tl.float32) + 0.5) / CELL
+            y = _centre(i % CELL, CELL)
+            x = _centre(j % CELL, CELL)
         if KEY_DIM == 1:
             q1 = y
             q2 = x

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "encode-dataset": Entry("Pipeline", "Encode a collection into a key-code store."),
     "merge": Entry("Pipeline", "Join key-code stores into one."),
     "decode": Entry("Pipeline", "Decode a key-code store back into images."),
+    "export": Entry("Pipeline", "Export a key-code store for another trainer."),
     "reconstruct": Entry("Pipeline", "Show images beside their reconstructions."),
     "train-diffusion": Entry("Pipeline", "Train a diffusion model on a key-code store."),
     "sample": Entry("Pipeline", "Sample images from a diffusion model, one seed per image."),

@@ -20,7 +20,16 @@ from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_ato
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
 
 Kind = Literal[
-    "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "pictures", "report", "demo"
+    "shards",
+    "autoencoder",
+    "store",
+    "latents",
+    "reconstructions",
+    "diffusion",
+    "samples",
+    "pictures",
+    "report",
+    "demo",
 ]
 
 TRAINED: frozenset[str] = frozenset({"autoencoder", "diffusion"})
@@ -31,6 +40,7 @@ _HOW_TO_MAKE: dict[str, tuple[str, str]] = {
     "shards": ("packed shards", "brics pack IMAGES --out shards"),
     "autoencoder": ("trained autoencoder", "brics train-ae IMAGES"),
     "store": ("key-code store", "brics encode-dataset IMAGES --out codes.h5"),
+    "latents": ("exported latents", "brics export codes.h5 --out latents"),
     "reconstructions": ("decoded images", "brics decode codes.h5 --out reconstructions"),
     "diffusion": ("trained diffusion model", "brics train-diffusion codes.h5"),
     "samples": ("samples", "brics sample --n 1000"),

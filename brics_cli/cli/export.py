@@ -1,0 +1,91 @@
+"""`brics export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from brics_cli.cli import options
+from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.resuming import same_command_goes_on
+
+app = options.command_app()
+
+
+class Trainer(StrEnum):
+    """Whose training code reads the export."""
+
+    lightningdit = "lightningdit"
+
+
+@app.command()
+def export(
+    codes: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace."),
+    ] = None,
+    to: Annotated[Trainer, typer.Option("--to", help="Whose training code is to read it.")] = Trainer.lightningdit,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="DIR", help="Default: latents in the workspace."),
+    ] = None,
+    flips: Annotated[
+        bool,
+        typer.Option("--flips/--no-flips", help="Codes of the mirrored images; without, latents_flip repeats latents."),
+    ] = True,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="The store's labels; without, all are of class 0.")
+    ] = True,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Export a key-code store for another trainer.
+
+    LightningDiT: safetensors shards of 10,000 images, float32 `latents`, `latents_flip` and `labels`, and the
+    statistics that its loader looks for, `latents_stats.pt`. What its config must say is printed. Run the same command
+    again after an interruption and it goes on.
+
+    Example: brics export codes.h5 --to lightningdit --out latents
+    """
+    from brics_cli.jobs.export import export as run
+    from brics_cli.jobs.export import plan_export
+    from brics_cli.store import KeyCodeStore
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    store = KeyCodeStore(codes if codes is not None else session.resolve("store", argument="CODES").path)
+    plan = plan_export(
+        store, out=out if out is not None else session.workspace.root / "latents", flips=flips, labels=labels
+    )
+    if labels and not plan.labels:
+        session.reporter.message(f"{store.path} has no labels: all are written as 0, one class")
+    shape = " x ".join(map(str, store.code_shape))
+    if dry_run:
+        session.result(
+            {"images": len(store), "shards": plan.num_shards, "bytes": plan.num_bytes, "num_classes": plan.num_classes,
+             "settings": plan.settings, "out": plan.out},
+            f"would export {len(store):,} latents {shape} for {to.value} into {plan.num_shards:,} shards in "
+            f"{plan.out}: {human_bytes(plan.num_bytes)}",
+        )  # fmt: skip
+        return
+    with same_command_goes_on():
+        exported = run(plan, overwrite=overwrite, reporter=session.reporter)
+    if exported.already_complete:
+        session.reporter.message(f"{plan.out} is complete already, made from the same store: nothing to do")
+    config = " ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+                      for name, value in exported.settings.items())  # fmt: skip
+    session.result(
+        asdict(exported),
+        [
+            f"{exported.num_images:,} latents {shape} of {exported.num_classes:,} classes in {exported.num_shards:,} "
+            f"shards, {human_bytes(exported.num_bytes)}: {exported.path}",
+            f"its config: {config}",
+        ],
+    )
+    session.next_step("brics", "status")

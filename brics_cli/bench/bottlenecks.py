@@ -154,7 +154,7 @@ def load_split(
 def _decode(
     data: str, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
 ) -> tuple[np.ndarray, list[str]]:
-    collection = open_collection(data, reporter=reporter)
+    collection = open_collection(data, labels="none", reporter=reporter)
     images = TrainingImages(
         collection, transform=recipe.data.transform, size=recipe.model.image_size, num_workers=num_workers
     )

@@ -136,7 +136,7 @@ def _random_batches(recipe: AutoencoderRecipe) -> Generator[Batch, None, None]:
 
 
 def _batches_of(data: str, recipe: AutoencoderRecipe, *, reporter: Reporter) -> Generator[Batch, None, None]:
-    collection = open_collection(data, reporter=reporter)
+    collection = open_collection(data, labels="none", reporter=reporter)
     reporter.message(f"{collection.path}: {collection.describe()}")
     images = TrainingImages(
         collection,

@@ -132,7 +132,7 @@ def encode_dataset(
         keys=listed,
         part=one_of,
         subset=subset,
-        labels="folder" if labels is not None else None,
+        labels=labels.value if labels is not None else None,
         image_field=image_field,
         reporter=session.reporter,
     )

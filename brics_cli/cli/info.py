@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 CODE_SHAPE_EXAMPLE = "Example: brics info --flops brics-dit-s --code-shape 16,32,32"
 LARGEST_SIDE = 4096
 """Of a code shape: the scores of attention over more positions would not fit torch's sizes."""
+
+NUM_CLASSES = 10
+"""That are listed; --json has all."""
 
 app = options.command_app()
 
@@ -90,6 +94,12 @@ def _text(described: Description) -> list[RenderableType]:
     return parts
 
 
+def _first(texts: Iterable[str]) -> str:
+    listed = list(texts)
+    more = f" and {len(listed) - NUM_CLASSES:,} more" if len(listed) > NUM_CLASSES else ""
+    return ", ".join(listed[:NUM_CLASSES]) + more
+
+
 def _show(name: str, value: Any) -> str:
     if name == "bytes" or name.endswith("_bytes"):
         return human_bytes(value)
@@ -101,6 +111,10 @@ def _show(name: str, value: Any) -> str:
         return f"{value:,}"
     if name == "not_read":
         return ", ".join(f"{num:,} {what}" for what, num in value.items()) or "nothing"
+    if name == "classes":
+        return f"{len(value):,}: " + _first(f"{class_} ({num:,})" for class_, num in value.items())
+    if name == "class_names":
+        return f"{len(value):,}: " + _first(map(str, value))
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
     return "" if value is None else str(value)

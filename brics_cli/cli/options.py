@@ -122,14 +122,17 @@ ImageField = Annotated[
 
 
 class LabelSource(StrEnum):
-    """Where labels come from when the collection does not say."""
+    """Where labels come from, other than from what the collection says."""
 
     folder = "folder"
+    none = "none"
 
 
 Labels = Annotated[
     Optional[LabelSource],  # noqa: UP045
-    typer.Option("--labels", help="`folder`: the top-level folders (in a zip or tars too) are classes."),
+    typer.Option(
+        "--labels", help="`folder`: top-level folders (in a zip or tars too) are classes; `none`: read no labels."
+    ),
 ]
 
 

@@ -80,7 +80,7 @@ def pack(
         shard_size=shard_size,
         encoding=lossless.get(image_format) or jpeg(quality or 95),
         subset=subset,
-        labels="folder" if labels is not None else None,
+        labels=labels.value if labels is not None else None,
         image_field=image_field,
         reporter=session.reporter,
     )

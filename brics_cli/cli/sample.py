@@ -13,6 +13,7 @@ from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.sample_options import (
     DEFAULT_NUM,
+    ClassBalance,
     SampleFormat,
     check_guidance,
     check_picture,
@@ -85,8 +86,17 @@ def sample(
         ),
     ] = None,
     class_: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--class", min=0, help="The class of every image. Default: each draws its own from its seed."),
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--class", metavar="NAME|N", help="The class of every image. Default: each draws its own from its seed."
+        ),
+    ] = None,
+    class_balance: Annotated[
+        Optional[ClassBalance],  # noqa: UP045
+        typer.Option(
+            "--class-balance",
+            help="Classes as often as in training, or each alike; never one without images. Default: proportional.",
+        ),
     ] = None,
     clip: Annotated[
         bool, typer.Option("--clip/--no-clip", help="Limit each estimate to the range that codes can have.")
@@ -157,6 +167,8 @@ def sample(
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     devices = resolve_devices(device)
     if sides is not None or interpolate is not None:
+        if class_balance is not None:
+            raise UsageError("--class-balance goes with --n or --seeds, not with a picture")
         if len(devices) > 1:
             raise UsageError(f"--device {device}: a picture is drawn on one device", next="Name one.")
         draw_picture(
@@ -192,6 +204,7 @@ def sample(
         out=out,
         format=format.value if format is not None else None,
         class_=class_,
+        balance=class_balance.value if class_balance is not None else None,
         shard_size=shard_size or DEFAULT_SHARD_SIZE,
         ema=ema,
         guide=guide,

@@ -25,6 +25,13 @@ class SampleFormat(StrEnum):
     h5 = "h5"
 
 
+class ClassBalance(StrEnum):
+    """How often each class is drawn."""
+
+    proportional = "proportional"
+    even = "even"
+
+
 def seed_range(*, num: int | None, seeds: str | None, seed: int | None) -> range:
     """The seeds that --n, --seeds and --seed ask for. Raises UsageError when they contradict each other, or are too
     large or too many."""

@@ -24,7 +24,7 @@ class PictureRequest:
     ae: Path | None
     settings: SamplerSettings
     batch_size: int
-    class_: int | None
+    class_: str | None
     device: torch.device
     grid: tuple[int, int] | None
     first_seed: int
@@ -56,7 +56,8 @@ def draw_picture(
         start, stop = request.interpolate
         picture = plan_interpolation(models, start=start, stop=stop, num_frames=request.num_frames)
         if picture.class_ is not None and request.class_ is None:
-            session.reporter.message(f"--class not given: class {picture.class_}, that of seed {start}, for all frames")
+            shown = models.stream.denoiser.classes.shown(picture.class_)
+            session.reporter.message(f"--class not given: class {shown}, that of seed {start}, for all frames")
     else:
         assert request.grid is not None
         rows, columns = request.grid

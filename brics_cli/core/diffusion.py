@@ -168,11 +168,6 @@ class ImageNoise:
         drawn = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams])
         return torch.from_numpy(drawn).to(self.device)
 
-    def labels(self, num_classes: int) -> Tensor:
-        """A class for each image, uniform in 0 ... num_classes - 1, from a stream of its own: (B,) int64."""
-        streams = (keyed_generator(seed, stream=Stream.IMAGE_LABEL) for seed in self.seeds)
-        return torch.tensor([int(stream.integers(num_classes)) for stream in streams], device=self.device)
-
 
 LEVEL_EDGES = (-4.0, 0.0, 4.0)
 """Edges of the log-SNR ranges whose mean loss is logged: mostly noise, more noise, more signal, mostly signal."""

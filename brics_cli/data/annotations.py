@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from brics_cli.data.matching import match_names
 from brics_cli.data.names import Names
 from brics_cli.data.sidecars import read_sidecars
 from brics_cli.errors import UsageError
+from brics_cli.workspace import read_provenance
 
 ALL_READ = 20_000
 """Images with sidecars of which all are read to see their labels; of more a few are, unless these are names."""
@@ -168,6 +170,16 @@ class Annotations:
         self._labelling = number_labels(values, source=source, shown=self._shown, names=class_names)
         self.class_names = self._labelling.names
         self.said = f", labels from {source}: {self._labelling.said}"
+
+
+def recorded_class_names(*files: Path) -> tuple[str, ...]:
+    """What labels in these files of one collection stand for, where brics wrote them and knew."""
+    folders = {file.parent for file in files}
+    places = [*files[:1], *folders] if len(folders) == 1 else []
+    for artefact in filter(None, map(read_provenance, places)):
+        if names := artefact.details.get("class_names"):
+            return tuple(map(str, names))
+    return ()
 
 
 def _spread(images: Sequence[int], num: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from brics_cli.data.collection import printable, split_extension
 from brics_cli.data.labels import FIELDS, Meta
+from brics_cli.data.sidecars import storable
 from brics_cli.errors import ArtefactError
 
 DATASET_JSON = "dataset.json"
@@ -65,7 +66,7 @@ def read_listing(name: str, data: bytes, *, where: str) -> Listing:
 
 def _dataset_json(source: str, data: bytes) -> Listing:
     """`{"labels": [[name, label], ...]}`, null for none; also {name: label}, or without what is around it."""
-    listing = json.loads(data, object_pairs_hook=_without_contradiction)
+    listing = _json(data)
     if not isinstance(listing, dict):
         listing = {"labels": listing}
     key = next((key for key in ("labels", "label") if key in listing), None)
@@ -90,6 +91,12 @@ def _pairs(listed: Any) -> list[tuple[str, Any]]:
     return [(str(name), value) for name, value in listed]
 
 
+def _json(text: str | bytes) -> Any:
+    value = json.loads(text, object_pairs_hook=_without_contradiction)
+    has_surrogates = b"\\ud" in text.lower() if isinstance(text, bytes) else "\\ud" in text.lower()
+    return storable(value) if has_surrogates else value
+
+
 def _without_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs) and (two := next((name for name, value in pairs if found[name] != value), None)):
@@ -103,7 +110,7 @@ def _csv_rows(text: str) -> Iterable[Meta]:
 
 
 def _json_row(line: str) -> Meta:
-    row = json.loads(line, object_pairs_hook=_without_contradiction)
+    row = _json(line)
     if not isinstance(row, dict):
         raise ValueError(f"the line {line[:40]!r} is no object")
     return row

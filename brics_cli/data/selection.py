@@ -21,6 +21,7 @@ class SelectedCollection(Collection):
         self._positions = list(positions)
         self.path = whole.path
         self.kind = whole.kind
+        self.class_names = whole.class_names
         self.passed_over = whole.passed_over
         self.shards: list[Shard] = [
             replace(whole.shards[origin], num_images=len(taken))

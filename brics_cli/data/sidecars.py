@@ -46,9 +46,13 @@ def read_sidecars(texts: Iterable[tuple[str, bytes]]) -> Sidecars:
 
 
 def _json_or_text(text: str) -> Any:
-    """The JSON value of `text`, or `text` itself; lone surrogates, which no file can hold, become `?`."""
+    """The JSON value of `text`, or `text` itself."""
     try:
-        value = json.loads(text)
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        return storable(json.loads(text))
     except (ValueError, RecursionError):
         return text
+
+
+def storable(value: Any) -> Any:
+    """A JSON value in which lone surrogates, which no file can hold, are `?`."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))

@@ -156,7 +156,7 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
         img_per_s = (num_images - done) / max(time.perf_counter() - start, 1e-9)
         summary = f"{num_images:,} images, {plan.format}, {store.image_size} px"
         details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,
-                   "transform": store.transform}  # fmt: skip
+                   "transform": store.transform, "class_names": list(store.class_names)}  # fmt: skip
         write_provenance(finished(plan.artefact, **details))
         if plan.is_file:
             discard_pieces(plan.out)

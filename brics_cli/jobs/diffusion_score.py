@@ -41,7 +41,7 @@ def draw_images(
     """The images (B, H, W, 3) uint8 of `seeds`, drawn at once."""
     device = denoiser.mean.device
     noise = ImageNoise(list(seeds), shape=denoiser.code_shape, device=device)
-    labels = noise.labels(denoiser.num_classes) if denoiser.num_classes else None
+    labels = torch.tensor(denoiser.classes.draw(seeds), device=device) if denoiser.num_classes else None
     return to_uint8(autoencoder.decode(sample_codes(denoiser, noise=noise, settings=settings, labels=labels)))
 
 

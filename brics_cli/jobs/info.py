@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
         "precision": store.precision,
         "shards": len(store.shards),
         "labelled": int((store.labels >= 0).sum()),
+        **_classes(store),
         "mean": [round(float(value), 4) for value in store.mean],
         "std": [round(float(value), 4) for value in store.std],
         "source": store.source,
@@ -79,6 +81,13 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
         "brics_version": store.brics_version,
     }
     return Description("key-code store", path, facts, store.failures, broken)
+
+
+def _classes(store: KeyCodeStore) -> dict[str, Any]:
+    """How many images each class has, by its name, for those that have any."""
+    counts = Counter(store.labels[store.labels >= 0].tolist())
+    names = dict(enumerate(store.class_names))
+    return {"classes": {names.get(label, str(label)): counts[label] for label in sorted(counts)}} if counts else {}
 
 
 def _chosen(store: KeyCodeStore) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def _describe_artefact(artefact: Artefact) -> Description:
     facts: dict[str, Any] = {"created": artefact.created, "complete": artefact.complete}
     for parent in artefact.parents:
         facts[f"made from {parent.kind}"] = f"{parent.path} ({parent.sha256[:12]})"
-    facts |= {name: value for name, value in artefact.details.items() if name != "settings"}
+    facts |= {name: value for name, value in artefact.details.items() if name != "settings" and value != []}
     facts |= artefact.details.get("settings", {})
     return Description(artefact.kind, artefact.path, facts)
 
@@ -110,7 +119,10 @@ def _describe_collection(path: str, subset: str | None, image_field: str | None)
         "bytes": sum(shard.size_bytes for shard in collection.shards),
         "median_side": median_side(collection),
         "fingerprint": collection.fingerprint,
+        "description": collection.describe(),
     }
+    if collection.class_names:
+        facts["class_names"] = list(collection.class_names)
     if collection.note:
         facts["chosen"] = collection.note.strip(" ()")
     facts["not_read"] = collection.passed_over.to_json()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from brics_cli.data import TRANSFORM_VERSIONS, Collection, claim_output, load_shards, open_collection, open_sink
 from brics_cli.data.companions import CARD, write_companions
 from brics_cli.data.manifest import ManifestShard, write_manifest
+from brics_cli.data.opening import Labels
 from brics_cli.data.outputs import FailureLog, output_lock
 from brics_cli.data.pixels import ImageError, load_pixels
 from brics_cli.data.sinks import PNG, Encoding
@@ -41,7 +41,7 @@ class PackPlan:
     transform: str
     shard_size: int
     encoding: Encoding
-    labels: Literal["folder"] | None
+    labels: Labels | None
 
     @property
     def num_images(self) -> int:
@@ -105,7 +105,7 @@ def plan_packing(
     shard_size: int,
     encoding: Encoding = PNG,
     subset: str | None = None,
-    labels: Literal["folder"] | None = None,
+    labels: Labels | None = None,
     image_field: str | None = None,
     reporter: Reporter | None = None,
 ) -> PackPlan:
@@ -237,8 +237,9 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
     )
     summary = f"{result.num_images:,} images, {plan.size} px, {plan.transform}"
     counts = {"num_images": result.num_images, "num_failed": result.num_failed, "num_shards": result.num_shards}
+    names = list(plan.collection.class_names)
     # The fingerprint is what others name as their parent.
-    write_provenance(finished(artefact, sha256=packed.fingerprint, summary=summary, **counts))
+    write_provenance(finished(artefact, sha256=packed.fingerprint, summary=summary, **counts, class_names=names))
     return result
 
 

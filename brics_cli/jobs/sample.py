@@ -234,6 +234,7 @@ class _Run:
             "image_size": size,
             "transform": plan.autoencoder.transform,
             "device": ",".join(str(device) for device in plan.devices),
+            "class_names": list(plan.stream.denoiser.class_names),
             "summary": f"{num:,} samples, {size} px, {sampler.sampler} {sampler.num_steps} steps",
         }
         if self.sizes.shrunk:

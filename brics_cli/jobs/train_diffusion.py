@@ -12,10 +12,12 @@ from torch import Tensor
 
 from brics_cli.config import DiffusionRecipe
 from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.classes import Classes
 from brics_cli.core.denoisers import Denoiser, build_denoiser, save_denoiser
 from brics_cli.core.device import resolve_device
 from brics_cli.core.diffusion import draws_for
 from brics_cli.core.sizes import check_memory
+from brics_cli.data.labels import MAX_CLASSES
 from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
@@ -55,6 +57,8 @@ def train_diffusion(
         reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
         torch.manual_seed(schedule.seed)
         model = build_for_store(recipe, store, device=world.device)
+        if said := describe_classes(model.classes, store):
+            reporter.message(said)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, ema_widths=schedule.ema_widths)
         autoencoder = find_autoencoder(store, workspace=workspace, world=world, reporter=reporter)
         score = QuickScore(store, autoencoder, num_samples=schedule.fd_samples)
@@ -140,22 +144,44 @@ def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
 def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: torch.device) -> Denoiser:
     """A fresh denoiser for the shape, the classes and the statistics of `store`'s codes.
 
-    Raises MachineError when it cannot be trained in the memory there is, before any is taken.
+    Raises ArtefactError for labels that are too large to be classes, MachineError when it cannot be trained in the
+    memory there is, before any is taken.
     """
-    num_classes = int(store.labels.max(initial=-1)) + 1
+    largest = int(store.labels.max(initial=-1))
+    if largest >= MAX_CLASSES:
+        raise ArtefactError(
+            f"the labels of {store.path} go up to {largest:,}, and a model has at most {MAX_CLASSES:,} classes",
+            next="Encode again with brics encode-dataset, which renumbers them.",
+        )
+    classes = Classes.of(store.labels, store.class_names)
     build = partial(
         build_denoiser,
         recipe.denoiser,
         recipe.diffusion,
         code_shape=store.code_shape,
-        num_classes=num_classes,
+        num_classes=classes.num,
         store_mean=store.mean.tolist(),
         store_std=store.std.tolist(),
         code_kind=store.code_kind,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
     )
     check_memory(build, device=device, what=f"recipe {recipe.name}")
-    return build().to(device)
+    denoiser = build().to(device)
+    denoiser.class_counts, denoiser.class_names = classes.counts, classes.names
+    return denoiser
+
+
+def describe_classes(classes: Classes, store: KeyCodeStore) -> str:
+    """What classes are learnt, and which never will be; empty where there are none."""
+    if classes.num == 0:
+        return ""
+    num_labelled, missing = sum(classes.counts), classes.num - len(classes.present)
+    said = f"{len(classes.present):,} classes: {classes.listed()}"
+    if num_labelled < len(store):
+        said += f"; {len(store) - num_labelled:,} of {len(store):,} images have none"
+    if missing:
+        said += f"; {missing:,} class numbers below {classes.num:,} have no image, and are never sampled"
+    return said
 
 
 def find_autoencoder(

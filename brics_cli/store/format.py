@@ -58,7 +58,8 @@ class StoreHeader:
     of the encoder's arithmetic (fp32, bf16); `source` is the collection's path, for the reader's information, and
     `source_sha256` its fingerprint; `num_images` of it are encoded (all, or --limit). `selection` is the sha256 of
     the keys that were asked for, empty for all; `part` is `i/n` for every n-th shard of the source, empty for all;
-    `labels` is `folder` when folders are classes, empty for the labels that images carry.
+    `labels` is `folder` when folders are classes, empty for the labels that images carry. `class_names` are those of
+    labels 0, 1, ..., empty where they have none (dataset `class_names`).
     """
 
     code_shape: tuple[int, int, int]
@@ -75,6 +76,7 @@ class StoreHeader:
     selection: str = ""
     part: str = ""
     labels: str = ""
+    class_names: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -107,6 +109,7 @@ class StoreHeader:
         """The HDF5 attributes that say all this to any reader (`created`, `sha256`, ... come with the merge)."""
         values = asdict(self)
         del values["num_images"]  # of the source; N, what was encoded, is the length of the datasets
+        del values["class_names"]  # attributes hold 64 KiB
         values["autoencoder"] = json.dumps(self.autoencoder, sort_keys=True)
         values["identity"] = json.dumps(self.identity(), sort_keys=True)
         return {"format_version": FORMAT_VERSION, **values}
@@ -263,6 +266,11 @@ class RowHash:
 def store_sha256(row_hashes: Iterable[str]) -> str:
     """The sha256 of a store: of its shards' row hashes, in order."""
     return hashlib.sha256("\n".join(row_hashes).encode()).hexdigest()
+
+
+def names_sha256(names: Array) -> str:
+    """The sha256 of the names of classes as they are stored: attribute of the dataset, which the seal covers."""
+    return hashlib.sha256(names.tobytes()).hexdigest()
 
 
 def fixed_bytes(texts: Sequence[str]) -> Array:

@@ -66,6 +66,7 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
                 next="Join stores that were encoded alike.",
             )
     _check_keys_differ(stores)
+    class_names = _class_names(stores)
     whole = _parts_of_one_source(stores)
     ordered = list(stores) if whole is None else whole
     order = _interleaved(ordered) if whole is not None else _one_after_another(ordered)
@@ -74,7 +75,10 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
     shards = [
         StoreShard(name, row["n_in"], row["size"], row["fingerprint"]) for name, row in zip(names, rows, strict=True)
     ]
-    header = _header(ordered, num_images=sum(row["n_in"] for row in rows), is_whole=whole is not None)
+    header = replace(
+        _header(ordered, num_images=sum(row["n_in"] for row in rows), is_whole=whole is not None),
+        class_names=class_names,
+    )
     return Join(ordered, header, shards, order, _parents(ordered, is_whole=whole is not None), _details(ordered[0]))
 
 
@@ -118,6 +122,28 @@ def _check_keys_differ(stores: Sequence[KeyCodeStore]) -> None:
             f"the image {keys[one].decode()!r} is in {stores[owner[one]].path} and in {stores[owner[other]].path}",
             next="An image can be in a store once: leave one store out, or pack one collection under other names.",
         )
+
+
+def _class_names(stores: Sequence[KeyCodeStore]) -> tuple[str, ...]:
+    """The names of classes that hold in all stores: those without labels, or whose labels have no names, have none.
+
+    Raises ArtefactError when a label stands for two classes.
+    """
+    longest = max(stores, key=lambda store: len(store.class_names))
+    for store in stores:
+        for number, (one, other) in enumerate(zip(longest.class_names, store.class_names, strict=False)):
+            if one != other:
+                raise ArtefactError(
+                    f"class {number} is {one!r} in {longest.path} and {other!r} in {store.path}",
+                    next="Encode them from collections that number their classes alike.",
+                )
+        largest = int(store.labels.max(initial=-1))
+        if longest.class_names and (largest >= len(longest.class_names) or (largest >= 0 and not store.class_names)):
+            raise ArtefactError(
+                f"the classes of {longest.path} have names, and those of {store.path} are numbers up to {largest}",
+                next="Encode both again from collections that name their classes alike.",
+            )
+    return longest.class_names
 
 
 def _parts_of_one_source(stores: Sequence[KeyCodeStore]) -> list[KeyCodeStore] | None:

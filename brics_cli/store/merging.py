@@ -28,6 +28,7 @@ from brics_cli.store.format import (
     StoreShard,
     bin_edges,
     fixed_bytes,
+    names_sha256,
     store_sha256,
 )
 from brics_cli.store.sealing import SEAL_ATTRIBUTE, seal
@@ -111,11 +112,16 @@ def write_merged(
                 start += part.num_ok
         sha256 = store_sha256(str(row[-1]) for row in table)
         artefact = _counted(artefact, header, sha256=sha256, num_ok=num_ok, num_failed=len(failures))
-        with raw.small_datasets(columns.num_bytes + TABLE_ROW_BYTES * (len(table) + len(failures))) as file:
+        table_bytes = TABLE_ROW_BYTES * (len(table) + len(failures)) + fixed_bytes(header.class_names).nbytes
+        with raw.small_datasets(columns.num_bytes + table_bytes) as file:
             columns.write(file)
             _write_table(file, "shards", SHARD_FIELDS, table)
             _write_table(file, "failures", FAILURE_FIELDS, failures)
             _write_statistics(file, statistics, header.code_kind)
+            if header.class_names:
+                class_names = fixed_bytes(header.class_names)
+                file["class_names"] = class_names
+                file["class_names"].attrs["sha256"] = names_sha256(class_names)
             file.attrs.update(
                 header.attributes(),
                 sha256=sha256,

@@ -111,6 +111,7 @@ class KeyCodeStore:
         for name, kind in (("keys", "S"), ("labels", "i")):
             if file[name].shape != (self._num_rows,) or file[name].dtype.kind != kind:
                 raise ValueError(f"{name} is {file[name].shape} {file[name].dtype}")
+        self._has_class_names = "class_names" in file
         self._offsets = {name: self._mapped(file, name) for name in ("codes", "codes_flipped") if name in file}
         if "codes" not in self._offsets:
             raise KeyError("no dataset 'codes'")
@@ -215,6 +216,11 @@ class KeyCodeStore:
         labels: npt.NDArray[np.int64] = self._column("labels")
         return labels
 
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """What labels 0, 1, ... stand for; empty where they have no names."""
+        return tuple(name.decode() for name in self._column("class_names")) if self._has_class_names else ()
+
     def meta(self, index: int) -> dict[str, Any] | None:
         """The metadata of one row, read from the file on each call; None when it has none."""
         return self._column("meta", index, made=_meta)  # type: ignore[no-any-return]
@@ -266,6 +272,7 @@ class KeyCodeStore:
             selection=str(self.identity.get("selection", "")),
             part=str(self.identity.get("part", "")),
             labels=str(self.identity.get("labels", "")),
+            class_names=self.class_names,
         )
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 
 from brics_cli.errors import ArtefactError, BricsError, MachineError
 from brics_cli.isolation import child_command, child_environment
-from brics_cli.store.format import RowHash, Statistics, store_sha256
+from brics_cli.store.format import RowHash, Statistics, names_sha256, store_sha256
 from brics_cli.store.reader import KeyCodeStore
 from brics_cli.store.sealing import SEAL_ATTRIBUTE, SEALED_DATASETS, seal
 from brics_cli.workspace.locks import locks_are_off
@@ -67,6 +67,8 @@ def _structure(file: h5py.File, num_rows: int, *, is_sealed: bool) -> list[str]:
         elif file[name].shape != (num_rows,) or not file[name].dtype.str.startswith(kind):
             broken.append(f"dataset {name} is {file[name].shape} {file[name].dtype}, not {num_rows} rows of {kind}")
     broken += [f"dataset {name} is missing" for name in SEALED_DATASETS if name not in file]
+    if "class_names" in file and file["class_names"].attrs.get("sha256") != names_sha256(file["class_names"][()]):
+        broken.append("the names of classes are not those that were written (sha256)")
     if not broken and SEAL_ATTRIBUTE in file.attrs and file.attrs[SEAL_ATTRIBUTE] != seal(file):
         broken.append("the header, the tables or the statistics are not those that were written (seal)")
     if SEAL_ATTRIBUTE not in file.attrs and is_sealed:  # stores made before there were seals have none

@@ -103,6 +103,7 @@ def plan_encoding(
         selection="" if keys is None else hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest(),
         part="" if part is None else f"{part[0]}/{part[1]}",
         labels=labels or "",
+        class_names=whole.class_names,
     )
     shards = [
         StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.fingerprint) for shard in collection.shards

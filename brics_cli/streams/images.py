@@ -196,7 +196,7 @@ def open_images(
         autoencoder = load_store_autoencoder(store, workspace=workspace, ae_path=ae_path, device=device)
         return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)
     return CollectionStream(
-        open_collection(path, reporter=reporter),
+        open_collection(path, labels="none", reporter=reporter),
         transform=transform,
         size=size,
         batch_size=batch_size,

@@ -26,12 +26,14 @@ STOCHASTIC = ("ddpm",)
 
 @dataclass(frozen=True)
 class Grid:
-    """`num_rows` x `num_columns` seeds from `first_seed` on; `classes`, one per row, all have the same seeds."""
+    """`num_rows` x `num_columns` seeds from `first_seed` on; `classes`, one per row, called `class_names`, all have the
+    same seeds."""
 
     num_rows: int
     num_columns: int
     first_seed: int
     classes: tuple[int, ...] | None
+    class_names: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -53,7 +55,7 @@ class Grid:
         said = [f"seed {row[0]}" if len(row) == 1 else f"seeds {row[0]} to {row[-1]}" for row in rows]
         if self.classes is None:
             return said
-        return [f"class {class_}, {seeds}" for class_, seeds in zip(self.classes, said, strict=True)]
+        return [f"class {name}, {seeds}" for name, seeds in zip(self.class_names, said, strict=True)]
 
     def noise(self, places: Sequence[int], models: SampleModels) -> Noise:
         """What the images at `places` draw: the same as in any run."""
@@ -108,15 +110,16 @@ def plan_grid(models: SampleModels, *, num_rows: int, num_columns: int, first_se
     Raises UsageError for more rows than classes.
     """
     denoiser = models.stream.denoiser
-    num_classes = denoiser.num_classes
-    if num_classes == 0 or models.stream.class_ is not None:
+    if denoiser.num_classes == 0 or models.stream.class_ is not None:
         return Grid(num_rows, num_columns, first_seed, None)
-    if num_rows > num_classes:
+    present = denoiser.classes.present
+    if num_rows > len(present):
         raise UsageError(
-            f"--grid {num_rows}x{num_columns} has a row per class, and {denoiser.path} knows {num_classes}",
-            next=f"Use at most {num_classes} rows, or --class for a grid of one class.",
+            f"--grid {num_rows}x{num_columns} has a row per class, and {denoiser.path} knows {len(present)}",
+            next=f"Use at most {len(present)} rows, or --class for a grid of one class.",
         )
-    return Grid(num_rows, num_columns, first_seed, tuple(range(num_rows)))
+    rows = tuple(present[:num_rows])
+    return Grid(num_rows, num_columns, first_seed, rows, tuple(map(denoiser.classes.shown, rows)))
 
 
 def plan_interpolation(models: SampleModels, *, start: int, stop: int, num_frames: int) -> Interpolation:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from brics_cli.core.autoencoder import Autoencoder, load_autoencoder
+from brics_cli.core.classes import Balance
 from brics_cli.core.denoisers import Denoiser, load_denoiser
 from brics_cli.core.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.core.samplers import SamplerSettings
@@ -46,6 +47,8 @@ class SampleModels:
             "class": self.stream.class_,
             "batch_size": self.stream.batch_size,
         }
+        if self.stream.balance is not None:
+            settings["class_balance"] = self.stream.balance
         if self.ema is not None:
             settings |= {"ema": self.ema, "ema_sha256": denoiser.weights_sha256}
         return settings
@@ -63,6 +66,7 @@ class SampleModels:
             sampler=self.stream.settings,
             batch_size=self.stream.batch_size,
             class_=self.stream.class_,
+            balance=self.stream.balance,
         )
 
 
@@ -79,6 +83,7 @@ class ModelFiles:
     sampler: SamplerSettings
     batch_size: int
     class_: int | None
+    balance: Balance | None
 
     def load(self, device: torch.device) -> tuple[SampleStream, Autoencoder]:
         """The models on `device`. Raises ArtefactError when a file is no longer the one that was planned with."""
@@ -86,7 +91,9 @@ class ModelFiles:
         guide = None
         if self.guide is not None and self.guide_sha256 is not None:
             guide = _unchanged(load_denoiser(self.guide, device=device), self.guide_sha256)
-        stream = SampleStream(denoiser, self.sampler, batch_size=self.batch_size, class_=self.class_, guide=guide)
+        stream = SampleStream(
+            denoiser, self.sampler, batch_size=self.batch_size, class_=self.class_, balance=self.balance, guide=guide
+        )
         return stream, load_autoencoder(self.autoencoder, device=device)
 
 
@@ -106,12 +113,15 @@ def load_sample_models(
     batch_size: int,
     workspace: Workspace,
     device: torch.device,
-    class_: int | None = None,
+    class_: int | str | None = None,
+    balance: Balance | None = None,
     ema: float | None = None,
     guide: Path | None = None,
     ae_path: Path | None = None,
 ) -> SampleModels:
     """Load the model (its average of width `ema`), the `guide` of autoguidance and the autoencoder of their codes.
+
+    `class_` is a class's number, or what a user calls it.
 
     Raises ArtefactError for a missing or damaged model, average, guide or autoencoder, and for a guide that does not
     fit; UsageError for classes, guidance or a guide that cannot be meant.
@@ -124,7 +134,10 @@ def load_sample_models(
             f"--guide {guide} is the model itself, and would change nothing",
             next="Give a smaller model, or one trained for fewer steps.",
         )
-    stream = SampleStream(denoiser, settings, batch_size=batch_size, class_=class_, guide=weaker)
+    if isinstance(class_, str) and denoiser.num_classes:
+        class_ = denoiser.classes.find(class_, where=denoiser.path)
+    number = 0 if isinstance(class_, str) else class_  # without classes any is refused
+    stream = SampleStream(denoiser, settings, batch_size=batch_size, class_=number, balance=balance, guide=weaker)
     lineage = denoiser.lineage
     run, store = read_provenance(model), read_provenance(Path(lineage["store_path"]))
     origin = run or store

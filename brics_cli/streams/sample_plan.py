@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 
 from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.core.classes import Balance
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import TRANSFORM_VERSIONS, sinks
 from brics_cli.data.sinks import PNG, is_one_file, pieces
@@ -143,7 +144,8 @@ def plan_sampling(
     device: torch.device | Sequence[torch.device],
     out: Path | None = None,
     format: Format | None = None,
-    class_: int | None = None,
+    class_: int | str | None = None,
+    balance: Balance | None = None,
     shard_size: int = 1000,
     ema: float | None = None,
     guide: Path | None = None,
@@ -164,10 +166,15 @@ def plan_sampling(
         workspace=workspace,
         device=devices[0] if len(devices) == 1 else torch.device("cpu"),
         class_=class_,
+        balance=balance,
         ema=ema,
         guide=guide,
         ae_path=ae_path,
     )
+    classes = models.stream.denoiser.classes
+    if models.stream.balance is not None:
+        how = "as often as in training" if models.stream.balance == "proportional" else "each as often as any other"
+        reporter.message(f"classes are drawn {how}: {classes.listed()} (--class-balance, --class)")
     named = SamplePlan(models, seeds, out or Path(), format, shard_size, devices)
     return named if out is not None else _placed(named, workspace=workspace, reporter=reporter)
 
@@ -217,6 +224,7 @@ def store_layout(plan: SamplePlan) -> tuple[StoreHeader, list[StoreShard]]:
         source_sha256=fingerprint,
         num_images=len(plan.seeds),
         code_kind=config.code_kind,
+        class_names=plan.stream.denoiser.class_names,
     )
     return header, [
         StoreShard(f"{task.number:05d}", len(task.seeds), 0, f"{fingerprint}/{task.number}") for task in plan.tasks

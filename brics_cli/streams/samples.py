@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from brics_cli.core.classes import Balance
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.diffusion import ImageNoise
 from brics_cli.core.guidance import check_guide
@@ -22,9 +23,10 @@ from brics_cli.errors import ArtefactError, UsageError
 class SampleStream:
     """The batches of a range of seeds, `batch_size` images computed at once.
 
-    `class_` is the class of all images; None: every image draws its own, or there are none. `guide` is the weaker
-    model of autoguidance. Raises UsageError when the settings ask for classes that the model has not, for guidance
-    that it was not trained for, or for a guide and no guidance; ArtefactError when the guide does not fit the model.
+    `class_` is the class of all images; None: every image draws its own, as `balance` says (see `Classes.draw`), or
+    there are none. `guide` is the weaker model of autoguidance. Raises UsageError when the settings ask for classes
+    that the model has not, for guidance that it was not trained for, or for a guide and no guidance; ArtefactError when
+    the guide does not fit the model.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class SampleStream:
         *,
         batch_size: int,
         class_: int | None = None,
+        balance: Balance | None = None,
         guide: Denoiser | None = None,
     ) -> None:
         self.denoiser, self.settings, self.batch_size, self.class_ = denoiser, settings, batch_size, class_
@@ -51,14 +54,30 @@ class SampleStream:
                 f"--guidance: {denoiser.path} was trained with class_dropout 0, and knows no image without a class",
                 next="Train with --set diffusion.class_dropout=0.1, or give a weaker model with --guide.",
             )
-        if class_ is not None and not 0 <= class_ < num_classes:
-            raise UsageError(f"--class {class_}: {denoiser.path} knows classes 0 to {num_classes - 1}")
+        if class_ is not None:
+            denoiser.classes.check(class_, where=denoiser.path)
+        self.balance = self._balance(balance)
         if guide is not None:
             if settings.guidance == 1.0:
                 raise UsageError(
                     "--guide: with --guidance 1 the model alone is used", next="Give both, e.g. --guidance 2."
                 )
             check_guide(guide, denoiser)
+
+    def _balance(self, asked: Balance | None) -> Balance | None:
+        """How classes are drawn; None: there is nothing to choose."""
+        denoiser = self.denoiser
+        if asked is not None and (denoiser.num_classes == 0 or self.class_ is not None):
+            why = "with --class" if denoiser.num_classes else f"{denoiser.path} was trained without classes, so"
+            raise UsageError(f"--class-balance {asked}: {why} there is nothing to balance", next="Leave it out.")
+        if asked == "proportional" and not denoiser.class_counts:
+            raise UsageError(
+                f"--class-balance proportional: {denoiser.path} does not say how many images its classes have",
+                next="Train again, or use --class-balance even.",
+            )
+        if denoiser.num_classes == 0 or self.class_ is not None:
+            return None
+        return asked or ("proportional" if denoiser.class_counts else None)
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +98,7 @@ class SampleStream:
             return None
         if self.class_ is not None:
             return [self.class_] * len(seeds)
-        drawn: list[int] = ImageNoise(seeds, shape=()).labels(self.denoiser.num_classes).tolist()
-        return drawn
+        return self.denoiser.classes.draw(seeds, self.balance)
 
     @torch.inference_mode()
     def codes(self, noise: Noise, *, labels: Sequence[int] | None, on_step: Callable[[], None] | None = None) -> Tensor:

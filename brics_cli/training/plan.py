@@ -157,7 +157,9 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         newest = workspace.newest("shards")
         reporter.message(f"DATA not given: using {newest.path}")
         path = str(newest.path)
-    collection = open_collection(path, subset=options.subset, image_field=options.image_field, reporter=reporter)
+    collection = open_collection(
+        path, subset=options.subset, labels="none", image_field=options.image_field, reporter=reporter
+    )
     reporter.message(f"{collection.path}: {collection.describe()}")
     name = options.recipe
     if name is None:
@@ -168,7 +170,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
     assert isinstance(recipe, AutoencoderRecipe)
     check_perceptual_weights(recipe.loss)
     _check_init(options, recipe)
-    val = open_collection(options.val, reporter=reporter) if options.val is not None else None
+    val = open_collection(options.val, labels="none", reporter=reporter) if options.val is not None else None
     parents = [Parent("collection", collection.path, collection.fingerprint)]
     if val is not None:
         parents.append(Parent("validation", val.path, val.fingerprint))

@@ -121,7 +121,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def reopen_collection(artefact: Artefact, kind: str, workspace: Workspace) -> Collection:
     """The collection that a run was started on, as its parent `kind`. Raises ArtefactError when it has changed."""
     parent = _parent(artefact, kind)
-    collection = open_collection(workspace.collection_path(parent))
+    collection = open_collection(workspace.collection_path(parent), labels="none")
     _check_unchanged(parent, collection.fingerprint, artefact)
     return collection
 

@@ -14,6 +14,7 @@ from diffusion_workspace import make_model, make_workspace
 from PIL import Image
 
 from brics_cli import load_denoiser
+from brics_cli.core.classes import Classes
 from brics_cli.core.diffusion import ImageNoise
 from brics_cli.streams.pictures import spherical
 from brics_cli.workspace import Workspace, read_provenance
@@ -144,7 +145,7 @@ def test_an_interpolation_begins_and_ends_with_its_seeds(workspace):
 
 def test_frames_of_a_model_with_classes_are_of_one(workspace):
     finished = brics(*FAST, "--interpolate", 0, 1, "--out", "way", cwd=workspace / "classes", check=0)
-    label = ImageNoise([0], shape=()).labels(3).item()
+    label = Classes(3).draw([0])[0]
     assert f"--class not given: class {label}, that of seed 0, for all frames" in finished.stderr
 
 

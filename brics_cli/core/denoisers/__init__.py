@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -88,6 +89,8 @@ class _ModelFile(Config):
     diffusion: DiffusionConfig
     code_shape: tuple[int, int, int]
     num_classes: int = Field(ge=0)
+    class_counts: list[Annotated[int, Field(ge=0)]] = Field(default=[])
+    class_names: list[str] = Field(default=[])
     code_kind: CodeKind = "bounded"
     normalisation: _Normalisation
     lineage: _Lineage
@@ -110,6 +113,8 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         file = validate(_ModelFile, values, source=source)
         if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
             raise UsageError(f"{source}: the normalisation has not {file.code_shape[0]} channels")
+        if len(file.class_counts) not in (0, file.num_classes) or len(file.class_names) > file.num_classes:
+            raise UsageError(f"{source}: the counts or names of classes are not {file.num_classes:,}")
         build = partial(build_network, file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
         check_against(directory / WEIGHTS_NAME, build)
         network = build()
@@ -125,6 +130,7 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         std=file.normalisation.std,
         code_kind=file.code_kind,
     )
+    denoiser.class_counts, denoiser.class_names = tuple(file.class_counts), tuple(file.class_names)
     denoiser.weights_sha256 = _load_average(denoiser, directory, ema, file.averages, device=device)
     denoiser.path = Path(path)
     denoiser.lineage = file.lineage.model_dump()

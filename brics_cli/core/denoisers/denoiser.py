@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig, UNetConfig
+from brics_cli.core.classes import Classes
 from brics_cli.core.denoisers.parts import dropout_keys
 from brics_cli.core.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
 from brics_cli.core.model_files import save_model
@@ -36,13 +37,15 @@ class Denoiser(nn.Module):
     """Noisy codes -> the estimate of the clean ones.
 
     `code_shape` is (C, h, w); `num_classes` is 0 for an unconditional model; `code_kind` is `bounded` when codes are in
-    [0, 1]. A loaded denoiser also says where it came from: `path`, `weights_sha256`, and `lineage`, the autoencoder
-    and store named in its config.
+    [0, 1]; `class_counts` and `class_names` are as in `Classes`. A loaded denoiser also says where it came from:
+    `path`, `weights_sha256`, and `lineage`, the autoencoder and store named in its config.
     """
 
     path: Path
     weights_sha256: str
     lineage: dict[str, str]
+    class_counts: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -65,6 +68,11 @@ class Denoiser(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
+
+    @property
+    def classes(self) -> Classes:
+        """What it can be asked for."""
+        return Classes(self.num_classes, self.class_counts, self.class_names)
 
     def to_x(self, codes: Tensor) -> Tensor:
         """Codes (B, C, h, w) in [0, 1] -> x, the space that diffusion runs in."""
@@ -170,6 +178,8 @@ def save_denoiser(
         "diffusion": denoiser.diffusion.model_dump(mode="json"),
         "code_shape": list(denoiser.code_shape),
         "num_classes": denoiser.num_classes,
+        "class_counts": list(denoiser.class_counts),
+        "class_names": list(denoiser.class_names),
         "code_kind": denoiser.code_kind,
         "normalisation": {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()},
         "lineage": lineage,

@@ -23,7 +23,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from brics_cli.data.annotations import Annotations, Texts
+from brics_cli.data.annotations import Annotations, Texts, recorded_class_names
 from brics_cli.data.classes import FolderClasses
 from brics_cli.data.collection import (
     Collection,
@@ -45,7 +45,6 @@ from brics_cli.data.sources.tar_index import AGAIN, TarIndex, index_tar
 from brics_cli.data.splits import Scope, scope_of
 from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.workspace import read_provenance
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst")
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
@@ -118,7 +117,7 @@ class WebDatasetCollection(Collection):
                 for image in samples.labelled()
             ],
             texts=lambda image: self._texts(*self.places([image])[0]),
-            class_names=class_names_of(self._paths),
+            class_names=recorded_class_names(*self._paths),
             labels=wanted.labels is None,
         )
         self.class_names = self._annotations.class_names
@@ -169,13 +168,6 @@ class WebDatasetCollection(Collection):
     def _descriptor(self, shard_index: int) -> Descriptor:
         cache = self._unpacked if self._compressed[shard_index] else self._plain
         return cache[self._paths[shard_index]]
-
-
-def class_names_of(paths: Sequence[Path]) -> tuple[str, ...]:
-    """The names of the classes in the folder of `paths`, where brics wrote it and knew them."""
-    folders = {tar.parent for tar in paths}
-    artefact = read_provenance(folders.pop()) if len(folders) == 1 else None
-    return tuple(artefact.details.get("class_names", ())) if artefact is not None else ()
 
 
 def _is_image(name: str) -> bool:

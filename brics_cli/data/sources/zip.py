@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brics_cli.data.annotations import Annotations, Texts
+from brics_cli.data.annotations import Annotations, Texts, recorded_class_names
 from brics_cli.data.classes import FolderClasses
 from brics_cli.data.collection import (
     RawImage,
@@ -91,6 +91,7 @@ class ZipCollection(UnshardedCollection):
             sidecars=self._samples.labelled(),
             texts=self._texts,
             labels=wanted.labels is None,
+            class_names=recorded_class_names(path),
         )
         self._classes = FolderClasses(image_names, depth=scope.depth + 1) if wanted.labels == "folder" else None
         self.class_names = self._annotations.class_names if self._classes is None else self._classes.names

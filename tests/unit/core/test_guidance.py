@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.config import DiffusionConfig, DiTConfig
+from brics_cli.core.classes import Classes
 from brics_cli.core.denoisers import Denoiser, build_denoiser
 from brics_cli.core.diffusion import ImageNoise
 from brics_cli.core.guidance import check_guide, estimate
@@ -90,7 +91,7 @@ def test_a_scale_of_1_is_no_guide_to_the_bit(num_classes):
 
     def codes(**how: object) -> Tensor:
         noise = ImageNoise([5, 6], shape=SHAPE)
-        labels = noise.labels(num_classes) if num_classes else None
+        labels = torch.tensor(Classes(num_classes).draw([5, 6])) if num_classes else None
         settings = SamplerSettings(steps=4, guidance=float(how.pop("guidance", 1.0)))
         return sample_codes(main, noise=noise, settings=settings, labels=labels, **how)
 

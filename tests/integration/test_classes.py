@@ -1,0 +1,147 @@
+"""Names of classes, from a folder's names through shards, store, model, samples and decoded images."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import brics, error_line
+from image_files import noise, read_all
+from random_autoencoder import make_autoencoder
+
+from brics_cli import load_denoiser
+from brics_cli.data import open_collection
+from brics_cli.store import KeyCodeStore, verify_store
+
+CLASSES = {"birds": 2, "cats": 3, "dogs": 7}
+TRAIN = ("--recipe", "tiny", "--steps", "1", "--device", "cpu", "--set", "denoiser.depth=1", "--set", "denoiser.dim=32")
+FAST = ("sample", "--steps", "1", "--device", "cpu", "--sampler", "ddim")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ae`, `images` with three classes as folders, their pack `shards`, its store `codes.h5`, a model `run` of it."""
+    root = tmp_path_factory.mktemp("classes")
+    for name, num in CLASSES.items():
+        (root / "images" / name).mkdir(parents=True)
+        for number in range(num):
+            (root / "images" / name / f"{number}.png").write_bytes(noise(number + 10 * num))
+    make_autoencoder(root / "ae", seed=0)
+    brics("pack", "images", "--out", "shards", "--size", 16, "--labels", "folder", cwd=root, check=0)
+    encode(root, "shards", "codes.h5")
+    brics("train-diffusion", "codes.h5", *TRAIN, "--out", "run", cwd=root, check=0)
+    return root
+
+
+def encode(root: Path, source: str, out: str, *flags: str) -> KeyCodeStore:
+    brics("encode-dataset", source, "--ae", "ae", "--out", out, "--device", "cpu", *flags, cwd=root, check=0)
+    return KeyCodeStore(root / out)
+
+
+def labels_of(shards: Path) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for path in [shards] if shards.is_file() else sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for name in tar.getnames():
+                if name.endswith(".cls"):
+                    found[tar.extractfile(name).read().decode()] += 1
+    return found
+
+
+def test_names_go_all_the_way(root):
+    assert open_collection(root / "shards").class_names == tuple(CLASSES)
+    assert open_collection(root / "shards" / "00000.tar").class_names == tuple(CLASSES)
+    store = KeyCodeStore(root / "codes.h5")
+    assert store.class_names == tuple(CLASSES) and verify_store(store.path) == []
+    assert Counter(store.class_names[label] for label in store.labels) == CLASSES
+    denoiser = load_denoiser(root / "run")
+    assert (denoiser.class_names, denoiser.class_counts) == (tuple(CLASSES), tuple(CLASSES.values()))
+    brics(*FAST, "--model", "run", "--n", 8, "--out", "drawn.h5", cwd=root, check=0)
+    assert KeyCodeStore(root / "drawn.h5").class_names == tuple(CLASSES)
+    for out in ("decoded", "decoded.tar", "decoded.zip"):
+        kind = ("--format", "wds") if out == "decoded" else ()
+        brics("decode", "codes.h5", "--ae", "ae", "--out", out, *kind, "--device", "cpu", cwd=root, check=0)
+        collection = open_collection(root / out)
+        assert collection.class_names == tuple(CLASSES)
+        assert sorted(raw.label for raw in read_all(collection)) == sorted(store.labels.tolist())
+
+
+def test_info_lists_classes(root):
+    facts = json.loads(brics("info", "codes.h5", "--json", cwd=root, check=0).stdout)["facts"]
+    assert facts["classes"] == CLASSES and facts["labelled"] == 12
+    shown = brics("info", "codes.h5", cwd=root, check=0).stdout
+    assert "3: birds (2), cats (3), dogs (7)" in shown
+    shown = brics("info", "shards", cwd=root, check=0).stdout
+    assert "3: birds, cats, dogs" in shown
+
+
+def test_a_class_is_asked_for_by_its_name(root):
+    for name, number in (("dogs", "2"), ("2", "2")):
+        out = f"class-{name}"
+        brics(*FAST, "--model", "run", "--n", 4, "--class", name, "--out", out, cwd=root, check=0)
+        assert labels_of(root / out) == {number: 4}
+    finished = brics(*FAST, "--model", "run", "--n", 4, "--class", "dog", "--out", "no", cwd=root, check=2)
+    assert "--class dog: run knows no such class; did you mean 'dogs'?" in error_line(finished)
+    brics(*FAST, "--model", "run", "--grid", "2x2", "--class", "cats", "--out", "cats.png", cwd=root, check=0)
+
+
+def test_classes_are_drawn_as_often_as_in_training_or_alike(root):
+    said = brics(*FAST, "--model", "run", "--n", 600, "--batch-size", 200, "--out", "many", cwd=root, check=0).stderr
+    assert "classes are drawn as often as in training: birds (2 images), cats (3 images), dogs (7 images)" in said
+    brics(*FAST, "--model", "run", "--n", 600, "--batch-size", 200, "--class-balance", "even", "--out", "even",
+          cwd=root, check=0)  # fmt: skip
+    many, even = labels_of(root / "many"), labels_of(root / "even")
+    assert np.allclose([many[str(n)] / 600 for n in range(3)], np.array([2, 3, 7]) / 12, atol=0.08)
+    assert np.allclose([even[str(n)] / 600 for n in range(3)], [1 / 3] * 3, atol=0.08)
+    refused = brics(*FAST, "--model", "run", "--n", 600, "--batch-size", 200, "--class-balance", "even",
+                    "--out", "many", cwd=root)  # fmt: skip
+    assert refused.returncode == 4
+
+
+def test_class_numbers_without_images_are_never_sampled(root):
+    """The case of the issue: labels {1, 2} have trained three classes, and class 0 was drawn."""
+    images = sorted((root / "images").rglob("*.png"))
+    listing = [[path.relative_to(root / "images").as_posix(), 1 + (place % 2)] for place, path in enumerate(images)]
+    (root / "images" / "dataset.json").write_text(json.dumps({"labels": listing}))
+    try:
+        store = encode(root, "images", "from-one.h5")
+    finally:
+        (root / "images" / "dataset.json").unlink()
+    assert store.class_names == () and set(store.labels.tolist()) == {1, 2}
+    said = brics("train-diffusion", "from-one.h5", *TRAIN, "--out", "from-one", cwd=root, check=0).stderr
+    assert "2 classes: 1 (6 images), 2 (6 images); 1 class numbers below 3 have no image" in said
+    brics(*FAST, "--model", "from-one", "--n", 64, "--out", "of-one", cwd=root, check=0)
+    assert set(labels_of(root / "of-one")) == {"1", "2"}
+    refused = brics(*FAST, "--model", "from-one", "--n", 4, "--class", 0, "--out", "no", cwd=root, check=2)
+    assert "--class 0: from-one was trained on no image of it; there are: 1 (6 images), 2 (6" in error_line(refused)
+    brics(*FAST, "--model", "from-one", "--grid", "2x2", "--out", "grid.png", cwd=root, check=0)
+    refused = brics(*FAST, "--model", "from-one", "--grid", "3x2", "--out", "more.png", cwd=root, check=2)
+    assert "has a row per class, and from-one knows 2" in error_line(refused)
+
+
+def test_stores_that_call_their_classes_otherwise_are_not_joined(root, tmp_path):
+    for other in ("ants", "zebras"):
+        for name in ("birds", other):
+            (tmp_path / other / name).mkdir(parents=True)
+            (tmp_path / other / name / f"{other}.png").write_bytes(noise(50))
+        encode(root, str(tmp_path / other), f"{other}.h5", "--labels", "folder")
+    refused = brics("merge", "ants.h5", "zebras.h5", "--out", "both.h5", cwd=root, check=3)
+    assert "class 0 is 'ants' in ants.h5 and 'birds' in zebras.h5" in error_line(refused)
+    encode(root, "images/cats", "nameless.h5", "--labels", "folder")
+    brics("merge", "ants.h5", "nameless.h5", "--out", "more.h5", cwd=root, check=0)
+    assert KeyCodeStore(root / "more.h5").class_names == ("ants", "birds")
+
+
+def test_labels_none_reads_none_and_goes_on(root, tmp_path):
+    (tmp_path / "a.png").write_bytes(noise(1))
+    (tmp_path / "dataset.json").write_text('{"labels": [["b.png", 1]]}')
+    refused = brics("encode-dataset", tmp_path, "--ae", "ae", "--out", "n.h5", cwd=root, check=2)
+    assert "dataset.json names none of its 1 images: the first that it names is 'b.png', the first image 'a.png'" in (
+        error_line(refused)
+    )
+    assert encode(root, str(tmp_path), "n.h5", "--labels", "none").labels.tolist() == [-1]
+    assert open_collection(tmp_path, labels="none").fingerprint  # what train-ae and eval open

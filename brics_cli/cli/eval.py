@@ -112,6 +112,16 @@ def eval(
             rich_help_panel=FEATURES,
         ),
     ] = PresetOption.adm,
+    statistics_by: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--statistics-by",
+            metavar="NETWORK",
+            help="What made the saved statistics, where neither their arrays nor their name tell: inception-clean, "
+            "inception-legacy-tensorflow (ADM, EDM), inception-legacy-pytorch (pytorch-fid), clip or dinov2.",
+            rich_help_panel=FEATURES,
+        ),
+    ] = None,
     no_cache: Annotated[
         bool,
         typer.Option(
@@ -210,6 +220,7 @@ def eval(
         settings=Settings(mode=mode.value, preset=preset.value),
         draw=DrawSettings(num_samples, sampler, steps),
         neighbours=NeighbourSettings(num_queries=neighbours_of, by=neighbours_by, sheet=sheet),
+        statistics_by=statistics_by,
         use_cache=not no_cache,
         out=out,
         overwrite=overwrite,

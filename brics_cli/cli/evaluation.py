@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.metrics.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from brics_cli.metrics.report import EvaluationReport, MetricResult
 
 NUM_FAILURES_SHOWN = 10
+_NOT_COMPARABLE = {
+    OWN_WEIGHTS: "the weights are not the published file",
+    UNKNOWN_STATISTICS: "nobody says which network made the saved statistics",
+}
 NO_FIGURE = "-"
 
 
@@ -29,8 +34,8 @@ def results_table(report: EvaluationReport) -> Table:
     for result in report.results:
         error = NO_FIGURE if result.standard_error is None else _figure(result, result.standard_error)
         with_ = result.definition
-        if _has_own_weights(result):
-            with_ = f"nothing published (own weights): {with_}"
+        if result.not_comparable is not None:
+            with_ = f"nothing published ({result.not_comparable}): {with_}"
         title = f"{result.title} {_arrow(result.better)}".strip()
         table.add_row(title, _figure(result, result.value), error, _number(result), with_)
     return table
@@ -44,19 +49,11 @@ def footnotes(report: EvaluationReport) -> list[str]:
         if result.error_kind is not None:
             kinds.setdefault(result.error_kind, []).append(result.title)
     notes += [f"± of {', '.join(titles)}: {kind}" for kind, titles in kinds.items()]
-    own = [result.title for result in report.results if _has_own_weights(result)]
-    if own:
-        notes.append(
-            f"not comparable with published figures, since the weights are not the published file: {', '.join(own)}"
-        )
+    for obstacle, why in _NOT_COMPARABLE.items():
+        of = [result.title for result in report.results if obstacle in (result.not_comparable or "")]
+        if of:
+            notes.append(f"not comparable with published figures, since {why}: {', '.join(of)}")
     return notes
-
-
-def _has_own_weights(result: MetricResult) -> bool:
-    """Whether the figure would be comparable with published ones, were its weights the published file."""
-    from brics_cli.metrics.registry import REGISTRY
-
-    return not result.comparable and REGISTRY[result.metric].published
 
 
 def comparison_table(reports: Sequence[LoadedReport], rows: Sequence[ComparedMetric]) -> Table:

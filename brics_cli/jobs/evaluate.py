@@ -17,15 +17,15 @@ import brics_cli
 from brics_cli.core.device import resolve_device
 from brics_cli.data.loader import default_num_workers
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.jobs.evaluation_inputs import model_behind, open_input, pair_inputs, why_not
+from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes, why_not
 from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
 from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store
 from brics_cli.metrics.extraction import Side
 from brics_cli.metrics.registry import Metric, Settings
-from brics_cli.metrics.report import EvaluationReport, FailedImage, Source
+from brics_cli.metrics.report import EvaluationReport, FailedImage
 from brics_cli.metrics.scores import Score, SetScorer
 from brics_cli.metrics.selection import Choice, choose_metrics
-from brics_cli.metrics.statistics import SavedStatistics
+from brics_cli.metrics.statistics import check_network
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.streams.comparison import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.streams.drawn import DrawSettings
@@ -71,6 +71,7 @@ def evaluate(
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
     neighbours: NeighbourSettings | None = None,
+    statistics_by: str | None = None,
     use_cache: bool = True,
     out: Path | None = None,
     overwrite: bool = False,
@@ -82,7 +83,8 @@ def evaluate(
     Paths are collections, key-code stores, diffusion runs (images are drawn as `draw` says) or saved statistics
     (.npz); left out, they come from `workspace` (`streams.comparison` says how). `dry_run`: only say what would be
     measured (`EvaluationReport.planned`). `limit`: the first so many pairs, and the first so many images of each
-    side. `use_cache`: take features of the real side from the cache and put them there. `out`: also write the report
+    side. `statistics_by`: the network (`inception-clean`, ...) that saved statistics are of, where they do not tell.
+    `use_cache`: take features of the real side from the cache and put them there. `out`: also write the report
     there. Raises UsageError (unknown metric, no pairs, sizes that differ, too few images), ArtefactError (weights or
     inputs missing), MachineError (features that are not finite), WouldOverwriteError.
     """
@@ -98,6 +100,10 @@ def evaluate(
         form_of_output(neighbours.sheet, PICTURE, option="--sheet")
         check_output(neighbours.sheet, overwrite=overwrite, what="the sheet of nearest neighbours", flag="--sheet")
         check_writable(neighbours.sheet)
+    if statistics_by is not None:
+        check_network(statistics_by)
+        if not any(str(path).endswith(".npz") for path in (real, fake)):
+            raise UsageError(f"--statistics-by {statistics_by} goes with saved statistics, an .npz, and there are none")
     torch_device = resolve_device(device)
     plan, without_inputs = _plan(choice, real, fake, workspace, reporter)
     report = EvaluationReport(left_out={**choice.left_out, **without_inputs})
@@ -121,7 +127,10 @@ def evaluate(
             num_neighbours=neighbours.num_neighbours,
         )
         for inputs, group in plan.items():
-            _compare(inputs, group, choice, machinery, report, workspace, draw or DrawSettings(), neighbours.sheet)
+            real_side, fake_side = open_sides(
+                inputs, machinery, report, workspace, draw or DrawSettings(), statistics_by=statistics_by
+            )
+            _compare(real_side, fake_side, group, choice, machinery, report, neighbours.sheet)
     if not report.results:
         raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
     order = [chosen.name for chosen in choice.metrics]
@@ -173,24 +182,15 @@ def _plan(
 
 
 def _compare(
-    inputs: ComparisonInputs,
+    real: Input,
+    fake: Input,
     group: Sequence[Metric],
     choice: Choice,
     machinery: Machinery,
     report: EvaluationReport,
-    workspace: Workspace,
-    draw: DrawSettings,
     sheet: Path,
 ) -> None:
     """Measure the metrics of one pair of inputs and add what was found to `report`."""
-    real, fake = (open_input(path, inputs, machinery, workspace, draw) for path in (inputs.real, inputs.fake))
-    for name, source in (("real", real), ("fake", fake)):
-        kind, sha256 = (
-            ("statistics", source.sha256) if isinstance(source, SavedStatistics) else (source.kind, source.identity)
-        )
-        model = model_behind(source.path, workspace)
-        report.sources.append(Source(name, kind, source.path, source.describe(), sha256, model=model))
-        machinery.reporter.message(f"{name}: {source.path}: {source.describe()}")
 
     def leave_out(chosen: Metric, error: BricsError) -> None:
         if choice.asked:
@@ -200,11 +200,13 @@ def _compare(
     pairing = pair_inputs(real, fake, group, report)
     measured = []
     for chosen in group:
-        problem = why_not(chosen, real, fake, pairing, machinery)
+        problem = why_not(chosen, choice.networks.get(chosen.name), real, fake, pairing, machinery)
         if problem is None:
             measured.append(chosen)
         else:
             leave_out(chosen, problem)
+    if any(chosen.compares == "sets" for chosen in measured):
+        say_sizes(report, machinery.reporter)
     found = measure(real, fake, pairing, measured, choice, machinery)
     try:
         sides: tuple[Side, Side] = ("real", "fake")

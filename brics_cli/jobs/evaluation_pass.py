@@ -181,7 +181,6 @@ def _gather(
     """Take one side's features in one network from a file or the cache, or have them gathered in the pass."""
     key = network.key
     if isinstance(source, SavedStatistics):
-        source.check_fits(network.name, num_features=network.num_features)
         found.features[key, side] = SetFeatures(source.gaussian, None, source.gaussian.num)
         return
     families = {chosen.family for chosen in users}

@@ -14,9 +14,10 @@ from brics_cli.jobs.evaluation_pass import Input, Measured
 from brics_cli.metrics.meters import Image, PairMeter
 from brics_cli.metrics.neighbours import NeighbourSearch
 from brics_cli.metrics.registry import Metric, Settings, definition_of
-from brics_cli.metrics.report import EvaluationReport, MetricResult
+from brics_cli.metrics.report import OWN_WEIGHTS, UNKNOWN_STATISTICS, EvaluationReport, MetricResult
 from brics_cli.metrics.scores import Score
 from brics_cli.metrics.selection import Choice
+from brics_cli.metrics.statistics import SavedStatistics
 from brics_cli.reporting import Reporter
 from brics_cli.streams.images import ImageStream, StoreStream
 
@@ -30,6 +31,7 @@ def result_of(
     """A figure with everything needed to compare it."""
     key = choice.networks.get(chosen.name)
     network = found.networks.get(key) if key is not None else None
+    obstacle = _why_not_comparable(chosen, choice, real, fake)
     return MetricResult(
         metric=chosen.name,
         title=chosen.title,
@@ -43,11 +45,24 @@ def result_of(
         better=chosen.better,
         definition=definition_of(chosen, settings, network=key),
         resize=network.resize if network is not None else None,
-        comparable=chosen.published and all(weights.verified for weights in choice.weights[chosen.name]),
+        comparable=chosen.published and obstacle is None,
         note=score.note,
         error_kind=score.error_kind,
         details=score.details,
+        not_comparable=obstacle,
     )
+
+
+def _why_not_comparable(chosen: Metric, choice: Choice, real: Input, fake: Input) -> str | None:
+    """What keeps a figure that others measure, too, from being compared with theirs."""
+    obstacles = []
+    if not all(weights.verified for weights in choice.weights[chosen.name]):
+        obstacles.append(OWN_WEIGHTS)
+    if chosen.family == "frechet" and any(
+        isinstance(side, SavedStatistics) and side.network is None for side in (real, fake)
+    ):
+        obstacles.append(UNKNOWN_STATISTICS)
+    return ", ".join(obstacles) or None
 
 
 def pair_score(meter: PairMeter) -> Score:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.metrics.registry import REGISTRY, Settings, weights_of
 from brics_cli.workspace import atomic_path
 from brics_cli.workspace.naming import CURVES, form_of_output
 
@@ -50,8 +51,14 @@ def load_report(path: Path) -> LoadedReport:
         raise ArtefactError(f"{path} is not a report of brics eval", next=again)
     try:
         results = {str(result["metric"]): dict(result) for result in record["results"]}
-        models = {source["path"]: source.get("model") or {} for source in record["sources"] if source["side"] == "fake"}
-        for result in results.values():
+        sides = {side: {source["path"]: source for source in record["sources"] if source["side"] == side}
+                 for side in ("real", "fake")}  # fmt: skip
+        models = {path: source.get("model") or {} for path, source in sides["fake"].items()}
+        for name, result in results.items():
+            reference = sides["real"].get(result["real"], {})
+            result["reference"] = reference.get("sha256") or result["real"]
+            result["reading"] = reference.get("transform"), reference.get("image_size")
+            result["weights"] = _weights(name, record.get("provenance") or {})
             _ = result["definition"], result["real"], result["num_real"], result["num_fake"]
             _check_number(result["value"])
             _check_number(result.get("standard_error"))
@@ -61,6 +68,14 @@ def load_report(path: Path) -> LoadedReport:
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"the report {path} is damaged ({error!r})", next=again) from None
     return LoadedReport(str(path), results, steps)
+
+
+def _weights(name: str, provenance: dict[str, Any]) -> dict[str, str] | None:
+    """The weights that the metric `name` was measured with: id -> sha256; None where the report does not say."""
+    if name not in REGISTRY or "weights" not in provenance:
+        return None
+    needed = weights_of(REGISTRY[name], Settings(provenance.get("mode", "clean"), provenance.get("preset", "adm")))
+    return {found["id"]: found["sha256"] for found in provenance["weights"] if found["id"] in needed}
 
 
 def _check_number(value: object) -> None:
@@ -83,14 +98,16 @@ def _row(name: str, results: list[dict[str, Any] | None]) -> ComparedMetric:
         said
         for field, said in (
             ("definition", "defined differently"),
-            ("real", "another reference"),
+            ("reference", "another reference"),
+            ("reading", "the reference read in another way"),
+            ("weights", "other weights"),
             ("num_real", "another number of real images"),
             ("num_fake", "another number of fake images"),
         )
         if len({str(result.get(field)) for result in known}) > 1
     ]
     if len({bool(result.get("comparable", True)) for result in known}) > 1:
-        differences.append("weights that are not the published ones on one side")
+        differences.append("comparable with published figures on one side alone")
     better = str(known[0].get("better", ""))
     measured = [index for index, value in enumerate(values) if value is not None]
     best = None

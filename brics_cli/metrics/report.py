@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+OWN_WEIGHTS = "own weights"
+UNKNOWN_STATISTICS = "statistics of an unknown network"
+
 
 @dataclass(frozen=True)
 class MetricResult:
@@ -13,9 +16,9 @@ class MetricResult:
 
     `standard_error` is the error bar and `error_kind` says of what kind (None: there is none); `num_real` and
     `num_fake` are None where nobody knows (saved statistics) or the side plays no part; `resize` says how a network's
-    input was made; `comparable`, with published figures, is False when weights of unknown sha256 were used, and for
-    a metric that nobody else has; `note` is what a reader must know besides; `details` is what the metric found beside
-    its value.
+    input was made; `comparable`, with published figures, is False for a metric that nobody else has, and where
+    `not_comparable` says what else is in the way; `note` is what a reader must know besides; `details` is what the
+    metric found beside its value.
     """
 
     metric: str
@@ -34,6 +37,7 @@ class MetricResult:
     note: str | None
     error_kind: str | None = None
     details: dict[str, Any] | None = None
+    not_comparable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Source:
     """One side of a comparison. `sha256` is a store's, a model's or a file's, or a collection's fingerprint.
 
     `cached`: the networks whose features of it came from the cache. `model`: kind, path and step of the trained model
-    it came from, where one is known.
+    it came from, where one is known. `image_size`: the median of the shorter sides, px (None: nobody knows).
+    `transform`: what made a collection's images so (None: nothing).
     """
 
     side: str
@@ -51,6 +56,8 @@ class Source:
     sha256: str
     cached: list[str] = field(default_factory=list)
     model: dict[str, Any] | None = None
+    image_size: int | None = None
+    transform: str | None = None
 
 
 @dataclass(frozen=True)

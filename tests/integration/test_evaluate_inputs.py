@@ -140,6 +140,7 @@ def test_statistics_stand_in_for_the_real_images(evaluate, folders: Path, tmp_pa
     of_statistics = measured(evaluate(*flags("clip-fid"), "--real", path, *fake, "--json"))["clip-fid"]
     assert of_statistics["value"] == pytest.approx(of_images["value"], rel=1e-4)
     assert of_statistics["num_real"] is None
+    assert of_statistics["not_comparable"] == "own weights, statistics of an unknown network"
     both = measured(evaluate(*flags("clip-fid"), "--real", path, "--fake", path, "--json"))["clip-fid"]
     assert (both["value"], both["num_fake"]) == (pytest.approx(0, abs=1e-6), None)
     refused = evaluate(*flags("clip-fid", "kid"), "--real", path, *fake, check=ExitCode.USAGE)
@@ -148,11 +149,84 @@ def test_statistics_stand_in_for_the_real_images(evaluate, folders: Path, tmp_pa
         "Give images with --real, or measure fid, clip-fid or fd-dinov2."
     )
     refused = evaluate(*flags("fid"), "--real", path, *fake, check=ExitCode.ARTEFACT)
-    assert error_line(refused).startswith(
-        f"{path} holds statistics of 512 features, and inception-2015-12-05 has 2,048."
-    )
+    assert error_line(refused).startswith(f"{path} holds statistics of 512 features, and inception-clean has 2,048.")
+    said = evaluate("--real", path, *fake)  # the usual metrics: what does not fit is left out, and said
+    assert "left out: fid:" in said.stderr and "512 features, and inception-clean" in said.stderr
+    assert f"nothing in {path} says which network made it" in said.stderr
+    assert "--statistics-by clip." in said.stderr
+    assert "statistics of an unknown network" in said.stdout and "nobody says which network made" in said.stdout
+    stated = evaluate(*flags("clip-fid"), "--real", path, *fake, "--statistics-by", "clip", "--json")
+    assert measured(stated)["clip-fid"]["not_comparable"] == "own weights" and "nothing in" not in stated.stderr
+    (source, _) = json.loads(stated.stdout)["sources"]
+    assert source["description"] == "saved statistics of 512 features, clip (as --statistics-by says)"
+
     refused = evaluate(*flags("psnr"), "--real", path, *fake, check=ExitCode.USAGE)
     assert "PSNR needs pairs of images, and saved statistics hold none" in refused.stderr
+
+
+def gaussian(num_features: int = 2048) -> dict[str, np.ndarray]:
+    return {"mu": np.full(num_features, 0.4), "sigma": np.eye(num_features)}
+
+
+def test_statistics_of_another_network_are_refused_and_name_both(evaluate, folders: Path, tmp_path: Path) -> None:
+    adm = {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    files = {
+        "adm.npz": {**gaussian(), **adm},
+        "cifar10-32x32.npz": gaussian(),
+        "ffhq_legacy_tensorflow_trainval70k_256.npz": gaussian(),
+        "ffhq_legacy_pytorch_trainval70k_256.npz": gaussian(),
+    }
+    for name, arrays in files.items():
+        np.savez(tmp_path / name, **arrays)
+        network = "inception-legacy-pytorch" if "pytorch" in name else "inception-legacy-tensorflow"
+        for sides in (("--real", name, "--fake", folders / "fake"), ("--fake", name, "--real", folders / "real")):
+            line = error_line(evaluate(*flags("fid"), *sides, check=ExitCode.ARTEFACT))
+            assert f"{name} holds statistics of {network}" in line and "of inception-clean" in line
+            assert f"Use --mode {network.removeprefix('inception-')}" in line
+        if "pytorch" not in name:
+            sides = ("--real", name, "--fake", folders / "fake", "--mode", "legacy-tensorflow")
+            assert measured(evaluate(*flags("fid"), *sides, "--json"))["fid"]["not_comparable"] == "own weights"
+    fake = ("--fake", folders / "fake")
+    line = error_line(
+        evaluate(*flags("fid"), "--real", "adm.npz", *fake, "--statistics-by", "inception-clean", check=2)
+    )
+    assert "adm.npz holds statistics of inception-legacy-tensorflow (its arrays mu_s and sigma_s" in line
+    line = error_line(evaluate(*flags("fid"), "--real", folders / "real", *fake, "--statistics-by", "clip", check=2))
+    assert "goes with saved statistics, an .npz, and there are none" in line
+    line = error_line(evaluate(*flags("fid"), "--real", "adm.npz", *fake, "--statistics-by", "clib", check=2))
+    assert "no network 'clib'; did you mean 'clip'" in line
+    (tmp_path / "edm2.pkl").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    line = error_line(evaluate(*flags("fid"), "--real", "edm2.pkl", *fake, check=3))
+    assert "edm2.pkl is a pickle" in line and not (tmp_path / "owned").exists()
+
+
+def test_a_reference_batch_of_adm_is_images_unless_its_statistics_are_asked_for(
+    evaluate, folders: Path, tmp_path: Path
+) -> None:
+    pixels = np.stack(
+        [np.asarray(Image.open(path).convert("RGB").resize((64, 64))) for path in (folders / "real").iterdir()]
+    )
+    np.savez(tmp_path / "ref.npz", arr_0=pixels, mu_s=np.zeros(3), sigma_s=np.eye(3), **gaussian())
+    sides = ("--real", "ref.npz", "--fake", folders / "fake", "--mode", "legacy-tensorflow")
+    said = evaluate(*flags("fid"), *sides, "--json")
+    assert "ref.npz holds images and statistics, and its images are measured" in said.stderr
+    assert measured(said)["fid"]["num_real"] == 20
+    said = evaluate(*flags("fid"), *sides, "--statistics-by", "inception-legacy-tensorflow", "--json")
+    assert measured(said)["fid"]["num_real"] is None
+
+
+def test_sides_of_other_sizes_are_said(evaluate, folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    for path in (folders / "fake").iterdir():
+        Image.open(path).resize((32, 32)).save(tmp_path / "small" / path.name)
+    said = evaluate(*flags("fid"), "--real", folders / "real", "--fake", "small", "--out", "a.json")
+    assert re.search(r"the real images are of \d+ px, the fake ones of 32", said.stderr)
+    assert json.loads((tmp_path / "a.json").read_text())["sources"][1]["image_size"] == 32
+    said = evaluate(*flags("fid"), "--real", folders / "real", "--fake", folders / "fake")
+    assert "the real images are of" not in said.stderr
+    np.savez(tmp_path / "x_clean_train_64.npz", **gaussian())
+    said = evaluate(*flags("fid"), "--real", "x_clean_train_64.npz", "--fake", "small")
+    assert "the real images are of 64 px, the fake ones of 32" in said.stderr
 
 
 def test_rows_are_kept_only_where_a_metric_needs_them(evaluate, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,19 @@ def report(path: Path, value: float, *, step: int | None, num: int = 100) -> Pat
     return path
 
 
+def cited(path: Path, *, real: str = "/real", real_sha256: str = "a", size: int = 64, weights: str = "w") -> Path:
+    """A report that says what its reference and its weights were."""
+    record = json.loads(report(path, 1.0, step=1).read_text())
+    record["results"][0]["real"] = real
+    record["sources"].append({"side": "real", "path": real, "sha256": real_sha256, "image_size": size})
+    record["provenance"] = {
+        "mode": "clean",
+        "weights": [{"id": "inception", "sha256": weights}, {"id": "x", "sha256": path.name}],
+    }
+    path.write_text(json.dumps(record))
+    return path
+
+
 def test_reports_side_by_side(tmp_path: Path) -> None:
     paths = [report(tmp_path / f"{step}.json", 300 / step, step=step) for step in (10, 30, 20)]
     loaded = [load_report(path) for path in paths]
@@ -246,6 +259,16 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
     assert (row.best, row.differences) == (None, ["another number of fake images"])
     with pytest.raises(UsageError, match="1 of 2 reports have fid of a model whose training step is known"):
         plot_against_steps([loaded[0], other], "fid", path=tmp_path / "x.png")
+    for changes, said in (
+        ({"real_sha256": "b"}, "another reference"),
+        ({"size": 256}, "the reference read in another way"),
+        ({"weights": "c"}, "other weights"),
+    ):
+        (row,) = compare([load_report(cited(tmp_path / "1.json")), load_report(cited(tmp_path / "2.json", **changes))])
+        assert (row.best, row.differences) == (None, [said])
+    moved = load_report(cited(tmp_path / "2.json", real="/moved"))
+    (row,) = compare([load_report(cited(tmp_path / "1.json")), moved])
+    assert row.differences == []  # the same images elsewhere
     with pytest.raises(UsageError, match="at least 2 reports"):
         compare(loaded[:1])
     (tmp_path / "no.json").write_text("{}")

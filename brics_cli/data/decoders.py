@@ -29,8 +29,8 @@ AGAIN = "Run the same command again."
 CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)}
 """Exit codes of a process that an image may have ended."""
 
-Decode = Callable[[Sequence[bytes], np.ndarray], list[str | None]]
-"""N files into contiguous pixels (N, S, S, 3): for each the reason why it cannot be used, or None."""
+Decode = Callable[[Sequence[bytes], np.ndarray], list[str | int]]
+"""N files into contiguous pixels (N, S, S, 3): for each why it cannot be used, or its shorter side in pixels."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def decoding(
     The thread that calls decodes itself while processes start, and where no memory or no process is to be had.
     """
 
-    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[str | None]:
+    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[str | int]:
         return load_all(files, pixels, transform=transform)
 
     with ExitStack() as stack:
@@ -55,9 +55,9 @@ def decoding(
                 )
                 buffers = shared
 
-                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[str | None]:
-                    reasons = decoders.decode(files, pixels)
-                    return here(files, pixels) if reasons is None else reasons
+                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[str | int]:
+                    outcomes = decoders.decode(files, pixels)
+                    return here(files, pixels) if outcomes is None else outcomes
 
         yield buffers, decode
 
@@ -78,8 +78,8 @@ class Decoders:
     def _start(self) -> _Process:
         return _Process(self._buffers, transform=self._transform, size=self._size)
 
-    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | None] | None:
-        """Decode N files into the contiguous `pixels` (N, S, S, 3): for each the reason why it failed, or None.
+    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | int] | None:
+        """Decode N files into the contiguous `pixels` (N, S, S, 3): for each why it failed, or its shorter side.
 
         None as a whole: no process is ready, or `pixels` are in other memory; nothing was done. When a process ends,
         its files are decoded again one by one, and those that crash one by themselves have failed. Raises what
@@ -100,7 +100,7 @@ class Decoders:
             process.stop()
             return None
         try:
-            reasons = process.decode(files, offset)
+            outcomes = process.decode(files, offset)
         except _EndedError:
             process.stop()
             return self._one_by_one(files, pixels)
@@ -108,28 +108,28 @@ class Decoders:
             process.stop()
             raise
         self._processes.append(process)
-        return reasons
+        return outcomes
 
-    def _one_by_one(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | None]:
-        reasons: list[str | None] = []
+    def _one_by_one(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | int]:
+        outcomes: list[str | int] = []
         process = self._replacement()
         try:
             for data, image in zip(files, pixels, strict=True):
                 offset = self._buffers.offset(image)
                 assert offset is not None
                 try:
-                    reasons += process.decode([data], offset)
+                    outcomes += process.decode([data], offset)
                 except _EndedError as ended:
                     if ended.code not in CRASHES:  # the image is not to blame
                         raise MachineError(f"a process that decodes images {ended}", next=AGAIN) from None
-                    reasons.append(f"its decoder {ended}")
+                    outcomes.append(f"its decoder {ended}")
                     process.stop()
                     process = self._replacement()
         except BaseException:
             process.stop()
             raise
         self._processes.append(process)
-        return reasons
+        return outcomes
 
     def _replacement(self) -> _Process:
         try:
@@ -194,7 +194,7 @@ class _Process:
             self._ready = True
         return self._ready
 
-    def decode(self, files: Sequence[bytes], offset: int) -> list[str | None]:
+    def decode(self, files: Sequence[bytes], offset: int) -> list[str | int]:
         """Decode to `offset` of the shared memory. Raises _EndedError when it ends, or what it raised."""
         try:
             self._connection.send((offset, files))
@@ -203,8 +203,8 @@ class _Process:
         found = self._receive()
         if isinstance(found, BaseException):
             raise found
-        reasons: list[str | None] = found
-        return reasons
+        outcomes: list[str | int] = found
+        return outcomes
 
     def _receive(self) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""The process that `decoders` starts: files come in by a pipe, pixels go to shared memory, reasons back by the pipe.
+"""The process that `decoders` starts: files come in by a pipe, pixels go to shared memory, outcomes back by the pipe.
 
 A message in is (offset of the first image in the shared memory, files); a message out is what `load_all` returned, or
 the exception it raised. The first message out says that the process is ready. It ends with the pipe: with its parent.

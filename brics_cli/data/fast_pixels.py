@@ -28,8 +28,8 @@ _JPEG, _END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
 ORIENTATION = 0x0112
 
 
-def load_fast(data: bytes, *, transform: str, size: int, max_pixels: int) -> np.ndarray | None:
-    """A plain JPEG's bytes as uint8 (size, size, 3); None for a file that Pillow must decode.
+def load_fast(data: bytes, *, transform: str, size: int, max_pixels: int) -> tuple[np.ndarray, int] | None:
+    """A plain JPEG's bytes as uint8 (size, size, 3), and its shorter side; None for a file that Pillow must decode.
 
     Raises UsageError for `crop-bicubic-cuda` without a CUDA device.
     """
@@ -48,7 +48,7 @@ def load_fast(data: bytes, *, transform: str, size: int, max_pixels: int) -> np.
         raise
     except RuntimeError:
         return None  # damaged, or of a kind that this decoder does not know: the reference says which
-    return square(decoded, size)
+    return square(decoded, size), min(decoded.shape[-2:])
 
 
 def crop_bicubic_fast(image: Image.Image, size: int) -> np.ndarray:

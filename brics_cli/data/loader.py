@@ -21,6 +21,7 @@ from brics_cli.data.collection import Collection, RawImage
 from brics_cli.data.decoders import Decode, decoding
 from brics_cli.data.fast_pixels import CUDA, FAST, device_of_threads
 from brics_cli.data.pixels import ImageError
+from brics_cli.reporting import Reporter
 
 MAX_CHUNK = 16
 """Images that a thread takes at a time, at most."""
@@ -44,7 +45,8 @@ class Failure(NamedTuple):
 class Batch:
     """Consecutive images of one shard, those that failed left out of `images` and listed in `failures`.
 
-    `images` is uint8 (B, S, S, 3); `keys`, `labels`, `metas` and `indices` (position in the shard) have B entries.
+    `images` is uint8 (B, S, S, 3); `keys`, `labels`, `metas`, `indices` (position in the shard) and `short_sides` (of
+    the images as they were, in pixels) have B entries.
     The last batch of a shard has `end_of_shard`, and may be empty.
     """
 
@@ -57,6 +59,13 @@ class Batch:
     failures: list[Failure]
     failed_indices: list[int]
     end_of_shard: bool
+    short_sides: Sequence[int] = ()
+
+    @property
+    def enlarged(self) -> list[int]:
+        """`indices` of the images that were smaller than they are now."""
+        size = self.images.shape[1]
+        return [index for index, side in zip(self.indices, self.short_sides, strict=False) if side < size]
 
     @property
     def num_read(self) -> int:
@@ -70,6 +79,7 @@ class _Image(NamedTuple):
     key: str
     label: int | None
     meta: dict[str, Any] | None
+    short_side: int
 
 
 @dataclass
@@ -98,6 +108,7 @@ class _Pending:
             failures=[image for image in loaded if isinstance(image, Failure)],
             failed_indices=[self.indices[place] for place in failed],
             end_of_shard=self.end_of_shard,
+            short_sides=[image.short_side for image in images],
         )
 
 
@@ -179,6 +190,13 @@ def load_shards(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def say_enlarged(reporter: Reporter, num_enlarged: int, num_images: int, *, size: int) -> None:
+    """Say how many of the images that were decoded were made larger, if any."""
+    if num_enlarged:
+        were = "was" if num_enlarged == 1 else "were"
+        reporter.message(f"{num_enlarged:,} of {num_images:,} images {were} enlarged: smaller than {size} px")
+
+
 def _num_images(collection: Collection, shard_indices: Iterable[int] | None) -> int:
     """How many there are in these shards; at most, where they are not known beforehand."""
     if isinstance(shard_indices, Sequence):
@@ -207,14 +225,14 @@ def _load(
     loaded: list[_Image | Failure] = []
     for group in _read_groups(collection, shard_index, indices):
         files = [b"" if isinstance(image, Failure) else image.data for image in group]
-        reasons = decode(files, pixels[len(loaded) : len(loaded) + len(group)])
-        for image, reason in zip(group, reasons, strict=True):
+        outcomes = decode(files, pixels[len(loaded) : len(loaded) + len(group)])
+        for image, outcome in zip(group, outcomes, strict=True):
             if isinstance(image, Failure):
                 loaded.append(image)
-            elif reason is not None:
-                loaded.append(Failure(collection.key(shard_index, image.index), reason))
+            elif isinstance(outcome, str):
+                loaded.append(Failure(collection.key(shard_index, image.index), outcome))
             else:
-                loaded.append(_Image(image.key, image.label, image.meta))
+                loaded.append(_Image(image.key, image.label, image.meta, outcome))
     return loaded
 
 

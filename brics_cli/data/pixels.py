@@ -112,23 +112,29 @@ def apply_transform(image: Image.Image, name: str, size: int) -> np.ndarray:
 
 def load_pixels(data: bytes, *, transform: str, size: int) -> np.ndarray:
     """A file's bytes as a uint8 array (size, size, 3). Raises ImageError; UsageError for an unknown name."""
+    return load_with_side(data, transform=transform, size=size)[0]
+
+
+def load_with_side(data: bytes, *, transform: str, size: int) -> tuple[np.ndarray, int]:
+    """The same, and the shorter side of the image as it was, in pixels: one below `size` was enlarged."""
     if transform in (FAST, CUDA):
         fast = load_fast(data, transform=transform, size=size, max_pixels=MAX_PIXELS)
         if fast is not None:
             return fast
-    return apply_transform(decode_image(data), transform, size)
+    image = decode_image(data)
+    return apply_transform(image, transform, size), min(image.size)
 
 
-def load_all(files: Sequence[bytes], out: np.ndarray, *, transform: str) -> list[str | None]:
-    """N files' pixels into `out` (N, S, S, 3): for each the reason why it cannot be used, or None."""
-    reasons: list[str | None] = []
+def load_all(files: Sequence[bytes], out: np.ndarray, *, transform: str) -> list[str | int]:
+    """N files' pixels into `out` (N, S, S, 3): for each the reason why it cannot be used, or its shorter side."""
+    outcomes: list[str | int] = []
     for data, pixels in zip(files, out, strict=True):
         try:
-            pixels[:] = load_pixels(data, transform=transform, size=out.shape[1])
-            reasons.append(None)
+            pixels[:], side = load_with_side(data, transform=transform, size=out.shape[1])
+            outcomes.append(side)
         except ImageError as error:
-            reasons.append(str(error))
-    return reasons
+            outcomes.append(str(error))
+    return outcomes
 
 
 def _centre_square(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 from brics_cli.core.autoencoder import load_autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import load_shards
-from brics_cli.data.loader import default_num_workers
+from brics_cli.data.loader import default_num_workers, say_enlarged
 from brics_cli.errors import InterruptedRunError, TooManyFailuresError
 from brics_cli.metrics.reconstruction import psnr
 from brics_cli.reporting import Reporter, TimeSplit
@@ -31,7 +31,8 @@ COST_IMAGES = 64
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """A finished store. `num_now` images were encoded by this run, the others by those before it.
+    """A finished store. `num_now` images were encoded by this run, the others by those before it; `num_enlarged` of
+    them were smaller than the autoencoder's.
 
     `psnr_exact_db` and `psnr_db` are of reconstructions from exact and from quantised codes, means over the first
     batch of this run; None when it encoded nothing. `seconds` by phase: waiting for images, computing, writing, on
@@ -51,6 +52,7 @@ class EncodeResult:
     already_complete: bool
     seconds: dict[str, float]
     broken: list[str] | None
+    num_enlarged: int = 0
 
     @property
     def num_failed(self) -> int:
@@ -84,7 +86,7 @@ def encode_dataset(
     when the process of one of several devices died.
     """
     reporter.message(f"encoding {plan.collection.path}: {plan.collection.describe()}")
-    num_now, img_per_s, costs, split = 0, None, None, TimeSplit()
+    num_now, num_enlarged, img_per_s, costs, split = 0, 0, None, None, TimeSplit()
     with StoreWriter(plan.out, plan.header, plan.shards, overwrite=overwrite) as writer:
         if not writer.complete:
             for redone in writer.redone:
@@ -113,6 +115,7 @@ def encode_dataset(
                     for progress in running:
                         split.add(progress.seconds)
                         num_now += progress.num_encoded
+                        num_enlarged += progress.num_enlarged
                         num_failed += len(progress.failures)
                         task.advance(progress.num_read, note=_note(split, num_failed))
                         if max_failures is not None and num_failed > max_failures:
@@ -130,6 +133,7 @@ def encode_dataset(
             finally:
                 running.close()
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
+            say_enlarged(reporter, num_enlarged, num_now, size=plan.header.image_size)
             writer.merge(parents=_parents(plan), details=_details(plan), reporter=reporter)
         already_complete = writer.complete
     store = KeyCodeStore(plan.out)
@@ -147,6 +151,7 @@ def encode_dataset(
         already_complete=already_complete,
         seconds=split.seconds,
         broken=verify_store_in_child(plan.out) if verify else None,
+        num_enlarged=num_enlarged,
     )
 
 

@@ -7,11 +7,12 @@ whole shards say where an interrupted run goes on, and a second run writes the s
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brics_cli.data import TRANSFORM_VERSIONS, Collection, claim_output, load_shards, open_collection, open_sink
 from brics_cli.data.companions import CARD, write_companions
+from brics_cli.data.loader import say_enlarged
 from brics_cli.data.manifest import ManifestShard, write_manifest
 from brics_cli.data.opening import Labels
 from brics_cli.data.outputs import FailureLog, output_lock
@@ -82,7 +83,10 @@ class PackEstimate:
 
 @dataclass(frozen=True)
 class PackResult:
-    """What was packed: `num_images` in `num_shards` shards; `failures` lists what could not be, (key, reason)."""
+    """What was packed: `num_images` in `num_shards` shards; `failures` lists what could not be, (key, reason).
+
+    `num_enlarged` of the images that this run packed were smaller than the shards' are.
+    """
 
     path: Path
     num_images: int
@@ -90,6 +94,7 @@ class PackResult:
     num_bytes: int
     failures: list[tuple[str, str]]
     already_complete: bool
+    num_enlarged: int = 0
 
     @property
     def num_failed(self) -> int:
@@ -160,7 +165,7 @@ def pack(
                 _write_companions(plan)
             return _result(plan, FailureLog(plan.out, keep=plan.num_images), already_complete=True)
         with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
-            place = sink.resume_point(plan.collection.keys())
+            place, num_now, num_enlarged = sink.resume_point(plan.collection.keys()), 0, 0
             log = FailureLog(plan.out, keep=place)
             if place:
                 reporter.message(f"going on after {place:,} images that are packed")
@@ -175,6 +180,8 @@ def pack(
             try:
                 with reporter.task("pack", total=plan.num_images, unit="img", initial=place) as task:
                     for batch in batches:
+                        num_now += len(batch.keys)
+                        num_enlarged += len(batch.enlarged)
                         good = dict(zip(batch.indices, range(len(batch.keys)), strict=True))
                         failed = dict(zip(batch.failed_indices, batch.failures, strict=True))
                         for index in sorted({*good, *failed}):
@@ -207,7 +214,8 @@ def pack(
                 f"none of {plan.num_images:,} images could be packed; the first, {key}: {reason}"
             )
         log.close()
-        return _finish(plan, log, reporter)
+        say_enlarged(reporter, num_enlarged, num_now, size=plan.size)
+        return replace(_finish(plan, log, reporter), num_enlarged=num_enlarged)
 
 
 def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:

@@ -125,6 +125,8 @@ def train_autoencoder(
         batches.close()  # and with it the threads that add to the failures
         for theirs in world.gather(images.failures):
             images.failures |= theirs
+        for also_theirs in world.gather(images.enlarged):
+            images.enlarged |= also_theirs
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return TrainResult(plan.artefact.path, state.step, metrics, num_failed=len(images.failures))

@@ -40,12 +40,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one batch adds: images read and encoded, failures, and seconds by phase."""
+    """What one batch adds: images read and encoded (of them enlarged), failures, and seconds by phase."""
 
     num_read: int
     num_encoded: int
     failures: list[Failure]
     seconds: dict[str, float]
+    num_enlarged: int = 0
 
 
 def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
@@ -184,7 +185,7 @@ class ShardWork:
                                 failures=batch.failures,
                             )
                         seconds, split.seconds = split.seconds, {}
-                        yield Progress(batch.num_read, len(batch.keys), batch.failures, seconds)
+                        yield Progress(batch.num_read, len(batch.keys), batch.failures, seconds, len(batch.enlarged))
                         if batch.end_of_shard:
                             break
         finally:

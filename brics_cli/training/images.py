@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from brics_cli.data import Collection, ImageError, load_shards
-from brics_cli.data.pixels import load_pixels
+from brics_cli.data.loader import say_enlarged
+from brics_cli.data.pixels import load_with_side
 from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
@@ -46,6 +47,7 @@ class TrainingImages:
         starts = np.cumsum([0, *[shard.num_images for shard in collection.shards]])
         self.shard_starts: list[int] = starts.tolist()
         self.failures: dict[int, str] = {}
+        self.enlarged: set[int] = set()
         self.cached: np.ndarray | None = None
         self._held_out: set[int] = set()
 
@@ -72,6 +74,7 @@ class TrainingImages:
                 images[start + np.asarray(batch.indices, np.int64)] = batch.images
                 for index, failure in zip(batch.failed_indices, batch.failures, strict=True):
                     self.failures[start + index] = failure.reason
+                self.enlarged |= {start + index for index in batch.enlarged}
                 task.advance(batch.num_read)
         self.cached = images
         return True
@@ -147,7 +150,8 @@ class TrainingImages:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def warn_about_failures(self, reporter: Reporter) -> None:
-        """Say how many images could not be decoded so far, if any, and the first of them."""
+        """Say how many images could not be decoded so far, and the first of them; and how many were enlarged."""
+        say_enlarged(reporter, len(self.enlarged), len(self) - len(self.failures), size=self.size)
         if self.failures:
             sample, reason = next(iter(self.failures.items()))
             reporter.warning(
@@ -172,10 +176,13 @@ class TrainingImages:
             return None if sample in self.failures else self.cached[sample]
         try:
             data = file() if file is not None else self.collection.read(*self._position(sample)).data
-            return load_pixels(data, transform=self.transform, size=self.size)
+            pixels, short_side = load_with_side(data, transform=self.transform, size=self.size)
         except ImageError as error:
             self.failures[sample] = str(error)
             return None
+        if short_side < self.size:
+            self.enlarged.add(sample)
+        return pixels
 
     def _position(self, sample: int) -> tuple[int, int]:
         shard = bisect_right(self.shard_starts, sample) - 1

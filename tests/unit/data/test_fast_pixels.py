@@ -22,7 +22,8 @@ FAST = "crop-bicubic-fast"
 
 
 def fast(data: bytes, size: int) -> np.ndarray | None:
-    return load_fast(data, transform=FAST, size=size, max_pixels=MAX_PIXELS)
+    found = load_fast(data, transform=FAST, size=size, max_pixels=MAX_PIXELS)
+    return None if found is None else found[0]
 
 
 def transformed(data: bytes, size: int) -> np.ndarray:

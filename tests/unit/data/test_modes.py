@@ -58,7 +58,7 @@ def test_processes_decode_the_same():
         while (found := decoders.decode(files, there)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert found == reasons
-        good = [reason is None for reason in reasons]
+        good = [isinstance(reason, int) for reason in reasons]
         assert np.array_equal(there[good], here[good])
 
 

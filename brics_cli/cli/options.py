@@ -32,7 +32,7 @@ Quiet = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=COMMON)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is already at --out.", rich_help_panel=COMMON)
+    bool, typer.Option("--overwrite", help="Replace what brics made at --out before.", rich_help_panel=COMMON)
 ]
 DryRun = Annotated[
     bool,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from brics_cli.data.sinks.encodings import SIGNED
 from brics_cli.workspace import atomic_path
 
 GAP = 2
@@ -57,5 +58,5 @@ def contact_sheet(
             sheet.paste(tile, (GAP + column * (width + GAP), top + caption))
     final = Path(path)
     with atomic_path(final) as temporary:
-        sheet.save(temporary, format="PNG")
+        sheet.save(temporary, format="PNG", pnginfo=SIGNED)
     return final

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brics_cli.errors import ArtefactError, WouldOverwriteError
-from brics_cli.workspace import atomic_path, read_provenance
+from brics_cli.errors import ArtefactError
+from brics_cli.workspace import atomic_path, check_output, read_provenance, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def plot_runs(runs: Sequence[Path], *, out: Path, overwrite: bool = False) -> Pl
     WouldOverwriteError.
     """
     form_of_output(out, CURVES)
-    if out.exists() and not overwrite:
-        raise WouldOverwriteError(f"the picture {out} is already there", next="Give another --out, or --overwrite.")
+    check_output(out, overwrite=overwrite, what="the picture", inputs=runs)
     curves = [read_curves(run, label) for run, label in zip(runs, labels(runs), strict=True)]
     with atomic_path(out) as temporary:
         draw(curves, temporary, file_format=out.suffix.lower().removeprefix("."))
@@ -136,7 +135,7 @@ def draw(curves: Sequence[Curves], path: Path, *, file_format: str) -> None:
     lines = [axes[0].plot([], [], color=f"C{number % 10}")[0] for number in range(len(curves))]
     names = [run.label for run in curves]
     figure.legend(lines, names, loc="outside upper center", ncols=min(len(curves), 3), frameon=False)
-    figure.savefig(path, format=file_format, dpi=110)
+    figure.savefig(path, format=file_format, dpi=110, metadata=signature(file_format))
 
 
 def _draw_panel(axis: Axes, curves: Sequence[Curves], metric: str, title: str) -> None:

@@ -64,7 +64,7 @@ def reconstruct(
             what = "is a folder" if path.is_dir() else "is missing"
             raise UsageError(f"{path} {what}", next="Give image files: brics reconstruct photos/*.jpg --out sheet.png")
     form_of_output(out, PICTURE)
-    check_output(out, overwrite=overwrite, what="the sheet")
+    check_output(out, overwrite=overwrite, what="the sheet", inputs=images)
     size = autoencoder.config.image_size
     originals: list[np.ndarray] = []
     read: list[Path] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.metrics.registry import REGISTRY, Settings, weights_of
-from brics_cli.workspace import atomic_path
+from brics_cli.workspace import atomic_path, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
 
 
@@ -159,5 +159,6 @@ def plot_against_steps(reports: Sequence[LoadedReport], metric: str, *, path: Pa
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=150)
+        form = path.suffix.lower().removeprefix(".")
+        figure.savefig(temporary, format=form, dpi=150, metadata=signature(form))
     return num_points

@@ -91,7 +91,7 @@ def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Rep
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
-        if check_store_output(path, join.header, overwrite=overwrite):
+        if check_store_output(path, join.header, overwrite=overwrite, inputs=[store.path for store in join.stores]):
             return None
         artefact = Artefact(join.stores[0].artefact.kind, path, now(), False, join.parents, dict(join.details))
         try:

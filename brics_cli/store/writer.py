@@ -19,7 +19,7 @@ from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.store.format import StoreHeader, StoreShard
 from brics_cli.store.merging import write_merged
 from brics_cli.store.parts import Part, PartWriter, part_mismatch, part_path
-from brics_cli.workspace import Artefact, Kind, Parent, hold_lock, open_hdf5, write_json_atomically
+from brics_cli.workspace import Artefact, Kind, Parent, check_output, hold_lock, open_hdf5, write_json_atomically
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
 from brics_cli.workspace.files import fsync, read_json
@@ -63,12 +63,12 @@ class StoreWriter:
     def __enter__(self) -> Self:
         if self.path.is_dir():
             raise UsageError(f"--out {self.path} is a folder", next="Give a file, e.g. codes.h5.")
-        self.complete = check_store_output(self.path, self.header, overwrite=self.overwrite)
+        self.complete = self._is_complete()
         if self.complete and not self.parts_directory.exists():
             return self
         self._stack.enter_context(hold_lock(self.parts_directory / ".lock", what=str(self.path)))
         # again, now that nobody else is writing: who held the lock until now may have finished the store
-        self.complete = check_store_output(self.path, self.header, overwrite=self.overwrite)
+        self.complete = self._is_complete()
         if self.complete:  # killed between the last rename and the removal of the parts
             shutil.rmtree(self.parts_directory)
         else:
@@ -78,6 +78,9 @@ class StoreWriter:
                 self._stack.close()
                 raise
         return self
+
+    def _is_complete(self) -> bool:
+        return check_store_output(self.path, self.header, overwrite=self.overwrite, inputs=[self.header.source])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -94,6 +97,13 @@ class StoreWriter:
     def _claim_parts(self) -> None:
         """Make sure that the parts directory belongs to this store, and throw away parts that are damaged."""
         record = self.parts_directory / "identity.json"
+        theirs = sorted(path.name for path in self.parts_directory.iterdir() if not _is_of_parts(path))
+        if theirs or (not record.exists() and any(self.parts_directory.glob("*.h5"))):
+            raise WouldOverwriteError(
+                f"{self.parts_directory} is where parts go, and holds files that brics did not put there"
+                + (f" ({', '.join(theirs[:3])})" if theirs else ""),
+                next="Move them away, or give another --out.",
+            )
         if record.exists():
             differing = differences(read_json(record, what="unfinished store"), self.header.identity())
             if differing and not self.overwrite:
@@ -157,6 +167,11 @@ class StoreWriter:
         return Part(self.parts_directory, self.header, self.shards[shard_index])
 
 
+def _is_of_parts(path: Path) -> bool:
+    """Whether the writer, or one that was killed, put it into the folder of parts."""
+    return path.suffix in {".h5", ".json"} or path.name == ".lock" or (path.name[:1] + path.suffix) == "..tmp"
+
+
 def put_in_place(temporary: Path, final: Path) -> None:
     """Give a whole file its final name, safe from a power cut at any moment."""
     fsync(temporary)
@@ -165,12 +180,14 @@ def put_in_place(temporary: Path, final: Path) -> None:
     remember_own(final)
 
 
-def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool) -> bool:
+def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool, inputs: Sequence[str | Path] = ()) -> bool:
     """Whether `path` is already the store that `header` describes, so that there is nothing to do.
 
-    Raises ArtefactError for a store of other inputs, WouldOverwriteError for anything else that is there.
+    Raises ArtefactError for a store of other inputs, WouldOverwriteError for anything else that is there. With
+    `overwrite`, a store of ours may be replaced that is not one of `inputs`.
     """
-    if not path.exists() or overwrite:
+    if overwrite or path.is_symlink() or not path.is_file():
+        check_output(path, overwrite=overwrite, what="the store", inputs=inputs)
         return False
     try:
         with open_hdf5(path) as file:

@@ -11,15 +11,16 @@ from brics_cli.workspace.artefacts import (
 )
 from brics_cli.workspace.files import (
     atomic_path,
-    check_output,
     check_writable,
     write_json_atomically,
     write_text_atomically,
 )
 from brics_cli.workspace.hdf5 import open_hdf5
 from brics_cli.workspace.locks import hold_lock
+from brics_cli.workspace.overwriting import MARK, check_output, signature
 
 __all__ = [
+    "MARK",
     "Artefact",
     "Kind",
     "Parent",
@@ -31,6 +32,7 @@ __all__ = [
     "open_hdf5",
     "read_provenance",
     "sha256_of_file",
+    "signature",
     "write_json_atomically",
     "write_provenance",
     "write_text_atomically",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from brics_cli.errors import ArtefactError, WouldOverwriteError
+from brics_cli.errors import ArtefactError
 
 
 @contextmanager
@@ -82,52 +81,6 @@ def read_json(path: Path, *, what: str) -> Any:
         raise ArtefactError(f"{what}: {path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{what}: {path} is damaged ({error})") from None
-
-
-def check_output(
-    path: Path,
-    *,
-    overwrite: bool,
-    what: str,
-    kind: str | None = None,
-    inputs: Sequence[str] = (),
-    flag: str = "--out",
-) -> None:
-    """Raise WouldOverwriteError when the output `path` is a file or a non-empty directory.
-
-    With `overwrite` a file is left for the writer to replace. A directory is emptied only when brics made it as an
-    artefact of this `kind`, no other artefact stands in it, and none of `inputs` (paths or patterns the command
-    reads) lies in it: a mistyped --out never deletes somebody's data. `flag` is the option that names `path`.
-    """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise WouldOverwriteError(f"{what} {path} is already there", next=f"Give another {flag}, or --overwrite.")
-    if path.is_dir():
-        _check_may_be_emptied(path, kind=kind, inputs=inputs)
-        shutil.rmtree(path)
-
-
-def _check_may_be_emptied(path: Path, *, kind: str | None, inputs: Sequence[str]) -> None:
-    for text in inputs:
-        source = Path(re.split(r"[{*?]", text)[0]).resolve()
-        if source.is_relative_to(path.resolve()):
-            raise WouldOverwriteError(
-                f"--overwrite would delete {text}, which this command reads", next="Give another --out."
-            )
-    advice = "Remove it yourself, or give another --out."
-    if not (path / PROVENANCE_FILE).is_file():
-        raise WouldOverwriteError(
-            f"{path} was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it", next=advice
-        )
-    found = read_json(path / PROVENANCE_FILE, what="artefact").get("kind")
-    if found != kind:
-        raise WouldOverwriteError(
-            f"{path} holds an artefact of kind {found!r}, and --overwrite replaces kind {kind!r} alone", next=advice
-        )
-    others = next((other for other in path.rglob(PROVENANCE_FILE) if other.parent != path), None)
-    if others is not None or (path / "runs").exists():
-        raise WouldOverwriteError(f"{path} holds other artefacts, so --overwrite will not empty it", next=advice)
 
 
 def check_writable(path: Path) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from brics_cli.workspace import MARK
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class Encoding:
         return buffer.getvalue()
 
 
-PNG = Encoding("png", "png", "PNG", {"compress_level": 3})
+SIGNED = PngInfo()
+"""What says in a PNG that brics made it."""
+SIGNED.add_text("Software", MARK)
+PNG = Encoding("png", "png", "PNG", {"compress_level": 3, "pnginfo": SIGNED})
 """Level 3 of zlib is about twice as fast as Pillow's default 6."""
 WEBP = Encoding("webp", "webp", "WEBP", {"lossless": True, "quality": 0, "method": 1})
 """Lossless; `quality` and `method` are effort here."""

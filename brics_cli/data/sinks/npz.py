@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from brics_cli.workspace import MARK
+
 
 def write_npz(
     path: Path,
@@ -23,6 +25,7 @@ def write_npz(
 ) -> None:
     """Write `images`, the pixels of one for each key, all of `size` (height, width); `labels` None: no classes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = MARK.encode()
         with archive.open(_member("arr_0"), "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(keys), *size, 3)}
             np.lib.format.write_array_header_1_0(member, header)

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from brics_cli.data.sinks.base import ImageSink, Item, remove_leftovers
-from brics_cli.workspace import atomic_path
+from brics_cli.workspace import MARK, atomic_path
 
 
 class EdmZip:
@@ -15,6 +15,7 @@ class EdmZip:
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
+        self._zip.comment = MARK.encode()
         self._rows: list[tuple[str, str, int | None]] = []
 
     def add(self, key: str, encoded: bytes, label: int | None) -> None:

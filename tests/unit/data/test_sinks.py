@@ -143,7 +143,11 @@ def test_path_and_format_must_agree(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"mine")
     with pytest.raises(WouldOverwriteError):
         open_sink(tmp_path / "x.zip")
-    write_all(tmp_path / "x.zip", overwrite=True)
+    with pytest.raises(WouldOverwriteError, match="not made by brics"):
+        open_sink(tmp_path / "x.zip", overwrite=True)
+    (tmp_path / "x.zip").unlink()
+    for overwrite in (False, True):
+        write_all(tmp_path / "x.zip", overwrite=overwrite)
     assert zipfile.is_zipfile(tmp_path / "x.zip")
 
 
@@ -178,9 +182,9 @@ def test_claims(tmp_path):
     assert claim_output(artefact(out, size=8), overwrite=False) == "complete"
     with pytest.raises(WouldOverwriteError):
         claim_output(artefact(out, size=9), overwrite=False)
-    (out / "old.tar").write_bytes(b"")
+    (out / "00007.tar").write_bytes(b"")
     assert claim_output(artefact(out, size=9), overwrite=True) == "new"
-    assert not (out / "old.tar").exists()
+    assert not (out / "00007.tar").exists()
 
 
 def test_overwrite_never_empties_a_folder_that_brics_did_not_make(tmp_path):

@@ -120,6 +120,9 @@ def test_an_existing_file_is_kept_unless_it_is_this_store(tmp_path, parts):
     with pytest.raises(WouldOverwriteError):
         join(out, *parts)
     assert out.read_text() == "precious"
+    with pytest.raises(WouldOverwriteError, match="not made by brics"):
+        join(out, *parts, overwrite=True)
+    out.unlink()
     before = join(out, *parts, overwrite=True).path.read_bytes()
     stores = [KeyCodeStore(path) for path in parts]
     assert write_join(plan_join(stores), out, reporter=SilentReporter()) is None

@@ -110,6 +110,9 @@ def test_overwrite_never_empties_a_directory_that_brics_did_not_make(tmp_path: P
         check_output(tmp_path, overwrite=True, what="the run")
     assert (tmp_path / "thesis.tex").exists()
     write_provenance(Artefact("samples", tmp_path, "2026-01-01T00:00:00"))
+    with pytest.raises(WouldOverwriteError, match=r"did not make \(thesis.tex\)"):
+        check_output(tmp_path, overwrite=True, what="the run", kind="samples")
+    (tmp_path / "thesis.tex").unlink()
     check_output(tmp_path, overwrite=True, what="the run", kind="samples")
     assert not tmp_path.exists()
 

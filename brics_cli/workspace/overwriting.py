@@ -1,0 +1,191 @@
+"""What may stand where an output goes: nothing, or with --overwrite what brics made, and nothing else.
+
+A file of ours carries a mark: `MARK` where its format has room for a remark, the provenance in a key-code store, the
+name of the report in its JSON; a tar has its provenance beside it. A folder of ours has a provenance inside.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from brics_cli.errors import WouldOverwriteError
+from brics_cli.workspace.files import PROVENANCE_FILE, read_json
+
+MARK = "brics-cli"
+"""What a picture, zip or npz says of its maker: `Software` in a PNG, the comment of a zip, `Creator` in SVG and PDF."""
+_PNG, _HDF5, _ZIP = b"\x89PNG\r\n\x1a\n", b"\x89HDF\r\n\x1a\n", b"PK"
+_HEAD_BYTES, _STORE_BYTES = 64 << 10, 8 << 20
+
+_MODEL = ("config.json", "*.safetensors", "state.json", "*.pt")
+_RUN = (
+    *("config.yaml", "environment.json", "metrics.jsonl", "failures.jsonl", "events.out.tfevents.*", "images/*.png"),
+    *(f"{folder}/{name}" for folder in ("model", "best", "checkpoints/step-*") for name in _MODEL),
+)
+_IMAGES = (
+    *("*.png", "[0-9]*.tar", "README.md", "failures.jsonl"),
+    *("manifest.json", "wids.json", "batch-sizes.json", "identity.json"),
+)
+_FILES: dict[str, tuple[str, ...]] = {
+    "autoencoder": _RUN,
+    "diffusion": _RUN,
+    "shards": _IMAGES,
+    "reconstructions": _IMAGES,
+    "samples": _IMAGES,
+    "pictures": ("*.png",),
+}
+"""Of each kind of folder, what its files are called. A PNG has to carry the mark as well, a card the name of brics."""
+ADVICE = "Remove it yourself, or give another --out."
+
+
+def signature(form: str) -> dict[str, str]:
+    """The metadata that mark a picture of matplotlib's, a png, svg or pdf, as made by brics."""
+    return {"Software" if form == "png" else "Creator": MARK}
+
+
+def check_output(
+    path: Path,
+    *,
+    overwrite: bool,
+    what: str,
+    kind: str | None = None,
+    inputs: Sequence[str | Path] = (),
+    flag: str = "--out",
+) -> None:
+    """Raise WouldOverwriteError when something is at the output `path`, but for an empty folder.
+
+    With `overwrite` a file that brics made is left for the writer to replace when the new one is whole. A folder is
+    emptied when brics made it as an artefact of this `kind` and all of it: no other artefact stands in it, and none of
+    `inputs` (paths or patterns the command reads). Links, devices, mount points and whatever the user made are never
+    replaced. `flag` is the option that names `path`.
+    """
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return
+    other = f"Give another {flag}."
+    special = _special(path)
+    if special is not None:
+        raise WouldOverwriteError(f"{what} {path} is {special}, and no output replaces one", next=other)
+    if not overwrite:
+        raise WouldOverwriteError(f"{what} {path} is already there", next=f"Give another {flag}, or --overwrite.")
+    _check_inputs(path, inputs, advice=other)
+    if path.is_dir():
+        _check_may_be_emptied(path, kind=kind)
+        shutil.rmtree(path)
+    elif not made_by_brics(path):
+        raise WouldOverwriteError(
+            f"{what} {path} was not made by brics, so --overwrite will not replace it",
+            next=f"Remove it yourself, or give another {flag}.",
+        )
+
+
+def made_by_brics(path: Path) -> bool:
+    """Whether the regular file `path` carries a mark of ours. It is looked for as bytes: a damaged file has it too."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        num_bytes = _STORE_BYTES if start == _HDF5 else _HEAD_BYTES
+        head = start + file.read(num_bytes)
+        file.seek(max(0, size - num_bytes))
+        both = head + file.read()
+    mark = MARK.encode()
+    if start == _HDF5:
+        return b'"brics_artefact"' in both
+    if start == _PNG:
+        return b"tEXtSoftware\0" + mark in head
+    if start.startswith(_ZIP):
+        return both.endswith(mark)
+    if start.startswith((b"<?xml", b"%PDF")):
+        return mark in both
+    if start.startswith(b"{"):
+        return b'"brics_report"' in head
+    if start[7:] == b"\0":  # the length of a safetensors header
+        return mark in head
+    beside = path.with_name(f"{path.name}.{PROVENANCE_FILE}")
+    return path.suffix == ".tar" and beside.is_file() and beside.stat().st_mtime_ns >= path.stat().st_mtime_ns
+
+
+def _special(path: Path) -> str | None:
+    """What `path` is, when it is neither a regular file nor a folder; None when it is."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return f"a link to {path.readlink()}"
+    if path.absolute().is_mount():
+        return "a mount point"
+    for is_kind, name in (
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    ):
+        if is_kind(mode):
+            return name
+    return None
+
+
+def _check_inputs(path: Path, inputs: Sequence[str | Path], *, advice: str) -> None:
+    for text in map(str, inputs):
+        source = Path(re.split(r"[{*?]", text)[0]).resolve()
+        if any(_is_same(path, each) for each in (source, *source.parents)):
+            raise WouldOverwriteError(f"--overwrite would delete {text}, which this command reads", next=advice)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """By whatever name: a hard link, another case, a bind mount."""
+    if path.resolve() == other:
+        return True
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
+def _check_may_be_emptied(path: Path, *, kind: str | None) -> None:
+    here = Path.cwd()
+    for place, name in ((here, "the current directory"), (Path.home(), "the home directory")):
+        if any(_is_same(path, each) for each in (place, *place.parents)):
+            raise WouldOverwriteError(f"{path} is or holds {name}, so --overwrite will not empty it", next=ADVICE)
+    if not (path / PROVENANCE_FILE).is_file():
+        raise WouldOverwriteError(
+            f"{path} was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it", next=ADVICE
+        )
+    record = read_json(path / PROVENANCE_FILE, what="artefact")
+    found = record.get("kind") if isinstance(record, dict) else None
+    if found != kind or kind is None:
+        raise WouldOverwriteError(
+            f"{path} holds an artefact of kind {found!r}, and --overwrite replaces kind {kind!r} alone", next=ADVICE
+        )
+    others = next((other for other in path.rglob(PROVENANCE_FILE) if other.parent != path), None)
+    if others is not None or (path / "runs").exists():
+        raise WouldOverwriteError(f"{path} holds other artefacts, so --overwrite will not empty it", next=ADVICE)
+    theirs = list(islice(_not_ours(path, kind), 1000))
+    if theirs:
+        listed = ", ".join(str(each.relative_to(path)) for each in theirs[:3])
+        more = f" and {len(theirs) - 3} more" if len(theirs) > 3 else ""
+        raise WouldOverwriteError(
+            f"{path} holds files that brics did not make ({listed}{more}), so --overwrite will not empty it",
+            next="Move them away, or give another --out.",
+        )
+
+
+def _not_ours(folder: Path, kind: str) -> Iterator[Path]:
+    """Files of a folder of ours that brics did not make, links and mount points included."""
+    for parent, folders, names in os.walk(folder):
+        entries = [Path(parent, name) for name in [*folders, *names]]
+        for path in sorted(entries):
+            relative = str(path.relative_to(folder))
+            if _special(path) is not None:
+                yield path
+            elif path.is_dir() or relative == PROVENANCE_FILE or fnmatch.fnmatch(path.name, ".*.tmp"):
+                continue
+            elif (
+                not any(fnmatch.fnmatch(relative, pattern) for pattern in _FILES.get(kind, ()))
+                or (path.suffix == ".png" and not made_by_brics(path))
+                or (path.suffix == ".md" and b"brics" not in path.read_bytes())
+            ):
+                yield path

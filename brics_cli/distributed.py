@@ -17,9 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brics_cli.errors import BricsError, UsageError, as_brics_error
+from brics_cli.errors import BricsError, MachineError, UsageError, as_brics_error
+from brics_cli.stopping import in_time
 
 T = TypeVar("T")
+
+_PARTNER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say in a collective call when another process is not there any more."""
 
 TORCHRUN = "several processes are started by: torchrun --nproc-per-node N -m brics_cli ..."
 
@@ -177,6 +181,13 @@ def join_world(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(rank=dist.get_rank(), size=size, device=device)
+        with in_time(leader=dist.get_rank() == 0):
+            yield World(rank=dist.get_rank(), size=size, device=device)
+    except RuntimeError as error:
+        if any(said in str(error) for said in _PARTNER_GONE):
+            raise MachineError(
+                "another process of this run has ended", next="What it said comes first; checkpoints are intact."
+            ) from None
+        raise
     finally:
         dist.destroy_process_group()

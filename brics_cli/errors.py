@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 from enum import IntEnum
 
 
@@ -22,7 +23,9 @@ class ExitCode(IntEnum):
     WOULD_OVERWRITE = 4
     SOME_FAILED = 5
     MACHINE = 6
+    HUNG_UP = 129
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class BricsError(Exception):
@@ -68,9 +71,18 @@ class MachineError(BricsError):
 
 
 class InterruptedRunError(BricsError):
-    """Ctrl-C or SIGTERM ended a command after it saved its state (exit 130)."""
+    """Ctrl-C, SIGTERM or SIGHUP ended a command after it saved its state (exit 130)."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class NothingSavedError(BricsError):
+    """The same of a command that had nothing to save: exit 130, 143 or 129 by the `number` of the signal."""
+
+    def __init__(self, number: int, what: str | None = None) -> None:
+        name = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        super().__init__(f"{name}; {what}" if what else name)
+        self.exit_code = ExitCode(128 + number)
 
 
 _AGAIN = "Then run the same command again."

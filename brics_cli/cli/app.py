@@ -5,7 +5,7 @@ Commands are imported when they are called, so that `brics --help` stays fast an
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 import brics_cli
-from brics_cli.errors import ExitCode, as_brics_error
+from brics_cli.cli.streams import explain_sigbus, prepare_streams
+from brics_cli.errors import ExitCode, MachineError, NothingSavedError, as_brics_error
+from brics_cli.stopping import signals_as_ctrl_c
 
 
 class Entry(NamedTuple):
@@ -55,6 +57,15 @@ class LazyGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what typer would turn into a bare exit code becomes an error with a line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise NothingSavedError(getattr(stop, "signal", signal.SIGINT)) from None
+        except BrokenPipeError:  # of no stream of ours: those outlive their readers
+            raise MachineError("another process that this command talks to has ended", next="Run it again.") from None
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
@@ -124,18 +135,11 @@ def run(arguments: list[str]) -> int:
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        result = typer.main.get_command(app).main(args=arguments, prog_name="brics", standalone_mode=False)
-        sys.stdout.flush()
-        if result == ExitCode.INTERRUPTED:
-            from brics_cli.cli.output import print_error
-
-            print_error("interrupted")
+        with signals_as_ctrl_c():
+            result = typer.main.get_command(app).main(args=arguments, prog_name="brics", standalone_mode=False)
+            sys.stdout.flush()
         return result if isinstance(result, int) else ExitCode.DONE
-    except BrokenPipeError:
-        # The reader of our stdout went away (`brics ... | head`): nothing to tell it, and no noise at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if show_traceback:
             import traceback
 
@@ -147,7 +151,9 @@ def run(arguments: list[str]) -> int:
         return _report(error)
 
 
-def _report(error: Exception) -> int:
+def _report(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):  # before or after the command itself
+        error = NothingSavedError(getattr(error, "signal", signal.SIGINT))
     from brics_cli.cli.output import print_error
 
     format_message = getattr(error, "format_message", None)
@@ -176,7 +182,9 @@ def _decapitalise(text: str) -> str:
 
 def main() -> None:
     """The entry point of the `brics` command."""
+    prepare_streams()
+    explain_sigbus(ExitCode.MACHINE)
     from brics_cli.cli.output import PrintableStream
 
-    sys.stdout, sys.stderr = (stream and PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
     sys.exit(run(sys.argv[1:]))

@@ -5,11 +5,9 @@ Image i of a run has the key of its seed, and depends on the model, the settings
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from brics_cli.data.sinks.base import remove_leftovers
 from brics_cli.errors import InterruptedRunError
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.scale import LocalExecutor
+from brics_cli.stopping import stop_signals
 from brics_cli.store import StoreWriter
 from brics_cli.streams.batch_sizes import BatchSizes
 from brics_cli.streams.sample_plan import Format, SamplePlan, store_layout
 from brics_cli.streams.sample_tasks import SampleTask
 from brics_cli.streams.sampling import Computed, DeviceWork, Event, TaskSampler, Written
-from brics_cli.training.signals import stop_signals
 from brics_cli.workspace import write_provenance
 from brics_cli.workspace.artefacts import finished
 
@@ -192,11 +190,10 @@ class _Run:
         if len(tasks) < num:
             self.reporter.message(f"{len(tasks):,} shards keep only so many of {num} devices busy: see --shard-size")
         work = DeviceWork(plan.models.files, plan.output, self.sizes, plan.sheet_seeds, torch.get_num_threads())
-        with _sigterm_as_ctrl_c():
-            try:
-                yield from LocalExecutor([str(device) for device in plan.devices]).run(work, tasks)
-            finally:
-                remove_leftovers(plan.folder, "*")  # of processes that were ended while they wrote
+        try:
+            yield from LocalExecutor([str(device) for device in plan.devices]).run(work, tasks)
+        finally:
+            remove_leftovers(plan.folder, "*")  # of processes that were ended while they wrote
 
     def take(self, event: Event) -> None:
         """Add up what an event says."""
@@ -262,16 +259,3 @@ class _Run:
 
 class _Stopped(Exception):
     """Somebody asked to stop, and the next evaluation of the network has not begun."""
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """While the block runs, SIGTERM raises KeyboardInterrupt as SIGINT does. Only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -11,11 +11,11 @@ import numpy as np
 from brics_cli.data import contact_sheet
 from brics_cli.data.outputs import output_lock
 from brics_cli.data.sinks import PNG
-from brics_cli.errors import InterruptedRunError, UsageError
+from brics_cli.errors import NothingSavedError, UsageError
 from brics_cli.reporting import Reporter, TimeSplit
+from brics_cli.stopping import stop_signals
 from brics_cli.streams.pictures import Grid, Interpolation, draw_picture
 from brics_cli.streams.sample_models import SampleModels
-from brics_cli.training.signals import stop_signals
 from brics_cli.workspace import Artefact, Workspace, atomic_path, check_output, write_provenance
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import FOLDER, PICTURE, form_of_output
@@ -59,7 +59,7 @@ def draw(
     """Draw the picture and write it to `out`, with its provenance.
 
     Raises WouldOverwriteError when something is there, MachineError when memory holds not even one image or another
-    process is writing `out`, InterruptedRunError on Ctrl-C: nothing is kept then.
+    process is writing `out`, NothingSavedError on Ctrl-C.
     """
     settings = {**models.settings, **describe(picture)}
     inputs = [parent.path for parent in models.parents]
@@ -77,16 +77,13 @@ def draw(
 
             def on_step() -> None:
                 nonlocal step
-                if stop.requested:
-                    raise _stopped(out)
+                if stop.signal is not None:
+                    raise NothingSavedError(stop.signal, f"nothing is written to {out}")
                 step = step % total + 1
                 task.advance(0, note=f"step {step}/{total}")
 
-            try:
-                with split.phase("draw"):
-                    images = draw_picture(models, picture, on_step=on_step, on_images=task.advance, on_shrink=on_shrink)
-            except KeyboardInterrupt:
-                raise _stopped(out) from None
+            with split.phase("draw"):
+                images = draw_picture(models, picture, on_step=on_step, on_images=task.advance, on_shrink=on_shrink)
         details: dict[str, Any] = {"settings": settings, "num_images": len(images), "seconds": split.seconds}
         details |= {"device": str(models.stream.device), "summary": summary(picture)}
         if shrunk:
@@ -151,7 +148,3 @@ def _write_sheet(images: list[np.ndarray], picture: Grid | Interpolation, models
         title=f"{summary(picture)}; {sampler.sampler} {sampler.num_steps} steps{guided}",
         scale=max(1, SHOWN_SIDE // models.autoencoder.config.image_size),
     )
-
-
-def _stopped(out: Path) -> InterruptedRunError:
-    return InterruptedRunError(f"interrupted, nothing is written to {out}")

@@ -21,6 +21,7 @@ from brics_cli.data import contact_sheet
 from brics_cli.distributed import World, join_world
 from brics_cli.metrics.reconstruction import capped_psnr, ssim
 from brics_cli.reporting import Reporter
+from brics_cli.stopping import StopRequest, stop_signals
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.batches import Means, micro_batches, prepare
 from brics_cli.training.clock import Clock, time_note
@@ -29,7 +30,6 @@ from brics_cli.training.images import TrainingImages
 from brics_cli.training.plan import AutoencoderPlan
 from brics_cli.training.precision import autocast, compiled
 from brics_cli.training.run import TrainResult, open_run
-from brics_cli.training.signals import stop_signals
 from brics_cli.training.state import TrainingState
 
 SNAPSHOT_IMAGES = 12
@@ -95,7 +95,6 @@ def train_autoencoder(
             clock.step(schedule.batch_size)
             clock.warn_if_long(num_steps=schedule.steps - state.step, device=world.device, reporter=reporter)
             last = state.step == schedule.steps
-            stopping = world.any(stop.requested)
 
             if state.step % schedule.log_every == 0 or last:
                 logged = {f"train/{name}": value for name, value in means.items()} | clock.lap()
@@ -105,12 +104,13 @@ def train_autoencoder(
                 run.log(state.step, logged)
             task.advance(note=_note(means, metrics))
             if validating := (state.step % schedule.val_every == 0 or last):
-                scores = validate(state.ema.model, val_images, val_samples, world=world, reporter=reporter)
+                scores = validate(state.ema.model, val_images, val_samples, world=world, stop=stop, reporter=reporter)
                 metrics |= scores
                 run.log(state.step, scores)
                 run.keep_if_best(saver(state, recipe, scores=scores), scores)
             if state.step % schedule.snapshot_every == 0 or last:
                 run.snapshot(drawer(state.ema.model, val_images, val_samples, device=world.device), step=state.step)
+            stopping = world.any(stop.requested)
             due = due or state.step % schedule.checkpoint_every == 0 or last or stopping
             if due and state.is_sound():  # after a step that was skipped, the next good one is saved
                 valid = scores if validating else {}
@@ -157,15 +157,19 @@ def validate(
     samples: np.ndarray,
     *,
     world: World,
+    stop: StopRequest,
     reporter: Reporter,
     batch_size: int = 64,
 ) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM of the reconstructions of `samples`, on uint8 as evaluation does, and what of the
-    bottleneck's tables their codes use. Each process scores its share; nothing, said so, when none can be read."""
+    bottleneck's tables their codes use. Each process scores its share; nothing, said so, when none can be read, and
+    nothing once somebody asked to stop."""
     sums = np.zeros(3)  # images, PSNR, SSIM
     usage = model.bottleneck.usage_counter()
     mine = samples[world.rank :: world.size]
     for start in range(0, len(mine), batch_size):
+        if stop.requested:
+            break
         real = images.load(mine[start : start + batch_size].tolist())
         if not len(real):
             continue
@@ -173,6 +177,8 @@ def validate(
         usage.add(codes)
         fake = to_uint8(model.decode(codes))
         sums += [len(real), capped_psnr(real, fake).sum(), ssim(real, fake).sum()]
+    if world.any(stop.requested):
+        return {}
     num, total_psnr, total_ssim = world.total(sums.tolist())
     if not num:
         reporter.warning(f"no validation score: none of the {len(samples):,} validation images can be read")

@@ -22,6 +22,7 @@ from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
 from brics_cli.reporting import Reporter
+from brics_cli.stopping import stop_signals
 from brics_cli.store import KeyCodeStore
 from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.training.clock import Clock, time_note
@@ -32,7 +33,6 @@ from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
 from brics_cli.training.precision import autocast, compiled
 from brics_cli.training.run import TrainResult, open_run
-from brics_cli.training.signals import stop_signals
 from brics_cli.training.state import TrainingState
 from brics_cli.workspace import Workspace
 
@@ -97,7 +97,6 @@ def train_diffusion(
             clock.step(schedule.batch_size)
             clock.warn_if_long(num_steps=schedule.steps - state.step, device=world.device, reporter=reporter)
             last = state.step == schedule.steps
-            stopping = world.any(stop.requested)
 
             if state.step % schedule.log_every == 0 or last:
                 logged = {"train/loss": update.loss, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
@@ -110,6 +109,7 @@ def train_diffusion(
                 scores = world.lead(lambda: score(state.ema.model)) or {}
                 metrics |= scores
                 run.log(state.step, scores)
+            stopping = world.any(stop.requested)
             due = due or state.step % schedule.checkpoint_every == 0 or last or stopping
             if due and state.is_sound():  # after a step that was skipped, the next good one is saved
                 run.publish(

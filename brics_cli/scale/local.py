@@ -83,7 +83,7 @@ def _numbers(num: int) -> int:
 def _start(numbers: int) -> tuple[Connection, subprocess.Popen[bytes]]:
     ours, theirs = multiprocessing.Pipe()
     # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         command = child_command("brics_cli.scale.worker", theirs.fileno(), numbers)
         process = subprocess.Popen(command, env=child_environment(), pass_fds=[theirs.fileno(), numbers])
@@ -112,7 +112,8 @@ def _death(device: str, process: subprocess.Popen[Any]) -> MachineError:
         process.wait(STOP_S)
     code = process.returncode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-    memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+    causes = {-signal.SIGKILL: "out of memory?", -signal.SIGBUS: "a file that it read was cut short?"}
+    why = f" ({causes[code]})" if code in causes else ""
     return MachineError(
-        f"the process of device {device} {how}{memory}", next="What is whole is kept: run the same command again."
+        f"the process of device {device} {how}{why}", next="What is whole is kept: run the same command again."
     )

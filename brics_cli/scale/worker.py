@@ -20,7 +20,8 @@ NUMBER = struct.Struct("<q")
 
 def main() -> None:
     """Its arguments: the descriptors of the pipe of events, and of that of tasks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group: the parent decides
+        signal.signal(number, signal.SIG_IGN)
     events: Connection = Connection(int(sys.argv[1]))
     try:
         work, device, tasks = events.recv()

@@ -7,11 +7,12 @@ can be pickled to worker processes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,7 @@ class KeyCodeStore:
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise ArtefactError(f"the header of {self.path} is damaged ({error})", next=AGAIN) from None
         self._maps: dict[str, Array] = {}
+        self._file: BinaryIO | None = None
 
     def _raise_unreadable(self, error: Exception) -> None:
         with self.path.open("rb") as file:
@@ -185,10 +187,23 @@ class KeyCodeStore:
         if name not in self._offsets:
             raise ArtefactError(f"{self.path} holds no flipped codes", next="Encode again with --flips.")
         if name not in self._maps:
+            if self._file is None:
+                self._file = self.path.open("rb")
             shape = (self._num_rows, *self.code_shape)
-            mapped = np.memmap(self.path, self._dtype, "r", self._offsets[name], shape)
+            mapped = np.memmap(self._file, self._dtype, "r", self._offsets[name], shape)
             self._maps[name] = mapped.view(np.ndarray)  # a memmap pays for its bookkeeping at every slice
+        self._check_whole(self._offsets[name] + self._maps[name].nbytes)
         return self._maps[name]
+
+    def _check_whole(self, num_bytes: int) -> None:
+        """Raise ArtefactError when the mapped file has become shorter: touching what is gone ends in SIGBUS."""
+        assert self._file is not None
+        size_bytes = os.fstat(self._file.fileno()).st_size
+        if size_bytes < num_bytes:
+            raise ArtefactError(
+                f"{self.path} was cut short while it was read: {size_bytes:,} of at least {num_bytes:,} bytes",
+                next=AGAIN,
+            )
 
     @property
     def mean(self) -> npt.NDArray[np.float32]:
@@ -287,6 +302,10 @@ class KeyCodeStore:
         """A dataset, or rows of it, as `made` makes it."""
         try:
             with open_hdf5(self.path) as file:
+                if file.attrs.get("sha256") != self.sha256:
+                    raise ArtefactError(
+                        f"{self.path} has been replaced since it was opened", next="Run the same command again."
+                    )
                 return made(file[name][() if index is None else index])
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtefactError(f"{self.path}: dataset {name!r} cannot be read ({error})", next=AGAIN) from None

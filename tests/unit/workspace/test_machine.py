@@ -146,6 +146,11 @@ def test_commands_call_a_locked_store_locked(store, tmp_path):
     assert store.read_bytes() == before
 
 
+def test_a_store_that_this_process_reads_with_h5py_too(store):
+    with h5py.File(store, "r"):
+        assert len(KeyCodeStore(store).keys) == 6
+
+
 @pytest.fixture
 def no_locks(monkeypatch):
     """A file system without locks, as NFS is whose lock daemon does not run."""

@@ -1,0 +1,107 @@
+"""Being told to stop: Ctrl-C, SIGTERM, SIGHUP mean the same to every command; the exit code says which it was.
+
+A loop that saves between two steps asks `stop_signals`; everything else is ended by an exception, `Stopped`, on whose
+way temporary files are removed, children ended, and what is whole kept.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+IN_TIME_S = 25.0
+"""torchrun kills 30 s after it has sent SIGTERM."""
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, whose number `signal` is: what ends on Ctrl-C ends on them too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class StopRequest:
+    """Whether somebody asked to stop, and with what signal."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def signals_as_ctrl_c() -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    with _handled((signal.SIGTERM, signal.SIGHUP), handle):
+        yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """While the block runs, all three set the request; a second Ctrl-C stops at once, by KeyboardInterrupt."""
+    request = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), handle):
+        yield request
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], handle: Handler) -> Iterator[None]:
+    """Let `handle` have these signals; not outside the main thread, and not those that nohup has switched off."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        ignored = [n for n in numbers if n != signal.SIGINT and signal.getsignal(n) is signal.SIG_IGN]
+        previous = {number: signal.signal(number, handle) for number in numbers if number not in ignored}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def in_time(*, leader: bool, seconds: float = IN_TIME_S) -> Iterator[None]:
+    """In one of several processes of a run: end it so many seconds after SIGTERM, should it not have ended by then.
+
+    A collective call whose partner is gone, or a step that takes minutes, lets no Python run in the main thread; the
+    next signal would be SIGKILL, without a word. Nothing half-written stands under a final name.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended, (receiver, sender) = threading.Event(), socket.socketpair()
+    sender.setblocking(False)
+    previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := receiver.recv(1):
+            if number[0] == signal.SIGTERM and not ended.wait(seconds):
+                if leader:
+                    os.write(2, b"error: SIGTERM came, and this step did not end in time to be saved.\n")
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="brics-in-time", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(previous)
+        sender.close()

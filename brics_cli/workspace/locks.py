@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -28,6 +28,21 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     Raises MachineError when another process holds it or no file can be made there (/proc), OSError when
     `path` cannot be written, or when its file system has no locks: HDF5_USE_FILE_LOCKING=FALSE does without them.
     """
+    lock = FileLock(str(path))
+    try:
+        _acquire(lock, path, what=what)
+        yield
+    except KeyboardInterrupt:
+        with suppress(Timeout, OSError):  # it may have come between the file and its lock
+            lock.acquire(timeout=0)
+        raise
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # while it is held: filelock takes no lock on a file that is gone
+            lock.release(force=True)
+
+
+def _acquire(lock: FileLock, path: Path, *, what: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # filelock would wait for a place that cannot be written, and then call it held
@@ -35,7 +50,6 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         raise MachineError(
             f"{what} cannot be written: no file can be made there", next="Write somewhere else."
         ) from None
-    lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -44,15 +58,7 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         path.unlink(missing_ok=True)  # nobody can hold it
-        if error.errno in NO_LOCKS and locks_are_off():
-            yield
+        has_none = error.errno in NO_LOCKS
+        if has_none and locks_are_off():
             return
-        error.filename = error.filename or str(path)
-        if error.errno in NO_LOCKS:
-            error.errno = errno.ENOLCK
-        raise
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is held: filelock takes no lock on a file that is gone
-        lock.release()
+        raise OSError(errno.ENOLCK if has_none else error.errno, error.strerror, str(path)) from None

@@ -52,7 +52,8 @@ BATCH = {
     "pack": (("pack", "images", "--size", "256", "--shard-size", "10", "--out"), "out", "out/00001.tar"),
     "encode-dataset": (("encode-dataset", "images", "--ae", "ae", "--batch-size", "2", "--out"), "out.h5",
                        "out.h5.parts/.*.h5.*.tmp"),
-    "sample": (("sample", "--format", "png", "--n", "4000", "--batch-size", "4", "--steps", "8", "--out"), "out", "out/0000000*.png"),
+    "sample": (("sample", "--format", "png", "--n", "4000", "--steps", "8", "--out"),
+               "out", "out/0000000*.png"),
 }  # fmt: skip
 
 

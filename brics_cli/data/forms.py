@@ -14,14 +14,14 @@ from typing import Literal
 
 from brics_cli.data.collection import split_extension
 from brics_cli.data.pixels import is_image_file
-from brics_cli.data.sources import parquet
+from brics_cli.data.sources import arrow, parquet
 from brics_cli.data.sources.lmdb import is_lmdb
 from brics_cli.data.sources.npz import is_array_file
 from brics_cli.data.sources.webdataset import TAR_SUFFIXES, is_compressed
 from brics_cli.data.splits import choose as choose_part
 from brics_cli.data.splits import group_files
 
-Form = Literal["tar", "zip", "lmdb", "parquet", "array"]
+Form = Literal["tar", "zip", "lmdb", "parquet", "arrow", "array"]
 
 _TAR_MAGIC, _TAR_MAGIC_OFFSET = b"ustar", 257
 _SPLIT = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}")
@@ -32,6 +32,7 @@ _NUM_LOOKED_AT = 64
 _NAMED: dict[str, str] = {
     ".zip": "named like a zip file, and is not a zip file",
     ".parquet": "named like a parquet table, and is not a parquet table",
+    ".arrow": "named like an Arrow file, and is not an Arrow file",
     ".mdb": "named like an LMDB, and is not an LMDB",
     ".lmdb": "named like an LMDB, and is not an LMDB",
     ".npz": "named like an .npz, and is not an .npz (no zip archive, which an .npz is)",
@@ -56,6 +57,8 @@ def form_of_file(path: Path) -> Form | str:
         return "zip"
     if first.startswith(parquet.MAGIC):
         return "parquet"
+    if first.startswith(arrow.FILE_MAGIC) or (first.startswith(arrow.STREAM_MAGIC) and has_suffix(path.name, ".arrow")):
+        return "arrow"
     if is_lmdb(path):
         return "lmdb"
     if first.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -102,6 +105,8 @@ def choices_below(folder: Path) -> list[Choice]:
         names = [child.name for child in islice(entry.iterdir(), _NUM_LOOKED_AT)] if entry.is_dir() else []
         if any(has_suffix(name, *TAR_SUFFIXES) for name in names):
             choices.append(Choice("tar", (entry.name,), (entry,)))
+        elif arrow.STATE in names and arrow.arrow_files(entry):
+            choices.append(Choice("arrow", (entry.name,), (entry,)))
         elif any(has_suffix(name, ".parquet") for name in names):
             choices += _parquet_splits(sorted(child for child in entry.iterdir() if child.is_file()))
     return choices

@@ -16,7 +16,9 @@ from brics_cli.data.collection import Collection, split_extension, visible_path
 from brics_cli.data.fields import ALL as ALL_IMAGES
 from brics_cli.data.forms import Choice, Form, choices_below, choose, form_of_file, has_suffix
 from brics_cli.data.manifest import check_manifest
+from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.pixels import PILLOW_FORMATS, ImageError
+from brics_cli.data.sources.arrow import NOT_IMAGES, ArrowCollection, arrow_files
 from brics_cli.data.sources.folder import FolderCollection, NoImagesError, files_beside
 from brics_cli.data.sources.lmdb import LmdbCollection, is_lmdb
 from brics_cli.data.sources.npz import ArrayCollection
@@ -31,7 +33,8 @@ from brics_cli.reporting import Reporter
 from brics_cli.workspace import read_provenance
 
 READS = (
-    "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs, parquet and .npz."
+    "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs, "
+    "parquet, Arrow (save_to_disk) and .npz."
 )
 MAX_FILES = 1_000_000
 SHARD_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
@@ -153,13 +156,15 @@ def _open_file(path: Path, wanted: Wanted) -> Collection:
         return WebDatasetCollection(str(visible_path(path)), [path], wanted)
     if form == "zip":
         return ZipCollection(path, wanted)
-    if form in ("lmdb", "parquet", "array") and wanted.subset is not None:
+    if form in ("lmdb", "parquet", "arrow", "array") and wanted.subset is not None:
         raise UsageError(f"{path} holds one collection, so no subset {wanted.subset!r}")
     if form == "lmdb":
         # data.mdb is opened through its folder, whose name says what it is
         return LmdbCollection(path.parent if path.name == "data.mdb" else path)
     if form == "parquet":
-        return ParquetCollection(str(visible_path(path)), [path])
+        return ParquetCollection(str(visible_path(path)), [path], wanted)
+    if form == "arrow":
+        return ArrowCollection(str(visible_path(path)), [path], wanted)
     if form == "array":
         return ArrayCollection(path)
     raise UsageError(f"{path} is {form}", next=READS)
@@ -208,7 +213,8 @@ def _open_files(form: Form, path: str, files: Sequence[Path], wanted: Wanted) ->
         wanted = wanted._replace(subset=None)
     elif form == "parquet" and wanted.subset not in (None, ALL):
         raise UsageError(f"{path} holds one collection, so no subset {wanted.subset!r}")
-    collection = ParquetCollection(path, files) if form == "parquet" else WebDatasetCollection(path, files, wanted)
+    source = ParquetCollection if form == "parquet" else WebDatasetCollection
+    collection = source(path, files, wanted)
     collection.note = note or collection.note
     return collection
 
@@ -221,6 +227,11 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
         check_manifest(path)
     if is_lmdb(path):
         return LmdbCollection(path)
+    if tables := arrow_files(path):
+        arrow = ArrowCollection(str(path.resolve()), tables, wanted)
+        read = {table.name for table in tables} | NOT_IMAGES
+        arrow.passed_over += PassedOver(entry.name for entry in path.iterdir() if entry.name not in read)
+        return arrow
     names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     if "data.mdb" in names:
         raise UsageError(f"{path} is named like an LMDB, and its data.mdb is not an LMDB", next=READS)
@@ -251,7 +262,11 @@ def _open_all(path: Path, choices: Sequence[Choice], wanted: Wanted) -> Collecti
     forms = {choice.form for choice in choices}
     where = f"{path.resolve()}/{ALL}"
     if forms == {"parquet"}:
-        return ParquetCollection(where, [table for choice in choices for table in choice.paths])
+        tables = [table for choice in choices for table in choice.paths]
+        return ParquetCollection(where, tables, wanted._replace(subset=None))
+    if forms == {"arrow"}:
+        tables = [table for choice in choices for table in arrow_files(choice.paths[0])]
+        return ArrowCollection(where, tables, wanted._replace(subset=None))
     if forms == {"tar"}:
         tars = [
             tar
@@ -267,9 +282,9 @@ def _open_choice(choice: Choice, wanted: Wanted) -> Collection:
     collection: Collection
     wanted = wanted._replace(subset=None)
     if choice.form == "parquet":
-        collection = ParquetCollection(_path_of(choice), choice.paths)
-        collection.passed_over = files_beside(choice.paths[0].parent, suffixes=(".parquet",))
-    elif choice.form == "tar":
+        collection = ParquetCollection(_path_of(choice), choice.paths, wanted)
+        collection.passed_over += files_beside(choice.paths[0].parent, suffixes=(".parquet",))
+    elif choice.form in ("tar", "arrow"):
         collection = _open_directory(choice.paths[0], wanted)
     elif choice.form == "lmdb":
         collection = LmdbCollection(choice.paths[0])

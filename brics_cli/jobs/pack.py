@@ -14,11 +14,11 @@ from brics_cli.data import TRANSFORM_VERSIONS, Collection, claim_output, load_sh
 from brics_cli.data.companions import CARD, write_companions
 from brics_cli.data.loader import say_enlarged
 from brics_cli.data.manifest import ManifestShard, write_manifest
-from brics_cli.data.opening import Labels
 from brics_cli.data.outputs import FailureLog, output_lock
 from brics_cli.data.pixels import ImageError, load_pixels
 from brics_cli.data.sinks import PNG, Encoding
 from brics_cli.data.sources.webdataset import WebDatasetCollection
+from brics_cli.data.wanted import Labels, Wanted
 from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresError, UsageError
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
@@ -225,7 +225,7 @@ def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:
 def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
     """Hash the shards, write the manifest, and then mark the whole as complete."""
     tars = _tars(plan.out)
-    packed = WebDatasetCollection(str(plan.out.resolve()), tars)
+    packed = WebDatasetCollection(str(plan.out.resolve()), tars, Wanted(labels="none"))
     shards = []
     is_long = sum(shard.size_bytes for shard in packed.shards) > LONG_HASH_BYTES
     with (reporter if is_long else SilentReporter()).task("hash", total=len(tars), unit="shards") as task:

@@ -26,7 +26,10 @@ def test_images_labels_and_the_rest_as_metadata(tmp_path):
     made = [datetime.date(2020, 1, day) for day in range(1, 6)]
     path = write_parquet(tmp_path / "x.parquet", text=list("abcde"), made=made, blob=[b"x"] * 5)
     collection = open_collection(path)
-    assert collection.describe() == "5 images, parquet, 1 file"
+    assert collection.describe() == (
+        "5 images, parquet, 1 file, labels from the column label: 5 of 5 labelled, 5 classes"
+    )
+    assert collection.passed_over.to_json() == {"values in the column blob (bytes)": 5}
     read = read_all(collection)
     assert [raw.key for raw in read] == [f"x/{number:08d}" for number in range(5)]
     assert [raw.data for raw in read] == [noise(number) for number in range(5)]
@@ -45,7 +48,8 @@ def test_splits_are_never_mixed(tmp_path):
         collection = open_collection(root)
         assert len(collection) == 6
         assert collection.describe() == (
-            "6 images, parquet, 2 files (the only one for training; also there: test, validation; "
+            "6 images, parquet, 2 files, labels from the column label: 6 of 6 labelled, 3 classes "
+            "(the only one for training; also there: test, validation; "
             "--subset takes another)"
         )
         assert len(open_collection(root, subset="validation")) == 3

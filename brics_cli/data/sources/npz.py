@@ -20,16 +20,22 @@ from typing import IO, Any
 
 import numpy as np
 
-from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, visible_path
+from brics_cli.data.annotations import recorded_class_names
+from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, visible_path
+from brics_cli.data.labels import Labelling, number_labels
 from brics_cli.data.names import Names
+from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.samples import tidy_name
+from brics_cli.data.wanted import Labels
 from brics_cli.errors import ArtefactError, UsageError
 
 NPY_MAGIC = b"\x93NUMPY"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 AGAIN = "Save it again: numpy.savez(path, images)."
+MAX_COLUMN_BYTES = 2**32
+"""A larger array beside the images holds no labels and no keys."""
 _WANTED = "images are uint8 (N, H, W, 3)"
 _ENCRYPTED = 0x1
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ..., lengths of the name and of the extra field
@@ -81,7 +87,7 @@ class ArrayCollection(UnshardedCollection):
     images of the form that is read, ArtefactError when the file is truncated or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, labels: Labels | None = None) -> None:
         self.path = str(visible_path(path))
         with path.open("rb") as file:
             self.kind = "npy" if file.read(len(NPY_MAGIC)) == NPY_MAGIC else "npz"
@@ -93,12 +99,22 @@ class ArrayCollection(UnshardedCollection):
         self._unpacked = ProcessCache(_unpack, limit=1)
         self._descriptors = ProcessCache(Descriptor.of, limit=1)
         self._offset = self._find(path, images)
-        labels, keys = self._column(path, arrays, "arr_1", "iu"), self._column(path, arrays, "keys", "SU")
-        self._labels = None if labels is None else labels.astype(np.int64)
+        keys = self._column(path, arrays, "keys", "SU")
         self._keys = None if keys is None else _names(keys)
-        used = {self._member: True, "arr_1": labels is not None, "keys": self._keys is not None}
-        self._unread = [name for name in arrays if not used.get(name)]
         self._digits = max(8, len(str(images.shape[0])))
+        classes = None if labels == "none" else self._column(path, arrays, "arr_1", "iufbSU")
+        values = None if classes is None else _label_values(classes)
+        self._labelling: Labelling | None = None
+        if values is not None:
+            names = recorded_class_names(path)
+            self._labelling = number_labels(values, source="arr_1", shown=self._key, names=names)
+            self.class_names = self._labelling.names
+        read = {self._member: True, "arr_1": values is not None or labels == "none", "keys": self._keys is not None}
+        if unread := [name for name in arrays if not read.get(name)]:
+            self.passed_over = PassedOver()
+            self.passed_over.reasons[f"array{'s' * (len(unread) > 1)} ({', '.join(map(printable, unread))})"] = len(
+                unread
+            )
         rows = [(self._key(position), self._image_bytes) for position in range(images.shape[0])]
         self._cut(rows, also=_digests(path))
 
@@ -125,10 +141,12 @@ class ArrayCollection(UnshardedCollection):
         return start + images.header_bytes
 
     def _column(self, path: Path, arrays: Mapping[str, Array], name: str, kinds: str) -> np.ndarray | None:
-        """The array `name` where it says one thing of each image; None else."""
+        """The array `name` where it says one thing of each image, or a vector; None else."""
         array = arrays.get(name)
         num_images = arrays[self._member].shape[0]
-        if self.kind == "npy" or array is None or array.shape != (num_images,) or array.dtype.kind not in kinds:
+        if self.kind == "npy" or array is None or array.dtype.kind not in kinds:
+            return None
+        if array.shape[:1] != (num_images,) or len(array.shape) > 2 or array.num_bytes > MAX_COLUMN_BYTES:
             return None
         with _opened(path) as archive, archive.open(f"{name}.npy") as member:
             try:
@@ -139,11 +157,10 @@ class ArrayCollection(UnshardedCollection):
     def describe(self) -> str:
         deflated = ", compressed" if self._offset is None else ""
         member = "" if self._member == "arr_0" or self.kind == "npy" else f", array {self._member!r}"
-        labels = ", labels from arr_1" if self._labels is not None else ""
+        labels = "" if self._labelling is None else f", labels from arr_1: {self._labelling.said}"
         keys = "" if self._keys is not None else ", named by their place"
-        unread = f"; not read: {', '.join(self._unread)}" if self._unread else ""
         size = f"{self._width} x {self._height} px"
-        return f"{len(self):,} images, {size}, {self.kind}{member}{deflated}{labels}{keys}{unread}{self.note}"
+        return f"{len(self):,} images, {size}, {self.kind}{member}{deflated}{keys}{labels}{self.note}"
 
     def files(self, shard_index: int) -> Iterable[str]:
         """The one file that all is read from."""
@@ -167,9 +184,11 @@ class ArrayCollection(UnshardedCollection):
         pixels = member.read(offset + position * self._image_bytes, self._image_bytes)
         if len(pixels) != self._image_bytes:
             raise ImageError("damaged: the file became shorter")
-        label = None if self._labels is None else int(self._labels[position])
+        label, meta = -1, None
+        if self._labelling is not None:
+            label, meta = int(self._labelling.ids[position]), self._labelling.metas.get(position)
         data = b"P6\n%d %d\n255\n" % (self._width, self._height) + pixels
-        return RawImage(self._key(position), data, label, None, shard_index, index)
+        return RawImage(self._key(position), data, label if label >= 0 else None, meta, shard_index, index)
 
 
 def is_array_file(first: bytes) -> bool:
@@ -244,6 +263,22 @@ def _images_of(arrays: Mapping[str, Array], path: Path) -> str:
     if 0 in arrays[name].shape:
         raise UsageError(f"no images in {path}: {name} is {arrays[name]}")
     return name
+
+
+def _label_values(array: np.ndarray) -> Any:
+    """What `number_labels` takes for `array`, one label or vector per image; None for vectors that are not one-hot."""
+    if array.ndim == 2 and array.shape[1] != 1:
+        if (
+            array.dtype.kind in "SU"
+            or not (np.count_nonzero(array, axis=1) == 1).all()
+            or not (array.max(1) == 1).all()
+        ):
+            return None
+        return array.argmax(1).astype(np.int64)
+    array = array.reshape(len(array))
+    if array.dtype.kind == "i":
+        return array.astype(np.int64)
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in array.tolist()]
 
 
 def _names(keys: np.ndarray) -> Names | None:

@@ -16,7 +16,8 @@ from brics_cli.data.pixels import load_pixels
 from brics_cli.data.sinks import discard_pieces
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 
-LABELS = np.array([3, 0, -1, 7, 2**40])
+LABELS = np.array([3, 0, -1, 7, 3])
+NUMBERS = [3, 0, None, 7, 3]
 
 
 def images(num: int = 5, height: int = 6, width: int = 6) -> np.ndarray:
@@ -37,12 +38,15 @@ def save(path: Path, *arrays: np.ndarray, **named: np.ndarray) -> Path:
 def test_what_numpy_saved(tmp_path, save):
     save(tmp_path / "x.npz", images(), LABELS)
     collection = open_collection(tmp_path / "x.npz")
-    assert [raw.label for raw in collection.iter_shard(0)] == LABELS.tolist()
+    assert [raw.label for raw in collection.iter_shard(0)] == NUMBERS
     assert list(collection.keys()) == [f"{number:08d}" for number in range(5)]
     assert np.array_equal(pixels(tmp_path / "x.npz"), images())
     assert collection.read(0, 3).data == collection.read(0, 3).data  # in any order, and again
     compressed = ", compressed" if save is np.savez_compressed else ""
-    assert collection.describe() == f"5 images, 6 x 6 px, npz{compressed}, labels from arr_1, named by their place"
+    labels = "labels from arr_1: 4 of 5 labelled (the others have none), 3 classes"
+    assert collection.describe() == f"5 images, 6 x 6 px, npz{compressed}, named by their place, {labels}"
+    bare = open_collection(tmp_path / "x.npz", labels="none")
+    assert bare.read(0, 0).label is None and "labels" not in bare.describe() and not bare.passed_over
 
 
 def test_a_plain_npy(tmp_path):
@@ -72,7 +76,7 @@ def test_ours_come_back_with_keys_and_labels(tmp_path):
     collection = open_collection(tmp_path / "x.npz")
     assert [(raw.key, raw.label) for raw in collection.iter_shard(0)] == list(zip(keys, range(5), strict=True))
     assert np.array_equal(pixels(tmp_path / "x.npz"), images())
-    assert collection.describe() == "5 images, 6 x 6 px, npz, labels from arr_1"
+    assert collection.describe() == "5 images, 6 x 6 px, npz, labels from arr_1: 5 of 5 labelled, 5 classes"
 
 
 def test_it_goes_through_the_loader_in_processes_too(tmp_path):
@@ -80,20 +84,46 @@ def test_it_goes_through_the_loader_in_processes_too(tmp_path):
     collection = pickle.loads(pickle.dumps(open_collection(tmp_path / "x.npz")))
     batches = list(load_shards(collection, transform="crop-bicubic", size=6, num_workers=2, batch_size=2))
     assert np.array_equal(np.concatenate([batch.images for batch in batches]), images())
-    assert [label for batch in batches for label in batch.labels] == LABELS.tolist()
+    assert [label for batch in batches for label in batch.labels] == NUMBERS
 
 
 def test_adms_reference_batch_gives_its_images_and_says_what_is_not_read(tmp_path):
     statistics = {name: np.zeros((4, 4)) for name in ("mu", "sigma", "mu_s", "sigma_s")}
     save(tmp_path / "x.npz", images(), **statistics)
     assert np.array_equal(pixels(tmp_path / "x.npz"), images())
-    assert open_collection(tmp_path / "x.npz").describe().endswith("; not read: mu, sigma, mu_s, sigma_s")
+    said = open_collection(tmp_path / "x.npz").passed_over.describe()
+    assert said == "not read: 4 arrays (mu, sigma, mu_s, sigma_s)"
 
 
-def test_labels_that_are_none_are_said(tmp_path):
-    save(tmp_path / "x.npz", images(), np.eye(5, dtype=np.float32))
+@pytest.mark.parametrize(
+    ("labels", "classes", "names"),
+    [
+        (np.eye(5, dtype=np.float32)[[2, 0, 1, 1, 4]], [2, 0, 1, 1, 4], ()),  # one-hot
+        (np.array([1.0, 0, 2, 2, 1]), [1, 0, 2, 2, 1], ()),
+        (np.array([[1], [0], [2], [2], [1]], np.uint8), [1, 0, 2, 2, 1], ()),
+        (np.array(["dog", "cat", "dog", "cat", "eel"]), [1, 0, 1, 0, 2], ("cat", "dog", "eel")),
+        (np.array([b"dog", b"cat", b"dog", b"cat", b"eel"]), [1, 0, 1, 0, 2], ("cat", "dog", "eel")),
+        (np.array([10**12, 7, 7, 10**12, 7]), [1, 0, 0, 1, 0], ("7", "1000000000000")),
+    ],
+)
+def test_labels_by_the_rules_of_all_forms(tmp_path, labels, classes, names):
+    save(tmp_path / "x.npz", images(), labels)
     collection = open_collection(tmp_path / "x.npz")
-    assert collection.read(0, 0).label is None and "not read: arr_1" in collection.describe()
+    assert [raw.label for raw in collection.iter_shard(0)] == classes and collection.class_names == names
+    assert not collection.passed_over
+
+
+@pytest.mark.parametrize("labels", [np.eye(4), np.ones((5, 3)) / 3, np.zeros((5, 2, 2)), np.array(7)])
+def test_labels_that_are_none_are_said(tmp_path, labels):
+    save(tmp_path / "x.npz", images(), labels)
+    collection = open_collection(tmp_path / "x.npz")
+    assert collection.read(0, 0).label is None and "1 array (arr_1)" in collection.passed_over.describe()
+
+
+def test_a_class_number_below_0_is_refused(tmp_path):
+    save(tmp_path / "x.npz", images(), np.array([0, 1, -5, 2, 3]))
+    with pytest.raises(UsageError, match="the label of 00000002 in arr_1 is -5"):
+        open_collection(tmp_path / "x.npz")
 
 
 def test_keys_that_are_none_are_not_taken(tmp_path):
@@ -146,9 +176,7 @@ def test_nothing_is_unpickled(tmp_path):
     with pytest.raises(UsageError, match="never opened"):
         open_collection(tmp_path / "x.npz")
     save(tmp_path / "y.npz", images(1), np.array([Bomb()], dtype=object), keys=np.array([Bomb()], dtype=object))
-    assert {"arr_1", "keys"} == set(
-        open_collection(tmp_path / "y.npz").describe().partition("not read: ")[2].split(", ")
-    )
+    assert "2 arrays" in open_collection(tmp_path / "y.npz").passed_over.describe()
 
 
 def test_statistics_are_no_images(tmp_path):

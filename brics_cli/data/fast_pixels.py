@@ -83,7 +83,9 @@ def _is_plain_jpeg(data: bytes, *, max_pixels: int) -> bool:
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as image:
             upright = image.getexif().get(ORIENTATION, 1) == 1
-            return upright and image.mode in ("RGB", "L") and image.width * image.height <= max_pixels
+            kept_rgb = image.info.get("adobe_transform") == 0 or image.layer[0][0] == ord("R")  # type: ignore[attr-defined]
+            plain = image.mode == "L" or (image.mode == "RGB" and not kept_rgb)  # nvJPEG takes all colour for YCbCr
+            return upright and plain and image.width * image.height <= max_pixels
     except Exception:  # Pillow's parsers raise nearly anything on damaged bytes; the reference names what it is
         return False
 

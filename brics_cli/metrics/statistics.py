@@ -79,8 +79,7 @@ class SavedStatistics:
             )
         if self.network not in (None, network):
             raise ArtefactError(
-                f"{self.path} holds statistics of {self.network} ({self.evidence}), and the other side's are of "
-                f"{network}",
+                f"{self.path} holds statistics of {self.network} ({self.evidence}), and what is measured is {network}",
                 next=_HOW_TO_MEASURE[self.network or ""],
             )
 

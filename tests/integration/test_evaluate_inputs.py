@@ -181,7 +181,7 @@ def test_statistics_of_another_network_are_refused_and_name_both(evaluate, folde
         network = "inception-legacy-pytorch" if "pytorch" in name else "inception-legacy-tensorflow"
         for sides in (("--real", name, "--fake", folders / "fake"), ("--fake", name, "--real", folders / "real")):
             line = error_line(evaluate(*flags("fid"), *sides, check=ExitCode.ARTEFACT))
-            assert f"{name} holds statistics of {network}" in line and "of inception-clean" in line
+            assert f"{name} holds statistics of {network}" in line and "measured is inception-clean" in line
             assert f"Use --mode {network.removeprefix('inception-')}" in line
         if "pytorch" not in name:
             sides = ("--real", name, "--fake", folders / "fake", "--mode", "legacy-tensorflow")

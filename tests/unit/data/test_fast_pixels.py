@@ -94,6 +94,7 @@ def special_files(photo: Image.Image) -> dict[str, bytes]:
         "EXIF in a JPEG": encoded(small, "JPEG", exif=exif),
         "EXIF in a PNG": encoded(small, exif=exif),
         "WebP": encoded(small, "WEBP"),
+        "RGB in a JPEG": encoded(small, "JPEG", keep_rgb=True),
         "1 bit": encoded(small.convert("1")),
     }
 

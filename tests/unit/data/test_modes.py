@@ -62,6 +62,20 @@ def test_processes_decode_the_same():
         assert np.array_equal(there[good], here[good])
 
 
+@pytest.mark.parametrize("num", [4, pytest.param(200, marks=pytest.mark.slow)])
+def test_damaged_files_are_a_picture_or_an_image_error(num):
+    generator = np.random.default_rng(num)
+    for data, _, _ in CASES.values():
+        for _ in range(num):
+            damaged = bytearray(data[: generator.integers(1, len(data) + 1)] if generator.random() < 0.2 else data)
+            for position in generator.integers(0, min(len(damaged), 200), 3):  # headers, most of all
+                damaged[position] = generator.integers(0, 256)
+            try:
+                assert load_pixels(bytes(damaged), transform="crop-bicubic-fast", size=4).shape == (4, 4, 3)
+            except ImageError as error:
+                assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"])
 def test_modes_without_alpha_are_pillows_rgb(mode):
     image = Image.fromarray(random_values(1, 255, 3).astype(np.uint8)).convert(mode)

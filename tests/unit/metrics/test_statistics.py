@@ -57,7 +57,7 @@ def test_makers_are_known_by_arrays_and_names(name, num_features, more, network,
             with pytest.raises(ArtefactError, match=f"{num_features:,} features, and {key} has {width:,}"):
                 found.check_made_by(key)
         elif network not in (None, key):
-            with pytest.raises(ArtefactError, match=f"of {network} .*of {key}.*Use --m"):
+            with pytest.raises(ArtefactError, match=f"of {network} .*measured is {key}.*Use --m"):
                 found.check_made_by(key)
         else:
             found.check_made_by(key)

@@ -3,6 +3,7 @@ a pipe, through every command that prints them."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,12 +16,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from diffusion_workspace import make_workspace
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import noise, write_tar
 from store_files import write_store
 
 from brics_cli.cli import app
+from brics_cli.cli.output import LiteralConsole
+from brics_cli.cli.progress import ConsoleReporter
 from brics_cli.metrics import cache
 from brics_cli.reporting import command_line, printable
 from brics_cli.workspace import Artefact, write_provenance
@@ -133,6 +137,57 @@ def test_tar_members_and_zip_names(name, screen, tmp_path):
 
 
 @MODES
+@pytest.mark.parametrize(
+    "name", [FILES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FILES[1:])], ids=range(len(FILES))
+)
+def test_the_pipeline_in_a_workspace_of_that_name(name, screen, tmp_path, monkeypatch):
+    root = make_workspace(tmp_path / name)
+    monkeypatch.chdir(root)
+    for number, folder in enumerate((name, f"other{name}")):
+        (root / "images" / folder).mkdir(parents=True)
+        for index in range(3):
+            (root / "images" / folder / f"{index}{name}.png").write_bytes(noise(3 * number + index))
+    (root / "images" / name / f"bad{name}.png").write_bytes(b"\x89PNG bad")
+    codes, other = f"codes{name}.h5", f"other{name}.h5"
+    wrong: list[tuple[object, ...]] = []
+    for arguments, code in (
+        (["encode-dataset", "images", "--labels", "folder", "--out", codes], 5),
+        (["encode-dataset", "images", "--labels", "folder", "--out", codes], 5),  # complete
+        (["encode-dataset", f"images/other{name}", "--out", other], 0),
+        (["info", codes], 0),
+        (["info", codes, "--verify"], 0),
+        (["info", "runs/autoencoder/a"], 0),
+        (["decode", codes, "--out", f"decoded{name}"], 0),
+        (["decode", codes, "--out", f"decoded{name}.zip"], 0),
+        (["decode", codes, "--out", f"decoded{name}.zip", "--nested"], 2),
+        (["export", codes, "--no-flips", "--out", f"latents{name}"], 0),
+        (["reconstruct", f"images/{name}/0{name}.png", "--out", f"sheet{name}.png"], 0),
+        (["eval", "--metric", "psnr", "--fake", codes, "--out", f"report{name}.json"], 0),
+        (["train-diffusion", codes, "--recipe", "tiny", "--dry-run"], 0),
+        (["train-ae", "images", "--recipe", "tiny", "--out", f"run{name}", "--dry-run"], 0),
+        (["sample", "--n", "2", "--steps", "2", "--out", f"samples{name}"], 0),
+        (["sample", "--n", "2", "--steps", "2", "--class", name, "--out", f"samples{name}.zip"], 2),
+        (["status"], 0),
+    ):
+        text = screen.run(*arguments)
+        wrong += [(arguments, screen.code, ascii(text))] * (screen.code != code)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bar_of_progress_names_what_it_does(name):
+    written = io.StringIO()
+    reporter = ConsoleReporter(LiteralConsole(written, force_terminal=True, width=200))
+    with reporter.task(f"do {name}", total=2, unit="img") as task:
+        task.advance(note=name)
+    text = written.getvalue()
+    if RAW.search(name):
+        assert name not in text
+    assert shown(name) in unwrapped(STYLES.sub("", text))
+    assert RAW.search(STYLES.sub("", text.replace("\r", ""))) is None
+
+
+@MODES
 @pytest.mark.parametrize("name", FILES, ids=range(len(FILES)))
 def test_arguments_recipes_and_settings(name, screen, tmp_path):
     for arguments in ([name], ["info", name], ["info", f"--{name}"], ["recipes", "show", name], ["merge", name, name],
@@ -202,6 +257,8 @@ def test_errors_and_tracebacks(name, screen, monkeypatch):
 LIBRARY = """
 import logging, sys, warnings
 from brics_cli.cli import app
+from brics_cli.cli.output import LiteralConsole
+from brics_cli.cli.progress import ConsoleReporter
 def run(arguments):
     name = arguments[0]
     warnings.warn(name)

@@ -69,7 +69,7 @@ class Classes:
     def check(self, number: int, *, where: object) -> None:
         """Raise UsageError for a class that cannot be sampled."""
         if not 0 <= number < self.num:
-            raise UsageError(f"--class {number}: {where} knows classes 0 to {self.num - 1}")
+            raise UsageError(f"--class {number}: {where} knows classes 0 to {self.num - 1}; there are: {self.listed()}")
         if self.counts and not self.counts[number]:
             raise UsageError(
                 f"--class {self.shown(number)}: {where} was trained on no image of it; there are: {self.listed()}"

@@ -64,7 +64,10 @@ class Annotations:
         self._labelling: Labelling | None = None
         self.class_names: tuple[str, ...] = ()
         self.said = ""
-        if labels:
+        if not labels:
+            unused = [printable(each.source) for each in listings if any(label is not None for label in each.labels)]
+            self._notes += [f"labels of {source} not used" for source in unused]
+        else:
             known = next((listing.class_names for listing in listings if listing.class_names), tuple(class_names))
             self._number(len(names), listings, sidecars, texts, known)
         self.said += "".join(f", {note}" for note in self._notes)

@@ -86,7 +86,7 @@ def number_labels(
     notes: list[str] = []
     if vectors and not scalars and _all_one_hot(vectors.values()):
         scalars = {place: vector.index(1) for place, vector in vectors.items()}
-        notes.append("one-hot vectors")
+        notes.append("read from one-hot vectors")
     elif vectors:
         metas = {place: {"label_vector": vector} for place, vector in vectors.items()}
         notes.append(f"{len(vectors):,} labels are vectors, which are kept as metadata")

@@ -76,7 +76,7 @@ def _dataset_json(source: str, data: bytes) -> Listing:
     keys = {name: key for name, key in _pairs(listing.get("keys")) if isinstance(key, str)}
     known = listing.get("class_names")
     class_names = tuple(map(str, known)) if isinstance(known, list) else ()
-    note = "" if labels or keys or key is not None else f"{printable(source)} holds no labels"
+    note = "" if labels or keys else f"{printable(source)} holds no labels"
     names = [name for name, _ in labels]
     return Listing(source, names, [label for _, label in labels], [None] * len(names), keys, class_names, note)
 

@@ -11,6 +11,7 @@ from brics_cli.data import median_side, open_collection
 from brics_cli.errors import UsageError
 from brics_cli.store import KeyCodeStore, verify_store_in_child
 from brics_cli.workspace import Artefact, read_provenance
+from brics_cli.workspace.files import read_json
 
 MAX_LISTED_FAILURES = 20
 KINDS = ("autoencoder", "diffusion")
@@ -90,6 +91,13 @@ def _classes(store: KeyCodeStore) -> dict[str, Any]:
     return {"classes": {names.get(label, str(label)): counts[label] for label in sorted(counts)}} if counts else {}
 
 
+def _classes_of_model(run: Path) -> dict[str, Any]:
+    """How many images each class had in training, by its name."""
+    config = read_json(run / "model" / "config.json", what="the model's config")
+    counts, names = config.get("class_counts", []), dict(enumerate(config.get("class_names", [])))
+    return {"classes": {names.get(label, str(label)): num for label, num in enumerate(counts) if num}} if counts else {}
+
+
 def _chosen(store: KeyCodeStore) -> dict[str, Any]:
     """What of its source a store holds, where that is not all."""
     chosen = {"part": store.header.part, "selection": store.header.selection[:12], "labels": store.header.labels}
@@ -107,6 +115,8 @@ def _describe_artefact(artefact: Artefact) -> Description:
         facts[f"made from {parent.kind}"] = f"{parent.path} ({parent.sha256[:12]})"
     facts |= {name: value for name, value in artefact.details.items() if name != "settings" and value != []}
     facts |= artefact.details.get("settings", {})
+    if artefact.kind == "diffusion" and artefact.usable:
+        facts |= _classes_of_model(artefact.path)
     return Description(artefact.kind, artefact.path, facts)
 
 

@@ -46,10 +46,11 @@ class DrawnStream(ImageStream):
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> str:
-        settings = self.plan.stream.settings
+        settings, balance = self.plan.stream.settings, self.plan.stream.balance
+        classes = {"proportional": ", classes as often as in training", "even": ", each class alike"}.get(balance or "")
         return (
             f"{len(self):,} images drawn from a diffusion model, {settings.sampler}, "
-            f"{settings.num_evaluations} evaluations each, seeds {self.plan.settings['seeds']}"
+            f"{settings.num_evaluations} evaluations each, seeds {self.plan.settings['seeds']}{classes or ''}"
         )
 
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:

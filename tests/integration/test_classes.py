@@ -75,6 +75,7 @@ def test_info_lists_classes(root):
     assert facts["classes"] == CLASSES and facts["labelled"] == 12
     shown = brics("info", "codes.h5", cwd=root, check=0).stdout
     assert "3: birds (2), cats (3), dogs (7)" in shown
+    assert "3: birds (2), cats (3), dogs (7)" in brics("info", "run", cwd=root, check=0).stdout
     shown = brics("info", "shards", cwd=root, check=0).stdout
     assert "3: birds, cats, dogs" in shown
 
@@ -121,6 +122,24 @@ def test_class_numbers_without_images_are_never_sampled(root):
     brics(*FAST, "--model", "from-one", "--grid", "2x2", "--out", "grid.png", cwd=root, check=0)
     refused = brics(*FAST, "--model", "from-one", "--grid", "3x2", "--out", "more.png", cwd=root, check=2)
     assert "has a row per class, and from-one knows 2" in error_line(refused)
+
+
+def test_eval_draws_as_sample_does(root):
+    measured = (
+        "eval",
+        "--metric",
+        "fd-random",
+        "--num-samples",
+        8,
+        "--fake",
+        "run",
+        "--real",
+        "shards",
+        "--device",
+        "cpu",
+    )
+    report = json.loads(brics(*measured, "--steps", 1, "--json", cwd=root, check=0).stdout)
+    assert "classes as often as in training" in json.dumps(report)
 
 
 def test_stores_that_call_their_classes_otherwise_are_not_joined(root, tmp_path):

@@ -107,6 +107,8 @@ class WebDatasetCollection(Collection):
         self._num_checked = 0
         if scope.part is None:
             self._num_checked = check_img2dataset_counts(self._paths, [len(samples) for samples in self._samples])
+            if num_failed := sum(map(_num_not_downloaded, self._paths)):
+                self.passed_over.reasons["images that img2dataset could not download"] += num_failed
         self._starts = [0, *accumulate(shard.num_images for shard in self.shards)]
         self._annotations = Annotations(
             self.keys(),
@@ -249,12 +251,21 @@ def _stats_path(tar: Path) -> Path:
 
 
 def _img2dataset_successes(tar: Path) -> int | None:
+    return _img2dataset_stats(tar).get("successes")
+
+
+def _num_not_downloaded(tar: Path) -> int:
+    stats = _img2dataset_stats(tar)
+    return max(stats.get("count", 0) - stats.get("successes", 0), 0) if "successes" in stats else 0
+
+
+def _img2dataset_stats(tar: Path) -> dict[str, int]:
+    """The whole numbers in the statistics beside a tar; none where there are no statistics."""
     try:
         stats = json.loads(_stats_path(tar).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    successes = stats.get("successes") if isinstance(stats, dict) else None
-    return successes if isinstance(successes, int) else None
+        return {}
+    return {name: num for name, num in stats.items() if isinstance(num, int)} if isinstance(stats, dict) else {}
 
 
 def _without_suffix(name: str) -> str:

@@ -109,7 +109,10 @@ def test_what_is_listed_is_counted(tmp_path):
         json.dumps({"labels": [[name, 0] for name in [*NAMES, "a.png", "b.png", "c.png"]]})
     )
     assert "12 names appear twice in dataset.json" in said(LISTINGS["twice_alike"])
-    assert said('{"labels": null}').endswith("2 subfolders")
+    assert said('{"labels": null}').endswith("2 subfolders, dataset.json holds no labels")
+    assert said(LISTINGS["one_hot"]).endswith("12 of 12 labelled, 2 classes; read from one-hot vectors")
+    for labels in ("none", "folder"):
+        assert "labels of dataset.json not used" in open_collection(tmp_path, labels=labels).describe()
     assert "dataset.json holds no labels" in said('{"Labels": []}')
     assert "12 labels are vectors, which are kept as metadata" in said(listed(as_label=lambda label: [0.5, label]))
     assert "labels are numbers that are not whole" in said(listed(as_label=lambda label: label + 0.5))

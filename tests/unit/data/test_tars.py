@@ -77,6 +77,7 @@ def test_img2dataset_output_keeps_captions_and_its_counts_are_checked(tmp_path):
         write_img2dataset(tmp_path, number, successes=2)
     collection = open_collection(tmp_path)
     assert collection.describe() == "4 images, WebDataset, 2 shards, made by img2dataset (counts checked)"
+    assert collection.passed_over.to_json()["images that img2dataset could not download"] == 2
     first = collection.read(0, 0)
     assert first.key == "00000/000000000"
     assert first.meta == {"key": "000000000", "url": "u", "status": "success", "txt": "caption 0"}

@@ -130,6 +130,11 @@ def world_size() -> int:
     return _torchrun_says("WORLD_SIZE", otherwise=1)
 
 
+def is_first_process() -> bool:
+    """Whether this process will lead the world, which it need not have joined yet."""
+    return _torchrun_says("RANK", otherwise=0) == 0
+
+
 def num_local_processes() -> int:
     """How many of them run on this machine."""
     return _torchrun_says("LOCAL_WORLD_SIZE", otherwise=1)

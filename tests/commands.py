@@ -16,7 +16,7 @@ from brics_cli.cli.app import run
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a test's `brics`: one thread, no workspace or weights of the machine."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BRICS_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BRICS_") or name == "BRICS_CACHE"}
     return {**kept, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "120", **extra}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: one thread, so that sums are taken in one order here and in the processes tests start, and
@@ -12,6 +15,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pytest
 from PIL import Image
+
+# What is remembered of collections is this run's alone, and the user's stays as it is.
+os.environ["BRICS_CACHE"] = tempfile.mkdtemp(prefix="brics-cache-")
+atexit.register(shutil.rmtree, os.environ["BRICS_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

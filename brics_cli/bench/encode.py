@@ -235,9 +235,7 @@ def _encode(
 ) -> Encoding:
     """As `jobs.encode_dataset` does it: parts shard by shard, then the merge, timed apart: it is no part of a rate."""
     header, split = encoder.header, TimeSplit()
-    shards = [
-        StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.fingerprint) for shard in collection.shards
-    ]
+    shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
     num_read, early = 0, 0.0
     with StoreWriter(out, header, shards) as writer:
         work = ShardWork(collection, header, shards, writer.parts_directory, "crop-bicubic", batch_size, num_workers)

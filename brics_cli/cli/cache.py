@@ -57,8 +57,12 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
     as_json: options.Json = False,
 ) -> int:
-    """Remove cached features. They are computed again when they are needed."""
+    """Remove cached features. They are computed again when they are needed.
+
+    With --all also what is remembered of collections, to recognise them without reading them again.
+    """
     from brics_cli.metrics import cache
+    from brics_cli.workspace.caches import forget
 
     if everything == (unused is not None or max_size is not None):
         raise UsageError("brics cache prune removes by --unused AGE, --max-size SIZE, or --all")
@@ -67,6 +71,8 @@ def prune(
         unused_s=None if unused is None else _measure(unused, _SECONDS, "--unused", "12h, 30d or 8w"),
         max_bytes=None if max_size is None else int(_measure(max_size, _BYTES, "--max-size", "500M or 5G")),
     )
+    if everything:
+        forget("digests")
     freed = human_bytes(sum(entry.num_bytes for entry in removed))
     session.result([asdict(entry) for entry in removed], f"removed {len(removed):,} entries, {freed}")
     session.next_step("brics", "cache", "list")

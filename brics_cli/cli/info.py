@@ -117,6 +117,8 @@ def _show(name: str, value: Any) -> str:
         return f"{len(value):,}: " + _first(map(str, value))
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
+    if name == "fingerprint" and value is None:
+        return "not known yet: nothing has read all of it"
     return "" if value is None else str(value)
 
 

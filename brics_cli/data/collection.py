@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -17,8 +18,10 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any, Self, overload
 
+from brics_cli.data.fingerprints import StatRow, fingerprint, stat_row
 from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.pixels import ImageError
+from brics_cli.data.wanted import ANYTHING, Wanted
 
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
@@ -34,15 +37,15 @@ MAX_FILE_BYTES = 2**30
 class Shard:
     """One shard: a tar file, or a run of a folder's images in sorted order.
 
-    `size_bytes` is of the tar, or the sum of the files; `fingerprint` is a sha256 of the name, the size and the
-    index (names and sizes of members), never of pixels: it is cheap, survives a copy, and changes when an image
-    comes, goes, moves or changes its length.
+    `size_bytes` is of the tar, or the sum of the files; `layout` is a sha256 of the name, the size and the index (names
+    and sizes of members), never of pixels: it is cheap, survives a copy, and changes when an image comes, goes, moves
+    or changes its length. What is in the images is said by digests (`fingerprints`).
     """
 
     name: str
     num_images: int
     size_bytes: int
-    fingerprint: str
+    layout: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class RawImage:
 class Collection(ABC):
     """Any source of images. Sub-classes set `path`, `kind` and `shards`, and read; they can be pickled."""
 
+    opened_ns: int
+    """When it was opened, before anything of it was looked at (ns since 1970)."""
+    options: Wanted
+    """What was asked of it that decides keys, labels or metadata."""
     path: str
     """Absolute path (or brace pattern) as text."""
     kind: str
@@ -74,6 +81,13 @@ class Collection(ABC):
     """What labels 0, 1, ... stand for; empty where they have no names."""
     passed_over: PassedOver = PassedOver()
     """What was found beside the images and is not read."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self.opened_ns = time.time_ns()
+        wanted = next((each for each in (*args, *kwargs.values()) if isinstance(each, Wanted)), ANYTHING)
+        self.options = wanted._replace(subset=None)
+        return self
 
     @abstractmethod
     def describe(self) -> str:
@@ -86,6 +100,14 @@ class Collection(ABC):
     @abstractmethod
     def read(self, shard_index: int, index: int) -> RawImage:
         """One image by position. Raises ImageError when this one cannot be read, ArtefactError for its shard."""
+
+    @abstractmethod
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[str]:
+        """The paths of the files that a shard's images (all, or those at `indices`), labels and metadata are in."""
+
+    def stat_rows(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[StatRow]:
+        """What can be said of those files without reading them, and when each last changed (ns since 1970)."""
+        return map(stat_row, self.files(shard_index, indices))
 
     def iter_shard(self, shard_index: int) -> Iterator[RawImage]:
         """The images of one shard in order."""
@@ -109,17 +131,26 @@ class Collection(ABC):
         return _Keys(self)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over the shards' names, fingerprints and numbers of images: the identity of the whole."""
+    def layout(self) -> str:
+        """sha256 over the shards' names, layouts and numbers of images: what is where, not what is in it. Cheap."""
         digest = hashlib.sha256()
         for shard in self.shards:
-            digest.update(f"{shard.name}\0{shard.fingerprint}\0{shard.num_images}\n".encode())
+            digest.update(f"{shard.name}\0{shard.layout}\0{shard.num_images}\n".encode())
         return digest.hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The identity of all that is in it: any change of any image changes it, a copy has the same.
+
+        Where it is not known from an earlier run every image is read for it (`fingerprints`).
+        """
+        return fingerprint(self)
 
     def first(self, num_images: int) -> Self:
         """The collection of the first `num_images` images alone."""
         limited = copy.copy(self)
-        limited.__dict__.pop("fingerprint", None)
+        for name in ("layout", "fingerprint"):
+            limited.__dict__.pop(name, None)
         kept, left = [], num_images
         for shard in self.shards:
             if left <= 0:
@@ -166,13 +197,13 @@ class UnshardedCollection(Collection):
             part = rows[start : start + self._shard_size]
             size_bytes = sum(row[1] for row in part)
             name = f"{number:05d}"
-            shards.append(Shard(name, len(part), size_bytes, shard_fingerprint(name, size_bytes, [*part, *also])))
+            shards.append(Shard(name, len(part), size_bytes, shard_layout(name, size_bytes, [*part, *also])))
 
     def _position(self, shard_index: int, index: int) -> int:
         return shard_index * self._shard_size + index
 
 
-def shard_fingerprint(name: str, size_bytes: int, index: Sequence[tuple[Any, ...]]) -> str:
+def shard_layout(name: str, size_bytes: int, index: Sequence[tuple[Any, ...]]) -> str:
     """The sha256 of a shard's name, size and index rows."""
     digest = hashlib.sha256(f"{name}\0{size_bytes}\n".encode())
     for row in index:

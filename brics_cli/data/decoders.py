@@ -7,6 +7,7 @@ a file that crashes a decoder takes a process with it that can be replaced.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from brics_cli.data.buffers import Buffers, SharedBuffers, above_standard_streams
-from brics_cli.data.pixels import load_all
+from brics_cli.data.decoding_process import Decoded, decode_files
 from brics_cli.errors import MachineError
 from brics_cli.isolation import child_command, child_environment
 
@@ -29,8 +30,8 @@ AGAIN = "Run the same command again."
 CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)}
 """Exit codes of a process that an image may have ended."""
 
-Decode = Callable[[Sequence[bytes], np.ndarray], list[str | int]]
-"""N files into contiguous pixels (N, S, S, 3): for each why it cannot be used, or its shorter side in pixels."""
+Decode = Callable[[Sequence[bytes], np.ndarray], list[Decoded]]
+"""N files into contiguous pixels (N, S, S, 3)."""
 
 
 @contextmanager
@@ -42,8 +43,8 @@ def decoding(
     The thread that calls decodes itself while processes start, and where no memory or no process is to be had.
     """
 
-    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[str | int]:
-        return load_all(files, pixels, transform=transform)
+    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded]:
+        return decode_files(files, pixels, transform=transform)
 
     with ExitStack() as stack:
         buffers, decode = Buffers(shape, num=num), here
@@ -55,9 +56,9 @@ def decoding(
                 )
                 buffers = shared
 
-                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[str | int]:
-                    outcomes = decoders.decode(files, pixels)
-                    return here(files, pixels) if outcomes is None else outcomes
+                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded]:
+                    decoded = decoders.decode(files, pixels)
+                    return here(files, pixels) if decoded is None else decoded
 
         yield buffers, decode
 
@@ -78,12 +79,12 @@ class Decoders:
     def _start(self) -> _Process:
         return _Process(self._buffers, transform=self._transform, size=self._size)
 
-    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | int] | None:
-        """Decode N files into the contiguous `pixels` (N, S, S, 3): for each why it failed, or its shorter side.
+    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded] | None:
+        """Decode N files into the contiguous `pixels` (N, S, S, 3).
 
         None as a whole: no process is ready, or `pixels` are in other memory; nothing was done. When a process ends,
         its files are decoded again one by one, and those that crash one by themselves have failed. Raises what
-        `load_all` raises; MachineError when a process that ended cannot be replaced, or was killed again.
+        `decode_files` raises; MachineError when a process that ended cannot be replaced, or was killed again.
         """
         offset = self._buffers.offset(pixels)
         if offset is None:
@@ -100,7 +101,7 @@ class Decoders:
             process.stop()
             return None
         try:
-            outcomes = process.decode(files, offset)
+            decoded = process.decode(files, offset)
         except _EndedError:
             process.stop()
             return self._one_by_one(files, pixels)
@@ -108,28 +109,28 @@ class Decoders:
             process.stop()
             raise
         self._processes.append(process)
-        return outcomes
+        return decoded
 
-    def _one_by_one(self, files: Sequence[bytes], pixels: np.ndarray) -> list[str | int]:
-        outcomes: list[str | int] = []
+    def _one_by_one(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded]:
+        decoded: list[Decoded] = []
         process = self._replacement()
         try:
             for data, image in zip(files, pixels, strict=True):
                 offset = self._buffers.offset(image)
                 assert offset is not None
                 try:
-                    outcomes += process.decode([data], offset)
+                    decoded += process.decode([data], offset)
                 except _EndedError as ended:
                     if ended.code not in CRASHES:  # the image is not to blame
                         raise MachineError(f"a process that decodes images {ended}", next=AGAIN) from None
-                    outcomes.append(f"its decoder {ended}")
+                    decoded.append(Decoded(f"its decoder {ended}", hashlib.sha256(data).digest()))
                     process.stop()
                     process = self._replacement()
         except BaseException:
             process.stop()
             raise
         self._processes.append(process)
-        return outcomes
+        return decoded
 
     def _replacement(self) -> _Process:
         try:
@@ -194,7 +195,7 @@ class _Process:
             self._ready = True
         return self._ready
 
-    def decode(self, files: Sequence[bytes], offset: int) -> list[str | int]:
+    def decode(self, files: Sequence[bytes], offset: int) -> list[Decoded]:
         """Decode to `offset` of the shared memory. Raises _EndedError when it ends, or what it raised."""
         try:
             self._connection.send((offset, files))
@@ -203,8 +204,8 @@ class _Process:
         found = self._receive()
         if isinstance(found, BaseException):
             raise found
-        outcomes: list[str | int] = found
-        return outcomes
+        decoded: list[Decoded] = found
+        return decoded
 
     def _receive(self) -> Any:
         try:

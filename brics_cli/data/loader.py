@@ -20,6 +20,7 @@ import numpy as np
 from brics_cli.data.collection import Collection, RawImage
 from brics_cli.data.decoders import Decode, decoding
 from brics_cli.data.fast_pixels import CUDA, FAST, device_of_threads
+from brics_cli.data.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
 from brics_cli.data.pixels import ImageError
 from brics_cli.reporting import Reporter
 
@@ -47,7 +48,7 @@ class Batch:
 
     `images` is uint8 (B, S, S, 3); `keys`, `labels`, `metas`, `indices` (position in the shard) and `short_sides` (of
     the images as they were, in pixels) have B entries.
-    The last batch of a shard has `end_of_shard`, and may be empty.
+    The last batch of a shard has `end_of_shard`, and may be empty; `content` is then what was read of the shard.
     """
 
     shard_index: int
@@ -60,6 +61,7 @@ class Batch:
     failed_indices: list[int]
     end_of_shard: bool
     short_sides: Sequence[int] = ()
+    content: Content | None = None
 
     @property
     def enlarged(self) -> list[int]:
@@ -82,6 +84,13 @@ class _Image(NamedTuple):
     short_side: int
 
 
+class _Loaded(NamedTuple):
+    """What became of an image, and its digest."""
+
+    image: _Image | Failure
+    digest: bytes
+
+
 @dataclass
 class _Pending:
     """A batch that threads are filling: `images` has a place for each of `indices`."""
@@ -90,11 +99,15 @@ class _Pending:
     indices: range
     images: np.ndarray
     end_of_shard: bool
-    chunks: list[Future[list[_Image | Failure]]]
+    chunks: list[Future[list[_Loaded]]]
+    reading: _Reading
 
     def batch(self) -> Batch:
         """Wait until it is filled, then close the gaps of images that failed."""
-        loaded = [image for chunk in self.chunks for image in chunk.result()]
+        rows = [row for chunk in self.chunks for row in chunk.result()]
+        for row in rows:
+            self.reading.digest.add(row.digest)
+        loaded = [row.image for row in rows]
         kept = [place for place, image in enumerate(loaded) if isinstance(image, _Image)]
         failed = [place for place, image in enumerate(loaded) if isinstance(image, Failure)]
         images = [image for image in loaded if isinstance(image, _Image)]
@@ -109,7 +122,19 @@ class _Pending:
             failed_indices=[self.indices[place] for place in failed],
             end_of_shard=self.end_of_shard,
             short_sides=[image.short_side for image in images],
+            content=self.reading.content() if self.end_of_shard else None,
         )
+
+
+class _Reading:
+    """A shard that is read from its first image on."""
+
+    def __init__(self, collection: Collection, shard_index: int) -> None:
+        self.digest = ShardDigest(collection.shards[shard_index].name)
+        self._watch = Watch(collection, shard_index)
+
+    def content(self) -> Content:
+        return self._watch.content(self.digest.hexdigest())
 
 
 def default_num_workers() -> int:
@@ -150,34 +175,36 @@ def load_shards(
     size: int,
     num_workers: int | None = None,
     batch_size: int = 64,
-    skip: int = 0,
 ) -> Generator[Batch, None, None]:
     """The batches of the shards `shard_indices` (None: all), in order; no batch crosses a shard.
 
     A batch is of `batch_size` consecutive images, less those that failed; the last of a shard is of what is left.
-    The first `skip` images are passed over without being read. Decoding runs ahead by at least two batches, across
-    shards too: `shard_indices` is asked for the next shard only when decoding gets there. Each shard that is not
-    wholly skipped ends with exactly one `end_of_shard` batch.
+    Decoding runs ahead by at least two batches, across shards too: `shard_indices` is asked for the next shard only
+    when decoding gets there. Each shard ends with exactly one `end_of_shard` batch.
     """
     workers = num_workers or default_num_workers()
     ahead = max(2, -(-4 * workers // batch_size))  # batches
     chunk = min(MAX_CHUNK, max(1, batch_size // (2 * workers)))
-    spans = _spans(collection, shard_indices, batch_size=batch_size, skip=skip)
+    spans = _spans(collection, shard_indices, batch_size=batch_size)
     pending: deque[_Pending] = deque()
-    num_images = _num_images(collection, shard_indices) - skip
+    reading: _Reading | None = None
+    num_images = _num_images(collection, shard_indices)
     worth = in_processes(num_images, transform=transform, size=size, num_workers=workers)
     shape, num = (batch_size, size, size, 3), ahead + 4
     with decoding(shape, num=num, transform=transform, num_processes=workers if worth else 0) as (buffers, decode):
         pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
 
         def submit(shard_index: int, indices: range, end_of_shard: bool) -> _Pending:
+            nonlocal reading
+            if indices.start == 0 or reading is None:
+                reading = _Reading(collection, shard_index)
             images = buffers.take(len(indices))
             chunks = [
                 pool.submit(_load, collection, shard_index, indices[start : start + chunk], decode,
                             images[start : start + chunk])
                 for start in range(0, len(indices), chunk)
             ]  # fmt: skip
-            return _Pending(shard_index, indices, images, end_of_shard, chunks)
+            return _Pending(shard_index, indices, images, end_of_shard, chunks, reading)
 
         try:
             while True:
@@ -205,34 +232,33 @@ def _num_images(collection: Collection, shard_indices: Iterable[int] | None) -> 
 
 
 def _spans(
-    collection: Collection, shard_indices: Iterable[int] | None, *, batch_size: int, skip: int
+    collection: Collection, shard_indices: Iterable[int] | None, *, batch_size: int
 ) -> Iterator[tuple[int, range, bool]]:
     """(shard, its images, whether it ends with them) of every batch."""
     for shard in range(len(collection.shards)) if shard_indices is None else shard_indices:
         num_images = collection.shards[shard].num_images
-        if skip < num_images or skip == 0:
-            starts = range(skip, num_images, batch_size) or range(1)  # a shard of no images ends as well
-            for start in starts:
-                stop = min(start + batch_size, num_images)
-                yield shard, range(start, stop), stop == num_images
-        skip = max(skip - num_images, 0)
+        for start in range(0, num_images, batch_size) or range(1):  # a shard of no images ends as well
+            stop = min(start + batch_size, num_images)
+            yield shard, range(start, stop), stop == num_images
 
 
 def _load(
     collection: Collection, shard_index: int, indices: range, decode: Decode, pixels: np.ndarray
-) -> list[_Image | Failure]:
+) -> list[_Loaded]:
     """Read and decode images into `pixels` (their number, S, S, 3)."""
-    loaded: list[_Image | Failure] = []
+    loaded: list[_Loaded] = []
     for group in _read_groups(collection, shard_index, indices):
         files = [b"" if isinstance(image, Failure) else image.data for image in group]
-        outcomes = decode(files, pixels[len(loaded) : len(loaded) + len(group)])
-        for image, outcome in zip(group, outcomes, strict=True):
+        decoded = decode(files, pixels[len(loaded) : len(loaded) + len(group)])
+        for image, (outcome, sha256) in zip(group, decoded, strict=True):
             if isinstance(image, Failure):
-                loaded.append(image)
-            elif isinstance(outcome, str):
-                loaded.append(Failure(collection.key(shard_index, image.index), outcome))
+                loaded.append(_Loaded(image, image_digest(image.key, UNREADABLE, None, None)))
+                continue
+            digest = image_digest(image.key, sha256, image.label, image.meta)
+            if isinstance(outcome, str):
+                loaded.append(_Loaded(Failure(collection.key(shard_index, image.index), outcome), digest))
             else:
-                loaded.append(_Image(image.key, image.label, image.meta, outcome))
+                loaded.append(_Loaded(_Image(image.key, image.label, image.meta, outcome), digest))
     return loaded
 
 

@@ -20,12 +20,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ManifestShard:
-    """One shard; `sha256` is of its bytes."""
+    """One shard; `sha256` is of its bytes, `source_digest` of the content of the images it was made from."""
 
     name: str
     num_images: int
     num_bytes: int
     sha256: str
+    source_digest: str
 
 
 def write_manifest(
@@ -50,6 +51,15 @@ def write_manifest(
         "failures": [{"key": key, "reason": reason} for key, reason in failures],
     }
     write_json_atomically(folder / NAME, manifest)
+
+
+def source_digests(folder: Path) -> dict[int, str]:
+    """The digests of what each shard of `folder` was made from, by shard; empty where an older brics packed it."""
+    manifest = read_json(folder / NAME, what="the manifest of packed shards")
+    try:
+        return {number: str(row["source_digest"]) for number, row in enumerate(manifest["shards"])}
+    except (KeyError, TypeError):
+        return {}
 
 
 def check_manifest(folder: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from brics_cli.data.collection import Collection, RawImage, Shard
+from brics_cli.data.fingerprints import StatRow
 from brics_cli.errors import UsageError
 
 
 class SelectedCollection(Collection):
     """Images of another collection, in its order: `positions[i]` are those taken of its shard `origins[i]`.
 
-    A shard keeps its name, size and fingerprint; `index` counts the images taken.
+    A shard keeps its name, size and layout; `index` counts the images taken.
     """
 
     def __init__(self, whole: Collection, origins: Sequence[int], positions: Sequence[Sequence[int]]) -> None:
@@ -21,6 +22,8 @@ class SelectedCollection(Collection):
         self._positions = list(positions)
         self.path = whole.path
         self.kind = whole.kind
+        self.opened_ns = whole.opened_ns
+        self.options = whole.options
         self.class_names = whole.class_names
         self.passed_over = whole.passed_over
         self.shards: list[Shard] = [
@@ -37,6 +40,22 @@ class SelectedCollection(Collection):
     def read(self, shard_index: int, index: int) -> RawImage:
         raw = self._whole.read(self._origins[shard_index], self._positions[shard_index][index])
         return replace(raw, shard_index=shard_index, index=index)
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[str]:
+        return self._whole.files(self._origins[shard_index], self._taken(shard_index, indices))
+
+    def stat_rows(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterator[StatRow]:
+        taken = self._taken(shard_index, indices)
+        yield from self._whole.stat_rows(self._origins[shard_index], taken)
+        if len(taken) != self._whole.shards[self._origins[shard_index]].num_images:
+            yield ("of it", *taken), 0
+
+    def _taken(self, shard_index: int, indices: Sequence[int] | None) -> Sequence[int]:
+        """The positions in the shard of the whole of all images of a shard, or of those at `indices`."""
+        positions = self._positions[shard_index]
+        if indices is None:
+            return positions[: self.shards[shard_index].num_images]
+        return [positions[index] for index in indices]
 
 
 def select_keys(collection: Collection, keys: Iterable[str]) -> SelectedCollection:
@@ -61,6 +80,16 @@ def select_keys(collection: Collection, keys: Iterable[str]) -> SelectedCollecti
             next=f"Its keys look like {collection.key(0, 0)!r}.",
         )
     return SelectedCollection(collection, origins, positions)
+
+
+def select_positions(collection: Collection, positions: Sequence[int]) -> Collection:
+    """The images at `positions` of the whole, in its order; the collection itself when these are all."""
+    if len(positions) == len(collection):
+        return collection
+    taken: dict[int, list[int]] = {}
+    for shard_index, index in collection.places(sorted(positions)):
+        taken.setdefault(shard_index, []).append(index)
+    return SelectedCollection(collection, list(taken), list(taken.values()))
 
 
 def every_nth_shard(collection: Collection, *, part: int, num_parts: int) -> SelectedCollection:

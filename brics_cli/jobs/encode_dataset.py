@@ -13,6 +13,7 @@ import torch
 from brics_cli.core.autoencoder import load_autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import load_shards
+from brics_cli.data.fingerprints import fingerprint_of, known_fingerprint
 from brics_cli.data.loader import default_num_workers, say_enlarged
 from brics_cli.errors import InterruptedRunError, TooManyFailuresError
 from brics_cli.metrics.reconstruction import psnr
@@ -21,6 +22,7 @@ from brics_cli.scale import LocalExecutor
 from brics_cli.store import KeyCodeStore, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.streams.encode_plan import EncodePlan, plan_encoding
 from brics_cli.streams.encoding import CodeEncoder, Progress, ShardWork, encoding_network
+from brics_cli.streams.source_check import check_source
 from brics_cli.workspace import Parent
 
 __all__ = ["EncodePlan", "EncodeResult", "encode_dataset", "estimate_seconds", "plan_encoding"]
@@ -81,13 +83,14 @@ def encode_dataset(
 ) -> EncodeResult:
     """Encode every shard that has no part yet, then merge; with `verify` check every promise of the store.
 
-    Raises what `StoreWriter` raises; TooManyFailuresError past `max_failures` or when no image is left;
-    InterruptedRunError on Ctrl-C, with finished shards kept; ArtefactError when codes are not finite; MachineError
-    when the process of one of several devices died.
+    Raises what `StoreWriter` and `check_source` raise; TooManyFailuresError past `max_failures` or when no image is
+    left; InterruptedRunError on Ctrl-C, with finished shards kept; ArtefactError when codes are not finite or images
+    change while they are read; MachineError when the process of one of several devices died.
     """
     reporter.message(f"encoding {plan.collection.path}: {plan.collection.describe()}")
     num_now, num_enlarged, img_per_s, costs, split = 0, 0, None, None, TimeSplit()
     with StoreWriter(plan.out, plan.header, plan.shards, overwrite=overwrite) as writer:
+        check_source(plan.collection, writer, overwrite=overwrite, reporter=reporter)
         if not writer.complete:
             for redone in writer.redone:
                 reporter.warning(f"encoding again: {redone}")
@@ -134,7 +137,8 @@ def encode_dataset(
                 running.close()
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
             say_enlarged(reporter, num_enlarged, num_now, size=plan.header.image_size)
-            writer.merge(parents=_parents(plan), details=_details(plan), reporter=reporter)
+            parents = _parents(plan, writer.digests())
+            writer.merge(parents=parents, details=_details(plan), reporter=reporter)
         already_complete = writer.complete
     store = KeyCodeStore(plan.out)
     return EncodeResult(
@@ -214,10 +218,13 @@ def _note(split: TimeSplit, num_failed: int) -> str:
     return f"{split}, {num_failed:,} failed" if num_failed else str(split)
 
 
-def _parents(plan: EncodePlan) -> tuple[Parent, Parent]:
+def _parents(plan: EncodePlan, digests: dict[int, str]) -> tuple[Parent, Parent]:
+    """The autoencoder and the collection: all of it, or what was taken of it where the rest has never been read."""
+    whole = None if plan.collection is plan.whole else known_fingerprint(plan.whole)
+    fingerprint = whole or fingerprint_of(plan.collection, digests)
     return (
         Parent("autoencoder", str(plan.autoencoder.path.resolve()), plan.autoencoder.weights_sha256),
-        Parent("collection", plan.collection.path, plan.header.source_sha256),
+        Parent("collection", plan.collection.path, fingerprint),
     )
 
 

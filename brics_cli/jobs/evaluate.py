@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,10 @@ def _compare(
     found = measure(real, fake, pairing, measured, choice, machinery)
     try:
         sides: tuple[Side, Side] = ("real", "fake")
+        report.sources[-2:] = [
+            replace(listed, sha256=found.fingerprints.get(side, listed.sha256))
+            for side, listed in zip(sides, report.sources[-2:], strict=True)
+        ]
         for side, listed in zip(sides, report.sources[-2:], strict=True):
             report.failures += [FailedImage(side, *failure) for failure in found.failures.get(side, [])]
             listed.cached.extend(

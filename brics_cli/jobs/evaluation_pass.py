@@ -6,17 +6,17 @@ only for the metrics that still need its pixels.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
-from brics_cli.data import TRANSFORM_VERSIONS
+from brics_cli.data import TRANSFORM_VERSIONS, Collection
+from brics_cli.data.fingerprints import fingerprint, known_fingerprint
+from brics_cli.data.selection import select_positions
 from brics_cli.errors import UsageError
 from brics_cli.metrics import cache
 from brics_cli.metrics.extraction import Extraction, Gathering, SetFeatures, Side
@@ -63,6 +63,8 @@ class Measured:
     searches: dict[str, NeighbourSearch] = field(default_factory=dict)
     refused: dict[str, UsageError] = field(default_factory=dict)
     failures: dict[Side, list[tuple[str, str]]] = field(default_factory=dict)
+    fingerprints: dict[Side, str] = field(default_factory=dict)
+    """Of the images that were measured of a side, where these are a collection's."""
     gatherings: list[Gathering] = field(default_factory=list)
 
     def close(self) -> None:
@@ -111,6 +113,7 @@ def measure(
     try:
         extraction = Extraction(gatherings, machinery.pool, strict=choice.asked)
         _pass(plan, extraction, found, choice, machinery, drain=bool(lpips))
+        plan.settle(found)
         for (key, side), gathering in gatherings.items():
             if gathering.refused is not None:
                 names = [chosen.name for chosen in sets if choice.networks[chosen.name] == key]
@@ -128,7 +131,7 @@ class _Plan:
     """Which positions of which stream are read, in which order: partners first, side by side."""
 
     def __init__(self, real: Input, fake: Input, pairing: Pairing, machinery: Machinery) -> None:
-        self.real, self.fake, self.use_cache = real, fake, machinery.use_cache
+        self.real, self.fake = real, fake
         limit = machinery.limit
         self.num_pairs = len(pairing) if limit is None else min(len(pairing), limit)
         self.pairs = {"real": pairing.real[: self.num_pairs], "fake": pairing.fake[: self.num_pairs]}
@@ -137,19 +140,41 @@ class _Plan:
             "fake": (pairing.fake + pairing.unmatched_fake)[:limit],
         }
 
+        self.cached: Collection | None = None
+        """What the cache may hold features of: the real images that are measured."""
+        self.fingerprint: str | None = None
+        """Of these, as soon as it is known."""
+        if machinery.use_cache and isinstance(real, CollectionStream) and self.all["real"]:
+            self.cached = select_positions(real.collection, self.all["real"])
+            # Features are worth more than a pass over the files, but where there are none the pass would be for
+            # nothing: then the fingerprint comes with the features.
+            self.fingerprint = known_fingerprint(self.cached)
+            if self.fingerprint is None and cache.holds_layout(self.cached.layout):
+                self.fingerprint = fingerprint(self.cached, reporter=machinery.reporter)
+
+    def settle(self, found: Measured) -> None:
+        """After the pass: what was read is known by its content, and so is what the cache was asked for."""
+        sides: tuple[Side, Side] = ("real", "fake")
+        for side, source in zip(sides, (self.real, self.fake), strict=True):
+            if isinstance(source, CollectionStream) and (read := source.fingerprint_of_read()) is not None:
+                found.fingerprints[side] = read
+        if any(side == "real" and features.from_cache for (_, side), features in found.features.items()):
+            assert self.fingerprint is not None
+            found.fingerprints["real"] = self.fingerprint
+        elif isinstance(self.real, CollectionStream) and self.real.num_read == len(self.all["real"]):
+            self.fingerprint = found.fingerprints.get("real")
+
     def cache_identity(self, network: FeatureNetwork) -> dict[str, Any] | None:
-        """What the real side's features in `network` depend on; None for what is not cached."""
+        """What the real side's features in `network` depend on; None for what is not cached, or not known yet."""
         stream = self.real
-        if not isinstance(stream, CollectionStream) or isinstance(network, LpipsFeatures):
+        if self.cached is None or self.fingerprint is None or isinstance(network, LpipsFeatures):
             return None
-        positions = np.sort(np.asarray(self.all["real"], np.int64))
-        whole = len(positions) == len(stream)
+        assert isinstance(stream, CollectionStream)
         name = stream.transform
         return {
-            "collection": stream.identity,
+            "fingerprint": self.fingerprint,
             "transform": None if name is None else f"{name}/{TRANSFORM_VERSIONS[name]}",
             "size": stream.size,
-            "images": "all" if whole else hashlib.sha256(positions.tobytes()).hexdigest(),
             "network": network.key,
             "weights": network.weights_sha256,
             "resize": network.resize,
@@ -188,7 +213,7 @@ def _gather(
         return  # it looks at the fake images alone
     of_sets = bool(families - {"neighbours"})
     need_rows = bool(families & {"kernel", "manifold"}) or (side == "fake" and "inception-score" in families)
-    identity = plan.cache_identity(network) if side == "real" and search is None and plan.use_cache else None
+    identity = plan.cache_identity(network) if side == "real" and search is None else None
     if identity is not None:
         cached = cache.load(identity, need_rows=need_rows)
         if cached is not None:
@@ -284,12 +309,13 @@ def _update_pairs(real: Sequence[Image | None], fake: Sequence[Image | None], fo
 
 def _remember(side: Side, key: str, gathering: Gathering, plan: _Plan, found: Measured, machinery: Machinery) -> None:
     """Cache the features of the real side for the next run; a cache that cannot be written is only said."""
-    identity = plan.cache_identity(gathering.network) if side == "real" and plan.use_cache else None
-    if identity is None or not gathering.moments.num or isinstance(plan.real, SavedStatistics):
+    identity = plan.cache_identity(gathering.network) if side == "real" else None
+    if identity is None or not gathering.moments.num or plan.cached is None:
         return
     try:
         cache.save(
             identity,
+            layout=plan.cached.layout,
             description=f"{plan.real.path}: {plan.real.describe()}",
             moments=gathering.moments,
             rows=gathering.rows,

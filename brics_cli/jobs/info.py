@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.data import median_side, open_collection
+from brics_cli.data.fingerprints import known_fingerprint
 from brics_cli.errors import UsageError
 from brics_cli.store import KeyCodeStore, verify_store_in_child
 from brics_cli.workspace import Artefact, read_provenance
@@ -128,7 +129,7 @@ def _describe_collection(path: str, subset: str | None, image_field: str | None)
         "shards": len(collection.shards),
         "bytes": sum(shard.size_bytes for shard in collection.shards),
         "median_side": median_side(collection),
-        "fingerprint": collection.fingerprint,
+        "fingerprint": known_fingerprint(collection),
         "description": collection.describe(),
     }
     if collection.class_names:

@@ -43,6 +43,9 @@ def merge(join: Join, *, out: Path, overwrite: bool = False, verify: bool = Fals
     Raises ArtefactError for rows that are not those that were encoded, and what `write_join` raises.
     """
     check_writable(out)
+    sources = sorted({store.source for store in join.stores})
+    if len(sources) > 1 and " + " not in join.header.source:
+        reporter.message(f"taken for parts of one collection, by its names and sizes: {', '.join(sources)}")
     artefact = write_join(join, out, overwrite=overwrite, reporter=reporter)
     store = KeyCodeStore(out)
     return MergeResult(

@@ -10,16 +10,20 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brics_cli.data import TRANSFORM_VERSIONS, Collection, claim_output, load_shards, open_collection, open_sink
+from brics_cli.data import TRANSFORM_VERSIONS, Collection, load_shards, open_collection, open_sink
 from brics_cli.data.companions import CARD, write_companions
+from brics_cli.data.fingerprints import fingerprint, fingerprint_of, settled_digest
 from brics_cli.data.loader import say_enlarged
 from brics_cli.data.manifest import ManifestShard, write_manifest
 from brics_cli.data.outputs import FailureLog, output_lock
 from brics_cli.data.pixels import ImageError, load_pixels
+from brics_cli.data.recut import recut
 from brics_cli.data.sinks import PNG, Encoding
+from brics_cli.data.source_log import SourceLog
 from brics_cli.data.sources.webdataset import WebDatasetCollection
 from brics_cli.data.wanted import Labels, Wanted
 from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresError, UsageError
+from brics_cli.jobs.pack_sources import checked_sources, claim_pack
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -60,6 +64,7 @@ class PackPlan:
     @property
     def artefact(self) -> Artefact:
         settings = {
+            "names_and_sizes": self.collection.layout,
             "size": self.size,
             "transform": f"{self.transform}/{TRANSFORM_VERSIONS[self.transform]}",
             "shard_size": self.shard_size,
@@ -67,8 +72,16 @@ class PackPlan:
         }
         if self.labels is not None:
             settings["labels"] = self.labels
-        parent = Parent("collection", self.collection.path, self.collection.fingerprint)
-        return Artefact("shards", self.out, now(), False, (parent,), {"settings": settings})
+        return Artefact("shards", self.out, now(), False, (self.parent(""),), {"settings": settings})
+
+    @property
+    def sources(self) -> Collection:
+        """What each shard is made from: the collection in shards of their size."""
+        return recut(self.collection, self.shard_size)
+
+    def parent(self, fingerprint: str) -> Parent:
+        """The collection; its fingerprint is known when all of it has been read."""
+        return Parent("collection", self.collection.path, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -159,29 +172,33 @@ def pack(
     """
     reporter.message(f"packing {plan.collection.path}: {plan.collection.describe()}")
     with output_lock(plan.out):
-        claim = claim_output(plan.artefact, overwrite=overwrite)
+        sources = plan.sources
+        claim = claim_pack(plan, sources, overwrite=overwrite, reporter=reporter)
         if claim == "complete":
             if not (plan.out / CARD).exists():  # of a brics that wrote none
                 _write_companions(plan)
             return _result(plan, FailureLog(plan.out, keep=plan.num_images), already_complete=True)
+        made_from = checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
         with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
             place, num_now, num_enlarged = sink.resume_point(plan.collection.keys()), 0, 0
             log = FailureLog(plan.out, keep=place)
             if place:
                 reporter.message(f"going on after {place:,} images that are packed")
             batches = load_shards(
-                plan.collection,
+                sources,
+                range(len(made_from.digests), len(sources.shards)),
                 transform=plan.transform,
                 size=plan.size,
                 num_workers=num_workers,
                 batch_size=BATCH_SIZE,
-                skip=place,
             )
             try:
                 with reporter.task("pack", total=plan.num_images, unit="img", initial=place) as task:
                     for batch in batches:
                         num_now += len(batch.keys)
                         num_enlarged += len(batch.enlarged)
+                        if batch.content is not None:
+                            made_from.add(batch.shard_index, settled_digest(sources, batch.shard_index, batch.content))
                         good = dict(zip(batch.indices, range(len(batch.keys)), strict=True))
                         failed = dict(zip(batch.failed_indices, batch.failures, strict=True))
                         for index in sorted({*good, *failed}):
@@ -215,14 +232,16 @@ def pack(
             )
         log.close()
         say_enlarged(reporter, num_enlarged, num_now, size=plan.size)
-        return replace(_finish(plan, log, reporter), num_enlarged=num_enlarged)
+        return replace(_finish(plan, sources, made_from, log, reporter), num_enlarged=num_enlarged)
 
 
 def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:
     return MachineError(f"out of memory ({str(error) or 'decoding'})", next=next)
 
 
-def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
+def _finish(
+    plan: PackPlan, sources: Collection, made_from: SourceLog, log: FailureLog, reporter: Reporter
+) -> PackResult:
     """Hash the shards, write the manifest, and then mark the whole as complete."""
     tars = _tars(plan.out)
     packed = WebDatasetCollection(str(plan.out.resolve()), tars, Wanted(labels="none"))
@@ -230,15 +249,20 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
     is_long = sum(shard.size_bytes for shard in packed.shards) > LONG_HASH_BYTES
     with (reporter if is_long else SilentReporter()).task("hash", total=len(tars), unit="shards") as task:
         for tar, shard in zip(tars, packed.shards, strict=True):
-            shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256_of_file(tar)))
+            sha256, digest = sha256_of_file(tar), made_from.digests[int(tar.stem)]
+            shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256, digest))
             task.advance()
     _write_companions(plan)
     result = _result(plan, log, already_complete=False)
-    artefact = plan.artefact
+    if sources is plan.collection:
+        source_sha256 = fingerprint_of(sources, made_from.digests)
+    else:
+        source_sha256 = fingerprint(plan.collection, reporter=reporter)
+    artefact = replace(plan.artefact, parents=(plan.parent(source_sha256),))
     write_manifest(
         plan.out,
         settings=artefact.details["settings"],
-        source_sha256=plan.collection.fingerprint,
+        source_sha256=source_sha256,
         not_read=plan.collection.passed_over.to_json(),
         shards=shards,
         failures=result.failures,
@@ -248,6 +272,7 @@ def _finish(plan: PackPlan, log: FailureLog, reporter: Reporter) -> PackResult:
     names = list(plan.collection.class_names)
     # The fingerprint is what others name as their parent.
     write_provenance(finished(artefact, sha256=packed.fingerprint, summary=summary, **counts, class_names=names))
+    made_from.discard()
     return result
 
 

@@ -1,8 +1,10 @@
 """Reference features on disk, found again by content: the same images through the same network are computed once.
 
-An entry is a directory named by the sha256 of what went in (`identity`: the collection's fingerprint, transform, size,
-images taken, network, resize, sha256 of the weights). It holds `entry.json`, `moments.npz` and, where a metric needed
-them, `rows.npy`. The root is `$BRICS_CACHE`, else `$XDG_CACHE_HOME/brics/features`, else `~/.cache/brics/features`.
+An entry is a directory named by the sha256 of what went in (`identity`: the fingerprint of the images taken, transform,
+size, network, resize, sha256 of the weights). It holds `moments.npz`, where a metric needed them `rows.npy`, and
+`entry.json`, written last. Each is put in place by rename, and whoever writes an entry writes the same: writers do not
+wait for each other, and none takes away what another has added. A cache that cannot be written is only read. The root
+is `$BRICS_CACHE`, else `$XDG_CACHE_HOME/brics/features`, else `~/.cache/brics/features`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import shutil
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,10 @@ import numpy as np
 
 from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.metrics.rows import ArrayRows, RowSource, in_blocks
-from brics_cli.workspace import atomic_path
+from brics_cli.workspace import atomic_path, write_text_atomically
+from brics_cli.workspace.caches import cache_folder
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever what an entry holds is computed in another way."""
 
 LEFT_BEHIND_S = 86_400.0
@@ -54,10 +58,7 @@ class CacheEntry:
 
 def cache_root() -> Path:
     """Where entries stand; not necessarily there yet."""
-    if named := os.environ.get("BRICS_CACHE"):
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache") / "brics" / "features"
+    return cache_folder("features")
 
 
 def entry_name(identity: dict[str, Any]) -> str:
@@ -83,59 +84,86 @@ def load(identity: dict[str, Any], *, need_rows: bool) -> CachedFeatures | None:
         return None
     if need_rows and (rows is None or len(rows) != moments.num):
         return None
-    os.utime(path / "entry.json")
+    with suppress(OSError):  # another user's, or read-only: it is not ours to say when it was used
+        os.utime(path / "entry.json")
     return CachedFeatures(moments, rows, failures)
 
 
 def save(
     identity: dict[str, Any],
     *,
+    layout: str,
     description: str,
     moments: FeatureMoments,
     rows: RowSource | None,
     failures: list[tuple[str, str]],
 ) -> Path:
-    """Write an entry, by rename; returns its directory. Raises OSError when the cache cannot be written."""
+    """Write an entry, `layout` being that of its images; returns its directory.
+
+    Raises OSError when the cache cannot be written.
+    """
     _sweep()
     final = cache_root() / entry_name(identity)
     record = {
         "identity": identity,
+        "layout": layout,
         "description": description,
         "network": identity.get("network", ""),
         "num_images": moments.num,
         "failures": failures,
     }
-    with atomic_path(final) as temporary:
-        temporary.mkdir()
-        with (temporary / "moments.npz").open("wb") as file:
-            np.savez(file, **moments.state())  # type: ignore[arg-type]
-        if rows is not None:
+    with atomic_path(final / "moments.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **moments.state())  # type: ignore[arg-type]
+    if rows is not None:
+        with atomic_path(final / "rows.npy") as temporary:
             shape = (len(rows), rows.num_features)
-            kept = np.lib.format.open_memmap(temporary / "rows.npy", "w+", dtype=np.float32, shape=shape)
+            kept = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
             for block in in_blocks(rows):
                 kept[block[0] : block[-1] + 1] = rows.take(block)
             kept.flush()
             del kept
-        (temporary / "entry.json").write_text(json.dumps(record, indent=2, default=str), encoding="utf-8")
+    write_text_atomically(final / "entry.json", json.dumps(record, indent=2, default=str))
     return final
+
+
+def holds_layout(layout: str) -> bool:
+    """Whether there may be features of images of this layout: their fingerprint is worth knowing."""
+    for path in _entry_files():
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(path.read_text(encoding="utf-8")).get("layout") == layout:
+                return True
+    return False
+
+
+def _entry_files() -> list[Path]:
+    """The `entry.json` of every entry."""
+    try:
+        return [path / "entry.json" for path in sorted(cache_root().iterdir())]
+    except OSError:
+        return []
 
 
 def _sweep() -> None:
     """Remove what a killed process left half-written: entries are written in minutes, this is older than a day."""
     root = cache_root()
-    for pattern in (".*.tmp", ".*.old"):
-        for path in root.glob(pattern) if root.is_dir() else []:
-            if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
-                shutil.rmtree(path, ignore_errors=True)
+    for pattern in (".*.tmp", ".*.old", "*/.*.tmp"):
+        for path in root.glob(pattern):
+            with suppress(OSError):  # gone already, or not ours
+                if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in root.glob("[0-9a-f]" * 32):
+        with suppress(OSError):
+            if not (path / "entry.json").exists() and time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(path)
 
 
 def entries() -> list[CacheEntry]:
     """What is in the cache, the longest unused last. What is not an entry of ours is passed over."""
-    root = cache_root()
     found = []
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
+    for file in _entry_files():
+        path = file.parent
         try:
-            record = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+            record = json.loads(file.read_text(encoding="utf-8"))
             files = [file for file in path.iterdir() if file.is_file()]
             found.append(
                 CacheEntry(
@@ -157,7 +185,8 @@ def entries() -> list[CacheEntry]:
 def prune(*, unused_s: float | None = None, max_bytes: int | None = None) -> list[CacheEntry]:
     """Remove entries unused for `unused_s` seconds, then the longest unused until `max_bytes` are left.
 
-    With neither, every entry. Returns what was removed. Nothing that is not an entry is touched.
+    With neither, every entry. Returns what was removed: entries of another user's stay. Nothing that is not an entry
+    is touched.
     """
     _sweep()
     kept, now = entries(), time.time()
@@ -171,5 +200,5 @@ def prune(*, unused_s: float | None = None, max_bytes: int | None = None) -> lis
         while kept and sum(entry.num_bytes for entry in kept) > max_bytes:
             doomed.append(kept.pop())
     for entry in doomed:
-        shutil.rmtree(entry.path)
-    return doomed
+        shutil.rmtree(entry.path, ignore_errors=True)
+    return [entry for entry in doomed if not entry.path.exists()]

@@ -42,7 +42,8 @@ class MetricResult:
 
 @dataclass(frozen=True)
 class Source:
-    """One side of a comparison. `sha256` is a store's, a model's or a file's, or a collection's fingerprint.
+    """One side of a comparison. `sha256` is a store's, a model's or a file's, or of a collection the
+    fingerprint of the images that were measured; empty where none was read.
 
     `cached`: the networks whose features of it came from the cache. `model`: kind, path and step of the trained model
     it came from, where one is known. `image_size`: the median of the shorter sides, px (None: nobody knows).

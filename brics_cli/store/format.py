@@ -34,7 +34,10 @@ NO_LABEL = -1
 COUNTED_VALUES = 28 * 1024
 """Values that are counted at a time: torch looks for their range in several threads from 32,768 on."""
 
-SHARD_FIELDS = ("name", "size", "fingerprint", "n_in", "n_ok", "n_failed", "sha256")
+SHARD_FIELDS = ("name", "size", "fingerprint", "n_in", "n_ok", "n_failed", "sha256", "digest")
+"""`fingerprint` is of names and sizes, `digest` of the images' content: empty where it was not taken (samples, and
+stores made before there were digests, which have no such field)."""
+NEEDED_SHARD_FIELDS = SHARD_FIELDS[:-1]
 FAILURE_FIELDS = ("shard", "key", "reason")
 
 Array = npt.NDArray[Any]
@@ -42,7 +45,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class StoreShard:
-    """One shard of the source: `num_images` of it are to be encoded."""
+    """One shard of the source: `num_images` of it are to be encoded. `fingerprint` is of its names and sizes."""
 
     name: str
     num_images: int
@@ -56,10 +59,11 @@ class StoreHeader:
 
     `transform` is `name/version`; `autoencoder` holds `sha256` (of its weights) and `config`; `precision` is that
     of the encoder's arithmetic (fp32, bf16); `source` is the collection's path, for the reader's information, and
-    `source_sha256` its fingerprint; `num_images` of it are encoded (all, or --limit). `selection` is the sha256 of
-    the keys that were asked for, empty for all; `part` is `i/n` for every n-th shard of the source, empty for all;
-    `labels` is `folder` when folders are classes, empty for the labels that images carry. `class_names` are those of
-    labels 0, 1, ..., empty where they have none (dataset `class_names`).
+    `source_sha256` of its names and sizes (what was in its images is in the shards' `digest`); `num_images` of it are
+    encoded (all, or --limit). `selection` is the sha256 of the keys that were asked for, empty for all; `part` is
+    `i/n` for every n-th shard of the source, empty for all; `labels` is `folder` when folders are classes, empty for
+    the labels that images carry. `class_names` are those of labels 0, 1, ..., empty where they have none (dataset
+    `class_names`).
     """
 
     code_shape: tuple[int, int, int]

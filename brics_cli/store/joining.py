@@ -20,7 +20,7 @@ import numpy as np
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
-from brics_cli.store.format import StoreHeader, StoreShard
+from brics_cli.store.format import StoreHeader, StoreShard, store_sha256
 from brics_cli.store.merging import write_merged
 from brics_cli.store.reader import KeyCodeStore
 from brics_cli.store.rows import StoreRows
@@ -28,6 +28,7 @@ from brics_cli.store.writer import check_store_output, put_in_place
 from brics_cli.workspace import Artefact, Parent, hold_lock, open_hdf5
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
+from brics_cli.workspace.fingerprints import fingerprint_of_shards
 
 _MAY_DIFFER = ("source", "num_images", "selection", "part")
 
@@ -42,6 +43,8 @@ class Join:
     order: list[tuple[int, int]]
     parents: tuple[Parent, ...]
     details: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    """Of all rows."""
 
     @property
     def num_rows(self) -> int:
@@ -79,7 +82,12 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
         _header(ordered, num_images=sum(row["n_in"] for row in rows), is_whole=whole is not None),
         class_names=class_names,
     )
-    return Join(ordered, header, shards, order, _parents(ordered, is_whole=whole is not None), _details(ordered[0]))
+    parents = _parents(ordered, is_whole=whole is not None)
+    digests = [row.get("digest", "") for row in rows]
+    if whole is not None and all(digests):
+        parents = _of_whole(parents, shards, digests)
+    sha256 = store_sha256(row["sha256"] for row in rows)
+    return Join(ordered, header, shards, order, parents, _details(ordered[0]), sha256)
 
 
 def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Reporter) -> Artefact | None:
@@ -91,7 +99,13 @@ def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Rep
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
-        if check_store_output(path, join.header, overwrite=overwrite, inputs=[store.path for store in join.stores]):
+        inputs = [store.path for store in join.stores]
+        if check_store_output(path, join.header, shards=join.shards, overwrite=overwrite, inputs=inputs):
+            if KeyCodeStore(path).sha256 != join.sha256:  # parts of one collection have its name, whatever was in it
+                raise ArtefactError(
+                    f"{path} was joined from other codes of the same collection",
+                    next="Give another --out, or --overwrite to join these.",
+                )
             return None
         artefact = Artefact(join.stores[0].artefact.kind, path, now(), False, join.parents, dict(join.details))
         try:
@@ -217,6 +231,15 @@ def _parents(stores: Sequence[KeyCodeStore], *, is_whole: bool) -> tuple[Parent,
     ordered = sorted(parents.values(), key=lambda parent: parent.kind != "autoencoder")
     joined = [] if is_whole else [Parent("store", str(store.path.resolve()), store.sha256) for store in stores]
     return (*ordered, *joined)
+
+
+def _of_whole(parents: Sequence[Parent], shards: Sequence[StoreShard], digests: Sequence[str]) -> tuple[Parent, ...]:
+    """`parents` with one collection, the whole, in place of those that each part has read of it."""
+    named = zip(shards, digests, strict=True)
+    fingerprint = fingerprint_of_shards((shard.name, digest, shard.num_images) for shard, digest in named)
+    first = next((parent for parent in parents if parent.kind == "collection"), None)
+    others = [parent for parent in parents if parent.kind != "collection"]
+    return (*others, *([] if first is None else [replace(first, sha256=fingerprint)]))
 
 
 def _details(store: KeyCodeStore) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class ShardRows(Protocol):
 
     num_ok: int
     sha256: str
+    digest: str
     keys: Array
     labels: Array
     index_in_shard: Array
@@ -110,7 +111,7 @@ def write_merged(
                 if part.statistics is not None:
                     statistics.merge(part.statistics)
                 start += part.num_ok
-        sha256 = store_sha256(str(row[-1]) for row in table)
+        sha256 = store_sha256(str(row[SHARD_FIELDS.index("sha256")]) for row in table)
         artefact = _counted(artefact, header, sha256=sha256, num_ok=num_ok, num_failed=len(failures))
         table_bytes = TABLE_ROW_BYTES * (len(table) + len(failures)) + fixed_bytes(header.class_names).nbytes
         with raw.small_datasets(columns.num_bytes + table_bytes) as file:
@@ -150,7 +151,7 @@ def _survey(
             table.append(
                 (
                     shard.name, shard.size_bytes, shard.fingerprint, shard.num_images,
-                    part.num_ok, num_failed, part.sha256,
+                    part.num_ok, num_failed, part.sha256, part.digest,
                 )
             )  # fmt: skip
             failures.extend((shard.name, key.decode(), reason.decode()) for key, reason in part.failures)

@@ -55,6 +55,8 @@ class PartWriter:
         self._columns = Columns([], [], [], [], [])
         self._statistics = Statistics.empty(header.code_shape[0])
         self._hash = RowHash()
+        self.digest = ""
+        """Of the content of what was encoded (`data.fingerprints`); to be set before the end where it is known."""
 
     def __enter__(self) -> Self:
         temporary = self._atomic.__enter__()
@@ -141,6 +143,7 @@ class PartWriter:
                 sha256=row_sha256,
                 shard=shard.name,
                 fingerprint=shard.fingerprint,
+                digest=self.digest,
             )
 
 
@@ -159,6 +162,7 @@ class Part:
             attributes = dict(self._file.attrs)
             self.num_ok = int(attributes["n_ok"])
             self.sha256 = str(attributes["sha256"])
+            self.digest = str(attributes.get("digest", ""))
             self.statistics: Statistics | None = Statistics(
                 self._file["total"][()],
                 self._file["squares"][()],

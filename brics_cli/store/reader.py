@@ -21,8 +21,8 @@ from brics_cli.errors import ArtefactError
 from brics_cli.store.format import (
     FAILURE_FIELDS,
     FORMAT_VERSION,
+    NEEDED_SHARD_FIELDS,
     QUANTISATIONS,
-    SHARD_FIELDS,
     Array,
     StoreHeader,
     dequantise,
@@ -255,8 +255,8 @@ class KeyCodeStore:
 
     @cached_property
     def shards(self) -> list[dict[str, Any]]:
-        """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 of each."""
-        return self._column("shards", made=partial(_rows, fields=SHARD_FIELDS))  # type: ignore[no-any-return]
+        """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 and digest of each."""
+        return self._column("shards", made=partial(_rows, fields=NEEDED_SHARD_FIELDS))  # type: ignore[no-any-return]
 
     @cached_property
     def failures(self) -> list[dict[str, Any]]:

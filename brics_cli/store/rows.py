@@ -24,6 +24,7 @@ class StoreRows:
         self._path, self._name, self._file, self._rows = store.path, shard["name"], file, rows
         self.num_ok: int = shard["n_ok"]
         self.sha256: str = shard["sha256"]
+        self.digest: str = shard.get("digest", "")
         self.keys: Array = file["keys"][rows]
         self.labels: Array = file["labels"][rows]
         self.index_in_shard: Array = file["index_in_shard"][rows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.store.format import StoreHeader, StoreShard
 from brics_cli.store.merging import write_merged
 from brics_cli.store.parts import Part, PartWriter, part_mismatch, part_path
+from brics_cli.store.reader import KeyCodeStore
 from brics_cli.workspace import Artefact, Kind, Parent, check_output, hold_lock, open_hdf5, write_json_atomically
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
@@ -80,7 +81,9 @@ class StoreWriter:
         return self
 
     def _is_complete(self) -> bool:
-        return check_store_output(self.path, self.header, overwrite=self.overwrite, inputs=[self.header.source])
+        return check_store_output(
+            self.path, self.header, shards=self.shards, overwrite=self.overwrite, inputs=[self.header.source]
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -107,6 +110,7 @@ class StoreWriter:
         if record.exists():
             differing = differences(read_json(record, what="unfinished store"), self.header.identity())
             if differing and not self.overwrite:
+                differing += moved_shards(self._shards_of_parts(), self.shards)
                 raise ArtefactError(
                     f"{self.parts_directory} holds the beginning of another store: {'; '.join(differing)}",
                     next="Give another --out, or --overwrite to begin again.",
@@ -121,6 +125,32 @@ class StoreWriter:
             if path.exists() and (reason := part_mismatch(self.parts_directory, self.header, shard)) is not None:
                 self.redone.append(f"{path} ({reason})")
                 path.unlink()
+
+    def _shards_of_parts(self) -> dict[str, tuple[int, str]]:
+        """(number of images, fingerprint) of the shards whose parts can be read."""
+        found = {}
+        for path in self.parts_directory.glob("*.h5"):
+            with suppress(OSError, RuntimeError, KeyError), open_hdf5(path) as file:
+                found[str(file.attrs["shard"])] = int(file.attrs["n_in"]), str(file.attrs["fingerprint"])
+        return found
+
+    def digests(self) -> dict[int, str]:
+        """The digests of the shards that are there, or have a part: of the content they were made from, by shard.
+
+        Empty for a shard that was encoded when there were no digests.
+        """
+        if self.complete:
+            return {index: row.get("digest", "") for index, row in enumerate(KeyCodeStore(self.path).shards)}
+        found = {}
+        for index, shard in enumerate(self.shards):
+            if part_path(self.parts_directory, shard).exists():
+                with Part(self.parts_directory, self.header, shard) as part:
+                    found[index] = part.digest
+        return found
+
+    def discard(self, shard_index: int) -> None:
+        """Remove the part of a shard, which is then pending again."""
+        part_path(self.parts_directory, self.shards[shard_index]).unlink()
 
     @property
     def pending(self) -> list[int]:
@@ -180,11 +210,18 @@ def put_in_place(temporary: Path, final: Path) -> None:
     remember_own(final)
 
 
-def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool, inputs: Sequence[str | Path] = ()) -> bool:
+def check_store_output(
+    path: Path,
+    header: StoreHeader,
+    *,
+    shards: Sequence[StoreShard] = (),
+    overwrite: bool,
+    inputs: Sequence[str | Path] = (),
+) -> bool:
     """Whether `path` is already the store that `header` describes, so that there is nothing to do.
 
-    Raises ArtefactError for a store of other inputs, WouldOverwriteError for anything else that is there. With
-    `overwrite`, a store of ours may be replaced that is not one of `inputs`.
+    Raises ArtefactError for a store of other inputs, naming what differs, of its `shards` too; WouldOverwriteError for
+    anything else that is there. With `overwrite`, a store of ours may be replaced that is not one of `inputs`.
     """
     if overwrite or path.is_symlink() or not path.is_file():
         check_output(path, overwrite=overwrite, what="the store", inputs=inputs)
@@ -200,8 +237,25 @@ def check_store_output(path: Path, header: StoreHeader, *, overwrite: bool, inpu
         )
     differing = differences(json.loads(text), header.identity())
     if differing:
+        with suppress(ArtefactError):
+            was = {row["name"]: (row["n_in"], row["fingerprint"]) for row in KeyCodeStore(path).shards}
+            differing += moved_shards(was, shards)
         raise ArtefactError(
             f"{path} is a store of other inputs: {'; '.join(differing)}",
             next="Give another --out, or --overwrite to replace it.",
         )
     return True
+
+
+def moved_shards(was: Mapping[str, tuple[int, str]], shards: Sequence[StoreShard]) -> list[str]:
+    """What of the shards that `was`, (number of images, fingerprint) by name, is another one now; one line at most."""
+    now = {shard.name: (shard.num_images, shard.fingerprint) for shard in shards}
+    moved = [name for name in was if was[name] != now.get(name)] if now else []
+    if not moved:
+        return []
+    more = f" and {len(moved) - 1:,} more" if len(moved) > 1 else ""
+    if moved[0] not in now:
+        return [f"shard {moved[0]}{more}: not in the source any more"]
+    (num_was, _), (num_now, _) = was[moved[0]], now[moved[0]]
+    counts = f" ({num_was:,} images, now {num_now:,})" if num_was != num_now else ""
+    return [f"shard {moved[0]}{more}: other images, or other names or sizes of them, than before{counts}"]

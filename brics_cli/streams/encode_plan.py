@@ -20,8 +20,12 @@ from brics_cli.workspace.naming import STORE, form_of_output
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """What would be encoded, with what, and where to. `source_bytes_per_image` is the collection's, on disk."""
+    """What would be encoded, with what, and where to: of the `whole` collection what is in `collection`.
 
+    `source_bytes_per_image` is the whole's, on disk.
+    """
+
+    whole: Collection
     collection: Collection
     autoencoder: Autoencoder
     header: StoreHeader
@@ -95,7 +99,7 @@ def plan_encoding(
         quantisation=quantisation,
         autoencoder={"sha256": autoencoder.weights_sha256, "config": autoencoder.config.model_dump(mode="json")},
         source=collection.path,
-        source_sha256=whole.fingerprint,
+        source_sha256=whole.layout,
         num_images=len(collection),
         flipped=flips,
         precision=precision or ("bf16" if devices[0].type == "cuda" else "fp32"),
@@ -105,8 +109,6 @@ def plan_encoding(
         labels=labels or "",
         class_names=whole.class_names,
     )
-    shards = [
-        StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.fingerprint) for shard in collection.shards
-    ]
+    shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
     source_bytes = sum(shard.size_bytes for shard in whole.shards) / max(len(whole), 1)
-    return EncodePlan(collection, autoencoder, header, shards, out, transform, devices, source_bytes)
+    return EncodePlan(whole, collection, autoencoder, header, shards, out, transform, devices, source_bytes)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.data import Batch, Collection, load_shards
+from brics_cli.data.fingerprints import settled_digest
 from brics_cli.data.loader import Failure
 from brics_cli.errors import ArtefactError
 from brics_cli.reporting import TimeSplit
@@ -155,7 +156,8 @@ class ShardWork:
     def encode(self, shard_indices: Iterable[int], encoder: CodeEncoder) -> Iterator[Progress]:
         """Write the part of each shard; closing the iterator, or an error, throws away the part being written.
 
-        Raises ArtefactError when a shard cannot be read or codes are not finite, OSError when parts cannot be written.
+        Raises ArtefactError when a shard cannot be read or changes meanwhile, or codes are not finite; OSError when
+        parts cannot be written.
         """
         if encoder.device.type == "cuda" and encoder.device.index is not None:
             torch.cuda.set_device(encoder.device)  # for pinned memory, and for JPEGs decoded on the device
@@ -186,6 +188,8 @@ class ShardWork:
                             )
                         seconds, split.seconds = split.seconds, {}
                         yield Progress(batch.num_read, len(batch.keys), batch.failures, seconds, len(batch.enlarged))
+                        if batch.content is not None:
+                            part.digest = settled_digest(self.collection, batch.shard_index, batch.content)
                         if batch.end_of_shard:
                             break
         finally:

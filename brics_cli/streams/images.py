@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data import Collection, ImageError, apply_transform, decode_image, open_collection
+from brics_cli.data.fingerprints import ShardDigest, Watch, digested, fingerprint_of
 from brics_cli.data.loader import Failure, default_num_workers
+from brics_cli.data.selection import select_positions
 from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.streams.autoencoders import load_store_autoencoder
@@ -49,7 +51,7 @@ class ImageStream(ABC):
     path: str
     keys: list[str]
     identity: str
-    """The sha256 of what is read: a collection's fingerprint, a store's sha256."""
+    """The sha256 of what is read: a store's, a model's with its settings; of a collection see `fingerprint_of_read`."""
 
     def __init__(self, *, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -97,7 +99,7 @@ class CollectionStream(ImageStream):
             raise ValueError("transform and size go together")
         self.collection = collection
         self.path = collection.path
-        self.identity = collection.fingerprint
+        self.identity = ""
         self.transform = transform
         self.size = size
         self.num_workers = num_workers or default_num_workers()
@@ -106,13 +108,43 @@ class CollectionStream(ImageStream):
             collection.key(shard, index) for shard in range(len(shards)) for index in range(shards[shard].num_images)
         ]
         self._starts = [0, *accumulate(shard.num_images for shard in shards)]
+        self._digests = np.zeros((len(self.keys), 64), np.uint8)
+        self._was_read = np.zeros(len(self.keys), bool)
+        self._watches: dict[int, Watch] = {}
 
     def describe(self) -> str:
         through = f", {self.transform} to {self.size} px" if self.transform else ", as they are"
         return self.collection.describe() + through
 
+    @property
+    def num_read(self) -> int:
+        """How many different images were read so far."""
+        return int(self._was_read.sum())
+
+    def fingerprint_of_read(self) -> str | None:
+        """The fingerprint of the images that were read, as a collection of their own; None when none was.
+
+        The digests of shards that were read as a whole are remembered.
+        """
+        positions = np.flatnonzero(self._was_read).tolist()
+        if not positions:
+            return None
+        view = select_positions(self.collection, positions)
+        found, start = {}, 0
+        for number, shard in enumerate(view.shards):
+            digest = ShardDigest(shard.name)
+            for position in positions[start : start + shard.num_images]:
+                digest.add(self._digests[position].tobytes())
+            found[number] = digest.hexdigest()
+            start += shard.num_images
+            if view is self.collection and number in self._watches:
+                self._watches[number].content(found[number])
+        return fingerprint_of(view, found)
+
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
         order = range(len(self)) if positions is None else positions
+        if len(order) == len(self) and not self._watches:
+            self._watches = {shard: Watch(self.collection, shard) for shard in range(len(self.collection.shards))}
         waiting: deque[list[Future[Image | Failure]]] = deque()
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="brics-images") as pool:
             try:
@@ -139,7 +171,11 @@ class CollectionStream(ImageStream):
     def _load(self, position: int) -> Image | Failure:
         shard = bisect_right(self._starts, position) - 1
         try:
-            image = decode_image(self.collection.read(shard, position - self._starts[shard]).data)
+            raw, digest = digested(self.collection, shard, position - self._starts[shard])
+            self._digests[position], self._was_read[position] = np.frombuffer(digest, np.uint8), True
+            if isinstance(raw, ImageError):
+                raise raw
+            image = decode_image(raw.data)
             if self.transform is None or self.size is None:
                 return np.array(image)  # (H, W, 3)
             return apply_transform(image, self.transform, self.size)

@@ -26,7 +26,14 @@ from brics_cli.reporting import Reporter
 from brics_cli.store import KeyCodeStore
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.resuming import flatten, open_for_resume, reopen_collection, reopen_store, resumed_recipe
+from brics_cli.training.resuming import (
+    flatten,
+    identity_of,
+    open_for_resume,
+    reopen_collection,
+    reopen_store,
+    resumed_recipe,
+)
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences
@@ -149,8 +156,8 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         artefact, recipe = _run_to_resume(options, kind=kind, reporter=reporter)
         assert isinstance(recipe, AutoencoderRecipe)
         check_perceptual_weights(recipe.loss)
-        val = reopen_collection(artefact, "validation", workspace) if artefact.parent("validation") else None
-        collection = reopen_collection(artefact, "collection", workspace)
+        val = reopen_collection(artefact, "validation", workspace, reporter) if artefact.parent("validation") else None
+        collection = reopen_collection(artefact, "collection", workspace, reporter)
         return AutoencoderPlan(recipe, collection, val, artefact, resume=True)
     path = options.data
     if path is None:
@@ -171,9 +178,9 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
     check_perceptual_weights(recipe.loss)
     _check_init(options, recipe)
     val = open_collection(options.val, labels="none", reporter=reporter) if options.val is not None else None
-    parents = [Parent("collection", collection.path, collection.fingerprint)]
+    parents = [Parent("collection", collection.path, identity_of(collection, reporter))]
     if val is not None:
-        parents.append(Parent("validation", val.path, val.fingerprint))
+        parents.append(Parent("validation", val.path, identity_of(val, reporter)))
     artefact = _new_artefact(kind, recipe, parents, options, workspace)
     return AutoencoderPlan(recipe, collection, val, artefact, resume=False, init_from=options.init_from)
 

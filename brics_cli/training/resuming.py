@@ -11,6 +11,8 @@ from typing import Any
 from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.loading import recipe_from_values
 from brics_cli.data import Collection, open_collection
+from brics_cli.data.fingerprints import fingerprint, known_digests
+from brics_cli.distributed import is_first_process
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter, command_line
 from brics_cli.store import KeyCodeStore
@@ -25,6 +27,9 @@ FIXED = (
     *("gan.widths", "gan.norm", "training.batch_size", "training.seed"),
 )
 """Settings that make a run what it is: with others its weights, or its place in the data, would mean something else."""
+MAX_READ = 2**38
+"""Bytes that are read before training starts, at most: minutes from a good disk."""
+BY_LAYOUT = "its images are known by names and sizes alone, and whether they change cannot be told"
 NOT_COMPARED = ("name", "about", "kind", "training.steps")
 """`--steps` is the one setting that may change without a word: more steps are why most runs are resumed."""
 
@@ -118,11 +123,27 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def reopen_collection(artefact: Artefact, kind: str, workspace: Workspace) -> Collection:
+def identity_of(collection: Collection, reporter: Reporter) -> str:
+    """What a run remembers its data by, in the first process: the fingerprint, for which unknown images are read once.
+
+    Of more than MAX_READ it is the layout, and the reporter hears that.
+    """
+    known = known_digests(collection)
+    unknown = sum(shard.size_bytes for index, shard in enumerate(collection.shards) if index not in known)
+    if unknown > MAX_READ:
+        reporter.warning(f"{collection.path}: {unknown / 2**30:,.0f} GiB are too much to read for it, so {BY_LAYOUT}")
+        return collection.layout
+    return fingerprint(collection, reporter=reporter) if is_first_process() else ""
+
+
+def reopen_collection(artefact: Artefact, kind: str, workspace: Workspace, reporter: Reporter) -> Collection:
     """The collection that a run was started on, as its parent `kind`. Raises ArtefactError when it has changed."""
     parent = _parent(artefact, kind)
     collection = open_collection(workspace.collection_path(parent), labels="none")
-    _check_unchanged(parent, collection.fingerprint, artefact)
+    if parent.sha256 == collection.layout:  # of an older brics, or a very large one
+        reporter.warning(f"{artefact.path} recorded of {collection.path} no more than its layout: {BY_LAYOUT}")
+    elif is_first_process():
+        _check_unchanged(parent, identity_of(collection, reporter), artefact)
     return collection
 
 

@@ -21,7 +21,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     moments = FeatureMoments(4)
     moments.update(np.eye(4))
     identity = {"network": "clip", "collection": "a"}
-    cache.save(identity, description="/photos: 4 images", moments=moments, rows=None, failures=[])
+    cache.save(identity, layout="x", description="/photos: 4 images", moments=moments, rows=None, failures=[])
     return tmp_path / "cache"
 
 

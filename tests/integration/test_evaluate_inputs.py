@@ -270,7 +270,7 @@ def test_images_are_drawn_on_the_fly_as_brics_sample_writes_them(
     ae_sha = save_autoencoder(
         ae_run / "model", config=config, state=autoencoder.state_dict(), details={"transform": "crop-bicubic"}
     )
-    parent = Parent("collection", str(folders / "real"), collections.shard_fingerprint("", 0, []))
+    parent = Parent("collection", str(folders / "real"), collections.shard_layout("", 0, []))
     write_provenance(
         Artefact("autoencoder", ae_run, "2026-01-01T00:00:00+00:00", parents=(parent,), details={"sha256": ae_sha})
     )

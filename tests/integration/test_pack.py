@@ -241,7 +241,7 @@ def test_a_source_that_changed_is_refused(tmp_path: Path) -> None:
     brics(*arguments, "--max-failures", 0, cwd=tmp_path, check=5)  # stops before it is complete
     (tmp_path / "in" / "5.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
     finished = brics(*arguments, cwd=tmp_path, check=3)
-    assert "was begun with other inputs: collection: was" in error_line(finished)
+    assert "has changed since out was made from it: it holds other images, or other names" in error_line(finished)
     brics(*arguments, "--overwrite", cwd=tmp_path, check=5)
     assert len(open_collection(tmp_path / "out")) == 5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,7 @@ class FolderCollection(UnshardedCollection):
             texts=self._texts,
             labels=wanted.labels is None,
         )
+        self._listings = [name for name, _ in listings]
         self.class_names = self._annotations.class_names if self._classes is None else self._classes.names
         sizes = np.array([size for _, size in found], np.int64)
         rows = [(printable(name), self._row_size(i, sizes)) for i, name in enumerate(image_names)]
@@ -107,6 +108,14 @@ class FolderCollection(UnshardedCollection):
         if self._classes is not None:
             label, meta = self._classes.of(name, meta)
         return RawImage(self._samples.key(position), data, label, meta, shard_index, index)
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterator[str]:
+        for index in range(self.shards[shard_index].num_images) if indices is None else indices:
+            position = self._position(shard_index, index)
+            for member in (self._samples.image(position), *self._samples.sidecars(position)):
+                yield f"{self.path}/{self._samples.names[member]}"
+        for name in self._listings:
+            yield f"{self.path}/{name}"
 
     def _file(self, name: str) -> bytes:
         path = Path(self._root, name)

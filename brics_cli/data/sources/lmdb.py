@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -129,6 +130,9 @@ class LmdbCollection(UnshardedCollection):
         except lmdb.Error as error:
             raise _unreadable(self.path, error) from None
         return RawImage(self._shown(position), data, None, None, shard_index, index)
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
+        return [str(data_file(Path(self.path)))]
 
 
 def _unreadable(path: Path | str, error: lmdb.Error) -> BricsError:

@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -162,7 +162,7 @@ class ArrayCollection(UnshardedCollection):
         size = f"{self._width} x {self._height} px"
         return f"{len(self):,} images, {size}, {self.kind}{member}{deflated}{keys}{labels}{self.note}"
 
-    def files(self, shard_index: int) -> Iterable[str]:
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[str]:
         """The one file that all is read from."""
         return [self.path]
 

@@ -23,7 +23,7 @@ from brics_cli.data.collection import (
     RawImage,
     Shard,
     check_num_bytes,
-    shard_fingerprint,
+    shard_layout,
     shard_names,
     visible_path,
 )
@@ -87,7 +87,7 @@ class TableCollection(Collection):
             self._tables.append(_Table(file, columns, starts, rows))
             size_bytes = file.stat().st_size
             num_images = starts[-1] if rows is None else len(rows)
-            self.shards.append(Shard(name, num_images, size_bytes, shard_fingerprint(name, size_bytes, layout.rows)))
+            self.shards.append(Shard(name, num_images, size_bytes, shard_layout(name, size_bytes, layout.rows)))
         if not len(self):
             left_out = f"; {self.passed_over.describe()}" if self.passed_over else ""
             raise UsageError(f"no rows in the {len(files)} {self.kind} files of {path}{left_out}")

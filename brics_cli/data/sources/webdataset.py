@@ -31,7 +31,7 @@ from brics_cli.data.collection import (
     Shard,
     check_num_bytes,
     printable,
-    shard_fingerprint,
+    shard_layout,
     shard_names,
     split_extension,
     visible_path,
@@ -95,7 +95,7 @@ class WebDatasetCollection(Collection):
             rows: list[tuple[object, ...]] = list(zip(shown, each.sizes.tolist(), each.offsets.tolist(), strict=True))
             if fields.image is not None:
                 rows.append(("images", fields.image))
-            self.shards.append(Shard(name, len(samples), size_bytes, shard_fingerprint(name, size_bytes, rows)))
+            self.shards.append(Shard(name, len(samples), size_bytes, shard_layout(name, size_bytes, rows)))
             self.passed_over += samples.passed_over()
             self._samples.append(samples)
             self._places.append((each.offsets, each.sizes))
@@ -158,6 +158,9 @@ class WebDatasetCollection(Collection):
     def _texts(self, shard_index: int, index: int) -> Texts:
         samples = self._samples[shard_index]
         return samples.texts(index, lambda member: self._bytes(shard_index, member))
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
+        return [str(self._paths[shard_index])]
 
     def _bytes(self, shard_index: int, member: int) -> bytes:
         offset, size = (int(places[member]) for places in self._places[shard_index])

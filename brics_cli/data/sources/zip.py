@@ -10,6 +10,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,9 @@ class ZipCollection(UnshardedCollection):
 
     def _texts(self, position: int) -> Texts:
         return self._samples.texts(position, self._sidecar)
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
+        return [self.path]
 
     def _sidecar(self, member: int) -> bytes:
         try:

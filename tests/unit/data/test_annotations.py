@@ -134,7 +134,7 @@ def test_ffhq_layout_has_no_classes(tmp_path):
 
 
 def test_a_folder_with_dataset_json_and_sidecars(folder):
-    before = open_collection(folder).fingerprint
+    before = open_collection(folder).layout
     listing = {"labels": [["cats/a.png", 4], ["c.png", [0.5, 1.5]], ["dogs/a.png", None]]}
     (folder / "dataset.json").write_text(json.dumps(listing))
     (folder / "cats" / "a.txt").write_text("a cat")
@@ -146,7 +146,7 @@ def test_a_folder_with_dataset_json_and_sidecars(folder):
         "cats/deep/b": (None, None),
         "dogs/a": (9, None),
     }
-    assert collection.fingerprint != before
+    assert collection.layout != before
     assert "labels from dataset.json" in collection.describe()
 
 

@@ -242,13 +242,6 @@ def test_batches_keep_order_never_cross_shards_and_list_failures(five_images):
     assert batches[2].images.shape == (2, 4, 4, 3) and (batches[2].images[1] == 4).all()
 
 
-@pytest.mark.parametrize("skip", range(7))
-def test_skip_passes_over_the_first_images(five_images, skip):
-    batches = load_shards(five_images, transform="crop-bicubic", size=4, batch_size=2, skip=skip)
-    read = [key for batch in batches for key in [*batch.keys, *(failure.key for failure in batch.failures)]]
-    assert sorted(read) == [str(number) for number in range(skip, 6)]
-
-
 def test_a_file_that_vanishes_is_a_failure(five_images):
     Path(five_images.path, "3.png").unlink()
     batches = load_shards(five_images, transform="crop-bicubic", size=4)

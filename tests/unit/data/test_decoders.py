@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -57,9 +58,10 @@ def two_processes() -> Iterator[tuple[SharedBuffers, Decoders]]:
 def decode(decoders: Decoders, files: list[bytes], pixels: np.ndarray) -> list[str | int]:
     """By a process, once all are ready."""
     assert all(process.is_ready(wait_s=60) for process in decoders._processes)
-    reasons = decoders.decode(files, pixels)
-    assert reasons is not None
-    return reasons
+    decoded = decoders.decode(files, pixels)
+    assert decoded is not None
+    assert [each.sha256 for each in decoded] == [hashlib.sha256(data).digest() for data in files]
+    return [each.outcome for each in decoded]
 
 
 def importing_this() -> dict[str, str]:
@@ -126,7 +128,7 @@ def test_a_killed_process_is_replaced():
         for pid in pids(decoders):
             os.kill(pid, signal.SIGKILL)
         for first in (3, 5, 7):
-            assert decoders.decode([grey(first), grey(first + 1)], pixels) == [6, 6]
+            assert decode(decoders, [grey(first), grey(first + 1)], pixels) == [6, 6]
             assert (pixels[0] == first).all() and (pixels[1] == first + 1).all()
         assert len(pids(decoders)) == 2
 
@@ -208,7 +210,7 @@ def test_processes_that_cannot_start_leave_the_work_to_threads(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/does/not/exist")
     with decoding(SHAPE, num=2, transform="crop-bicubic", num_processes=2) as (buffers, decode_into):
         pixels = buffers.take(1)
-        assert decode_into([grey(7)], pixels) == [6]
+        assert [each.outcome for each in decode_into([grey(7)], pixels)] == [6]
         assert (pixels == 7).all()
 
 

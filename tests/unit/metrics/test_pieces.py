@@ -92,7 +92,7 @@ def test_the_cache_gives_back_the_same_bits(tmp_path: Path, monkeypatch: pytest.
     gathered, rows = moments(num)
     identity = {"collection": "abc", "network": "clip"}
     assert cache.load(identity, need_rows=False) is None
-    cache.save(identity, description="a", moments=gathered, rows=None, failures=[("key", "damaged")])
+    cache.save(identity, layout="x", description="a", moments=gathered, rows=None, failures=[("key", "damaged")])
     found = cache.load(identity, need_rows=False)
     assert found is not None
     np.testing.assert_array_equal(found.moments.covariance, gathered.covariance)
@@ -100,7 +100,7 @@ def test_the_cache_gives_back_the_same_bits(tmp_path: Path, monkeypatch: pytest.
     assert found.failures == [("key", "damaged")]
     assert cache.load(identity, need_rows=True) is None
     assert cache.load({**identity, "network": "dinov2"}, need_rows=False) is None
-    cache.save(identity, description="a", moments=gathered, rows=ArrayRows(rows), failures=[])
+    cache.save(identity, layout="x", description="a", moments=gathered, rows=ArrayRows(rows), failures=[])
     found = cache.load(identity, need_rows=True)
     assert found is not None and found.rows is not None
     np.testing.assert_array_equal(found.rows.take(np.arange(num)), rows)
@@ -115,7 +115,9 @@ def test_pruning_takes_the_longest_unused_and_nothing_else(tmp_path: Path, monke
     gathered, _ = moments(5)
     paths = []
     for number in range(3):
-        paths.append(cache.save({"n": number}, description=str(number), moments=gathered, rows=None, failures=[]))
+        paths.append(
+            cache.save({"n": number}, layout="x", description=str(number), moments=gathered, rows=None, failures=[])
+        )
         (paths[-1] / "entry.json").touch()
         os.utime(paths[-1] / "entry.json", (1000 + number, 1000 + number))
     assert [entry.description for entry in cache.entries()] == ["2", "1", "0"]
@@ -134,7 +136,7 @@ def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path, monkey
         path.mkdir(parents=True)
         (path / "rows.npy").write_bytes(b"half")
     os.utime(left, (1000, 1000))
-    cache.save({"n": 1}, description="a", moments=moments(5)[0], rows=None, failures=[])
+    cache.save({"n": 1}, layout="x", description="a", moments=moments(5)[0], rows=None, failures=[])
     assert not left.exists() and young.exists()
 
 

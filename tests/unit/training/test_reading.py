@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,9 @@ class Recorded(Collection):
         if (shard_index, index) == (3, 3):
             raise ImageError("cannot be read")
         return RawImage(self.key(shard_index, index), bytes([shard_index * 10 + index]), None, None, shard_index, index)
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
+        return []
 
     @property
     def num_read(self) -> int:

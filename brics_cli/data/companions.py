@@ -15,22 +15,42 @@ import yaml
 
 from brics_cli.data.sources.process_cache import Descriptor
 from brics_cli.data.sources.tar_index import index_tar
+from brics_cli.reporting import Reporter
 from brics_cli.workspace import write_json_atomically, write_text_atomically
 
 INDEX, CARD = "wids.json", "README.md"
+MAX_NAME_BYTES = 100
+"""Of a name in a tar's header; longer ones, and those that are not ASCII, stand in a record before it."""
 
 
-def write_companions(folder: Path, *, extension: str, class_names: Sequence[str] = ()) -> None:
-    """Write both for the shards in `folder`, whose images are files `*.extension`; labels are of `class_names`."""
-    shards, others = [], set()
+def write_companions(folder: Path, *, extension: str, class_names: Sequence[str] = (), reporter: Reporter) -> None:
+    """Write both for the shards in `folder`, whose images are files `*.extension`; labels are of `class_names`.
+
+    wids takes names from the headers alone, where only ASCII of 100 bytes is as it is: others would be mixed up in
+    silence, so that there is no index then, which the `reporter` hears.
+    """
+    shards, others, num_beyond = [], set(), 0
     for tar in sorted(folder.glob("*.tar")):
-        extensions = [name.rpartition(".")[2] for name in index_tar(tar, Descriptor.of(tar)).names]
+        names = list(index_tar(tar, Descriptor.of(tar)).names)
+        num_beyond += sum(not name.isascii() or len(name) > MAX_NAME_BYTES for name in names)
+        extensions = [name.rpartition(".")[2] for name in names]
         others |= {*extensions} - {extension}
         if num_images := extensions.count(extension):
             shards.append({"url": tar.name, "nsamples": num_images, "filesize": tar.stat().st_size})
+    if num_beyond:
+        (folder / INDEX).unlink(missing_ok=True)
+        reporter.warning(
+            f"no {INDEX} in {folder}: {num_beyond:,} names of files are not ASCII of at most {MAX_NAME_BYTES} bytes, "
+            "which is all that wids reads"
+        )
+    else:
+        _write_index(folder, shards)
+    write_text_atomically(folder / CARD, _card(extension, others, class_names))
+
+
+def _write_index(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
     index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
     write_json_atomically(folder / INDEX, index)
-    write_text_atomically(folder / CARD, _card(extension, others, class_names))
 
 
 def _card(extension: str, others: set[str], class_names: Sequence[str]) -> str:

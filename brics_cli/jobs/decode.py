@@ -152,7 +152,7 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
             kept_in = pieces_directory(plan.out) if plan.is_file else plan.out
             raise InterruptedRunError(f"interrupted; what is whole in {kept_in} is kept") from None
         if plan.format == "wds" and not plan.is_file:
-            write_companions(plan.out, extension="png")
+            write_companions(plan.out, extension="png", class_names=store.class_names, reporter=reporter)
         img_per_s = (num_images - done) / max(time.perf_counter() - start, 1e-9)
         summary = f"{num_images:,} images, {plan.format}, {store.image_size} px"
         details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,

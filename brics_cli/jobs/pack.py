@@ -176,7 +176,7 @@ def pack(
         claim = claim_pack(plan, sources, overwrite=overwrite, reporter=reporter)
         if claim == "complete":
             if not (plan.out / CARD).exists():  # of a brics that wrote none
-                _write_companions(plan)
+                _write_companions(plan, reporter)
             return _result(plan, FailureLog(plan.out, keep=plan.num_images), already_complete=True)
         made_from = checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
         with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
@@ -252,7 +252,7 @@ def _finish(
             sha256, digest = sha256_of_file(tar), made_from.digests[int(tar.stem)]
             shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256, digest))
             task.advance()
-    _write_companions(plan)
+    _write_companions(plan, reporter)
     result = _result(plan, log, already_complete=False)
     if sources is plan.collection:
         source_sha256 = fingerprint_of(sources, made_from.digests)
@@ -276,8 +276,9 @@ def _finish(
     return result
 
 
-def _write_companions(plan: PackPlan) -> None:
-    write_companions(plan.out, extension=plan.encoding.extension, class_names=plan.collection.class_names)
+def _write_companions(plan: PackPlan, reporter: Reporter) -> None:
+    names = plan.collection.class_names
+    write_companions(plan.out, extension=plan.encoding.extension, class_names=names, reporter=reporter)
 
 
 def _tars(folder: Path) -> list[Path]:

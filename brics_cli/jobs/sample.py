@@ -110,7 +110,8 @@ class _Run:
             with open_sink(plan.out, overwrite=True, resumable=True):
                 pass  # its pieces are all there, and are joined
         if plan.format == "wds" and not plan.is_file:
-            write_companions(plan.out, extension="png")
+            names = plan.stream.denoiser.class_names
+            write_companions(plan.out, extension="png", class_names=names, reporter=self.reporter)
         self.write_sheet()
         write_provenance(finished(plan.artefact, **self.details()))
         BatchSizes.discard(plan.folder)

@@ -20,13 +20,14 @@ from brics_cli.data import decode_image, open_collection
 READ_WITH_DATASETS = """
 import hashlib, json, sys
 import datasets
-read = {}
+read, names = {}, {}
 for folder in sys.argv[1:]:
     rows = datasets.load_dataset(folder, split="train")
     column = next(name for name in rows.column_names if name in ("png", "jpg", "webp"))
     digest = lambda row: hashlib.sha256(row[column].convert("RGB").tobytes()).hexdigest()
+    names[folder] = getattr(rows.features.get("cls"), "names", None)
     read[folder] = [[row["__key__"], row.get("cls"), digest(row), row.get("json")] for row in rows]
-print(json.dumps(read))
+print(json.dumps([read, names]))
 """
 Row = list[object]
 
@@ -45,6 +46,7 @@ def make_images(folder: Path, num: int, *, labels: str = "", meta: str = "", dot
     return folder
 
 
+CLASSES = ("cat's", "dog: a", "v1.0")
 CASES: dict[str, tuple[dict, tuple[str, ...]]] = {
     "one": ({"num": 1}, ()),
     "two": ({"num": 2, "labels": "0123456789"}, ()),
@@ -65,6 +67,10 @@ def workspace(tmp_path_factory):
     for name, (settings, flags) in CASES.items():
         make_images(root / f"{name}-images", **settings)
         brics("pack", f"{name}-images", "--out", name, "--size", 12, *flags, cwd=root, check=0)
+    (root / "classes-images").mkdir()
+    for number, name in enumerate(CLASSES):
+        make_images(root / "classes-images" / name, number + 1)
+    brics("pack", "classes-images", "--labels", "folder", "--out", "classes", "--size", 12, cwd=root, check=0)
     make_images(root / "failed-images", 6)
     for number in (0, 4):
         (root / "failed-images" / f"{number:03d}.png").write_bytes(b"not an image")
@@ -73,17 +79,24 @@ def workspace(tmp_path_factory):
     return root
 
 
-FOLDERS = [*CASES, "failed", "samples"]
+FOLDERS = [*CASES, "classes", "failed", "samples"]
 
 
 @pytest.fixture(scope="module")
-def read_with_datasets(workspace) -> dict[str, list[Row]]:
+def found_by_datasets(workspace) -> tuple[dict[str, list[Row]], dict[str, list[str] | None]]:
+    """The rows, and the names of classes, of each folder."""
     environment = {**os.environ, "HF_HOME": str(workspace / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     finished = subprocess.run(
         [sys.executable, "-c", READ_WITH_DATASETS, *FOLDERS], cwd=workspace, env=environment, capture_output=True
     )
     assert finished.returncode == 0, finished.stderr.decode()[-2000:]
-    return json.loads(finished.stdout)
+    rows, names = json.loads(finished.stdout)
+    return rows, names
+
+
+@pytest.fixture(scope="module")
+def read_with_datasets(found_by_datasets) -> dict[str, list[Row]]:
+    return found_by_datasets[0]
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -100,6 +113,11 @@ def digest(data: bytes) -> str:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_datasets_reads_the_same_images_keys_and_labels(workspace, read_with_datasets, name):
     assert [row[:3] for row in read_with_datasets[name]] == rows_of(workspace / name)
+
+
+def test_datasets_knows_the_names_of_classes(found_by_datasets):
+    names = found_by_datasets[1]
+    assert names["classes"] == list(CLASSES) and names["two"] is None
 
 
 def test_datasets_reads_metadata_that_differ_from_image_to_image(workspace, read_with_datasets):
@@ -123,6 +141,18 @@ def test_wids_reads_the_same_images_in_any_order(workspace, tmp_path, name):
         label = int(sample[".cls"].read()) if ".cls" in sample else None
         found = [sample["__key__"], label, digest(data)]
         assert found == expected[place]
+
+
+@pytest.mark.parametrize("name", ["猫", "n" * 120])
+def test_names_that_wids_would_mix_up_get_no_index(workspace, name):
+    images = make_images(workspace / f"{name[:9]}-images", 2)
+    for path in sorted(images.iterdir()):
+        path.rename(images / f"{name}{path.name}")
+    arguments = ("pack", images.name, "--out", name[:9], "--size", 12)
+    said = brics(*arguments, cwd=workspace, check=0).stderr
+    assert "no wids.json in" in said and "2 names of files are not ASCII of at most 100 bytes" in said
+    assert not (workspace / name[:9] / "wids.json").exists()
+    assert [row[0] for row in rows_of(workspace / name[:9])] == [f"{name}000", f"{name}001"]
 
 
 def test_the_index_and_the_card_are_the_same_bytes_each_time(workspace):

@@ -122,6 +122,8 @@ def _metadata(source: str, rows: Iterable[Meta]) -> Listing:
     kept: list[Meta] = []
     for row in rows:
         if not isinstance(row.get(_NAME_FIELD), str):
+            if names:
+                raise ValueError(f"row {len(names) + 1:,} has no {_NAME_FIELD}")
             return Listing(source, note=f"{printable(source)} has no column {_NAME_FIELD}, and is not read")
         names.append(row.pop(_NAME_FIELD))
         kept.append({name: value for name, value in row.items() if value not in (None, "")})

@@ -234,7 +234,10 @@ class KeyCodeStore:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """What labels 0, 1, ... stand for; empty where they have no names."""
-        return tuple(name.decode() for name in self._column("class_names")) if self._has_class_names else ()
+        if not self._has_class_names:
+            return ()
+        names: tuple[str, ...] = self._column("class_names", made=lambda names: tuple(name.decode() for name in names))
+        return names
 
     def meta(self, index: int) -> dict[str, Any] | None:
         """The metadata of one row, read from the file on each call; None when it has none."""

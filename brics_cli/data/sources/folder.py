@@ -14,14 +14,14 @@ from brics_cli.data.annotations import Annotations, Texts
 from brics_cli.data.classes import FolderClasses
 from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, split_extension
 from brics_cli.data.fields import survey
-from brics_cli.data.listings import is_listing, read_listing
+from brics_cli.data.listings import Listing, is_listing, read_listing
 from brics_cli.data.passed_over import HIDDEN, OF_BRICS, PassedOver, extension_of
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sidecars import EXTENSIONS
 from brics_cli.data.sources.samples import Samples
 from brics_cli.data.splits import scope_of
 from brics_cli.data.wanted import ANYTHING, Wanted
-from brics_cli.errors import UsageError
+from brics_cli.errors import ArtefactError, UsageError
 
 _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 """What can be wrong with one file; any other error is the machine's, and ends the job."""
@@ -74,7 +74,7 @@ class FolderCollection(UnshardedCollection):
         self._annotations = Annotations(
             [f"{prefix}/{name}" for name in image_names] if prefix else image_names,
             where=where,
-            listings=[read_listing(name, Path(whole, name).read_bytes(), where=where) for name, _ in listings],
+            listings=[_listing(Path(whole), name, where=where) for name, _ in listings],
             sidecars=self._samples.labelled(),
             texts=self._texts,
             labels=wanted.labels is None,
@@ -136,6 +136,20 @@ class FolderCollection(UnshardedCollection):
             return self._file(name)
         except ImageError:
             return b""
+
+
+def _listing(root: Path, name: str, *, where: str) -> Listing:
+    try:
+        check_num_bytes((root / name).stat().st_size)
+        data = (root / name).read_bytes()
+    except (OSError, ImageError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArtefactError(
+            f"{where}: its {printable(name)} cannot be read: {reason}", next="Make it readable, or move it away."
+        ) from None
+    return read_listing(name, data, where=where)
 
 
 def files_beside(folder: Path, *, suffixes: tuple[str, ...]) -> PassedOver:

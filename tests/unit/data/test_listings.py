@@ -11,7 +11,7 @@ import pytest
 from image_files import grey, read_all
 
 from brics_cli.data import open_collection
-from brics_cli.errors import BricsError, UsageError
+from brics_cli.errors import ArtefactError, BricsError, UsageError
 
 NAMES = [f"0000{number % 2}/img{number:05d}.png" for number in range(12)]
 CLASSES = [number % 2 for number in range(12)]
@@ -150,6 +150,8 @@ def test_hugging_faces_metadata(tmp_path, form):
     [
         ("metadata.jsonl", '{"file_name": "a"}\n{"file_name"', r"metadata\.jsonl is damaged"),
         ("metadata.jsonl", "[1]", "is no object"),
+        ("metadata.jsonl", "[" * 100_000, r"metadata\.jsonl is damaged"),
+        ("metadata.jsonl", json.dumps({"file_name": NAMES[0]}) + '\n{"label": 1}', "row 2 has no file_name"),
         ("metadata.csv", "\xff", r"metadata\.csv is damaged"),
         ("metadata.csv", "file_name,label\nx.png,1\n", r"metadata\.csv names none of its 12 images"),
         ("dataset.json", '{"labels": {"a.png": 0, "a.png": 1}}', "'a.png' appears twice, with different values"),
@@ -159,6 +161,13 @@ def test_hugging_faces_metadata(tmp_path, form):
 def test_listings_that_cannot_be_used(tmp_path, name, text, said):
     with pytest.raises(BricsError, match=said):
         open_collection(as_folder(tmp_path, {**images(), name: text.encode("latin-1")}))
+
+
+def test_a_listing_that_cannot_be_read_is_one_line(tmp_path):
+    as_folder(tmp_path, images())
+    (tmp_path / "dataset.json").symlink_to("nowhere")
+    with pytest.raises(ArtefactError, match=r"its dataset\.json cannot be read: No such file"):
+        open_collection(tmp_path)
 
 
 def test_metadata_of_something_else_is_passed_over_and_said(tmp_path):

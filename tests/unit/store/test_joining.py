@@ -66,6 +66,37 @@ def test_a_collection_grows(tmp_path):
     assert len(join(tmp_path / "again.h5", joined.path, third)) == 12
 
 
+def test_names_of_classes_are_kept_and_must_agree(tmp_path):
+    """Labels are 1 and 3; `write_store` gives them to every shard."""
+    names = ("ant", "bee", "cat", "dog")
+    named = write_store(tmp_path / "a.h5", ["s0"], class_names=names)
+    assert KeyCodeStore(named).class_names == names and KeyCodeStore(named).header.class_names == names
+    again = write_store(tmp_path / "b.h5", ["t0"], class_names=(*names, "eel"))
+    joined = join(tmp_path / "ab.h5", named, again)
+    assert joined.class_names == (*names, "eel") and verify_store(joined.path) == []
+    for other, said in (
+        (("ant", "bee", "cow", "dog"), r"class 2 is 'cat' in .*a\.h5 and 'cow' in .*c\.h5"),
+        ((), r"the classes of .*a\.h5 have names, and those of .*c\.h5 are numbers up to 3"),
+    ):
+        (tmp_path / "c.h5").unlink(missing_ok=True)
+        with pytest.raises(ArtefactError, match=said):
+            join(tmp_path / "ac.h5", named, write_store(tmp_path / "c.h5", ["u0"], class_names=other))
+
+
+def test_names_of_classes_that_were_changed_are_seen(tmp_path):
+    path = write_store(tmp_path / "a.h5", ["s0"], class_names=("ant", "bee", "cat", "dog"))
+    with h5py.File(path, "r+") as file:
+        file["class_names"][0] = b"cow"
+    assert verify_store(path) == ["the names of classes are not those that were written (sha256)"]
+    with h5py.File(path, "r+") as file:
+        file["class_names"][0] = b"\xff"
+    with pytest.raises(ArtefactError, match="dataset 'class_names' cannot be read"):
+        _ = KeyCodeStore(path).class_names
+    with h5py.File(path, "r+") as file:
+        del file["class_names"]
+    assert verify_store(path) == ["the header, the tables or the statistics are not those that were written (seal)"]
+
+
 def test_shards_of_one_name_stay_apart(tmp_path):
     """Folders call their shards 00000, 00001 ...; keys tell images apart."""
     first = write_store(tmp_path / "a.h5", ["00000"])

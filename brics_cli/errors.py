@@ -85,18 +85,18 @@ class NothingSavedError(BricsError):
         self.exit_code = ExitCode(128 + number)
 
 
-_AGAIN = "Then run the same command again."
-_FULL = "Free some space and run the same command again."
-_MOUNT = f"Check the disk or the network mount. {_AGAIN}"
+THEN_AGAIN = "Then run the same command again."
+_FULL = f"Free some space. {THEN_AGAIN}"
+_MOUNT = f"Check the disk or the network mount. {THEN_AGAIN}"
 _PERMISSIONS = "Check the permissions, or use another path."
 _LOCKED = "Wait for it or end it; to read in spite of its lock: HDF5_USE_FILE_LOCKING=FALSE"
 _NO_LOCKS = "See that nothing else writes there, and do without locks: HDF5_USE_FILE_LOCKING=FALSE"
-_PROCESSES = f"Raise the limit on processes (`ulimit -u`), or ask for fewer workers. {_AGAIN}"
+_PROCESSES = f"Raise the limit on processes (`ulimit -u`), or ask for fewer workers. {THEN_AGAIN}"
 
 _MACHINE_ERRNOS: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no space left on the device", _FULL),
     errno.EDQUOT: ("the disk quota is used up", _FULL),
-    errno.EFBIG: ("the file would be larger than is allowed here", f"Raise `ulimit -f`. {_AGAIN}"),
+    errno.EFBIG: ("the file would be larger than is allowed here", f"Raise `ulimit -f`. {THEN_AGAIN}"),
     errno.EROFS: ("the file system is read-only", "Write somewhere else."),
     errno.EACCES: ("permission denied", _PERMISSIONS),
     errno.EPERM: ("operation not permitted", _PERMISSIONS),
@@ -109,10 +109,10 @@ _MACHINE_ERRNOS: dict[int, tuple[str, str]] = {
     errno.ENOTCONN: ("the network mount is not connected", _MOUNT),
     errno.ENODEV: ("the device is gone", _MOUNT),
     errno.ENXIO: ("the device is gone", _MOUNT),
-    errno.EBUSY: ("busy, in use by something else", _AGAIN.replace("Then", "Free it, then")),
+    errno.EBUSY: ("busy, in use by something else", f"Free it. {THEN_AGAIN}"),
     errno.ENOMEM: ("out of memory", "Free some, or ask for less at once (a smaller batch, fewer workers)."),
-    errno.EMFILE: ("too many open files", f"Raise `ulimit -n`. {_AGAIN}"),
-    errno.ENFILE: ("too many open files on this machine", f"Close some programs. {_AGAIN}"),
+    errno.EMFILE: ("too many open files", f"Raise `ulimit -n`. {THEN_AGAIN}"),
+    errno.ENFILE: ("too many open files on this machine", f"Close some programs. {THEN_AGAIN}"),
     errno.EAGAIN: ("no more processes or threads can be started", _PROCESSES),
     errno.ENOLCK: ("no locks on this file system", _NO_LOCKS),
 }

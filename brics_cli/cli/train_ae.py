@@ -69,6 +69,7 @@ def train_ae(
         val=val,
         out=out,
         resume=resume,
+        overwrite=overwrite,
         init_from=init_from,
     )
     with one_voice():

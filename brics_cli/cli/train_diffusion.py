@@ -55,6 +55,7 @@ def train_diffusion(
         overrides=overrides or (),
         out=out,
         resume=resume,
+        overwrite=overwrite,
         init_from=init_from,
     )
     with one_voice():

@@ -77,7 +77,7 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
     if not (directory / CONFIG_NAME).is_file():
         raise ArtefactError(
             f"{path} holds no trained {kind} (no {directory / CONFIG_NAME})",
-            next="A run writes its first model at its first checkpoint.",
+            next=_how_to_go_on(path, kind),
         )
     config = read_json(directory / CONFIG_NAME, what=f"{kind} model")
     if not isinstance(config, dict) or "format_version" not in config or "kind" not in config:
@@ -90,6 +90,13 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
             next=f"It was written by brics {config.get('brics_version', '?')}: pip install -U brics-cli",
         )
     return config, directory
+
+
+def _how_to_go_on(path: Path, kind: str) -> str:
+    if not (path / "config.yaml").is_file():
+        return "Give the directory that the training command printed."
+    command = "train-ae" if kind == "autoencoder" else "train-diffusion"
+    return f"It writes its first model at its first checkpoint; go on with it: brics {command} --resume {path}"
 
 
 def load_weights(model: nn.Module, directory: Path, *, device: torch.device | str, file: str = WEIGHTS_NAME) -> str:
@@ -120,7 +127,10 @@ def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises ArtefactError when it is missing or damaged."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        if odd := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+            raise ArtefactError(f"{path} holds values that are not finite (NaN or infinity), first in {odd!r}")
+        return tensors
     except FileNotFoundError:
         raise ArtefactError(f"{path} is missing") from None
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:

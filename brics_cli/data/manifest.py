@@ -62,6 +62,15 @@ def source_digests(folder: Path) -> dict[int, str]:
         return {}
 
 
+def listed_failures(folder: Path) -> list[tuple[str, str]]:
+    """What could not be packed into `folder`, (key, reason). Raises ArtefactError for a damaged manifest."""
+    manifest = read_json(folder / NAME, what="the manifest of packed shards")
+    try:
+        return [(str(row["key"]), str(row["reason"])) for row in manifest["failures"]]
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(f"{folder / NAME} is damaged ({error!r})") from None
+
+
 def check_manifest(folder: Path) -> None:
     """Hold the shards of `folder` against its manifest, where it has one: none missing, none of another size.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,20 @@ def output_lock(path: Path) -> Iterator[None]:
     """Let one process write to `path` while the block runs. Raises MachineError when another one does."""
     resolved = path.resolve()  # `--out .` has no name
     with hold_lock(resolved.with_name(f".{resolved.name}.lock"), what=str(path)):
+        remove_leftovers(resolved.parent, glob.escape(resolved.name))  # beside it: of a sheet, of its provenance
         yield
+
+
+@contextmanager
+def absent_unless_done(paths: Sequence[Path]) -> Iterator[None]:
+    """Remove those files that were not there before, should the block fail: the same command can then be run again."""
+    new = [path for path in paths if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _identity(artefact: Artefact) -> dict[str, Any]:
@@ -100,19 +114,25 @@ class FailureLog:
         self.path = folder / self.NAME
         self.failures: list[tuple[int, str, str]] = []
         """(place, key, reason)."""
-        if self.path.exists():
+        self.was_lost = not self.path.exists()
+        if not self.was_lost:
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError, KeyError, TypeError):  # a last line cut off by a kill
                     row = json.loads(line)
                     if int(row["place"]) < keep:
                         self.failures.append((int(row["place"]), str(row["key"]), str(row["reason"])))
-        write_text_atomically(self.path, "".join(_line(*failure) for failure in self.failures))
+        self.replace(self.failures)
 
     def add(self, place: int, key: str, reason: str) -> None:
         """Record one failure."""
         self.failures.append((place, key, reason))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(place, key, reason))
+
+    def replace(self, failures: list[tuple[int, str, str]]) -> None:
+        """Take these instead, in the file too."""
+        self.failures = failures
+        write_text_atomically(self.path, "".join(_line(*failure) for failure in failures))
 
     def close(self) -> None:
         """Remove the file when nothing failed."""

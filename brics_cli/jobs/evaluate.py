@@ -6,8 +6,9 @@ metric, and the figures come back with all that is needed to compare them: N, de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import brics_cli
 from brics_cli.core.device import resolve_device
 from brics_cli.data.loader import default_num_workers
+from brics_cli.data.outputs import absent_unless_done, output_lock
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes, why_not
 from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
@@ -92,14 +94,16 @@ def evaluate(
     reporter = reporter or SilentReporter()
     settings, neighbours = settings or Settings(), neighbours or NeighbourSettings()
     choice = choose_metrics(metrics, allow_unverified=allow_unverified, settings=settings, neighbours_by=neighbours.by)
+    outputs: list[tuple[Path, str, str]] = []
     if out is not None:
         form_of_output(out, REPORT)
-        check_output(out, overwrite=overwrite, what="the report")
-        check_writable(out)
+        outputs.append((out, "the report", "--out"))
     if any(chosen.family == "neighbours" for chosen in choice.metrics):
         form_of_output(neighbours.sheet, PICTURE, option="--sheet")
-        check_output(neighbours.sheet, overwrite=overwrite, what="the sheet of nearest neighbours", flag="--sheet")
-        check_writable(neighbours.sheet)
+        outputs.append((neighbours.sheet, "the sheet of nearest neighbours", "--sheet"))
+    for path, what, flag in outputs:
+        check_output(path, overwrite=overwrite, what=what, flag=flag)
+        check_writable(path)
     if statistics_by is not None:
         check_network(statistics_by)
         if not any(str(path).endswith(".npz") for path in (real, fake)):
@@ -112,45 +116,57 @@ def evaluate(
             {"metrics": [chosen.name for chosen in group], **asdict(inputs)} for inputs, group in plan.items()
         ]
         return report
-    workers = num_workers or default_num_workers()
-    with ThreadPoolExecutor(workers, thread_name_prefix="brics-metrics") as pool:
-        machinery = Machinery(
-            device=torch_device,
-            batch_size=batch_size,
-            num_workers=workers,
-            pool=pool,
-            reporter=reporter,
-            settings=settings,
-            use_cache=use_cache,
-            limit=limit,
-            num_queries=neighbours.num_queries,
-            num_neighbours=neighbours.num_neighbours,
-        )
-        for inputs, group in plan.items():
-            real_side, fake_side = open_sides(
-                inputs, machinery, report, workspace, draw or DrawSettings(), statistics_by=statistics_by
+    with _claimed(outputs, overwrite=overwrite):
+        workers = num_workers or default_num_workers()
+        with ThreadPoolExecutor(workers, thread_name_prefix="brics-metrics") as pool:
+            machinery = Machinery(
+                device=torch_device,
+                batch_size=batch_size,
+                num_workers=workers,
+                pool=pool,
+                reporter=reporter,
+                settings=settings,
+                use_cache=use_cache,
+                limit=limit,
+                num_queries=neighbours.num_queries,
+                num_neighbours=neighbours.num_neighbours,
             )
-            _compare(real_side, fake_side, group, choice, machinery, report, neighbours.sheet)
-    if not report.results:
-        raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
-    order = [chosen.name for chosen in choice.metrics]
-    report.results.sort(key=lambda result: order.index(result.metric))
-    report.provenance = {
-        "brics_version": brics_cli.__version__,
-        "created": now(),
-        "device": str(torch_device),
-        "dtype": "float32",
-        "batch_size": batch_size,
-        "limit": limit,
-        "mode": settings.mode,
-        "preset": settings.preset,
-        "weights": _weights_used(report, choice),
-        "packages": {package: version(package) for package in PACKAGES},
-        "comparable": all(result.comparable for result in report.results),
-    }
-    if out is not None:
-        _save(report, out)
+            for inputs, group in plan.items():
+                real_side, fake_side = open_sides(
+                    inputs, machinery, report, workspace, draw or DrawSettings(), statistics_by=statistics_by
+                )
+                _compare(real_side, fake_side, group, choice, machinery, report, neighbours.sheet)
+        if not report.results:
+            raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
+        order = [chosen.name for chosen in choice.metrics]
+        report.results.sort(key=lambda result: order.index(result.metric))
+        report.provenance = {
+            "brics_version": brics_cli.__version__,
+            "created": now(),
+            "device": str(torch_device),
+            "dtype": "float32",
+            "batch_size": batch_size,
+            "limit": limit,
+            "mode": settings.mode,
+            "preset": settings.preset,
+            "weights": _weights_used(report, choice),
+            "packages": {package: version(package) for package in PACKAGES},
+            "comparable": all(result.comparable for result in report.results),
+        }
+        if out is not None:
+            _save(report, out)
     return report
+
+
+@contextmanager
+def _claimed(outputs: Sequence[tuple[Path, str, str]], *, overwrite: bool) -> Iterator[None]:
+    """Hold the locks of (path, what it is, its option); who held one until now may have written there."""
+    with ExitStack() as stack:
+        for path, what, flag in outputs:
+            stack.enter_context(output_lock(path))
+            check_output(path, overwrite=overwrite, what=what, flag=flag)
+        stack.enter_context(absent_unless_done([path for path, _, _ in outputs]))
+        yield
 
 
 def _plan(

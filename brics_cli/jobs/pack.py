@@ -14,6 +14,7 @@ from brics_cli.data import TRANSFORM_VERSIONS, Collection, load_shards, open_col
 from brics_cli.data.companions import CARD, write_companions
 from brics_cli.data.fingerprints import fingerprint, fingerprint_of, settled_digest
 from brics_cli.data.loader import say_enlarged
+from brics_cli.data.lost_failures import failures_of_finished, missing_places
 from brics_cli.data.manifest import ManifestShard, write_manifest
 from brics_cli.data.outputs import FailureLog, output_lock
 from brics_cli.data.pixels import ImageError, load_pixels
@@ -177,11 +178,13 @@ def pack(
         if claim == "complete":
             if not (plan.out / CARD).exists():  # of a brics that wrote none
                 _write_companions(plan, reporter)
-            return _result(plan, FailureLog(plan.out, keep=plan.num_images), already_complete=True)
+            return _result(plan, failures_of_finished(plan.out, plan.collection), already_complete=True)
         made_from = checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
         with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
             place, num_now, num_enlarged = sink.resume_point(plan.collection.keys()), 0, 0
             log = FailureLog(plan.out, keep=place)
+            if place and log.was_lost:
+                log.replace(missing_places(plan.out, plan.collection, num_places=place, shard_size=plan.shard_size))
             if place:
                 reporter.message(f"going on after {place:,} images that are packed")
             batches = load_shards(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from brics_cli.data import contact_sheet
-from brics_cli.data.outputs import output_lock
+from brics_cli.data.outputs import absent_unless_done, output_lock
 from brics_cli.data.sinks import PNG
 from brics_cli.errors import NothingSavedError, UsageError
 from brics_cli.reporting import Reporter, TimeSplit
@@ -91,8 +91,9 @@ def draw(
         artefact = Artefact("pictures", out, now(), True, models.parents, details)
         frames: list[str] = []
         if isinstance(picture, Grid):
-            _write_sheet(images, picture, models, path=out)
-            write_provenance(artefact)
+            with absent_unless_done([out]):
+                _write_sheet(images, picture, models, path=out)
+                write_provenance(artefact)
         else:
             with atomic_path(out) as folder:
                 folder.mkdir()

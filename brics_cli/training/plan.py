@@ -27,8 +27,10 @@ from brics_cli.store import KeyCodeStore
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.resuming import (
+    begun_alike,
     flatten,
     identity_of,
+    init_of,
     open_for_resume,
     reopen_collection,
     reopen_store,
@@ -58,6 +60,7 @@ class TrainOptions:
     val: str | None = None
     out: Path | None = None
     resume: Path | None = None
+    overwrite: bool = False
     init_from: Path | None = None
 
 
@@ -158,7 +161,7 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
         check_perceptual_weights(recipe.loss)
         val = reopen_collection(artefact, "validation", workspace, reporter) if artefact.parent("validation") else None
         collection = reopen_collection(artefact, "collection", workspace, reporter)
-        return AutoencoderPlan(recipe, collection, val, artefact, resume=True)
+        return AutoencoderPlan(recipe, collection, val, artefact, resume=True, init_from=init_of(artefact))
     path = options.data
     if path is None:
         newest = workspace.newest("shards")
@@ -182,7 +185,10 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
     if val is not None:
         parents.append(Parent("validation", val.path, identity_of(val, reporter)))
     artefact = _new_artefact(kind, recipe, parents, options, workspace)
-    return AutoencoderPlan(recipe, collection, val, artefact, resume=False, init_from=options.init_from)
+    begun = None if options.overwrite else begun_alike(artefact, recipe)
+    return AutoencoderPlan(
+        recipe, collection, val, begun or artefact, resume=begun is not None, init_from=options.init_from
+    )
 
 
 def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> DiffusionPlan:
@@ -194,7 +200,8 @@ def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Rep
     if options.resume is not None:
         artefact, recipe = _run_to_resume(options, kind=kind, reporter=reporter)
         assert isinstance(recipe, DiffusionRecipe)
-        return DiffusionPlan(recipe, reopen_store(artefact, workspace), artefact, resume=True)
+        store = reopen_store(artefact, workspace)
+        return DiffusionPlan(recipe, store, artefact, resume=True, init_from=init_of(artefact))
     path = options.data
     if path is None:
         newest = workspace.newest("store")
@@ -213,7 +220,8 @@ def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Rep
     if autoencoder is not None:
         parents.append(autoencoder)
     artefact = _new_artefact(kind, recipe, parents, options, workspace)
-    return DiffusionPlan(recipe, store, artefact, resume=False, init_from=options.init_from)
+    begun = None if options.overwrite else begun_alike(artefact, recipe)
+    return DiffusionPlan(recipe, store, begun or artefact, resume=begun is not None, init_from=options.init_from)
 
 
 def _load(name: str, options: TrainOptions, *, kind: str) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 
 from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.loading import recipe_from_values
+from brics_cli.core.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.data import Collection, open_collection
 from brics_cli.data.fingerprints import fingerprint, known_digests
 from brics_cli.distributed import is_first_process
@@ -17,7 +18,7 @@ from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter, command_line
 from brics_cli.store import KeyCodeStore
 from brics_cli.training.state import STATE_FILE, read_state_file
-from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
+from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.differences import differences
 
 CONFIG_FILE = "config.yaml"
@@ -55,13 +56,11 @@ def step_of(checkpoint: Path) -> int:
 
 @contextmanager
 def newest_checkpoint(run: Path) -> Iterator[Path]:
-    """The newest complete checkpoint, to be read in the block. Raises ArtefactError when there is none.
+    """The newest complete checkpoint, to be read in the block; there must be one.
 
     When it cannot be read and there is one before it, the error says how to go on from that one.
     """
     found = checkpoints(run)
-    if not found:
-        raise ArtefactError(f"{run} has no checkpoint to resume from", next="Start it again without --resume.")
     try:
         yield found[-1]
     except ArtefactError as error:
@@ -81,6 +80,8 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
     path = run / CONFIG_FILE
     values = load_yaml(path)
     recipe = recipe_from_values(values, kind=kind, source=str(path), overrides=overrides, training__steps=steps)
+    if not checkpoints(run):
+        return recipe  # nothing is trained yet: it may still become any run of its kind
     with newest_checkpoint(run) as checkpoint:
         trained = read_state_file(checkpoint).get("settings", {})
     now = {key: value for key, value in settings_of(recipe).items() if key in trained}
@@ -134,6 +135,28 @@ def identity_of(collection: Collection, reporter: Reporter) -> str:
         reporter.warning(f"{collection.path}: {unknown / 2**30:,.0f} GiB are too much to read for it, so {BY_LAYOUT}")
         return collection.layout
     return fingerprint(collection, reporter=reporter) if is_first_process() else ""
+
+
+def begun_alike(artefact: Artefact, recipe: Recipe) -> Artefact | None:
+    """What is at the path of `artefact` when the same command began it and did not finish: then that goes on."""
+    begun = read_provenance(artefact.path)
+    if begun is None or begun.kind != artefact.kind or begun.complete or not (artefact.path / CONFIG_FILE).is_file():
+        return None
+    was, now = ([(parent.kind, parent.sha256) for parent in each.parents] for each in (begun, artefact))
+    if not is_first_process():  # the first one alone knows the identity of images
+        was, now = ([(kind, "") for kind, _ in each] for each in (was, now))
+    alike = was == now and load_yaml(artefact.path / CONFIG_FILE) == recipe.model_dump(mode="json")
+    return begun if alike else None
+
+
+def init_of(artefact: Artefact) -> Path | None:
+    """The run whose weights a run without a checkpoint starts from. Raises ArtefactError when they have changed."""
+    parent = artefact.parent("init")
+    if parent is None or checkpoints(artefact.path):
+        return None
+    weights = read_model_config(parent.path, kind=artefact.kind)[1] / WEIGHTS_NAME
+    _check_unchanged(parent, sha256_of_file(weights), artefact)
+    return Path(parent.path)
 
 
 def reopen_collection(artefact: Artefact, kind: str, workspace: Workspace, reporter: Reporter) -> Collection:

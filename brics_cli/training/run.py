@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +18,11 @@ from brics_cli.config import Recipe, dump_yaml
 from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
 from brics_cli.distributed import World
-from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, UsageError
+from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
 from brics_cli.reporting import Reporter, command_line
 from brics_cli.training.environment import environment
 from brics_cli.training.resuming import CONFIG_FILE, checkpoints, newest_checkpoint, settings_of, step_of
-from brics_cli.training.state import TrainingState
+from brics_cli.training.state import DivergedError, TrainingState
 from brics_cli.workspace import (
     Artefact,
     atomic_path,
@@ -33,6 +33,7 @@ from brics_cli.workspace import (
 )
 
 BEST = "best"
+ENVIRONMENT_FILE = "environment.json"
 
 
 class Plan(Protocol):
@@ -122,22 +123,32 @@ class Run:
         return f"brics {command} --resume {command_line(self.path)}"
 
     @contextmanager
-    def full_disk_explained(self) -> Iterator[None]:
-        """A disk that fills up in the block, whatever was being written, ends it with what is intact and how to go on.
-
-        Raises MachineError; the OSError itself while there is no checkpoint yet.
-        """
+    def going_on_explained(self) -> Iterator[None]:
+        """What the machine ends the block with (a full disk, no memory, losses that are no numbers) says what is
+        intact, and the command that goes on. Raises MachineError."""
         try:
             yield
-        except OSError as error:
-            found = checkpoints(self.path)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not found:
+        except (OSError, RuntimeError, MemoryError, MachineError) as error:
+            said = error if isinstance(error, MachineError) else machine_error(error, where=self.path)
+            if said is None:
                 raise
-            where = error.filename or self.path
-            raise MachineError(
-                f"no space left on the device: {where}; the checkpoint of step {step_of(found[-1]):,} is intact",
-                next=f"Free some space, then go on with: {self.resume_command}",
-            ) from None
+            found = checkpoints(self.path)
+            state = f"the checkpoint of step {step_of(found[-1]):,} is intact" if found else "no checkpoint yet"
+            first = (said.next or "See to it.").removesuffix(THEN_AGAIN).rstrip(". ")
+            go_on = "go on with" if found else "start it again with"
+            command = f"{self.resume_command}{self._other_settings(said)}"
+            raise MachineError(f"{said.what}; {state}", next=f"{first}, then {go_on}: {command}") from None
+
+    def _other_settings(self, error: MachineError) -> str:
+        """Settings to go on with, where the same ones would end the same way."""
+        schedule = self.recipe.training
+        if isinstance(error, DivergedError):
+            return f" --set optimiser.lr={self.recipe.optimiser.lr / 2:g}"
+        if error.what.startswith("out of memory"):
+            per_process = schedule.batch_size // self.world.size
+            finer = (num for num in range(schedule.accumulate + 1, per_process + 1) if per_process % num == 0)
+            return "".join(f" --set training.accumulate={num}" for num in islice(finer, 1))
+        return ""
 
 
 @contextmanager
@@ -154,20 +165,18 @@ def open_run(
         world.lead(lambda: stack.enter_context(output_lock(artefact.path)))
         if plan.resume:
             world.lead(lambda: remove_half_written(artefact.path))
-            with newest_checkpoint(artefact.path) as newest:
-                new = state.load(newest)
-            if new:
-                reporter.warning(
-                    f"{newest} holds no average of width {', '.join(new)}: it starts from the plain average of step "
-                    f"{state.step:,}"
-                )
+            if checkpoints(artefact.path):
+                _load_newest(artefact.path, state, reporter)
+            elif plan.init_from is not None:
+                state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
             if state.step > recipe.training.steps:
                 raise UsageError(
                     f"{artefact.path} is at step {state.step:,} already, beyond --steps {recipe.training.steps:,}",
                     next="Give more --steps.",
                 )
             world.lead(lambda: _take_up(artefact.path, recipe, step=state.step))
-            reporter.message(f"resuming {artefact.path} at step {state.step:,}")
+            before_any = "" if state.step else ", before its first checkpoint"
+            reporter.message(f"resuming {artefact.path} at step {state.step:,}{before_any}")
         else:
             if plan.init_from is not None:
                 state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
@@ -175,7 +184,7 @@ def open_run(
             reporter.message(f"run: {artefact.path}")
         run = Run(artefact, recipe=recipe, world=world, first_step=state.step + 1 if plan.resume else 0)
         try:
-            with run.full_disk_explained():
+            with run.going_on_explained():
                 yield run
         finally:
             if run.writer is not None:
@@ -183,14 +192,33 @@ def open_run(
                     run.writer.close()
 
 
+def _load_newest(run: Path, state: TrainingState[Any], reporter: Reporter) -> None:
+    with newest_checkpoint(run) as newest:
+        new = state.load(newest)
+    if new:
+        reporter.warning(
+            f"{newest} holds no average of width {', '.join(new)}: it starts from the plain average of step "
+            f"{state.step:,}"
+        )
+
+
 def _create(artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> None:
     """Make the directory and write what is known before the first step."""
+    _clear_beginning(artefact.path)
     inputs = [parent.path for parent in artefact.parents]
     check_output(artefact.path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
     artefact.path.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(artefact.path / ENVIRONMENT_FILE, environment(device, seed=recipe.training.seed))
     write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(recipe))
-    write_json_atomically(artefact.path / "environment.json", environment(device, seed=recipe.training.seed))
     write_provenance(artefact)
+
+
+def _clear_beginning(path: Path) -> None:
+    """Remove what a kill within `_create` left: its first files, and not one other."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    others = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+    if names and others <= {ENVIRONMENT_FILE, CONFIG_FILE} and (ENVIRONMENT_FILE in others or not others):
+        shutil.rmtree(path)
 
 
 def _take_up(path: Path, recipe: Recipe, *, step: int) -> None:

@@ -26,6 +26,10 @@ STATE_FILE = "state.json"
 PLAIN_EMA = "ema.safetensors"
 
 
+class DivergedError(MachineError):
+    """Losses or weights are no numbers any more."""
+
+
 @dataclass(frozen=True)
 class Update:
     """What one update did: its loss, the gradient's norm before clipping, the learning rate, whether it was skipped."""
@@ -76,12 +80,9 @@ class TrainingState(Generic[ModelT]):
         sound = not self._skipped_in_a_row and all(bool(p.isfinite().all()) for p in self.model.parameters())
         return sound and (self.adversary is None or self.adversary.is_sound())
 
-    def diverged(self, why: str) -> MachineError:
+    def diverged(self, why: str) -> DivergedError:
         """The error that ends a run whose weights or losses are no numbers any more."""
-        return MachineError(
-            f"training diverged: {why} at step {self.step}",
-            next="Lower the learning rate (--set optimiser.lr=...); the last checkpoint is intact.",
-        )
+        return DivergedError(f"training diverged: {why} at step {self.step}", next="Lower the learning rate.")
 
     def update(self, loss: float | Tensor) -> Update:
         """Clip the gradients that are there, step the optimiser, let the averages follow, count the step.

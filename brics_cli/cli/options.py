@@ -115,7 +115,7 @@ ImageField = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--image-field",
-        metavar="FIELD",
+        metavar="FIELD,...",
         help="Which image, where samples hold several (000.left.png, 000.right.png): left.png; or all.",
     ),
 ]

@@ -3,6 +3,7 @@
 WebDataset's rule: the key ends at the first dot of the base name, the rest is the field (`000.image.png`, `000.cls`).
 Names such as `v1.0.png` and `my.photo.2.jpg` hold no field, and keep all but their last extension. Which is meant is
 seen in the collection as a whole: a field begins with a letter, comes back in sample after sample, and has siblings.
+Fields that differ in a number alone (`mask.0.png`, `mask.1.png`) are one, `mask.#.png`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from brics_cli.errors import UsageError
 
 ALL = "all"
 """`--image-field all`: every image is a sample of its own."""
-_FIELD = re.compile(r"[a-z_][\w-]*(\.[a-z_][\w-]*)*", re.ASCII)
+_FIELD = re.compile(r"[a-z_][\w-]*(\.[\w-]+)*", re.ASCII)
+_BEFORE_FIELD = re.compile(r"(?<!^)\.(?=[a-z_])", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"(?<=\.)[0-9][\w-]*(?=\.)", re.ASCII)
 _LEAST_SHARE = 0.02
 """Of the samples that have a field: names that repeat in fewer are a coincidence."""
 _MOST_IN_FOLDER = 8
@@ -25,23 +28,37 @@ _MOST_IN_FOLDER = 8
 
 
 class Fields(NamedTuple):
-    """`dotted`: the image fields of several parts, before which a key ends at the first dot; `image`: the one to take,
+    """`dotted`: the image fields of several parts, before which a key ends at the first dot; `images`: those to take,
     None for whatever is an image; `by_folder`: a folder is a sample, and a field a whole name."""
 
     dotted: frozenset[str] = frozenset()
-    image: str | None = None
+    images: frozenset[str] | None = None
     by_folder: bool = False
 
     def split(self, name: str) -> tuple[str, str] | None:
         """(key, field) of the image `name`; None for a file that is no image."""
         plain = split_extension(name)
-        if plain is None or not (self.dotted or self.by_folder):
+        if plain is None or not (self.dotted or self.images):
             return plain
-        folder, slash, base = name.rpartition("/")
         if self.by_folder:
+            folder, _, base = name.rpartition("/")
             return folder, base.lower()
-        first, _, field = base.partition(".")
-        return (folder + slash + first, field.lower()) if field.lower() in self.dotted else plain
+        key, field = split_field(name)
+        if not _FIELD.fullmatch(field):
+            return plain
+        kind = _NUMBER.sub("#", field)
+        if self.images is not None:
+            return key, field if field in self.images else kind
+        return (key, field) if kind in self.dotted else plain
+
+
+def split_field(name: str) -> tuple[str, str]:
+    """`a/v1.0.Left.png` -> (`a/v1.0`, `left.png`): at the first dot before a letter."""
+    start = name.rfind("/") + 1
+    found = _BEFORE_FIELD.search(name[start:])
+    if found is None:
+        return name, ""
+    return name[: start + found.start()], name[start + found.end() :].lower()
 
 
 class FieldSurvey:
@@ -50,7 +67,8 @@ class FieldSurvey:
     def __init__(self) -> None:
         self._num_images = 0
         self._num_keys = 0
-        self._num: Counter[str] = Counter()  # images by field
+        self._num: Counter[str] = Counter()  # samples by field
+        self._exact: Counter[str] = Counter()  # images by field with its number
         self._with_siblings: Counter[str] = Counter()
         self._groups: Counter[tuple[str, ...]] = Counter()  # samples by the fields of their images
         self._in_folders: Counter[str] | None = Counter()
@@ -63,28 +81,35 @@ class FieldSurvey:
         dotted = False
         num_images = 0
         for name in names:
-            start = name.rfind("/") + 1
-            key = name[: name.find(".", start)] if "." in name[start:] else name
+            key, field = split_field(name)
             if split_extension(name) is None:
                 others.setdefault(key, []).append(name.rpartition(".")[0])
                 continue
             num_images += 1
-            field = name[len(key) + 1 :].lower()
             dotted = dotted or "." in field
             images.setdefault(key, []).append(field)
-            self._see_in_folder(name[: max(start - 1, 0)], name[start:].lower())
+            folder, _, base = name.rpartition("/")
+            self._see_in_folder(folder, base.lower())
         self._num_images += num_images
         self._num_keys += len(images)
         if not dotted and num_images == len(images):
             return
         for key, found in images.items():
-            named = sorted({field for field in found if _FIELD.fullmatch(field)})
-            self._groups[tuple(named)] += 1
-            for field in named:
-                self._num[field] += 1
-                stem = f"{key}.{field}".rpartition(".")[0]
-                beside = any(other.lower() != stem.lower() for other in others.get(key, ()))
-                self._with_siblings[field] += beside or len(named) > 1
+            fields = [field for field in found if _FIELD.fullmatch(field)]
+            kinds = sorted({_NUMBER.sub("#", field) for field in fields})
+            self._groups[tuple(kinds)] += 1
+            self._exact.update(field for field in fields if _NUMBER.search(field))
+            for kind in kinds:
+                self._num[kind] += 1
+                self._with_siblings[kind] += self._has_sibling(key, kind, kinds, others.get(key, ()))
+
+    @staticmethod
+    def _has_sibling(key: str, kind: str, kinds: Sequence[str], others: Sequence[str]) -> bool:
+        """Whether something of sample `key` beside its images `kind` shows that it is one; a number needs more."""
+        if "#" in kind:
+            return key in others or any("." not in other for other in kinds)
+        own = f"{key}.{kind}".rpartition(".")[0].lower()
+        return len(kinds) > 1 or any(other.lower() != own for other in others)
 
     def _see_in_folder(self, folder: str, base: str) -> None:
         if self._in_folders is None:
@@ -96,22 +121,18 @@ class FieldSurvey:
             self._folders.clear()
 
     def fields(self, wanted: str | None, *, where: str, is_tar: bool = False) -> Fields:
-        """What the names mean, the image being the field `wanted` (None: the only one there is).
+        """What the names mean, the image being the field `wanted`, or one of `jpg,png` (None: the only one there is).
 
         Raises UsageError, listing what there is, where samples have several images and nobody said which is meant,
         and for a field that is not there.
         """
         if wanted == ALL:
             return Fields()
-        if wanted is not None:
-            wanted = wanted.lower().lstrip(".")
-        by_folder = self._is_by_folder()
+        asked = set() if wanted is None else {field.strip().lstrip(".") for field in wanted.lower().split(",")}
         names: Counter[str] = Counter(self._in_folders or {})
-        if by_folder and (wanted is None or wanted in names):
-            return Fields(image=self._chosen(wanted, set(names), names, where=where), by_folder=True)
+        if self._is_by_folder() and asked <= names.keys():
+            return Fields(images=self._chosen(asked, set(names), names, where=where), by_folder=True)
         dotted = {field for field in self._num if "." in field and self._is_meant(field, is_tar=is_tar)}
-        if wanted is not None and "." in wanted and self._num[wanted]:
-            dotted.add(wanted)
         several: set[str] = set()
         num_pairs = 0
         for group, num in self._groups.items():
@@ -123,9 +144,9 @@ class FieldSurvey:
                     num_pairs += num
         if num_pairs > 1 and 2 * num_pairs >= self._num_keys:  # 0001.jpg and its mask 0001.png
             several |= {field for group in self._groups if len(group) > 1 for field in group if "." not in field}
-        if wanted is None and not several:
+        if not asked and not several:
             return Fields(frozenset(dotted))
-        return Fields(frozenset(dotted), self._chosen(wanted, several, self._num, where=where))
+        return Fields(frozenset(dotted), self._chosen(asked, several, self._num, also=self._exact, where=where))
 
     def _is_by_folder(self) -> bool:
         names: Counter[str] = self._in_folders or Counter()
@@ -136,22 +157,31 @@ class FieldSurvey:
         num = self._num[field]
         if num < _LEAST_SHARE * self._num_keys or (num == 1 and self._num_keys > 1):
             return False
-        return 2 * self._with_siblings[field] >= num or (is_tar and num == self._num_images > 1)
+        return 2 * self._with_siblings[field] >= num or (is_tar and "#" not in field and num == self._num_images > 1)
 
-    def _chosen(self, wanted: str | None, several: set[str], num: Counter[str], *, where: str) -> str:
-        if wanted is not None and (num[wanted] or not self._num):
-            return wanted
+    def _chosen(
+        self, asked: set[str], several: set[str], num: Counter[str], *, where: str, also: Counter[str] | None = None
+    ) -> frozenset[str]:
+        missing = sorted(field for field in asked if not (num[field] or (also and also[field])))
+        if asked and not (missing and self._num):
+            return frozenset(asked)
         there = sorted(several or num, key=lambda field: (-num[field], field))
         listed = ", ".join(f"{printable(field)} ({num[field]:,})" for field in there[:10])
         more = f" and {len(there) - 10:,} more" if len(there) > 10 else ""
-        if wanted is not None:
+        if missing:
             raise UsageError(
-                f"{where} has no images {wanted!r}; there are: {listed}{more}", next=f"--image-field {there[0]}"
+                f"{where} has no images {missing[0]!r}; there are: {listed}{more}", next=f"--image-field {there[0]}"
             )
+        meant = [field for field in there if ("." in field) == ("." in there[0]) and self._apart(field, there[0])]
         raise UsageError(
             f"{where} holds samples of several images each: {listed}{more}",
-            next=f"Give the one that is meant: --image-field {there[0]}; or --image-field {ALL}: each by itself.",
+            next=f"Give the one that is meant: --image-field {','.join([there[0], *meant])}; "
+            f"or --image-field {ALL}, for each by itself.",
         )
+
+    def _apart(self, field: str, other: str) -> bool:
+        """Whether no sample has both: where photographs are `jpg` or `png`, and masks `mask.png`."""
+        return field != other and not any(field in group and other in group for group in self._groups)
 
 
 def survey(shards: Iterable[Sequence[str]]) -> FieldSurvey:

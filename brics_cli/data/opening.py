@@ -25,7 +25,7 @@ from brics_cli.data.sources.npz import ArrayCollection
 from brics_cli.data.sources.parquet import ParquetCollection
 from brics_cli.data.sources.webdataset import TAR_SUFFIXES, WebDatasetCollection
 from brics_cli.data.sources.zip import ZipCollection
-from brics_cli.data.splits import ALL, group_files, same_split, split_of
+from brics_cli.data.splits import ALL, group_files, is_part, same_split
 from brics_cli.data.splits import choose as choose_part
 from brics_cli.data.wanted import ANYTHING, Labels, Wanted
 from brics_cli.errors import ArtefactError, UsageError
@@ -93,11 +93,15 @@ def _locate(text: str) -> tuple[str, Wanted] | None:
         is_subset = "{" in head and "{" not in last and has_suffix(head, *SHARD_SUFFIXES)
         return (head, Wanted(subset=last)) if is_subset else (text, ANYTHING)
     parent = Path(text).parent
-    by_name = last in (ALL,) or split_of(last) is not None
-    named = parent.is_file() or (
-        parent.is_dir() and (by_name or any(last in choice.names for choice in choices_below(parent)))
-    )
-    return (str(parent), Wanted(subset=last)) if named else None
+    named = parent.is_file()
+    if parent.is_dir():
+        named = last == ALL or is_part(last) or any(last in choice.names for choice in choices_below(parent))
+    if named:
+        return str(parent), Wanted(subset=last)
+    above = _locate(str(parent)) if head and not parent.exists() else None
+    if above is None or above[1].subset in (None, ALL):
+        return None
+    return above[0], Wanted(subset=f"{above[1].subset}/{last}")
 
 
 def _open(text: str, wanted: Wanted) -> Collection:

@@ -46,14 +46,6 @@ class Chosen(NamedTuple):
     note: str = ""
 
 
-class Level(NamedTuple):
-    """The parts of a collection: the images (or files) of each name at one depth of their paths, and those of none."""
-
-    depth: int
-    parts: Counter[str]
-    num_rest: int
-
-
 def split_of(name: str) -> str | None:
     """`train`, `val`, `test`, ...: the one split that the words of `name` say; None for none, or several."""
     text = _HELD_OUT.sub("heldout", _CAMEL.sub("-", name).lower())
@@ -67,12 +59,9 @@ def is_train(name: str) -> bool:
     return split_of(name) == "train"
 
 
-def _level_of(depths: Sequence[Counter[str]], total: int) -> Level | None:
-    """At which depth folders are splits, or images beside masks; None where they are not."""
-    for depth, parts in enumerate(depths):
-        if len(parts) > 1 and (_are_splits(parts) or _are_modalities(parts)):
-            return Level(depth, parts, total - parts.total())
-    return None
+def is_part(name: str) -> bool:
+    """Whether a folder of that name may be a part: a split, images, or masks."""
+    return split_of(name) is not None or _word(name) in _IMAGES | _NOT_IMAGES | _SIDES
 
 
 def _are_splits(parts: Iterable[str]) -> bool:
@@ -165,51 +154,77 @@ def same_split(name: str, subset: str) -> bool:
 
 
 class Scope(NamedTuple):
-    """The images of a collection that are read: those with the folder `part` at `depth`; part None: all of them."""
+    """The images of a collection that are read: those with the folder `parts[i][1]` at the depth `parts[i][0]`, for
+    all i. `depth` folders at the front are of splits, and no classes."""
 
-    depth: int = -1
-    part: str | None = None
+    parts: tuple[tuple[int, str], ...] = ()
     note: str = ""
+    depth: int = 0
 
     def holds(self, name: str) -> bool:
         """Whether the file `name` is read."""
-        if self.part is None:
+        if not self.parts:
             return True
-        folders = name.split("/", self.depth + 2)
-        return len(folders) > self.depth + 1 and folders[self.depth] == self.part
+        folders = name.split("/")[:-1]
+        return all(depth < len(folders) and folders[depth] == part for depth, part in self.parts)
 
     def of(self, path: str, subset: str | None) -> str:
-        """A path that opens this part of what is at `path`; everything was asked for where `subset` is `ALL`."""
-        if self.part is None:
+        """A path that opens these parts of what is at `path`; everything was asked for where `subset` is `ALL`."""
+        if not self.parts:
             return f"{path}/{ALL}" if subset == ALL else path
-        return f"{path}/{self.part}"
+        return f"{path}/{'/'.join(part for _, part in self.parts)}"
 
     def is_beside(self, name: str, images: Iterable[str]) -> bool:
         """Whether the file `name` stands in a folder of the `images` that are read, or above one."""
         folder = name[: len(name) - len(name.rpartition("/")[2])]
-        return self.part is None or any(image.startswith(folder) and self.holds(image) for image in images)
+        return not self.parts or any(image.startswith(folder) and self.holds(image) for image in images)
 
     def is_above(self, name: str) -> bool:
         """Whether the file `name` is in no part at all."""
-        return self.part is not None and name.count("/") <= self.depth
+        return bool(self.parts) and name.count("/") <= min(depth for depth, _ in self.parts)
 
 
 def scope_of(names: Iterable[str], subset: str | None, *, where: str | Path) -> Scope:
-    """Which of the images `names` are read: of the split `subset`, or of the folder of that name.
+    """Which of the images `names` are read: of the split `subset`, or of the folder of that name (`masks/val`: both).
 
     Raises UsageError as `choose` does.
     """
-    depths: list[Counter[str]] = [Counter() for _ in range(_DEEPEST)]
-    total = 0
-    for name in names:
-        total += 1
-        if "/" in name:
-            for counted, folder in zip(depths, name.split("/")[:-1], strict=False):
-                counted[folder] += 1
-    level = _level_of(depths, total)
-    if level is None:
-        if subset in (None, ALL):
-            return Scope()
-        level = Level(0, depths[0], total - depths[0].total())
-    chosen = choose(level.parts, subset, where=where, num_rest=level.num_rest)
-    return Scope() if chosen.name is None else Scope(level.depth, chosen.name, chosen.note)
+    num_in = Counter(name.rpartition("/")[0] for name in names)
+    folders = {tuple(folder.split("/")) if folder else (): num for folder, num in num_in.items()}
+    wanted = [] if subset in (None, ALL) else str(subset).split("/")
+    taken: list[tuple[int, str]] = []
+    note, seen = "", Counter[str]()
+    while True:
+        past = {depth for depth, _ in taken}
+        levels = ((depth, _parts_at(folders, depth)) for depth in range(_DEEPEST) if depth not in past)
+        depth, parts = next(((depth, parts) for depth, parts in levels if _are_parts(parts)), (-1, Counter[str]()))
+        if subset == ALL or (depth < 0 and not wanted):
+            last = max([depth, *past]) if subset != ALL else depth
+            return Scope(tuple(sorted(taken)), note, last + 1)
+        asked = next((name for name in wanted if any(name == part or same_split(part, name) for part in parts)), None)
+        if depth < 0:
+            depth, asked = max(past, default=-1) + 1, wanted[0]
+            parts = _parts_at(folders, depth)
+            if asked not in parts:
+                parts = seen + parts
+        num_rest = sum(folders.values()) - parts.total() if asked is None else 0
+        chosen = choose(parts, asked, where=where, num_rest=num_rest)
+        assert chosen.name is not None
+        note += chosen.note
+        taken.append((depth, chosen.name))
+        seen += parts
+        wanted = [name for name in wanted if name != asked]
+        folders = {path: num for path, num in folders.items() if path[depth : depth + 1] == (chosen.name,)}
+
+
+def _parts_at(folders: Mapping[tuple[str, ...], int], depth: int) -> Counter[str]:
+    parts: Counter[str] = Counter()
+    for path, num in folders.items():
+        if len(path) > depth:
+            parts[path[depth]] += num
+    return parts
+
+
+def _are_parts(parts: Counter[str]) -> bool:
+    """Whether folders of one depth are splits, or images beside masks."""
+    return len(parts) > 1 and (_are_splits(parts) or _are_modalities(parts))

@@ -19,7 +19,8 @@ class Wanted(NamedTuple):
         """A path that opens what `path` opens with this `image_field`: `shards/*.left.png`, `shards/*` for all."""
         if self.image_field is None:
             return path
-        return f"{path}/*" if self.image_field == "all" else f"{path}/*.{self.image_field.lower().lstrip('.')}"
+        fields = self.image_field.lower().replace(" ", "").lstrip(".")
+        return f"{path}/*" if fields == "all" else f"{path}/*.{fields}"
 
 
 ANYTHING = Wanted()

@@ -57,7 +57,7 @@ class FolderCollection(UnshardedCollection):
         passed += PassedOver(name for name, _ in found if scope.is_above(name) and split_extension(name) is None)
         found = [(name, size) for name, size in found if scope.holds(name)]
         listings = [(name, size) for name, size in listings if scope.is_beside(name, images)]
-        depth = scope.depth + 1
+        depth = scope.depth
         self.path, self._root = scope.of(whole, wanted.subset), whole
         prefix = _common_folders([name for name, _ in found], depth=depth)
         if prefix:  # as if that folder had been given
@@ -79,7 +79,7 @@ class FolderCollection(UnshardedCollection):
             texts=self._texts,
             labels=wanted.labels is None,
         )
-        self._listings = [name for name, _ in listings]
+        self._listings = [f"{whole}/{name}" for name, _ in listings]
         self.class_names = self._annotations.class_names if self._classes is None else self._classes.names
         sizes = np.array([size for _, size in found], np.int64)
         rows = [(printable(name), self._row_size(i, sizes)) for i, name in enumerate(image_names)]
@@ -113,9 +113,8 @@ class FolderCollection(UnshardedCollection):
         for index in range(self.shards[shard_index].num_images) if indices is None else indices:
             position = self._position(shard_index, index)
             for member in (self._samples.image(position), *self._samples.sidecars(position)):
-                yield f"{self.path}/{self._samples.names[member]}"
-        for name in self._listings:
-            yield f"{self.path}/{name}"
+                yield f"{self._root}/{self._samples.names[member]}"
+        yield from self._listings
 
     def _file(self, name: str) -> bytes:
         path = Path(self._root, name)

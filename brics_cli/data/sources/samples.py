@@ -38,7 +38,7 @@ class Samples:
                 if extension.lower() in EXTENSIONS:
                     sidecars.setdefault(stem, []).append(member)
                 continue
-            if fields.image is not None and split[1] != fields.image:
+            if fields.images is not None and split[1] not in fields.images:
                 other_fields.setdefault(split[1], []).append(member)
                 continue
             shown = printable(name)

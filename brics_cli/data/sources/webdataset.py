@@ -81,7 +81,7 @@ class WebDatasetCollection(Collection):
         self.path, self.note = wanted.of(scope.of(path, wanted.subset)), scope.note
         self.passed_over = PassedOver()
         self.passed_over.reasons[HIDDEN] += sum(each.num_hidden for each in members)
-        if scope.part is not None:
+        if scope.parts:
             members = [self._within(scope, each) for each in members]
         counted = survey(each.names for each in members)
         fields = counted.fields(wanted.image_field, where=path, is_tar=True)
@@ -93,8 +93,8 @@ class WebDatasetCollection(Collection):
             size_bytes = tar.stat().st_size
             shown = map(printable, each.names)
             rows: list[tuple[object, ...]] = list(zip(shown, each.sizes.tolist(), each.offsets.tolist(), strict=True))
-            if fields.image is not None:
-                rows.append(("images", fields.image))
+            if fields.images is not None:
+                rows.append(("images", *sorted(fields.images)))
             self.shards.append(Shard(name, len(samples), size_bytes, shard_layout(name, size_bytes, rows)))
             self.passed_over += samples.passed_over()
             self._samples.append(samples)
@@ -105,7 +105,7 @@ class WebDatasetCollection(Collection):
                 next="Give tars with images.",
             )
         self._num_checked = 0
-        if scope.part is None:
+        if not scope.parts:
             self._num_checked = check_img2dataset_counts(self._paths, [len(samples) for samples in self._samples])
             if num_failed := sum(map(_num_not_downloaded, self._paths)):
                 self.passed_over.reasons["images that img2dataset could not download"] += num_failed
@@ -126,7 +126,7 @@ class WebDatasetCollection(Collection):
         self._classes = None
         if wanted.labels == "folder":
             image_names = [samples.image_name(i) for samples in self._samples for i in range(len(samples))]
-            self._classes = FolderClasses(image_names, depth=scope.depth + 1)
+            self._classes = FolderClasses(image_names, depth=scope.depth)
             self.class_names = self._classes.names
 
     def _within(self, scope: Scope, members: TarIndex) -> TarIndex:

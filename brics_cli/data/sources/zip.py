@@ -94,7 +94,7 @@ class ZipCollection(UnshardedCollection):
             labels=wanted.labels is None,
             class_names=recorded_class_names(path),
         )
-        self._classes = FolderClasses(image_names, depth=scope.depth + 1) if wanted.labels == "folder" else None
+        self._classes = FolderClasses(image_names, depth=scope.depth) if wanted.labels == "folder" else None
         self.class_names = self._annotations.class_names if self._classes is None else self._classes.names
         self._keys = self._listed_keys(next((each for each in listings if each.source == DATASET_JSON), None))
         used = {place for i in range(len(self._samples)) for place in self._samples.sidecars(i)}
@@ -139,7 +139,7 @@ class ZipCollection(UnshardedCollection):
         return self._samples.texts(position, self._sidecar)
 
     def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
-        return [self.path]
+        return [str(self._file)]
 
     def _sidecar(self, member: int) -> bytes:
         try:

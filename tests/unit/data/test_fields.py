@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import grey, keys_of, read_all, write_tar
 
 from brics_cli.data import open_collection
@@ -195,3 +197,66 @@ def test_dataset_json_names_the_image_not_the_key(tmp_path):
     members = [*members_of("left.png", "right.png"), ("dataset.json", json.dumps(listing).encode())]
     read = read_all(open_collection(write("folder", tmp_path, members), image_field="left.png"))
     assert [raw.label for raw in read] == list(range(NUM))
+
+
+def test_photographs_of_two_extensions_and_their_masks(tmp_path):
+    members = [(f"{number}.{'jpg' if number % 2 else 'png'}", grey(number)) for number in range(6)]
+    path = write("folder", tmp_path, [*members, *((f"{number}.mask.png", grey(100 + number)) for number in range(6))])
+    with pytest.raises(UsageError, match=r"mask\.png \(6\), jpg \(3\), png \(3\)"):
+        open_collection(path)
+    collection = open_collection(path, image_field="jpg, .PNG")
+    assert [raw.data for raw in read_all(collection)] == [grey(number) for number in range(6)]
+    assert keys_of(open_collection(collection.path)) == keys_of(collection) == [str(number) for number in range(6)]
+
+
+FIELDS = st.lists(
+    st.sampled_from(["png", "jpg", "left.png", "right.png", "a.0.png", "rgb.view.jpg", "cls", "json", "txt", "x.npy"]),
+    min_size=1,
+    unique=True,
+).filter(lambda fields: any(field.endswith(("png", "jpg")) for field in fields))
+KEYS = st.lists(st.from_regex(r"([a-z]{1,3}/)?[0-9A-Za-z_-]{1,8}", fullmatch=True), min_size=2, max_size=6, unique=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(keys=KEYS, fields=FIELDS, data=st.data())
+def test_whatever_the_fields_a_chosen_one_is_webdatasets(tmp_path_factory, keys, fields, data):
+    """Every sample has every field: the image of each, its key and its class are those that webdataset gives."""
+    field = data.draw(st.sampled_from([field for field in fields if field.endswith(("png", "jpg"))]))
+    members = [
+        (f"{key}.{each}", str(number).encode() if each == "cls" else grey(number) if each == field else b"{}")
+        for number, key in enumerate(keys)
+        for each in fields
+    ]
+    path = write_tar(tmp_path_factory.mktemp("t") / "x.tar", members)
+    assert by_brics(path, image_field=field) == by_webdataset([path], field)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stem", ["{:03d}", "v1.{:d}"])
+def test_numbered_masks_are_one_field(tmp_path, form, stem):
+    """As many for each photograph as there are things in it."""
+    members = []
+    for number in range(NUM):
+        name = stem.format(number)
+        members += [(f"{name}.jpg", grey(number)), (f"{name}.cls", b"1")]
+        members += [(f"{name}.mask.{thing}.png", grey(100 + number)) for thing in range(number)]
+    path = write("tar" if "tar" in form else form, tmp_path, members)
+    with pytest.raises(UsageError, match=r"jpg \(6\), mask\.#\.png \(5\)"):
+        open_collection(path)
+    collection = open_collection(path, image_field="jpg")
+    assert [raw.data for raw in read_all(collection)] == [grey(number) for number in range(NUM)]
+    assert [raw.label for raw in read_all(collection)] == [1] * NUM
+    assert [key.rpartition("/")[2] for key in keys_of(collection)] == [stem.format(number) for number in range(NUM)]
+    assert collection.passed_over.to_json() == {"images mask.#.png (--image-field)": 15}
+    assert len(open_collection(path, image_field="mask.0.png")) == NUM - 1
+    assert len(open_collection(path, image_field="mask.#.png")) == 15
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_of_keys_with_dots(tmp_path, form):
+    members = [(f"v1.{number}.{field}", grey(number)) for number in range(NUM) for field in ("png", "seg.png")]
+    path = write(form, tmp_path, members)
+    with pytest.raises(UsageError, match=r"png \(6\), seg\.png \(6\)"):
+        open_collection(path)
+    keys = [key.rpartition("/")[2] for key in keys_of(open_collection(path, image_field="seg.png"))]
+    assert keys == [f"v1.{number}" for number in range(NUM)]

@@ -217,3 +217,34 @@ def test_a_folder_in_an_archive_can_be_chosen_and_a_wrong_name_lists_what_is_the
 )  # fmt: skip
 def test_the_words_of_a_name(name, split):
     assert split_of(name) == split
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layout", ["{split}/{part}/{number}.png", "{part}/{split}/{number}.png"])
+def test_splits_of_images_beside_masks(tmp_path, form, layout):
+    names = [
+        layout.format(split=split, part=part, number=number)
+        for split in ("train", "val")
+        for part in ("images", "masks")
+        for number in (0, 1)
+    ]
+    path = write(form, tmp_path, names)
+    collection = open_collection(path)
+    assert data_of(collection) == {grey(0), grey(1)} and collection.note.count("also there: ") == 2
+    masks = open_collection(path, subset="masks/val")
+    assert data_of(masks) == {grey(6), grey(7)}
+    assert data_of(open_collection(path, subset="val")) == {grey(4), grey(5)}
+    for each in (collection, masks):
+        assert keys_of(open_collection(each.path)) == keys_of(each) and collection_exists(each.path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_classes_are_below_the_splits_when_all_are_taken_and_a_class_of_a_split_can_be_chosen(tmp_path, form):
+    path = write(form, tmp_path, IMAGENET)
+    everything = open_collection(path, subset="all", labels="folder")
+    assert everything.class_names == ("n1", "n2") and len(everything) == 8
+    of_class = open_collection(path, subset="train/n2" if form == "folder" else "n2")
+    assert data_of(of_class) == {grey(2), grey(3)}
+    assert keys_of(open_collection(of_class.path)) == keys_of(of_class)
+    with pytest.raises(UsageError, match=r"no subset or folder 'n3' in .*n1 \(2 images\), n2 \(2 images\)"):
+        open_collection(path, subset="n3")

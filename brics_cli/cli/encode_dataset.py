@@ -148,6 +148,7 @@ def encode_dataset(
             "bytes_needed": 2 * plan.store_bytes,
             "seconds": seconds,
             "out": plan.out,
+            "source": plan.collection.describe(),
             "not_read": plan.collection.passed_over.to_json(),
         }
         session.result(

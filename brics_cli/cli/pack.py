@@ -91,6 +91,7 @@ def pack(
             "shards": plan.num_shards,
             "pixel_bytes": plan.pixel_bytes,
             "out": out,
+            "source": plan.collection.describe(),
             "not_read": plan.collection.passed_over.to_json(),
             **asdict(estimate),
         }

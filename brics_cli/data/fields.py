@@ -149,8 +149,8 @@ class FieldSurvey:
         return Fields(frozenset(dotted), self._chosen(asked, several, self._num, also=self._exact, where=where))
 
     def _is_by_folder(self) -> bool:
-        names: Counter[str] = self._in_folders or Counter()
-        enough = len(self._folders) > 1 and len(names) > 1
+        names = self._in_folders or Counter[str]()
+        enough = len(self._folders) > 1 and 2 * names.total() > 3 * len(self._folders)
         return enough and all(2 * num >= len(self._folders) for num in names.values())
 
     def _is_meant(self, field: str, *, is_tar: bool) -> bool:

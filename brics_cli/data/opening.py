@@ -16,7 +16,7 @@ from brics_cli.data.collection import Collection, split_extension, visible_path
 from brics_cli.data.fields import ALL as ALL_IMAGES
 from brics_cli.data.forms import Choice, Form, choices_below, choose, form_of_file, has_suffix
 from brics_cli.data.manifest import check_manifest
-from brics_cli.data.passed_over import PassedOver
+from brics_cli.data.passed_over import OF_BRICS, PassedOver
 from brics_cli.data.pixels import PILLOW_FORMATS, ImageError
 from brics_cli.data.sources.arrow import NOT_IMAGES, ArrowCollection, arrow_files
 from brics_cli.data.sources.folder import FolderCollection, NoImagesError, files_beside
@@ -259,7 +259,12 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
                 raise
     if wanted.subset == ALL and len(choices) > 1:
         return _open_all(path, choices, wanted)
-    return _open_choice(choose(choices, wanted.subset, where=path), wanted)
+    choice = choose(choices, wanted.subset, where=path)
+    collection = _open_choice(choice, wanted)
+    if choice.form != "parquet" or choice.paths[0].parent != path:  # those beside tables are counted with them
+        others = [name for name in names if not has_suffix(name, ".zip", ".parquet") and name not in OF_BRICS]
+        collection.passed_over += PassedOver(others)
+    return collection
 
 
 def _open_all(path: Path, choices: Sequence[Choice], wanted: Wanted) -> Collection:

@@ -181,6 +181,8 @@ def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: R
     check_perceptual_weights(recipe.loss)
     _check_init(options, recipe)
     val = open_collection(options.val, labels="none", reporter=reporter) if options.val is not None else None
+    if val is not None:
+        reporter.message(f"validating on {val.path}: {val.describe()}")
     parents = [Parent("collection", collection.path, identity_of(collection, reporter))]
     if val is not None:
         parents.append(Parent("validation", val.path, identity_of(val, reporter)))

@@ -16,6 +16,7 @@ import lmdb
 
 from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, visible_path
 from brics_cli.data.names import Names
+from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.pixels import ImageError, is_image_file
 from brics_cli.data.sources.process_cache import ProcessCache
 from brics_cli.errors import ArtefactError, BricsError, UsageError, machine_error
@@ -84,11 +85,13 @@ class LmdbCollection(UnshardedCollection):
         keys: list[bytes] = []
         sizes: list[int] = []
         sniffed: list[bool] = []
+        self.passed_over = passed = PassedOver()
         environment = self._environments[Path(self.path)].environment
         try:
             with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
                 for key, value in cursor:
                     if len(value) < SHORTEST_IMAGE:
+                        passed.reasons[f"values of fewer than {SHORTEST_IMAGE} bytes"] += 1
                         continue
                     if len(sniffed) < _NUM_SNIFFED:
                         sniffed.append(is_image_file(bytes(value[:SHORTEST_IMAGE])))

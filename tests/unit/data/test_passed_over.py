@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zipfile
 from pathlib import Path
 
+import lmdb
 import pytest
 import zstandard
 from image_files import grey, keys_of, noise, read_all, write_tar
@@ -181,3 +183,22 @@ def test_what_brics_writes_beside_shards_is_its_own(tmp_path):
     assert run(["pack", str(tmp_path / "x"), "--out", str(tmp_path / "s"), "--size", "8", "--quiet"]) == 0
     assert {path.name for path in (tmp_path / "s").iterdir()} >= {"brics.json", "manifest.json", "wids.json"}
     assert not open_collection(tmp_path / "s").passed_over
+
+
+def test_short_values_of_an_lmdb_and_files_beside_what_is_chosen(tmp_path):
+    with lmdb.open(str(tmp_path / "x_train_lmdb"), map_size=2**20) as environment, environment.begin(write=True) as row:
+        row.put(b"a", noise(0))
+        row.put(b"length", b"1")
+    (tmp_path / "README.md").touch()
+    found = open_collection(tmp_path).passed_over.to_json()
+    assert found == {".md": 1, "values of fewer than 64 bytes": 1}
+
+
+def test_info_and_dry_runs_say_it_too(tmp_path, capsys):
+    path = write("folder", tmp_path, {**IMAGES, **OTHERS})
+    assert run(["info", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["not_read"] == open_collection(path).passed_over.to_json()
+    assert run(["pack", str(path), "--out", str(tmp_path / "s"), "--dry-run", "--json"]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["not_read"] == open_collection(path).passed_over.to_json()
+    assert "not read: 7 of 9 files" in streams.err

@@ -248,3 +248,16 @@ def test_classes_are_below_the_splits_when_all_are_taken_and_a_class_of_a_split_
     assert keys_of(open_collection(of_class.path)) == keys_of(of_class)
     with pytest.raises(UsageError, match=r"no subset or folder 'n3' in .*n1 \(2 images\), n2 \(2 images\)"):
         open_collection(path, subset="n3")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("options", [{"subset": "val"}, {"subset": "all"}, {"image_field": "png"}, {}])
+def test_what_is_chosen_is_known_by_its_content(tmp_path, form, options):
+    """Its files are found for the fingerprint, whatever stands at the end of its path."""
+    path = write(form, tmp_path, [*IMAGENET, *(f"{split}/n1/0.seg.png" for split in ("train", "val"))])
+    if "image_field" not in options:
+        options = {**options, "image_field": "png"}
+    collection = open_collection(path, **options)
+    files = {Path(file) for shard in range(len(collection.shards)) for file in collection.files(shard)}
+    assert files and all(file.is_file() for file in files)
+    assert len(collection.fingerprint) == 64 and open_collection(path, **options).fingerprint == collection.fingerprint

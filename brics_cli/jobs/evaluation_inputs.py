@@ -74,7 +74,7 @@ def _open_side(
 
     ADM's reference batches hold both: statistics of all images, and some of these. `statistics_by` takes the first.
     """
-    if path.endswith((".npz", *PICKLES)):
+    if path.endswith((".npz", *PICKLES)) and Path(path).is_file():
         if not holds_images(Path(path)):
             return read_statistics(Path(path), network=statistics_by)
         if {"mu", "sigma"} <= read_headers(Path(path)).keys():

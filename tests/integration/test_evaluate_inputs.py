@@ -195,6 +195,10 @@ def test_statistics_of_another_network_are_refused_and_name_both(evaluate, folde
     assert "goes with saved statistics, an .npz, and there are none" in line
     line = error_line(evaluate(*flags("fid"), "--real", "adm.npz", *fake, "--statistics-by", "clib", check=2))
     assert "no network 'clib'; did you mean 'clip'" in line
+    for ending in ("npz", "pt"):  # a folder of images, however it is called
+        shutil.copytree(folders / "fake", tmp_path / f"folder.{ending}")
+    said = evaluate(*flags("fid"), "--real", "folder.npz", "--fake", "folder.pt", "--json")
+    assert measured(said)["fid"]["num_real"] == 12
     (tmp_path / "edm2.pkl").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     line = error_line(evaluate(*flags("fid"), "--real", "edm2.pkl", *fake, check=3))
     assert "edm2.pkl is a pickle" in line and not (tmp_path / "owned").exists()

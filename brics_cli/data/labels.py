@@ -19,7 +19,7 @@ from brics_cli.errors import UsageError
 
 MAX_CLASSES = 100_000
 """A model has a vector per class number: larger numbers are renumbered, and more classes are a mistake."""
-FIELDS = ("label", "labels", "cls", "class", "fine_label", "class_id", "label_id", "class_name", "category")
+FIELDS = ("label", "labels", "cls", "class", "fine_label", "class_id", "label_id", "class_name")
 """What labels are called in tables and JSON; the first that is there is taken."""
 NO_LABELS = "--labels none goes on without labels."
 _NUMBER = re.compile(r"[+-]?\d{1,19}(\.\d*)?")
@@ -113,6 +113,13 @@ def number_labels(
     ids[places] = numbers
     labelling = _of_numbers(ids, source=source, shown=shown, names=tuple(names), notes=tuple(notes))
     return Labelling(labelling.ids, labelling.names, metas, labelling.notes)
+
+
+def may_be_label(value: Any) -> bool:
+    """Whether a field of this value can be the label: none, a number, a name, a truth value, a vector of numbers."""
+    if isinstance(value, list):
+        return all(isinstance(part, int | float) for part in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def as_class(value: Any) -> int | None:

@@ -12,7 +12,7 @@ from io import StringIO
 from typing import Any
 
 from brics_cli.data.collection import printable, split_extension
-from brics_cli.data.labels import FIELDS, Meta
+from brics_cli.data.labels import FIELDS, Meta, may_be_label
 from brics_cli.data.sidecars import storable
 from brics_cli.errors import ArtefactError
 
@@ -128,6 +128,7 @@ def _metadata(source: str, rows: Iterable[Meta]) -> Listing:
         names.append(row.pop(_NAME_FIELD))
         kept.append({name: value for name, value in row.items() if value not in (None, "")})
     fields = {name for row in kept for name in row}
+    fields -= {name for row in kept for name, value in row.items() if not may_be_label(value)}
     label = next((name for name in FIELDS if name in fields), None)
     labels = [row.pop(label, None) if label is not None else None for row in kept]
     return Listing(source, names, labels, [row or None for row in kept])

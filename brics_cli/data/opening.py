@@ -307,7 +307,7 @@ def _path_of(choice: Choice) -> str:
     """The path that opens `choice` again without --subset; a split of parquet tables is named like a folder."""
     if choice.form != "parquet":
         return str(choice.paths[0])
-    folder = choice.paths[0].parent.resolve()
+    folder = visible_path(choice.paths[0].parent)
     return str(folder if choice.name == folder.name else folder / choice.name)
 
 

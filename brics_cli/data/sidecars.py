@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from brics_cli.data.labels import FIELDS, Meta
+from brics_cli.data.labels import FIELDS, Meta, may_be_label
 
 EXTENSIONS = ("cls", "json", "txt")
 LABELLING = ("cls", "json")
@@ -42,7 +42,8 @@ def read_sidecars(texts: Iterable[tuple[str, bytes]]) -> Sidecars:
             meta[extension] = value
     if cls:
         return Sidecars(cls, True, meta)
-    return Sidecars(next((fields[name] for name in FIELDS if fields.get(name) is not None), None), False, meta)
+    said = (fields[name] for name in FIELDS if fields.get(name) is not None and may_be_label(fields[name]))
+    return Sidecars(next(said, None), False, meta)
 
 
 def _json_or_text(text: str) -> Any:

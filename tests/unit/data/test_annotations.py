@@ -34,6 +34,8 @@ from brics_cli.errors import ArtefactError, UsageError
         ([("json", b'{"class_name": "cat"}')], (0, {"class_name": "cat"})),
         ([("json", b'{"label": 3}'), ("cls", b"5")], (5, {"label": 3})),
         ([("json", b'{"label": null, "class": 2}')], (2, {"label": None, "class": 2})),
+        ([("json", b'{"label": {"id": 3}, "class": 2}')], (2, {"label": {"id": 3}, "class": 2})),
+        ([("json", b'{"labels": ["a", "b"]}')], (None, {"labels": ["a", "b"]})),
         ([("json", b"[1, 2]")], (None, {"json": [1, 2]})),
         ([("json", b"{broken")], (None, {"json": "{broken"})),
         ([("json", b"[" * 100_000)], (None, {"json": "[" * 100_000})),

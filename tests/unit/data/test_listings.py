@@ -183,6 +183,13 @@ def test_a_listing_and_files_beside_the_images_add_up(tmp_path):
     assert "labels from dataset.json and files beside the images: 7 of 12 labelled" in collection.describe()
 
 
+def test_a_column_of_boxes_is_no_label(tmp_path):
+    rows = [{"file_name": name, "labels": [{"box": [1, 2]}], "class": 3} for name in NAMES]
+    files = {**images(), "metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()}
+    raw = open_collection(as_folder(tmp_path, files)).read(0, 0)
+    assert (raw.label, raw.meta) == (3, {"labels": [{"box": [1, 2]}]})
+
+
 def test_the_deeper_listing_has_the_last_word(tmp_path):
     files = {
         **images("a/"), "dataset.json": json.dumps({"labels": [["a/" + name, 7] for name in NAMES]}).encode(),

@@ -90,6 +90,14 @@ def test_an_lmdb_is_called_as_its_folder(snapshot, name):
     assert collection.describe() == "2 images, LSUN LMDB, church_outdoor_train"
 
 
+def test_a_folder_of_tables_that_is_a_link_opens_again_by_its_path(tmp_path):
+    for number in range(2):
+        write_parquet(tmp_path / "real" / f"{number}.parquet", 1)
+    (tmp_path / "seen").symlink_to("real")
+    collection = open_collection(tmp_path / "seen")
+    assert keys_of(open_collection(collection.path)) == keys_of(collection) == ["0/00000000", "1/00000000"]
+
+
 def test_a_link_keeps_its_own_name_and_its_folder_is_found(tmp_path):
     tar = write_tar(tmp_path / "real" / "0123.tar", [("1.png", noise(1))])
     (tmp_path / "link").symlink_to("real")

@@ -16,6 +16,7 @@ from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
 from brics_cli.cli.verification import report_verification
 from brics_cli.cli.waiting import wait_passively
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
+from brics_cli.parsing import read_text
 from brics_cli.workspace import read_provenance
 
 app = options.command_app()
@@ -207,14 +208,19 @@ def parse_part(text: str) -> tuple[int, int]:
     return part, num_parts
 
 
+MOST_KEYS_BYTES = 1 << 30
+
+
 def read_keys(path: Path) -> list[str]:
     """The keys that a file lists, one per line; empty lines are passed over. Raises UsageError."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, most=MOST_KEYS_BYTES).splitlines()
     except FileNotFoundError:
         raise UsageError(f"--keys {path} is missing", next="Give a text file with one key per line.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--keys {path} is not UTF-8 text", next="Give a text file with one key per line.") from None
+    except ValueError as error:
+        raise UsageError(
+            f"--keys {path} is not UTF-8 text ({error})", next="Give a text file with one key per line."
+        ) from None
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         raise UsageError(f"--keys {path} lists no key", next="Give a text file with one key per line.")

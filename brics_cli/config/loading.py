@@ -14,6 +14,7 @@ from brics_cli.config.recipes import is_recipe_path, list_recipes, recipe_path
 from brics_cli.config.runs import AutoencoderRecipe, DiffusionRecipe, Recipe
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.parsing import read_text
 
 _RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
     "autoencoder": AutoencoderRecipe,
@@ -23,6 +24,10 @@ _RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
 
 _SPELLINGS = {"optimizer": "optimiser", "normalize": "normalise"}
 """American spellings of keys, accepted wherever ours are."""
+
+
+MOST_YAML_BYTES = 1 << 20
+MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,24 +51,46 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, *, source: str) -> Any:
     """The value of a YAML text. Raises UsageError with the line of a syntax error."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        loader = _Loader(text)  # a SafeLoader
+        try:
+            node = loader.get_single_node()
+            _count(node, {}, source=source)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(f"{source}{where}: {problem}") from None
+    except RecursionError:
+        raise UsageError(f"{source}: it is nested too deeply") from None
     except (ValueError, TypeError) as error:  # a date that is none, a list as a key
         raise UsageError(f"{source}: {error}") from None
+
+
+def _count(node: yaml.Node | None, known: dict[int, int], *, source: str) -> int:
+    """How many values a node stands for with its aliases written out. Raises UsageError for more than MOST_VALUES."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # until it is known: an alias to what it stands in has no end
+        below = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_count(part, known, source=source) for part in below)
+    if known[id(node)] > MOST_VALUES:
+        raise UsageError(f"{source}: with its aliases written out it has more than {MOST_VALUES:,} values")
+    return known[id(node)]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises UsageError (syntax, not a mapping), ArtefactError (missing)."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most=MOST_YAML_BYTES)
     except FileNotFoundError:
         raise ArtefactError(f"{path} is missing") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise UsageError(f"{path} is not a YAML file") from None
+    except (ValueError, IsADirectoryError) as error:
+        why = "a folder" if isinstance(error, IsADirectoryError) else error
+        raise UsageError(f"{path} is not a YAML file ({why})") from None
     values = parse_yaml(text, source=str(path))
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values")

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -15,10 +14,13 @@ from brics_cli.data.collection import printable, split_extension
 from brics_cli.data.labels import FIELDS, Meta, may_be_label
 from brics_cli.data.sidecars import storable
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json
 
 DATASET_JSON = "dataset.json"
 FILE_NAMES = (DATASET_JSON, "metadata.csv", "metadata.jsonl")
 _NAME_FIELD = "file_name"
+MOST_BYTES = 512 << 20
+"""Of a listing: ten million images at 50 bytes. As Python objects it takes some ten times as much."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ def read_listing(name: str, data: bytes, *, where: str) -> Listing:
     """The listing in the file `name` of `where`. Raises ArtefactError when it is damaged."""
     base = name.rpartition("/")[2]
     try:
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
         if base == DATASET_JSON:
             return _dataset_json(name, data)
         text = data.decode("utf-8-sig")
@@ -92,7 +96,7 @@ def _pairs(listed: Any) -> list[tuple[str, Any]]:
 
 
 def _json(text: str | bytes) -> Any:
-    value = json.loads(text, object_pairs_hook=_without_contradiction)
+    value = parse_json(text, pairs=_without_contradiction)
     has_surrogates = b"\\ud" in text.lower() if isinstance(text, bytes) else "\\ud" in text.lower()
     return storable(value) if has_surrogates else value
 

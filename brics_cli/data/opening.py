@@ -27,6 +27,7 @@ from brics_cli.data.sources.webdataset import TAR_SUFFIXES, WebDatasetCollection
 from brics_cli.data.sources.zip import ZipCollection
 from brics_cli.data.splits import ALL, group_files, is_part, same_split
 from brics_cli.data.splits import choose as choose_part
+from brics_cli.data.unpacking import said_before
 from brics_cli.data.wanted import ANYTHING, Labels, Wanted
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
@@ -71,6 +72,8 @@ def open_collection(
     if said.subset is not None and subset is not None:  # ./photos/train, and a folder in it
         raise UsageError(f"{text} names the subset {said.subset!r} already, so --subset {subset} cannot be given")
     wanted = Wanted(subset or said.subset, labels, image_field or said.image_field)
+    if reporter is not None and (unpacked := said_before(path)) is not None:
+        reporter.message(unpacked)
     collection = _open(path, wanted)
     if labels == "folder" and not isinstance(collection, (FolderCollection, WebDatasetCollection, ZipCollection)):
         raise UsageError(

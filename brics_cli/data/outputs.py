@@ -13,6 +13,7 @@ from typing import Any, Literal
 from brics_cli.data.sinks.base import remove_leftovers
 from brics_cli.data.sinks.pieces import discard_pieces, pieces_directory
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import read_json_lines
 from brics_cli.workspace import (
     Artefact,
     check_output,
@@ -116,9 +117,8 @@ class FailureLog:
         """(place, key, reason)."""
         self.was_lost = not self.path.exists()
         if not self.was_lost:
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError, TypeError):  # a last line cut off by a kill
-                    row = json.loads(line)
+            for row in read_json_lines(self.path):
+                with suppress(ValueError, KeyError, TypeError):
                     if int(row["place"]) < keep:
                         self.failures.append((int(row["place"]), str(row["key"]), str(row["reason"])))
         self.replace(self.failures)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from brics_cli.data.labels import FIELDS, Meta, may_be_label
+from brics_cli.parsing import parse_json
 
 EXTENSIONS = ("cls", "json", "txt")
 LABELLING = ("cls", "json")
@@ -49,7 +50,7 @@ def read_sidecars(texts: Iterable[tuple[str, bytes]]) -> Sidecars:
 def _json_or_text(text: str) -> Any:
     """The JSON value of `text`, or `text` itself."""
     try:
-        return storable(json.loads(text))
+        return storable(parse_json(text))
     except (ValueError, RecursionError):
         return text
 

@@ -10,6 +10,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from brics_cli.parsing import read_json_lines
 from brics_cli.workspace import write_text_atomically
 
 
@@ -22,9 +23,8 @@ class SourceLog:
         self.path = folder / self.NAME
         self.digests: dict[int, str] = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, KeyError, TypeError):  # a last line cut off by a kill
-                    row = json.loads(line)
+            for row in read_json_lines(self.path):
+                with suppress(ValueError, KeyError, TypeError):
                     self.digests[int(row["shard"])] = str(row["digest"])
 
     def keep(self, num_shards: int) -> None:

@@ -5,7 +5,6 @@ Raw values are drawn faint, their running average on top. A loss that spans more
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, check_output, read_provenance, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
 
@@ -47,6 +47,9 @@ class Curves:
     run: Path
     label: str
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+MOST_METRICS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,13 @@ def read_curves(run: Path, label: str) -> Curves:
     if not path.is_file():
         raise ArtefactError(f"{run} has logged nothing yet ({path} is missing)")
     points: dict[str, list[tuple[int, float]]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = read_bytes(path, most=MOST_METRICS_BYTES).decode("utf-8", "replace").splitlines()
+    except ValueError as error:
+        raise ArtefactError(f"{path} is damaged ({error})") from None
     for number, line in enumerate(lines, start=1):
         try:
-            row: dict[str, Any] = json.loads(line)
+            row: dict[str, Any] = parse_json(line)
             step = int(row.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError):
             if number == len(lines):

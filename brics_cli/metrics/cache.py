@@ -24,6 +24,7 @@ import numpy as np
 
 from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.metrics.rows import ArrayRows, RowSource, in_blocks
+from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, write_text_atomically
 from brics_cli.workspace.caches import cache_folder
 
@@ -71,7 +72,7 @@ def load(identity: dict[str, Any], *, need_rows: bool) -> CachedFeatures | None:
     """The features of `identity`; None when they are not there, lack the rows that are needed, or are damaged."""
     path = cache_root() / entry_name(identity)
     try:
-        record = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+        record = parse_json(read_bytes(path / "entry.json"))
         if record["identity"] != json.loads(json.dumps(identity, default=str)):
             return None
         with np.load(path / "moments.npz", allow_pickle=False) as file:
@@ -130,7 +131,7 @@ def holds_layout(layout: str) -> bool:
     """Whether there may be features of images of this layout: their fingerprint is worth knowing."""
     for path in _entry_files():
         with suppress(OSError, ValueError, AttributeError):
-            if json.loads(path.read_text(encoding="utf-8")).get("layout") == layout:
+            if parse_json(read_bytes(path)).get("layout") == layout:
                 return True
     return False
 
@@ -163,7 +164,7 @@ def entries() -> list[CacheEntry]:
     for file in _entry_files():
         path = file.parent
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = parse_json(read_bytes(file))
             files = [file for file in path.iterdir() if file.is_file()]
             found.append(
                 CacheEntry(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.metrics.registry import REGISTRY, Settings, weights_of
+from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
 
@@ -42,7 +42,7 @@ def load_report(path: Path) -> LoadedReport:
     """The report in `path`. Raises ArtefactError when it is not one that `brics eval --out` wrote."""
     again = "Write one: brics eval --out report.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_bytes(path))
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}", next=again) from None
     except (ValueError, IsADirectoryError) as error:

@@ -6,7 +6,6 @@ can be pickled to worker processes.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json
 from brics_cli.store.format import (
     FAILURE_FIELDS,
     FORMAT_VERSION,
@@ -99,10 +99,10 @@ class KeyCodeStore:
         self.quantisation: Any = str(attributes["quantisation"])
         self.code_kind: Any = str(attributes["code_kind"])
         self.precision = str(attributes["precision"])
-        self.autoencoder: dict[str, Any] = json.loads(attributes["autoencoder"])
+        self.autoencoder: dict[str, Any] = parse_json(attributes["autoencoder"])
         self.source = str(attributes["source"])
         self.source_sha256 = str(attributes["source_sha256"])
-        self.identity: dict[str, Any] = dict(json.loads(attributes["identity"]))
+        self.identity: dict[str, Any] = dict(parse_json(attributes["identity"]))
         self.sha256 = str(attributes["sha256"])
         self.created = str(attributes["created"])
         self.brics_version = str(attributes["brics_version"])
@@ -315,7 +315,7 @@ class KeyCodeStore:
 
 
 def _meta(text: bytes) -> dict[str, Any] | None:
-    return json.loads(text) if text else None
+    return parse_json(text) if text else None
 
 
 def _rows(table: Array, *, fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ the parts are removed. A run that finds parts goes on with the missing ones; par
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
+from brics_cli.parsing import parse_json
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.store.format import StoreHeader, StoreShard
 from brics_cli.store.merging import write_merged
@@ -228,14 +228,14 @@ def check_store_output(
         return False
     try:
         with open_hdf5(path) as file:
-            text = file.attrs.get("identity")
-    except (OSError, RuntimeError):
-        text = None
-    if not isinstance(text, str):
+            identity = parse_json(file.attrs["identity"])
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        identity = None
+    if not isinstance(identity, dict):
         raise WouldOverwriteError(
             f"{path} is already there, and it is not a key-code store", next="Give another --out, or --overwrite."
         )
-    differing = differences(json.loads(text), header.identity())
+    differing = differences(identity, header.identity())
     if differing:
         with suppress(ArtefactError):
             was = {row["name"]: (row["n_in"], row["fingerprint"]) for row in KeyCodeStore(path).shards}

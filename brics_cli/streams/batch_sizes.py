@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from brics_cli.errors import MachineError, is_out_of_memory
+from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import write_json_atomically
 
 ResultT = TypeVar("ResultT")
@@ -104,7 +105,7 @@ class BatchSizes:
     def read(cls, directory: Path, asked: int, *, identity: Mapping[str, Any]) -> BatchSizes:
         """The record in `directory`; an empty one when there is none, or one of another run."""
         try:
-            kept = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
+            kept = parse_json(read_bytes(directory / RECORD_NAME))
             if kept["identity"] == json.loads(json.dumps(identity)):
                 return cls(asked, [(int(first), int(last), int(size)) for first, last, size in kept["batch_sizes"]])
         except (OSError, ValueError, KeyError, TypeError):

@@ -19,6 +19,7 @@ from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import TRANSFORM_VERSIONS, sinks
 from brics_cli.data.sinks import PNG, is_one_file, pieces
 from brics_cli.data.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
+from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.reporting import Reporter
 from brics_cli.store import StoreHeader, StoreShard
 from brics_cli.streams.sample_models import SampleModels, load_sample_models
@@ -200,7 +201,7 @@ def _placed(plan: SamplePlan, *, workspace: Workspace, reporter: Reporter) -> Sa
         identity = store_layout(plan)[0].identity()
         for folder in sorted(out.parent.glob("*.h5.parts"), reverse=True):
             with suppress(OSError, ValueError):
-                if json.loads((folder / "identity.json").read_text(encoding="utf-8")) == identity:
+                if parse_json(read_bytes(folder / "identity.json")) == identity:
                     begun = folder.with_suffix("")
                     reporter.message(f"--out not given: going on with the unfinished {begun}")
                     return replace(plan, out=begun)

@@ -19,6 +19,7 @@ from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
 from brics_cli.distributed import World
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
+from brics_cli.parsing import parse_json
 from brics_cli.reporting import Reporter, command_line
 from brics_cli.training.environment import environment
 from brics_cli.training.resuming import CONFIG_FILE, checkpoints, newest_checkpoint, settings_of, step_of
@@ -233,7 +234,7 @@ def _take_up(path: Path, recipe: Recipe, *, step: int) -> None:
 def _is_of(line: str, *, until: int) -> bool:
     """Whether a line of metrics is whole, and of a step up to `until`. A crash can leave one that is damaged."""
     try:
-        return line.endswith("\n") and json.loads(line)["step"] <= until
+        return line.endswith("\n") and parse_json(line)["step"] <= until
     except (ValueError, KeyError, TypeError):
         return False
 

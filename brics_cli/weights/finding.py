@@ -7,7 +7,6 @@ remembered with the file's size, mtime and ctime, so that 350 MB are hashed once
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.weights.registry import WeightsEntry, entry
 from brics_cli.workspace import sha256_of_file, write_json_atomically
 
@@ -155,7 +155,7 @@ def _missing_unpublished(wanted: WeightsEntry, what: str, own: Path) -> str:
 
 def _read_checked(memory: Path) -> dict[str, Any]:
     try:
-        checked = json.loads(memory.read_text(encoding="utf-8"))
+        checked = parse_json(read_bytes(memory))
     except (OSError, ValueError):
         return {}
     return checked if isinstance(checked, dict) else {}

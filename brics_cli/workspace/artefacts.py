@@ -8,7 +8,6 @@ sha256, so that one path leads to everything it was made from (DESIGN section 7)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
+from brics_cli.parsing import parse_json
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
 
@@ -117,7 +117,7 @@ def read_provenance(path: Path) -> Artefact | None:
         if text is None:
             return None
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except ValueError:
             return None  # an HDF5 file of something else may have an attribute of that name
         if not isinstance(record, dict) or "brics_artefact" not in record:

@@ -13,6 +13,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json, read_bytes
 
 
 @contextmanager
@@ -76,10 +77,10 @@ def write_json_atomically(path: Path, value: Any) -> None:
 def read_json(path: Path, *, what: str) -> Any:
     """The JSON in `path`. Raises ArtefactError naming `what` when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(path))
     except FileNotFoundError:
         raise ArtefactError(f"{what}: {path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ArtefactError(f"{what}: {path} is damaged ({error})") from None
 
 

@@ -30,7 +30,7 @@ _RUN = (
 )
 _IMAGES = (
     *("*.png", "[0-9]*.tar", "README.md", "failures.jsonl"),
-    *("manifest.json", "wids.json", "batch-sizes.json", "identity.json"),
+    *("manifest.json", "wids.json", "batch-sizes.json", "identity.json", ".sources.jsonl"),
 )
 _FILES: dict[str, tuple[str, ...]] = {
     "autoencoder": _RUN,

@@ -6,7 +6,6 @@ encoding anything again, and removed. For the time of joining the images are on 
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -20,6 +19,7 @@ from brics_cli.data.sinks.npz import write_npz
 from brics_cli.data.sinks.webdataset import WebDatasetSink
 from brics_cli.data.sinks.zip import EdmZip
 from brics_cli.errors import UsageError
+from brics_cli.parsing import parse_json
 from brics_cli.workspace import atomic_path
 from brics_cli.workspace.naming import ending_of
 
@@ -124,7 +124,7 @@ class _Sample(NamedTuple):
 
     @property
     def key(self) -> str:
-        key: str = json.loads(self.files.get("json", b"{}")).get("original_key", self.stem)
+        key: str = parse_json(self.files.get("json", b"{}")).get("original_key", self.stem)
         return key
 
     @property

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brics_cli.data.sources.tables import Layout, TableCollection, damaged, need_pyarrow
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json, read_bytes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -61,7 +61,7 @@ def arrow_files(folder: Path) -> list[Path]:
     if not (folder / STATE).is_file():
         return []
     try:
-        listed = json.loads((folder / STATE).read_bytes())["_data_files"]
+        listed = parse_json(read_bytes(folder / STATE))["_data_files"]
         files = [folder / Path(row["filename"]).name for row in listed]
     except (KeyError, TypeError, ValueError, RecursionError):
         return sorted(folder.glob(f"*{SUFFIX}"))

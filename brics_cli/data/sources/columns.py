@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brics_cli.data.labels import FIELDS
 from brics_cli.errors import UsageError
+from brics_cli.parsing import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -119,7 +119,7 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
 def _features(schema: pyarrow.Schema) -> dict[str, Any]:
     """Hugging Face's features by column, which stand in the schema as JSON; empty where they do not."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     if not isinstance(features, dict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import struct
 import tempfile
 import zipfile
@@ -28,6 +27,7 @@ from brics_cli.data.passed_over import PassedOver
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.samples import tidy_name
+from brics_cli.data.unpacking import copy_unpacked
 from brics_cli.data.wanted import Labels
 from brics_cli.errors import ArtefactError, UsageError
 
@@ -310,7 +310,7 @@ def _unpack(member: tuple[Path, str]) -> Descriptor:
         archive.open(f"{name}.npy") as source,
     ):
         try:
-            shutil.copyfileobj(source, temporary, 2**20)
+            copy_unpacked(source, temporary, where=path)
         except (zlib.error, zipfile.BadZipFile, EOFError) as error:
             raise ArtefactError(f"{path} is damaged: {name} ({error})", next=AGAIN) from None
         temporary.flush()

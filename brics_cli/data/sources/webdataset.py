@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -43,8 +41,10 @@ from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.samples import Samples
 from brics_cli.data.sources.tar_index import AGAIN, TarIndex, index_tar
 from brics_cli.data.splits import Scope, scope_of
+from brics_cli.data.unpacking import copy_unpacked
 from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.parsing import parse_json, read_bytes
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst")
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
@@ -214,7 +214,7 @@ def unpack(tar: Path) -> Descriptor:
     """The compressed `tar`, unpacked to a temporary file without a name. Raises ArtefactError for a damaged one."""
     with tempfile.TemporaryFile(prefix="brics-") as temporary, _open_compressed(tar) as source:
         try:
-            shutil.copyfileobj(source, temporary, 2**20)
+            copy_unpacked(source, temporary, where=tar)
         except _errors_of_damage(tar) as error:
             raise ArtefactError(f"the tar {tar} is truncated or damaged ({error})", next=AGAIN) from None
         except OSError as error:
@@ -265,7 +265,7 @@ def _num_not_downloaded(tar: Path) -> int:
 def _img2dataset_stats(tar: Path) -> dict[str, int]:
     """The whole numbers in the statistics beside a tar; none where there are no statistics."""
     try:
-        stats = json.loads(_stats_path(tar).read_bytes())
+        stats = parse_json(read_bytes(_stats_path(tar)))
     except (OSError, ValueError, RecursionError):
         return {}
     return {name: num for name, num in stats.items() if isinstance(num, int)} if isinstance(stats, dict) else {}

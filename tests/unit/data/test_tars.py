@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import pickle
 import tarfile
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import zstandard
 from image_files import grey, keys_of, noise, read_all, write_tar
 
-from brics_cli.data import open_collection
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.data import open_collection, unpacking
+from brics_cli.errors import ArtefactError, MachineError, UsageError
+from brics_cli.reporting import SilentReporter
 
 MEMBERS = [(f"{number}.png", noise(number)) for number in range(3)]
 
@@ -168,3 +174,35 @@ def test_a_pattern_that_names_a_tar_twice_is_refused(tmp_path):
     write_tar(tmp_path / "x.tar", MEMBERS)
     with pytest.raises(UsageError, match="twice"):
         open_collection(f"{tmp_path}/{{x,x}}.tar")
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_what_unpacks_to_more_than_its_share_of_the_disk_is_refused(tmp_path, monkeypatch, suffix):
+    """200 MB of zeros in some kilobytes, and 20 MB free: no more than its share is ever written."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000_000))
+    packers = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zst": zstandard.ZstdCompressor().compress,
+    }
+    plain = write_tar(tmp_path / "plain.tar", [*MEMBERS, ("bomb.bin", bytes(200_000_000))])
+    bomb = tmp_path / f"bomb.tar.{suffix}"
+    bomb.write_bytes(packers[suffix](plain.read_bytes()))
+    plain.unlink()
+    written = []
+    with pytest.raises(MachineError, match=r"more than 0\.01 GB") as said:
+        open_collection(bomb, reporter=Says(written))
+    assert "TMPDIR" in said.value.next and [path.name for path in tmp_path.iterdir()] == [bomb.name]
+    assert written == [f"{bomb}: 1 compressed tar, unpacked in {tmp_path}, where each may take 50% of the 0.0 GB free"]
+
+
+class Says(SilentReporter):
+    """Keeps what is said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def message(self, text: str) -> None:
+        self.said.append(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,18 @@ def test_a_mutated_zip_opens_right_or_says_why(tmp_path_factory, changes, cut):
         return
     for batch in batches:  # what is read is right: the checksum holds
         assert all((image == image[0, 0]).all() and image[0, 0, 0] in (1, 2) for image in batch.images)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("num", [2, 1000])
+def test_members_that_overlap_are_refused(tmp_path, method, num):
+    """One image that stands for `num`: what makes a zip of megabytes one of petabytes."""
+    path = write_zip(tmp_path / "x.zip", {"0.png": noise(0)}, method=method)
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(1, num):
+            info = copy(archive.infolist()[0])
+            info.filename = info.orig_filename = f"{number}.png"
+            archive.filelist.append(info)
+            archive._didModify = True
+    with pytest.raises(ArtefactError, match="overlaps"):
+        open_collection(path)

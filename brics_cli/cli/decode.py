@@ -107,4 +107,4 @@ def decode(
         session.reporter.message(f"{plan.out} is complete already, made from the same inputs: nothing to do")
     speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""
     session.result(asdict(decoded), f"{decoded.num_images:,} images{speed}: {decoded.path}")
-    session.next_step("brics", "eval", "--metric", "psnr", "--fake", plan.out if plan.format == "png" else store.path)
+    session.next_step("brics", "eval", "--metric", "psnr", "--fake", plan.out)

@@ -66,11 +66,13 @@ def export(
     if labels and not plan.labels:
         session.reporter.message(f"{store.path} has no labels: all are written as 0, one class")
     shape = " x ".join(map(str, store.code_shape))
+    num_shards = f"{plan.num_shards:,} shard" + "s" * (plan.num_shards != 1)
+    num_classes = f"{plan.num_classes:,} class" + "es" * (plan.num_classes != 1)
     if dry_run:
         session.result(
             {"images": len(store), "shards": plan.num_shards, "bytes": plan.num_bytes, "num_classes": plan.num_classes,
              "settings": plan.settings, "out": plan.out},
-            f"would export {len(store):,} latents {shape} for {to.value} into {plan.num_shards:,} shards in "
+            f"would export {len(store):,} latents {shape} for {to.value} into {num_shards} in "
             f"{plan.out}: {human_bytes(plan.num_bytes)}",
         )  # fmt: skip
         return
@@ -83,8 +85,8 @@ def export(
     session.result(
         asdict(exported),
         [
-            f"{exported.num_images:,} latents {shape} of {exported.num_classes:,} classes in {exported.num_shards:,} "
-            f"shards, {human_bytes(exported.num_bytes)}: {exported.path}",
+            f"{exported.num_images:,} latents {shape} of {num_classes} in {num_shards}, "
+            f"{human_bytes(exported.num_bytes)}: {exported.path}",
             f"its config: {config}",
         ],
     )

@@ -51,7 +51,7 @@ class ExportPlan:
         """What LightningDiT's own config needs to say of these latents."""
         _, height, _ = self.store.code_shape
         return {
-            "data.data_path": str(self.out),
+            "data.data_path": str(self.out.resolve()),
             "data.image_size": self.store.image_size,
             "data.num_classes": self.num_classes,
             "data.latent_norm": True,

@@ -155,7 +155,7 @@ def test_the_command_says_what_the_other_config_needs(tmp_path):
     assert would["bytes"] == 25 * (2 * 4 * 48 + 8) and would["shards"] == 1 and not (tmp_path / "latents").exists()
     done = brics("export", "c.h5", "--to", "lightningdit", "--out", "out", cwd=tmp_path, check=0)
     first, config = done.stdout.splitlines()
-    assert first == "25 latents 3 x 4 x 4 of 4 classes in 1 shards, 9.6 KiB: out"
+    assert first == "25 latents 3 x 4 x 4 of 4 classes in 1 shard, 9.6 KiB: out"
     assert "data.num_classes=4" in config and "vae.downsample_ratio=8" in config and "model.in_chans=3" in config
     assert "data.latent_norm=true data.latent_multiplier=1.0" in config
     assert "complete already" in brics("export", "c.h5", "--out", "out", cwd=tmp_path, check=0).stderr

@@ -5,6 +5,7 @@ Of several the only one for training is taken and said so, anything else is list
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +89,12 @@ class Choice:
 
 def choices_below(folder: Path) -> list[Choice]:
     """The collections that stand side by side in `folder`: LMDBs, zips, splits of parquet files, folders of shards."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    with os.scandir(folder) as listed:  # of 100,000 images none is looked at
+        entries = sorted(
+            Path(entry.path)
+            for entry in listed
+            if not entry.name.startswith(".") and (has_suffix(entry.name, ".zip", ".parquet") or _is_folder(entry))
+        )
     choices = []
     for entry in entries:
         if entry.is_dir() and is_lmdb(entry):
@@ -110,6 +116,13 @@ def choices_below(folder: Path) -> list[Choice]:
         elif any(has_suffix(name, ".parquet") for name in names):
             choices += _parquet_splits(sorted(child for child in entry.iterdir() if child.is_file()))
     return choices
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in circles
+        return False
 
 
 def _parquet_splits(files: Sequence[Path]) -> list[Choice]:

@@ -226,6 +226,13 @@ def _open_files(form: Form, path: str, files: Sequence[Path], wanted: Wanted) ->
     return collection
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in circles
+        return False
+
+
 def _open_directory(path: Path, wanted: Wanted) -> Collection:
     artefact = read_provenance(path)
     if artefact is not None and artefact.kind == "shards" and not artefact.complete:
@@ -239,7 +246,8 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
         read = {table.name for table in tables} | NOT_IMAGES
         arrow.passed_over += PassedOver(entry.name for entry in path.iterdir() if entry.name not in read)
         return arrow
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    with os.scandir(path) as listed:
+        names = sorted(entry.name for entry in listed if not entry.name.startswith(".") and _is_file(entry))
     if "data.mdb" in names:
         raise UsageError(f"{path} is named like an LMDB, and its data.mdb is not an LMDB", next=READS)
     tars = [name for name in names if has_suffix(name, *TAR_SUFFIXES)]

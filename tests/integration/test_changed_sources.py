@@ -18,6 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from commands import Finished, brics, error_line
 from image_files import noise, write_tar
 from PIL import Image
@@ -26,6 +27,7 @@ from random_autoencoder import make_autoencoder
 from brics_cli import KeyCodeStore
 from brics_cli.data import collection as collections
 from brics_cli.data import open_collection
+from brics_cli.jobs import encode_dataset as job
 from brics_cli.metrics import cache
 from brics_cli.store import verify_store
 from brics_cli.store.sealing import seal
@@ -33,6 +35,8 @@ from brics_cli.streams import images as streams
 
 NUM, SHARD = 12, 3
 """Images, and how many of them are in a shard."""
+CODE_SHAPE = (16, 8, 8)
+"""Of the recipe `tiny`."""
 Files = dict[str, bytes]
 
 
@@ -195,6 +199,25 @@ def test_a_touched_or_copied_source_is_recognised(
     assert "4 of 4 shards were read" in encode(copied).stderr and len(read) == NUM
     read.clear()
     assert "complete already" in encode(copied).stderr and not read
+
+
+@pytest.mark.slow
+def test_100_000_unchanged_images_are_recognised_in_5_s(
+    encode: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is left out: it is not what is measured."""
+    monkeypatch.setattr(collections, "VIRTUAL_SHARD_SIZE", 1000)
+    pixels = {f"{number:06d}.png": noise(number % 100, 8) for number in range(100)}
+    data = list(pixels.values())
+    source = write_folder(tmp_path / "in", {f"{n:06d}.png": data[n % 100] for n in range(100_000)})
+    later(monkeypatch)
+    codes = torch.rand((64, *CODE_SHAPE))
+    monkeypatch.setattr(job, "encoding_network", lambda *_, **__: lambda images: codes[: len(images)])
+    monkeypatch.setattr(job, "_quantisation_cost", lambda *_: None)
+    encode(source)
+    start = time.perf_counter()
+    assert "is complete already" in encode(source).stderr
+    assert time.perf_counter() - start < 5
 
 
 def test_some_of_a_source_knows_its_own_images(encode: Callable[..., Finished], tmp_path: Path) -> None:

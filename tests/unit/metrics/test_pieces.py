@@ -280,3 +280,40 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
         load_report(report(tmp_path / "step.json", 1, step="many"))  # type: ignore[arg-type]
     with pytest.raises(ArtefactError, match=r"no\.json is not a report of brics eval\. Write one"):
         load_report(tmp_path / "no.json")
+
+
+def test_writers_of_an_entry_keep_what_the_others_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some bring rows and some do not; readers find a whole entry at every moment."""
+    monkeypatch.setenv("BRICS_CACHE", str(tmp_path / "cache"))
+    gathered, rows = moments(20)
+
+    def save(number: int) -> None:
+        for round_ in range(8):
+            kept = ArrayRows(rows) if (number + round_) % 2 else None
+            for identity in ({"n": "same"}, {"n": number}):
+                cache.save(identity, layout="x", description="a", moments=gathered, rows=kept, failures=[])
+
+    save(0)
+    with ThreadPoolExecutor(6) as pool:
+        writing = [pool.submit(save, number) for number in range(6)]
+        while not all(each.done() for each in writing):
+            found = cache.load({"n": "same"}, need_rows=True)
+            assert found is not None and np.array_equal(found.moments.mean, gathered.mean)
+        for each in writing:
+            each.result()
+    assert len(cache.entries()) == 7 and all(entry.has_rows for entry in cache.entries())
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith(".")]
+
+
+def test_a_writer_that_was_killed_leaves_nothing_that_is_taken_for_an_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRICS_CACHE", str(tmp_path / "cache"))
+    gathered, _ = moments(5)
+    kept = {"layout": "x", "description": "a", "moments": gathered, "rows": None, "failures": []}
+    begun = cache.save({"n": 1}, **kept)
+    (begun / "entry.json").unlink()  # it is written last
+    assert cache.load({"n": 1}, need_rows=False) is None and cache.entries() == []
+    os.utime(begun, (1000, 1000))
+    cache.save({"n": 2}, **kept)
+    assert not begun.exists() and cache.load({"n": 2}, need_rows=False) is not None

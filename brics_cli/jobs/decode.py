@@ -131,6 +131,7 @@ def decode(plan: DecodePlan, *, batch_size: int = 64, overwrite: bool = False, r
             with open_sink(
                 plan.out, plan.format, shard_size=plan.shard_size, nested=plan.nested, overwrite=True, resumable=True
             ) as sink:
+                sink.class_names = store.class_names
                 done = sink.resume_point(store.keys)
                 if done:
                     reporter.message(f"going on after {done:,} images that are decoded")

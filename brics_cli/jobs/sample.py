@@ -107,8 +107,8 @@ class _Run:
         plan = self.plan
         self.write_tasks(plan.pending())
         if plan.is_file:
-            with open_sink(plan.out, overwrite=True, resumable=True):
-                pass  # its pieces are all there, and are joined
+            with open_sink(plan.out, overwrite=True, resumable=True) as joined:
+                joined.class_names = plan.stream.denoiser.class_names  # its pieces are all there, and are joined
         if plan.format == "wds" and not plan.is_file:
             names = plan.stream.denoiser.class_names
             write_companions(plan.out, extension="png", class_names=names, reporter=self.reporter)

@@ -65,6 +65,8 @@ def test_names_go_all_the_way(root):
     for out in ("decoded", "decoded.tar", "decoded.zip"):
         kind = ("--format", "wds") if out == "decoded" else ()
         brics("decode", "codes.h5", "--ae", "ae", "--out", out, *kind, "--device", "cpu", cwd=root, check=0)
+        if out.endswith(".zip"):
+            (root / f"{out}.brics.json").unlink()  # its dataset.json says it too
         collection = open_collection(root / out)
         assert collection.class_names == tuple(CLASSES)
         assert sorted(raw.label for raw in read_all(collection)) == sorted(store.labels.tolist())

@@ -33,6 +33,9 @@ class Item(NamedTuple):
 class ImageSink(ABC):
     """Takes images in order inside a `with` block; on an exception only what is whole stays."""
 
+    class_names: tuple[str, ...] = ()
+    """What labels 0, 1, ... stand for: set before leaving the block, for a file that has a place for it (a zip)."""
+
     def __init__(self, path: Path, *, encoding: Encoding = PNG) -> None:
         self.path = path
         self.encoding = encoding

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -63,7 +64,10 @@ class PiecewiseSink(WebDatasetSink):
         if error is None:
             pieces = sorted(self.path.glob("*.tar"))
             with atomic_path(self.final) as temporary:
-                joins = {".zip": _join_zip, ".npz": _join_npz}
+                joins: dict[str, Callable[[Sequence[Path], Path], None]] = {
+                    ".zip": partial(_join_zip, class_names=self.class_names),
+                    ".npz": _join_npz,
+                }
                 joins.get(ending_of(self.final), _join_tar)(pieces, temporary)
 
 
@@ -87,11 +91,11 @@ def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
         num_bytes -= len(block)
 
 
-def _join_zip(pieces: Sequence[Path], path: Path) -> None:
+def _join_zip(pieces: Sequence[Path], path: Path, *, class_names: Sequence[str]) -> None:
     with closing(EdmZip(path)) as joined:
         for sample in _samples(pieces, {"png", "cls", "json"}):
             joined.add(sample.key, sample.files["png"], sample.label)
-        joined.finish()
+        joined.finish(class_names)
 
 
 def _join_npz(pieces: Sequence[Path], path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from brics_cli.data.sinks.base import ImageSink, Item, remove_leftovers
 from brics_cli.workspace import MARK, atomic_path
 
 
 class EdmZip:
-    """EDM's layout: `00000/img00000000.png`, and `dataset.json` with `labels` (or null) and, beyond EDM, `keys`."""
+    """EDM's layout: `00000/img00000000.png`, and `dataset.json` with `labels` (or null) and, beyond EDM, `keys` and
+    `class_names`."""
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
@@ -25,12 +28,14 @@ class EdmZip:
         self._zip.writestr(zipfile.ZipInfo(name), encoded)  # ZipInfo: dated 1980, so that bytes repeat
         self._rows.append((name, key, label))
 
-    def finish(self) -> None:
+    def finish(self, class_names: Sequence[str] = ()) -> None:
         """Write `dataset.json`: labels when every image has one."""
         labels = None
         if self._rows and all(label is not None for _, _, label in self._rows):
             labels = [[name, label] for name, _, label in self._rows]
-        listing = {"labels": labels, "keys": [[name, key] for name, key, _ in self._rows]}
+        listing: dict[str, Any] = {"labels": labels, "keys": [[name, key] for name, key, _ in self._rows]}
+        if labels is not None and class_names:
+            listing["class_names"] = list(class_names)
         self._zip.writestr(zipfile.ZipInfo("dataset.json"), json.dumps(listing, ensure_ascii=False))
 
     def close(self) -> None:
@@ -52,4 +57,4 @@ class ZipSink(ImageSink):
             self._zip.add(item.key, encoded, item.label)
 
     def _finish(self) -> None:
-        self._zip.finish()
+        self._zip.finish(self.class_names)

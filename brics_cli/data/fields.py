@@ -54,6 +54,10 @@ class Fields(NamedTuple):
 
 def split_field(name: str) -> tuple[str, str]:
     """`a/v1.0.Left.png` -> (`a/v1.0`, `left.png`): at the first dot before a letter."""
+    if name.count(".") == 1:
+        key, _, field = name.partition(".")
+        if "/" not in field:
+            return key, field.lower()
     start = name.rfind("/") + 1
     found = _BEFORE_FIELD.search(name[start:])
     if found is None:

@@ -20,6 +20,10 @@ class Names(Sequence[str]):
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)  # (N + 1,)
         self._text = b"".join(encoded)
 
+    def any_holds(self, text: str) -> bool:
+        """Whether one of them at least has `text` in it; across the end of one, perhaps, and the start of the next."""
+        return text.encode() in self._text
+
     def __iter__(self) -> Iterator[str]:
         for start, end in pairwise(self._ends.tolist()):
             yield self._text[start:end].decode("utf-8", "surrogateescape")

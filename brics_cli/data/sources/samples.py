@@ -121,6 +121,8 @@ def tidy_name(name: str, *, where: str) -> str | None:
 
     Raises ArtefactError for one that leaves its folder or holds a NUL.
     """
+    if "/" not in name and "\0" not in name and not name.startswith((".", "__MACOSX")):
+        return name or None
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in name:
         raise ArtefactError(f"{where} holds {printable(name)!r}, a name that leaves its folder")

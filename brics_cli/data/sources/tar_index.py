@@ -51,27 +51,29 @@ def index_tar(tar: Path, descriptor: Descriptor) -> TarIndex:
     Raises ArtefactError when it is no tar, damaged, ends too early, or holds more after its end mark.
     """
     where = f"the tar {tar}"
-    members: list[Member] = []
+    names: list[str] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
     num_hidden = 0
-    for member in _with_inner_tars(where, descriptor):
-        name = tidy_name(member.name, where=where)
-        if name is not None:
-            members.append(member._replace(name=name))
-        else:
+    for name, offset, size in _with_inner_tars(where, descriptor):
+        tidy = tidy_name(name, where=where)
+        if tidy is None:
             num_hidden += 1
-    return TarIndex(
-        names=Names([member.name for member in members]),
-        offsets=np.array([member.offset for member in members], np.int64),
-        sizes=np.array([member.size for member in members], np.int64),
-        num_hidden=num_hidden,
-    )
+            continue
+        names.append(tidy)
+        offsets.append(offset)
+        sizes.append(size)
+    return TarIndex(Names(names), np.array(offsets, np.int64), np.array(sizes, np.int64), num_hidden)
 
 
 def _with_inner_tars(where: str, descriptor: Descriptor) -> Iterator[Member]:
     size_bytes = os.fstat(descriptor.number).st_size
     for member in _members(where, Window(descriptor, 0, size_bytes)):
+        if not member.name.lower().endswith(".tar"):
+            yield member
+            continue
         window = Window(descriptor, member.offset, member.size)
-        if not (member.name.lower().endswith(".tar") and _begins_as_tar(window)):
+        if not _begins_as_tar(window):
             yield member
             continue
         folder = member.name[: -len(".tar")]

@@ -75,9 +75,10 @@ class WebDatasetCollection(Collection):
         self._compressed = [is_compressed(tar) for tar in self._paths]
         names = shard_names(self._paths, [_without_suffix(tar.name) for tar in self._paths])
         members = [index_tar(tar, self._descriptor(number)) for number, tar in enumerate(self._paths)]
-        scope = scope_of(
-            (name for each in members for name in each.names if _is_image(name)), wanted.subset, where=path
-        )
+        scope = Scope()
+        if wanted.subset is not None or any(each.names.any_holds("/") for each in members):
+            images = (name for each in members for name in each.names if _is_image(name))
+            scope = scope_of(images, wanted.subset, where=path)
         self.path, self.note = wanted.of(scope.of(path, wanted.subset)), scope.note
         self.passed_over = PassedOver()
         self.passed_over.reasons[HIDDEN] += sum(each.num_hidden for each in members)

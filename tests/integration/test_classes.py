@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from commands import brics, error_line
@@ -166,3 +168,13 @@ def test_labels_none_reads_none_and_goes_on(root, tmp_path):
     )
     assert encode(root, str(tmp_path), "n.h5", "--labels", "none").labels.tolist() == [-1]
     assert open_collection(tmp_path, labels="none").fingerprint  # what train-ae and eval open
+
+
+def test_a_store_whose_labels_are_too_large_to_be_classes_is_one_line(root):
+    """Stores of before took any int64; what follows from 10^12 must not be tried."""
+    shutil.copy(root / "codes.h5", root / "large.h5")
+    with h5py.File(root / "large.h5", "r+") as file:
+        file["labels"][0] = 10**12
+    refused = brics("train-diffusion", "large.h5", *TRAIN, "--out", "never", cwd=root, check=3)
+    assert "labels of large.h5 go up to 1,000,000,000,000, and a model has at most 100,000" in error_line(refused)
+    assert not (root / "never").exists()

@@ -39,6 +39,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "reconstructions": _IMAGES,
     "samples": _IMAGES,
     "pictures": ("*.png",),
+    "latents": ("latents_rank*_shard*.safetensors", "latents_stats.pt"),
 }
 """Of each kind of folder, what its files are called. A PNG has to carry the mark as well, a card the name of brics."""
 ADVICE = "Remove it yourself, or give another --out."

@@ -102,6 +102,7 @@ COMMANDS = {
     "shards": ("pack", "images", "--size", "16", "--out"),
     "pngs": ("decode", "codes.h5", "--ae", "runs/autoencoder/a", "--format", "png", "--out"),
     "samples": ("sample", "--n", "2", "--steps", "1", "--format", "png", "--out"),
+    "latents": ("export", "codes.h5", "--to", "lightningdit", "--no-flips", "--out"),
     "run": ("train-ae", "images", "--recipe", "tiny", "--steps", "1", "--set", "training.batch_size=2", "--out"),
 }
 

@@ -131,15 +131,19 @@ _PATH_ERRNOS: dict[int, str] = {
 }
 
 
-_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
-"""What a plain RuntimeError of torch says when memory ran out: of a driver, of its CPU allocator, of a CUDA library."""
+_OUT_OF_MEMORY = (
+    *("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED"),  # torch: of a driver, of its CPU, of a CUDA library
+    *("failed to map segment", "annot allocate memory", "std::bad_alloc"),  # the loader of libraries, C, C++
+)
+"""What a plain RuntimeError, ImportError or OSError says when memory ran out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the memory of a device, or of the machine, ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own, not imported here
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+    text = str(error) if isinstance(error, RuntimeError | ImportError | OSError) else ""
+    return any(said in text for said in _OUT_OF_MEMORY)
 
 
 def errno_of(error: BaseException) -> int | None:
@@ -180,4 +184,10 @@ def as_brics_error(error: BaseException) -> BricsError | None:
         return error
     if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:
         return UsageError(f"{_PATH_ERRNOS[error.errno]}: {error.filename}", next="Use another path.")
+    if isinstance(error, FileNotFoundError):
+        if not error.filename:  # of tempfile
+            return MachineError(str(error.strerror), next="Make one, or name one: TMPDIR=/path/with/room")
+        return ArtefactError(f"{error.filename} is missing, or was taken away", next="Check the path.")
+    if isinstance(error, RecursionError):
+        return ArtefactError("a file that was read is nested too deeply", next="Check the JSON and YAML files given.")
     return machine_error(error)

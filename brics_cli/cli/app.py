@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -61,6 +62,7 @@ class LazyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what typer would turn into a bare exit code becomes an error with a line."""
         try:
+            _check_current_directory()
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise NothingSavedError(getattr(stop, "signal", signal.SIGINT)) from None
@@ -174,6 +176,14 @@ def _report(error: BaseException) -> int:
         "Run it again with --traceback and report what it prints"
     )
     return ExitCode.BUG
+
+
+def _check_current_directory() -> None:
+    """Raise MachineError when it has been removed: relative paths mean nothing then, and libraries crash."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise MachineError("the current directory has been removed", next="Change to another one.") from None
 
 
 def _decapitalise(text: str) -> str:

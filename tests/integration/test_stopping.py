@@ -121,24 +121,27 @@ def test_nohup_is_respected(workspace, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("command", ["pack", "encode-dataset", "train-ae"])
 def test_a_signal_at_any_moment(workspace, tmp_path, monkeypatch, command, number):
-    """Twelve moments each: the code is one of a signal or of success, nothing is left behind, the same ends well."""
+    """Twelve moments of its time: the code is a signal's or that of success, and nothing is left behind."""
     monkeypatch.chdir(workspace)
-    codes = set()
+
+    def start(folder: Path) -> Command:
+        folder.mkdir()
+        words = BATCH[command][0] if command in BATCH else ("train-ae", "images", *TRAIN, "--steps", "60", "--out")
+        return Command([*words, str(folder / BATCH[command][1] if command in BATCH else folder / "run")],
+                       folder / "said")  # fmt: skip
+
+    began = time.monotonic()
+    os.waitpid(start(tmp_path / "undisturbed").pid, 0)
+    seconds, codes = time.monotonic() - began, set()
     for moment in range(12):
         folder = tmp_path / str(moment)
-        folder.mkdir()
-        if command == "train-ae":
-            arguments = ["train-ae", "images", *TRAIN, "--steps", "60", "--out", str(folder / "run")]
-        else:
-            arguments = [*BATCH[command][0], str(folder / BATCH[command][1])]
-        process = Command(arguments, folder / "said")
-        time.sleep(0.03 + 0.15 * moment)
+        process = start(folder)
+        time.sleep(seconds * (moment + 0.5) / 12)
         pid, status = os.waitpid(process.pid, os.WNOHANG)
-        if pid:
-            codes.add(os.waitstatus_to_exitcode(status))
-            continue
-        os.kill(process.pid, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+        if not pid:
+            os.kill(process.pid, number)
+            status = os.waitpid(process.pid, 0)[1]
+        code = os.waitstatus_to_exitcode(status)
         codes.add(code)
         said = (folder / "said").read_text()
         assert code in (0, 130, 128 + number, -number), said  # -number: before there was a command

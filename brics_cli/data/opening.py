@@ -173,7 +173,7 @@ def _open_file(path: Path, wanted: Wanted) -> Collection:
     if form == "arrow":
         return ArrowCollection(str(visible_path(path)), [path], wanted)
     if form == "array":
-        return ArrayCollection(path, labels=wanted.labels)
+        return ArrayCollection(path, wanted)
     raise UsageError(f"{path} is {form}", next=READS)
 
 

@@ -20,7 +20,16 @@ from typing import IO, Any
 import numpy as np
 
 from brics_cli.data.annotations import recorded_class_names
-from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, visible_path
+from brics_cli.data.collection import (
+    VIRTUAL_SHARD_SIZE,
+    RawImage,
+    Shard,
+    UnshardedCollection,
+    check_num_bytes,
+    printable,
+    shard_layout,
+    visible_path,
+)
 from brics_cli.data.labels import Labelling, number_labels
 from brics_cli.data.names import Names
 from brics_cli.data.passed_over import PassedOver
@@ -28,13 +37,13 @@ from brics_cli.data.pixels import ImageError
 from brics_cli.data.sources.process_cache import Descriptor, ProcessCache
 from brics_cli.data.sources.samples import tidy_name
 from brics_cli.data.unpacking import copy_unpacked
-from brics_cli.data.wanted import Labels
+from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import ArtefactError, UsageError
 
 NPY_MAGIC = b"\x93NUMPY"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 AGAIN = "Save it again: numpy.savez(path, images)."
-MAX_COLUMN_BYTES = 2**32
+MAX_COLUMN_BYTES = 2**30
 """A larger array beside the images holds no labels and no keys."""
 _WANTED = "images are uint8 (N, H, W, 3)"
 _ENCRYPTED = 0x1
@@ -87,7 +96,7 @@ class ArrayCollection(UnshardedCollection):
     images of the form that is read, ArtefactError when the file is truncated or damaged.
     """
 
-    def __init__(self, path: Path, *, labels: Labels | None = None) -> None:
+    def __init__(self, path: Path, wanted: Wanted = ANYTHING) -> None:
         self.path = str(visible_path(path))
         with path.open("rb") as file:
             self.kind = "npy" if file.read(len(NPY_MAGIC)) == NPY_MAGIC else "npz"
@@ -102,21 +111,28 @@ class ArrayCollection(UnshardedCollection):
         keys = self._column(path, arrays, "keys", "SU")
         self._keys = None if keys is None else _names(keys)
         self._digits = max(8, len(str(images.shape[0])))
-        classes = None if labels == "none" else self._column(path, arrays, "arr_1", "iufbSU")
+        classes = None if wanted.labels == "none" else self._column(path, arrays, "arr_1", "iufbSU")
         values = None if classes is None else _label_values(classes)
         self._labelling: Labelling | None = None
         if values is not None:
             names = recorded_class_names(path)
             self._labelling = number_labels(values, source="arr_1", shown=self._key, names=names)
             self.class_names = self._labelling.names
-        read = {self._member: True, "arr_1": values is not None or labels == "none", "keys": self._keys is not None}
+        read = {
+            self._member: True,
+            "arr_1": values is not None or wanted.labels == "none",
+            "keys": self._keys is not None,
+        }
         if unread := [name for name in arrays if not read.get(name)]:
             self.passed_over = PassedOver()
-            self.passed_over.reasons[f"array{'s' * (len(unread) > 1)} ({', '.join(map(printable, unread))})"] = len(
-                unread
-            )
-        rows = [(self._key(position), self._image_bytes) for position in range(images.shape[0])]
-        self._cut(rows, also=_digests(path))
+            plural = "s" if len(unread) > 1 else ""
+            self.passed_over.reasons[f"array{plural} ({', '.join(map(printable, unread))})"] = len(unread)
+        self._shard_size, index = VIRTUAL_SHARD_SIZE, _checksums(path)
+        self.shards = []
+        for number, start in enumerate(range(0, images.shape[0], self._shard_size)):
+            num_images = min(self._shard_size, images.shape[0] - start)
+            name, num_bytes = f"{number:05d}", num_images * self._image_bytes
+            self.shards.append(Shard(name, num_images, num_bytes, shard_layout(name, num_bytes, index)))
 
     def _find(self, path: Path, images: Array) -> int | None:
         """Where the first image begins in the file; None where the array is deflated. Raises ArtefactError."""
@@ -291,12 +307,11 @@ def _names(keys: np.ndarray) -> Names | None:
     return Names(names) if tidy and len(set(names)) == len(names) else None
 
 
-def _digests(path: Path) -> list[tuple[str, int]]:
-    """What a change of the arrays changes: their checksums, of a plain array its size and time."""
+def _checksums(path: Path) -> list[tuple[str, int]]:
+    """Of the arrays in a `.npz`; of a `.npy` none."""
     with path.open("rb") as file:
         if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
-            status = path.stat()
-            return [("mtime_ns", status.st_mtime_ns), ("size", status.st_size)]
+            return []
     with _opened(path) as archive:
         return [(info.filename, info.CRC) for info in archive.infolist()]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brics_cli.data import load_shards, open_collection, open_sink
+from brics_cli.data import load_shards, open_collection, open_sink, unpacking
 from brics_cli.data.pixels import load_pixels
 from brics_cli.data.sinks import discard_pieces
-from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.errors import ArtefactError, BricsError, MachineError, UsageError
 
 LABELS = np.array([3, 0, -1, 7, 3])
 NUMBERS = [3, 0, None, 7, 3]
@@ -217,6 +217,47 @@ def test_a_header_that_promises_more_than_there_is(tmp_path):
     for name in ("x.npy", "x.npz"):
         with pytest.raises(ArtefactError, match="is damaged: arr_0 takes"):
             open_collection(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy"])
+def test_any_pixel_changes_the_fingerprint_and_a_copy_does_not(tmp_path, name):
+    pixels, save = images(), np.savez if name == "x.npz" else np.save
+    save(tmp_path / name, pixels)
+    before = open_collection(tmp_path / name).fingerprint
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / name
+    copy.write_bytes((tmp_path / name).read_bytes())
+    assert open_collection(copy).fingerprint == before
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        changed = pixels.copy()
+        changed[tuple(int(rng.integers(side)) for side in pixels.shape)] ^= 1 << int(rng.integers(8))
+        save(tmp_path / name, changed)
+        assert open_collection(tmp_path / name).fingerprint != before
+
+
+def test_what_unpacks_to_more_than_its_share_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", np.zeros((100, 64, 64, 3), np.uint8))
+    monkeypatch.setattr(unpacking, "allowance", lambda: 10**6)
+    with pytest.raises(MachineError, match="unpacks to more than"):
+        open_collection(tmp_path / "x.npz").read(0, 0)
+
+
+def test_ten_million_images_in_a_few_bytes_open(tmp_path):
+    """A bomb: its list of images must not fill the memory."""
+    shape = (10**7, 1, 1, 3)
+    with (
+        zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("arr_0.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for _ in range(30):
+            file.write(bytes(10**6))
+    tracemalloc.start()
+    assert len(open_collection(tmp_path / "x.npz")) == 10**7
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def test_no_more_than_an_image_is_in_memory(tmp_path):

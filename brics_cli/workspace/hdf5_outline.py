@@ -119,4 +119,6 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value, str | int | float) else repr(value)
+    if isinstance(value, str):  # h5py makes surrogates of bytes that are no UTF-8, and no file can hold those
+        return value.encode("utf-8", "replace").decode()
+    return value if isinstance(value, int | float) else repr(value)

@@ -220,6 +220,13 @@ def test_a_child_that_dies_or_hangs_is_reported(path, monkeypatch, tmp_path):
     assert verify_store_in_child(path, timeout_s=0.2) == ["reading it did not end in 1 s"]
 
 
+def test_text_that_is_no_utf8_is_shown_and_stored_as_such(path):
+    """What libhdf5 gives as surrogates, which nothing can be written with."""
+    path.write_bytes(path.read_bytes().replace(b"/images", b"/im\xff\xfees"))
+    store = KeyCodeStore(path)
+    assert "/im" in store.source and store.source.encode() and described(path) == ""
+
+
 def test_mutated_stores_are_opened_or_refused(path):
     assert survive(path, opened, num=40, seed=0) > 5
 

@@ -211,4 +211,4 @@ def test_weights_that_are_not_finite_are_said(workspace, tmp_path):
     state["network.head.bias"][:] = float("nan")
     save_file(state, weights)
     line = error_line(brics(*FAST, "--n", 8, "--out", "s", cwd=root, check=3))
-    assert "runs/diffusion/d makes codes that are not finite." in line
+    assert "holds values that are not finite (NaN or infinity), first in 'network.head.bias'" in line

@@ -191,7 +191,7 @@ def join_world(device: torch.device) -> Iterator[World]:
     except RuntimeError as error:
         if any(said in str(error) for said in _PARTNER_GONE):
             raise MachineError(
-                "another process of this run has ended", next="What it said comes first; checkpoints are intact."
+                "another process of this run has ended", next="See what it said; then --resume."
             ) from None
         raise
     finally:

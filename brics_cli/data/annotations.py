@@ -43,7 +43,8 @@ class Annotations:
 
     `names` are the images' as they stand; `sidecars` are the images that have any in `LABELLING`, and `texts` reads
     them. Raises UsageError, one line, when listings name no image, contradict themselves or hold what is no class.
-    With `labels=False` no image has a label, and nothing is refused.
+    With `labels=False` no image has a label, and nothing is refused. `left_out` are images, of other splits, that are
+    listed with these and not read.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Annotations:
         texts: Callable[[int], Texts] | None = None,
         class_names: Sequence[str] = (),
         labels: bool = True,
+        left_out: Sequence[str] = (),
     ) -> None:
         self._shown: Callable[[int], str] | None = lambda image: printable(names[image])
         self._labels = labels
         self._notes = [listing.note for listing in listings if listing.note]
-        self._listed = self._match(names, listings, where=where)
+        self._listed = self._match(names, listings, left_out, where=where)
         self._labelling: Labelling | None = None
         self.class_names: tuple[str, ...] = ()
         self.said = ""
@@ -90,19 +92,26 @@ class Annotations:
             meta |= json.loads(self._listed.metas[place])
         return label, meta or None
 
-    def _match(self, names: Sequence[str], listings: Sequence[Listing], *, where: str) -> _Listed:
+    def _match(
+        self, names: Sequence[str], listings: Sequence[Listing], left_out: Sequence[str], *, where: str
+    ) -> _Listed:
         """What all listings say, by image: one in a deeper folder has the last word on its images."""
         found: dict[int, tuple[Any, Meta | None]] = {}
         for listing in sorted(listings, key=lambda listing: listing.folder.count("/")):
             if not self._labels and not any(listing.metas):
                 continue
             inside = [place for place, name in enumerate(names) if name.startswith(listing.folder)]
-            positions = match_names(listing.names, [names[place][len(listing.folder) :] for place in inside])
+            there = [
+                *(names[place] for place in inside),
+                *(name for name in left_out if name.startswith(listing.folder)),
+            ]
+            positions = match_names(listing.names, [name[len(listing.folder) :] for name in there])
             source = printable(listing.source)
             said: dict[int, tuple[Any, Meta | None]] = {}
-            num_twice = 0
+            num_twice = num_left_out = 0
             for row, position in enumerate(positions.tolist()):
-                if position < 0:
+                if position < 0 or position >= len(inside):
+                    num_left_out += position >= 0
                     continue
                 place, value = inside[position], (listing.labels[row], listing.metas[row])
                 if place in said:
@@ -115,7 +124,7 @@ class Annotations:
                         )
                 said[place] = value
             num_missed = int((positions < 0).sum())
-            if len(listing.names) and not said and self._labels:
+            if len(listing.names) and not said and not num_left_out and self._labels:
                 first = printable(names[inside[0]]) if inside else "none"
                 raise UsageError(
                     f"{where}: {source} names none of its {len(inside):,} images: the first that it names is "
@@ -124,6 +133,10 @@ class Annotations:
                 )
             if num_twice:
                 self._notes.append(f"{num_twice:,} names appear twice in {source}")
+            if num_left_out:
+                self._notes.append(
+                    f"{num_left_out:,} of the {len(positions):,} names in {source} are of images left out"
+                )
             if num_missed:
                 self._notes.append(f"{num_missed:,} of the {len(positions):,} names in {source} are of no image here")
             if said and any(meta for _, meta in said.values()):
@@ -154,6 +167,15 @@ class Annotations:
         self._listed.labels.clear()
         used = [printable(listing.source) for listing in listings if any(label is not None for label in listing.labels)]
         beside = [image for image in sidecars if values[image] is None]
+        others = [image for image in sidecars if values[image] is not None]
+        if others and texts is not None:
+            looked_at = others if len(others) <= NUM_LOOKED_AT else _spread(others, NUM_LOOKED_AT)
+            written_too = (read_sidecars(texts(image)).label for image in looked_at)
+            if any(
+                label not in (None, "") and str(label) != str(values[image])
+                for label, image in zip(written_too, looked_at, strict=True)
+            ):
+                self._notes.append("labels of files beside the images that are listed are not used")
         if beside and texts is not None:
             few = beside if len(beside) <= ALL_READ or used else _spread(beside, NUM_LOOKED_AT)
             written = {image: read_sidecars(texts(image)).label for image in few}

@@ -12,6 +12,7 @@ from typing import Any
 
 from brics_cli.data.collection import printable, split_extension
 from brics_cli.data.labels import FIELDS, Meta, may_be_label
+from brics_cli.data.matching import tidy_path
 from brics_cli.data.sidecars import storable
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json
@@ -43,6 +44,20 @@ class Listing:
     def folder(self) -> str:
         """The folder that its names are relative to, with a `/` at its end; empty for the collection's own."""
         return self.source[: len(self.source) - len(self.source.rpartition("/")[2])]
+
+    def of_folder(self, folder: str, *, source: str) -> Listing:
+        """What it says of the images in `folder`, by their names in it; folders before that must all be the same."""
+        split = [f"/{tidy_path(name)}".partition(f"/{folder}/") for name in self.names]
+        before = {head for head, found, _ in split if found}
+        kept = before if len(before) == 1 else {""}
+        rows = [row for row, (head, found, _) in enumerate(split) if found and head in kept]
+        return Listing(
+            source,
+            [split[row][2] for row in rows],
+            [self.labels[row] for row in rows],
+            [self.metas[row] for row in rows],
+            class_names=self.class_names,
+        )
 
 
 def is_listing(name: str) -> bool:

@@ -21,7 +21,7 @@ _TWO = -2
 def match_names(listed: Sequence[str], images: Sequence[str]) -> npt.NDArray[np.int64]:
     """The position in `images` of each of `listed` (M,), -1 for none."""
     found = np.full(len(listed), -1, np.int64)
-    wanted, there = list(map(_tidy, listed)), list(map(_tidy, images))
+    wanted, there = list(map(tidy_path, listed)), list(map(tidy_path, images))
     _match_equal(found, wanted, there)
     if (found < 0).any():
         wanted, there = list(map(_plain, wanted)), list(map(_plain, there))
@@ -68,7 +68,7 @@ def _numbered(names: Sequence[str]) -> dict[str, int]:
     return numbers
 
 
-def _tidy(name: str) -> str:
+def tidy_path(name: str) -> str:
     """With `/` between folders, without `.` or a root; accents as one character."""
     parts = unicodedata.normalize("NFC", name.strip().replace("\\", "/")).split("/")
     return "/".join(part for part in parts if part not in ("", "."))

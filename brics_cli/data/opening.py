@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
@@ -89,11 +90,11 @@ def _locate(text: str) -> tuple[str, Wanted] | None:
     if _exists(Path(text)):
         return text, ANYTHING
     head, _, last = text.rpartition("/")
-    if last == "*" or last.startswith("*."):
+    if (last == "*" or last.startswith("*.")) and not has_suffix(last, *SHARD_SUFFIXES):
         located = _locate(head)
         return None if located is None else (located[0], located[1]._replace(image_field=last[2:] or ALL_IMAGES))
-    if "{" in text:
-        is_subset = "{" in head and "{" not in last and has_suffix(head, *SHARD_SUFFIXES)
+    if _is_pattern(text):
+        is_subset = _is_pattern(head) and not _is_pattern(last) and has_suffix(head, *SHARD_SUFFIXES)
         return (head, Wanted(subset=last)) if is_subset else (text, ANYTHING)
     parent = Path(text).parent
     named = parent.is_file()
@@ -109,7 +110,7 @@ def _locate(text: str) -> tuple[str, Wanted] | None:
 
 def _open(text: str, wanted: Wanted) -> Collection:
     path = Path(text)
-    if "{" in text and not _exists(path):
+    if _is_pattern(text) and not _exists(path):
         return _open_pattern(text, wanted)
     if not path.is_dir():
         return _open_file(path, wanted)
@@ -150,6 +151,13 @@ def collection_exists(path: str | Path) -> bool:
     return _locate(os.fspath(path)) is not None
 
 
+def _is_pattern(text: str) -> bool:
+    """Whether it stands for several shards or tables: `x-{000..003}.tar`, `data/*.parquet`."""
+    return "{" in text or any(
+        glob.has_magic(part) and has_suffix(part, *SHARD_SUFFIXES) for part in Path(text).parts[-2:]
+    )
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -185,9 +193,12 @@ def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
     if math.prod(lengths) > MAX_FILES:
         raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_FILES:,} files")
     try:
-        paths = [Path(text) for text in braceexpand(pattern)]
+        texts = list(braceexpand(pattern))
     except ValueError as error:  # UnbalancedBracesError
         raise UsageError(f"the pattern {pattern!r} is not balanced ({error})") from None
+    paths = [Path(path) for text in texts for path in (sorted(glob.glob(text)) if glob.has_magic(text) else [text])]  # noqa: PTH207
+    if not paths:
+        raise UsageError(f"no file is named like {pattern!r}", next=READS)
     if all(has_suffix(path.name, ".parquet") for path in paths):
         form: Form = "parquet"
     else:

@@ -49,10 +49,15 @@ def choose_columns(schema: pyarrow.Schema, image_field: str | None, *, where: Pa
 
 
 def _image_column(schema: pyarrow.Schema, holds: Mapping[str, str], asked: str | None, *, where: Path) -> str:
+    import pyarrow as pa
+
     found = [name for name, kind in holds.items() if kind == "images" or (kind == "bytes" and name in IMAGE_COLUMNS)]
     listed = ", ".join(found)
     if asked is not None:
-        may = [name for name, kind in holds.items() if kind in ("images", "bytes")]
+        bare = [
+            name for name, kind in holds.items() if kind == "bytes" and not pa.types.is_nested(schema.field(name).type)
+        ]
+        may = [name for name, kind in holds.items() if kind == "images" or name in bare]
         named = [name for name in may if name == asked] or [name for name in may if name.lower() == asked.lower()]
         if len(named) == 1:
             return named[0]

@@ -12,14 +12,21 @@ import numpy as np
 
 from brics_cli.data.annotations import Annotations, Texts
 from brics_cli.data.classes import FolderClasses
-from brics_cli.data.collection import RawImage, UnshardedCollection, check_num_bytes, printable, split_extension
+from brics_cli.data.collection import (
+    RawImage,
+    UnshardedCollection,
+    check_num_bytes,
+    printable,
+    split_extension,
+    visible_path,
+)
 from brics_cli.data.fields import survey
-from brics_cli.data.listings import Listing, is_listing, read_listing
+from brics_cli.data.listings import FILE_NAMES, Listing, is_listing, read_listing
 from brics_cli.data.passed_over import HIDDEN, OF_BRICS, PassedOver, extension_of
 from brics_cli.data.pixels import ImageError
 from brics_cli.data.sidecars import EXTENSIONS
 from brics_cli.data.sources.samples import Samples
-from brics_cli.data.splits import scope_of
+from brics_cli.data.splits import is_part, scope_of
 from brics_cli.data.wanted import ANYTHING, Wanted
 from brics_cli.errors import ArtefactError, UsageError
 
@@ -57,6 +64,7 @@ class FolderCollection(UnshardedCollection):
         passed += PassedOver(name for name, _ in found if scope.is_above(name) and split_extension(name) is None)
         found = [(name, size) for name, size in found if scope.holds(name)]
         listings = [(name, size) for name, size in listings if scope.is_beside(name, images)]
+        above = _listings_above(visible_path(root))
         depth = scope.depth
         self.path, self._root = scope.of(whole, wanted.subset), whole
         prefix = _common_folders([name for name, _ in found], depth=depth)
@@ -69,21 +77,22 @@ class FolderCollection(UnshardedCollection):
         self._samples = Samples(names, where=where, fields=fields)
         self.passed_over = passed + self._samples.passed_over(used=OF_BRICS)
         image_names = [self._samples.image_name(position) for position in range(len(self._samples))]
-        self.num_folders = len({name.rpartition("/")[0] for name in image_names})
+        self.num_folders = len({name.rpartition("/")[0] for name in image_names} - {""})
         self._classes = FolderClasses(image_names, depth=depth) if wanted.labels == "folder" else None
         self._annotations = Annotations(
             [f"{prefix}/{name}" for name in image_names] if prefix else image_names,
             where=where,
-            listings=[_listing(Path(whole), name, where=where) for name, _ in listings],
+            listings=[*(_listing(Path(whole), name, where=where) for name, _ in listings), *above.values()],
             sidecars=self._samples.labelled(),
             texts=self._texts,
             labels=wanted.labels is None,
+            left_out=[name for name in images if not scope.holds(name)],
         )
-        self._listings = [f"{whole}/{name}" for name, _ in listings]
+        self._listings = [*(f"{whole}/{name}" for name, _ in listings), *map(str, above)]
         self.class_names = self._annotations.class_names if self._classes is None else self._classes.names
         sizes = np.array([size for _, size in found], np.int64)
         rows = [(printable(name), self._row_size(i, sizes)) for i, name in enumerate(image_names)]
-        self._cut(rows, also=listings)
+        self._cut(rows, also=[*listings, *((path.name, path.stat().st_size) for path in above)])
 
     def _row_size(self, position: int, sizes: np.ndarray) -> int:
         """Bytes of the image and of its sidecars: a change of either changes the fingerprint."""
@@ -149,6 +158,24 @@ def _listing(root: Path, name: str, *, where: str) -> Listing:
             f"{where}: its {printable(name)} cannot be read: {reason}", next="Make it readable, or move it away."
         ) from None
     return read_listing(name, data, where=where)
+
+
+def _listings_above(folder: Path) -> dict[Path, Listing]:
+    """What listings beside the folder of a split say of the images in it, as `train/cat.png`."""
+    if not is_part(folder.name):
+        return {}
+    found = {}
+    for path in (folder.parent / name for name in FILE_NAMES):
+        if not path.is_file():
+            continue
+        source = f"{path.name} of the folder above"
+        try:
+            listing = _listing(folder.parent, path.name, where="").of_folder(folder.name, source=source)
+        except ArtefactError:
+            listing = Listing(source, note=f"{source} cannot be read")
+        if listing.names or listing.note:
+            found[path] = listing
+    return found
 
 
 def files_beside(folder: Path, *, suffixes: tuple[str, ...]) -> PassedOver:

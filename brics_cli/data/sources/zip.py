@@ -93,6 +93,7 @@ class ZipCollection(UnshardedCollection):
             texts=self._texts,
             labels=wanted.labels is None,
             class_names=recorded_class_names(path),
+            left_out=[name for name in images if not scope.holds(name)],
         )
         self._classes = FolderClasses(image_names, depth=scope.depth) if wanted.labels == "folder" else None
         self.class_names = self._annotations.class_names if self._classes is None else self._classes.names

@@ -165,3 +165,14 @@ def test_a_link_to_nothing_is_a_failure_not_an_absence(folder):
     assert len(collection) == 5
     with pytest.raises(Exception, match="cannot be read: No such file"):
         collection.read(0, 4)
+
+
+@pytest.mark.parametrize(("cls", "said"), [(b"1", True), (b"0", False), (b"", False), (b"-1", True)])
+def test_labels_beside_images_that_a_listing_labels_otherwise_are_said(tmp_path, cls, said):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(grey(1))
+        (tmp_path / f"{name}.cls").write_bytes(cls)
+    (tmp_path / "dataset.json").write_text('{"labels": [["a.png", 0], ["b.png", 0]]}')
+    collection = open_collection(tmp_path)
+    assert [image.label for image in read_all(collection)] == [0, 0]
+    assert ("labels of files beside the images that are listed are not used" in collection.describe()) == said

@@ -49,7 +49,7 @@ def test_folder_is_walked_sorted_and_hidden_files_are_passed_over(tmp_path):
         path.write_bytes(png())
     collection = open_collection(tmp_path)
     assert keys_of(collection) == ["a", "b/1", "b/2", "c/d/e/f"]
-    assert collection.describe() == "4 images, folder with 3 subfolders"
+    assert collection.describe() == "4 images, folder with 2 subfolders"
     assert keys_of(pickle.loads(pickle.dumps(collection))) == keys_of(collection)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,3 +262,64 @@ def test_what_is_chosen_is_known_by_its_content(tmp_path, form, options):
     files = {Path(file) for shard in range(len(collection.shards)) for file in collection.files(shard)}
     assert files and all(file.is_file() for file in files)
     assert len(collection.fingerprint) == 64 and open_collection(path, **options).fingerprint == collection.fingerprint
+
+
+SPLITS = [f"{split}/{number}.png" for split in ("train", "val") for number in range(3)]
+
+
+def write_listed(form: str, root: Path, *, listed: str) -> Path:
+    """Images of two splits, with the same names in both, and one listing above that labels them 0 to 5."""
+    path = write(form, root, SPLITS)
+    pairs = [[listed.format(name=name), number] for number, name in enumerate(SPLITS)]
+    text = json.dumps({"labels": pairs})
+    if form == "zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("dataset.json", text)
+    else:
+        (path / "dataset.json").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("listed", ["{name}", "./{name}", "data\\{name}"])
+@pytest.mark.parametrize(("split", "labels"), [(None, [0, 1, 2]), ("train", [0, 1, 2]), ("val", [3, 4, 5])])
+def test_one_listing_above_all_splits_labels_each(tmp_path, form, listed, split, labels):
+    path = write_listed(form, tmp_path, listed=listed)
+    for collection in (open_collection(path, subset=split), open_collection(path / (split or "train"))):
+        assert [image.label for image in read_all(collection)] == labels
+        assert "3 of 3 labelled" in collection.describe() and "twice" not in collection.describe()
+        assert [image.label for image in read_all(open_collection(collection.path))] == labels
+
+
+@pytest.mark.parametrize("below", ["", "train", "val"])
+def test_a_listing_above_a_split_is_a_file_of_the_collection(tmp_path, below):
+    """By which a change of it is seen."""
+    path = write_listed("folder", tmp_path, listed="{name}")
+    assert str(path / "dataset.json") in set(open_collection(path / below).files(0))
+
+
+def test_a_listing_above_that_cannot_be_read_is_said(tmp_path):
+    path = write("folder", tmp_path, SPLITS)
+    (path / "dataset.json").write_text('{"labels": [["train/0.png"')
+    assert "dataset.json of the folder above cannot be read" in open_collection(path / "train").describe()
+
+
+@pytest.mark.parametrize("pattern", ["f/*.tar", "f/[01].tar", "*/*.tar", "f/?.tar", "{f,g}/*.tar"])
+def test_a_shell_pattern_of_tars_is_one_of_files(tmp_path, monkeypatch, pattern):
+    write("two tars", tmp_path, ["0.png", "1.png", "2.png", "3.png"])
+    if "g" in pattern:
+        write_tar(tmp_path / "g" / "2.tar", [("4.png", grey(4))])
+    monkeypatch.chdir(tmp_path)
+    collection = open_collection(pattern)
+    assert len(collection) == 4 + ("g" in pattern)
+    assert keys_of(open_collection(collection.path)) == keys_of(collection)
+
+
+def test_a_shell_pattern_never_mixes_splits_and_says_when_it_fits_nothing(tmp_path):
+    for number, name in enumerate(["train-0", "train-1", "val-0"]):
+        write_tar(tmp_path / f"{name}.tar", [(f"{number}.png", grey(number))])
+    assert data_of(open_collection(f"{tmp_path}/*.tar")) == {grey(0), grey(1)}
+    assert data_of(open_collection(f"{tmp_path}/*.tar", subset="val")) == {grey(2)}
+    assert data_of(open_collection(f"{tmp_path}/*.tar/val")) == {grey(2)}
+    with pytest.raises(UsageError, match="no file is named like"):
+        open_collection(f"{tmp_path}/test-*.tar")

@@ -242,3 +242,16 @@ def test_parquet_reads_a_group_of_rows_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **how: read.append(a[1]) or real(*a, **how))
     assert [collection.read(0, index).meta["text"] for index in (0, 1, 5)] == ["a", "b", "f"]
     assert read == [0, 2]
+
+
+@pytest.mark.parametrize("kind", ["list of images", "list of bytes", "struct of images"])
+def test_images_within_other_values_are_no_column_to_choose(opened, kind):
+    table = image_table(2)
+    image = table["image"].to_pylist()
+    nested = {
+        "list of images": [[each] for each in image],
+        "list of bytes": [[each["bytes"]] for each in image],
+        "struct of images": [{"left": each} for each in image],
+    }[kind]
+    with pytest.raises(UsageError, match="has no such column of images; it has: image"):
+        opened(table.append_column("views", pa.array(nested)), image_field="views")

@@ -176,10 +176,11 @@ class FieldSurvey:
             raise UsageError(
                 f"{where} has no images {missing[0]!r}; there are: {listed}{more}", next=f"--image-field {there[0]}"
             )
-        meant = [field for field in there if ("." in field) == ("." in there[0]) and self._apart(field, there[0])]
+        first = min(there, key=lambda field: field.count("."))  # the photograph rather than its mask
+        meant = [field for field in there if ("." in field) == ("." in first) and self._apart(field, first)]
         raise UsageError(
             f"{where} holds samples of several images each: {listed}{more}",
-            next=f"Give the one that is meant: --image-field {','.join([there[0], *meant])}; "
+            next=f"Give the one that is meant: --image-field {','.join([first, *meant])}; "
             f"or --image-field {ALL}, for each by itself.",
         )
 

@@ -260,3 +260,10 @@ def test_masks_of_keys_with_dots(tmp_path, form):
         open_collection(path)
     keys = [key.rpartition("/")[2] for key in keys_of(open_collection(path, image_field="seg.png"))]
     assert keys == [f"v1.{number}" for number in range(NUM)]
+
+
+def test_the_advice_is_to_take_the_photographs_where_there_are_more_masks(tmp_path):
+    names = ["0.jpg", "0.seg.png", "1.seg.png", "2.jpg", "2.seg.png"]
+    path = write_tar(tmp_path / "x.tar", [(name, grey(number)) for number, name in enumerate(names)])
+    with pytest.raises(UsageError, match=r"seg\.png \(3\), jpg \(2\)\. Give the one .*--image-field jpg;"):
+        open_collection(path)

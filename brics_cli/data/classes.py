@@ -11,7 +11,7 @@ from brics_cli.data.labels import Meta
 class FolderClasses:
     """The classes of the images `names`: their top-level folders, or those below folders that all have in common.
 
-    `depth` folders at the front (a split's) are no classes.
+    `depth` folders at the front (a split's) are no classes; `said`, for a description, is how many images have none.
     """
 
     def __init__(self, names: Sequence[str], *, depth: int = 0) -> None:
@@ -26,6 +26,8 @@ class FolderClasses:
             self._depth = common
         found = {each[self._depth] for each in folders if len(each) > self._depth}
         self._number = {name: number for number, name in enumerate(sorted(found))}
+        num_without = sum(len(each) <= self._depth for each in folders)
+        self.said = f", {num_without:,} of {len(names):,} images in none" if num_without else ""
 
     def __len__(self) -> int:
         return len(self._number)

@@ -103,7 +103,7 @@ class FolderCollection(UnshardedCollection):
         if FFHQ_NAME.fullmatch(self._samples.image_name(0)) and FFHQ_NAME.fullmatch(self._samples.image_name(-1)):
             layout += " in FFHQ's layout"
         if self._classes is not None:
-            layout += f", {len(self._classes):,} of them classes"
+            layout += f", {len(self._classes):,} of them classes{self._classes.said}"
         return f"{len(self):,} images, folder{layout}{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:

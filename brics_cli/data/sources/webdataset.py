@@ -141,7 +141,9 @@ class WebDatasetCollection(Collection):
         num_shards = f"{len(self.shards):,} shard" + ("s" if len(self.shards) != 1 else "")
         compressed = ", compressed" if any(self._compressed) else ""
         checked = ", made by img2dataset (counts checked)" if self._num_checked else ""
-        classes = f", {len(self._classes):,} folders as classes" if self._classes is not None else ""
+        classes = (
+            f", {len(self._classes):,} folders as classes{self._classes.said}" if self._classes is not None else ""
+        )
         said = f"{compressed}{checked}{classes}{self._annotations.said}{self.note}"
         return f"{len(self):,} images, WebDataset, {num_shards}{said}"
 

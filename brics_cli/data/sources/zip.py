@@ -121,7 +121,9 @@ class ZipCollection(UnshardedCollection):
         return Names(keys) if tidy and len(set(keys)) == len(keys) else None
 
     def describe(self) -> str:
-        classes = f", {len(self._classes):,} folders as classes" if self._classes is not None else ""
+        classes = (
+            f", {len(self._classes):,} folders as classes{self._classes.said}" if self._classes is not None else ""
+        )
         return f"{len(self):,} images, zip{classes}{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:

@@ -323,3 +323,10 @@ def test_a_shell_pattern_never_mixes_splits_and_says_when_it_fits_nothing(tmp_pa
     assert data_of(open_collection(f"{tmp_path}/*.tar/val")) == {grey(2)}
     with pytest.raises(UsageError, match="no file is named like"):
         open_collection(f"{tmp_path}/test-*.tar")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_in_no_folder_of_a_class_are_counted(tmp_path, form):
+    collection = open_collection(write(form, tmp_path, ["cat/0.png", "dog/1.png", "2.png", "3.png"]), labels="folder")
+    assert sorted(str(image.label) for image in read_all(collection)) == ["0", "1", "None", "None"]
+    assert "classes, 2 of 4 images in none" in collection.describe()

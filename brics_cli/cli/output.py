@@ -70,11 +70,11 @@ class PrintableStream:
         return getattr(self.stream, name)
 
 
-def stdout_console() -> Console:
-    """The console for results."""
+def stdout_console(*, pipe_width: int | None = None) -> Console:
+    """The console for results. `pipe_width`: columns where no terminal says how many there are."""
     if sys.stdout.isatty():
         return LiteralConsole(sys.stdout)
-    width = None if "COLUMNS" in os.environ else PIPE_WIDTH
+    width = pipe_width or (None if "COLUMNS" in os.environ else PIPE_WIDTH)
     return LiteralConsole(sys.stdout, soft_wrap=True, width=width)
 
 
@@ -115,12 +115,14 @@ class Session:
         self.reporter.message(f"{argument} not given: using {artefact.path}{state}")
         return artefact
 
-    def result(self, value: Any, text: RenderableType | Sequence[RenderableType] = ()) -> None:
+    def result(
+        self, value: Any, text: RenderableType | Sequence[RenderableType] = (), *, pipe_width: int | None = None
+    ) -> None:
         """Print a command's result: `value` as JSON with --json, else `text` (lines and rich tables)."""
         if self.as_json:  # all ASCII: exact, and nothing in it that a terminal obeys
             sys.stdout.write(json.dumps(to_json(value), indent=2) + "\n")
             return
-        console = stdout_console()
+        console = stdout_console(pipe_width=pipe_width)
         for part in [text] if not isinstance(text, Sequence) or isinstance(text, str) else text:
             console.print(part)
 

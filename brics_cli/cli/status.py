@@ -31,8 +31,12 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
         session.result(f"nothing in {session.workspace.root.resolve()} yet")
         session.reporter.message("next: brics demo, or brics train-ae IMAGES")
         return
-    session.result(None, [lineage_tree(artefacts, root=str(session.workspace.root.resolve()))])
+    tree = lineage_tree(artefacts, root=str(session.workspace.root.resolve()))
+    session.result(None, [tree], pipe_width=UNCUT)
 
+
+UNCUT = 100_000
+"""Columns: rich cuts what is too long for a tree, where it folds what is too long for a table."""
 
 # A collection that a run names as its parent may be shards that brics packed.
 _KINDS = {"collection": "shards", "validation": "shards"}

@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -39,6 +40,8 @@ READS = (
     "parquet, Arrow (save_to_disk) and .npz."
 )
 MAX_FILES = 1_000_000
+NUM_LOOKED_AT = 64
+"""Entries of a folder that are looked at to see whether a part of that name may be in it."""
 SHARD_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
 
 
@@ -99,13 +102,27 @@ def _locate(text: str) -> tuple[str, Wanted] | None:
     parent = Path(text).parent
     named = parent.is_file()
     if parent.is_dir():
-        named = last == ALL or is_part(last) or any(last in choice.names for choice in choices_below(parent))
+        named = last == ALL or _has_part(parent, last) or any(last in choice.names for choice in choices_below(parent))
     if named:
         return str(parent), Wanted(subset=last)
     above = _locate(str(parent)) if head and not parent.exists() else None
     if above is None or above[1].subset in (None, ALL):
         return None
     return above[0], Wanted(subset=f"{above[1].subset}/{last}")
+
+
+def _has_part(folder: Path, part: str, *, depth: int = 4) -> bool:
+    """Whether what is in `folder` may have a part of that name, which is no folder in it: shards of several splits, or
+    a folder further down (`ILSVRC/Data/CLS-LOC/val`)."""
+    if not is_part(part):
+        return False
+    with os.scandir(folder) as entries:
+        below = []
+        for entry in islice(entries, NUM_LOOKED_AT):
+            if has_suffix(entry.name, *SHARD_SUFFIXES) or (entry.name == part and entry.is_dir()):
+                return True
+            below += [Path(entry.path)] if entry.is_dir() else []
+    return depth > 0 and any(_has_part(path, part, depth=depth - 1) for path in below)
 
 
 def _open(text: str, wanted: Wanted) -> Collection:

@@ -54,7 +54,7 @@ def plan(workspace: Path, out: Path, format: str, **changed: object) -> SamplePl
 
 def test_two_processes_write_the_shards_of_one(workspace, tmp_path):
     said = brics(*SAMPLE, "--device", "cpu,cpu", "--out", tmp_path / "s", "--json", cwd=workspace, check=0)
-    assert tree(tmp_path / "s") == tree(workspace / "whole") and len(tree(tmp_path / "s")) == 4
+    assert tree(tmp_path / "s") == tree(workspace / "whole") and len(tree(tmp_path / "s")) == 6
     result = json.loads(said.stdout)
     assert result["num_now"] == 60 and result["batch_sizes"] == [[0, 59, 8]]
     assert read_provenance(tmp_path / "s").details["device"] == "cpu,cpu"

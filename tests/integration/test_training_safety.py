@@ -255,7 +255,9 @@ def test_curves_of_several_runs_are_drawn(trained: Path, stopped: Path, tmp_path
 
 
 def test_what_plot_refuses(trained: Path, tmp_path: Path) -> None:
-    assert "ends in .png, .svg or .pdf" in error_line(brics("plot", trained, "--out", "a.jpg", cwd=tmp_path, check=2))
+    assert "does not end in .png, .svg or .pdf" in error_line(
+        brics("plot", trained, "--out", "a.jpg", cwd=tmp_path, check=2)
+    )
     assert "is not a training run" in error_line(brics("plot", tmp_path, cwd=tmp_path, check=3))
     assert "no trained autoencoder in the workspace" in error_line(brics("plot", cwd=tmp_path, check=3))
     copy = tmp_path / "copy"

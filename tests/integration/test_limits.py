@@ -35,11 +35,26 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("limit", LIMITS)
+ARGUMENTS = [("info", "codes.h5"), ("status",), ("pack", "images", "--out")]
+SHORT = {
+    ("pack", "memory"),
+    ("pack", "open files"),
+    ("status", "stack"),
+    ("info", "no files"),
+    ("info", "size of files"),
+}
+
+
 @pytest.mark.parametrize(
-    "arguments", [("info", "codes.h5"), ("status",), ("pack", "images", "--out")], ids=lambda a: a[0]
+    ("arguments", "limit"),
+    [
+        pytest.param(arguments, limit, marks=[] if (arguments[0], limit) in SHORT else pytest.mark.slow)
+        for arguments in ARGUMENTS
+        for limit in LIMITS
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_limit_is_met_with_a_line(workspace, tmp_path, limit, arguments):
+def test_a_limit_is_met_with_a_line(workspace, tmp_path, arguments, limit):
     out = [str(tmp_path / "out")] if arguments[-1] == "--out" else []
     done = subprocess.run(
         [sys.executable, "-m", "brics_cli", *arguments, *out], cwd=workspace, env=environment(), capture_output=True,
@@ -60,7 +75,7 @@ def test_a_current_directory_that_is_gone_is_one_line(tmp_path, arguments):
 
 
 @pytest.mark.parametrize(
-    "variables", [{"TMPDIR": "/nowhere"}, {"HOME": ""}, {"HOME": "/proc/x", "XDG_CACHE_HOME": "/proc/y"}]
+    "variables", [{"TMPDIR": "/nowhere", "HOME": ""}, {"HOME": "/proc/x", "XDG_CACHE_HOME": "/proc/y"}]
 )
 def test_directories_of_the_environment_that_are_not_there(workspace, tmp_path, variables):
     command = [sys.executable, "-m", "brics_cli", "pack", "images", "--out", str(tmp_path / "out")]

@@ -3,6 +3,8 @@
 WebDataset's rule: the key ends at the first dot of the base name, the rest is the field (`000.image.png`, `000.cls`).
 Names such as `v1.0.png` and `my.photo.2.jpg` hold no field, and keep all but their last extension. Which is meant is
 seen in the collection as a whole: a field begins with a letter, comes back in sample after sample, and has siblings.
+One sample is enough where the sibling is an image (`002.jpg` beside `002.mask.png`), unless that is one of more than
+fifty and the field's name is no mask's (`007.edited.png`). `v1.0.png` beside `v1.png` are two images: `0` is no letter.
 Fields that differ in a number alone (`mask.0.png`, `mask.1.png`) are one, `mask.#.png`.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from brics_cli.data.collection import printable, split_extension
+from brics_cli.data.splits import NOT_IMAGES
 from brics_cli.errors import UsageError
 
 ALL = "all"
@@ -74,6 +77,7 @@ class FieldSurvey:
         self._num: Counter[str] = Counter()  # samples by field
         self._exact: Counter[str] = Counter()  # images by field with its number
         self._with_siblings: Counter[str] = Counter()
+        self._beside_images: set[str] = set()  # fields that some sample has beside an image of a plain field
         self._groups: Counter[tuple[str, ...]] = Counter()  # samples by the fields of their images
         self._in_folders: Counter[str] | None = Counter()
         self._folders: set[str] = set()
@@ -97,12 +101,17 @@ class FieldSurvey:
         self._num_images += num_images
         self._num_keys += len(images)
         if not dotted and num_images == len(images):
+            for field, num in Counter(field for (field,) in images.values()).items():
+                self._groups[(field,)] += num
+                self._num[field] += num
             return
         for key, found in images.items():
             fields = [field for field in found if _FIELD.fullmatch(field)]
             kinds = sorted({_NUMBER.sub("#", field) for field in fields})
             self._groups[tuple(kinds)] += 1
             self._exact.update(field for field in fields if _NUMBER.search(field))
+            if any("." not in kind for kind in kinds):
+                self._beside_images.update(kind for kind in kinds if "." in kind)
             for kind in kinds:
                 self._num[kind] += 1
                 self._with_siblings[kind] += self._has_sibling(key, kind, kinds, others.get(key, ()))
@@ -146,6 +155,8 @@ class FieldSurvey:
                     several |= set(kept)
                 else:
                     num_pairs += num
+        if several:  # photographs without a mask are meant too, whatever their extension
+            several |= {field for field in self._num if "." not in field}
         if num_pairs > 1 and 2 * num_pairs >= self._num_keys:  # 0001.jpg and its mask 0001.png
             several |= {field for group in self._groups if len(group) > 1 for field in group if "." not in field}
         if not asked and not several:
@@ -159,7 +170,11 @@ class FieldSurvey:
 
     def _is_meant(self, field: str, *, is_tar: bool) -> bool:
         num = self._num[field]
-        if num < _LEAST_SHARE * self._num_keys or (num == 1 and self._num_keys > 1):
+        beside_image = field in self._beside_images
+        of_mask = beside_image and any(word in NOT_IMAGES for word in re.split(r"[._-]", field))
+        if num < _LEAST_SHARE * self._num_keys and not of_mask:
+            return False
+        if num == 1 and self._num_keys > 1 and not beside_image:
             return False
         return 2 * self._with_siblings[field] >= num or (is_tar and "#" not in field and num == self._num_images > 1)
 

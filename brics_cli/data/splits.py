@@ -31,9 +31,10 @@ _ALSO = frozenset({"unlabeled", "unlabelled", "extra", "additional"})
 _HELD_OUT = re.compile(r"(held|hold)[\W_]+out")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _IMAGES = frozenset({"image", "images", "img", "imgs", "rgb", "jpegimages", "photo", "photos"})
-_NOT_IMAGES = frozenset(
+NOT_IMAGES = frozenset(
     {"mask", "masks", "seg", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth",
-     "depths", "normal", "normals", "label", "labels", "annotation", "annotations", "groundtruth", "gt"}
+     "depths", "normal", "normals", "label", "labels", "annotation", "annotations", "groundtruth", "gt",
+     "matte", "mattes"}
 )  # fmt: skip
 _SIDES = frozenset({"left", "right"})
 _DEEPEST = 8
@@ -61,7 +62,7 @@ def is_train(name: str) -> bool:
 
 def is_part(name: str) -> bool:
     """Whether a folder of that name may be a part: a split, images, or masks."""
-    return split_of(name) is not None or _word(name) in _IMAGES | _NOT_IMAGES | _SIDES
+    return split_of(name) is not None or _word(name) in _IMAGES | NOT_IMAGES | _SIDES
 
 
 def _are_splits(parts: Iterable[str]) -> bool:
@@ -79,7 +80,7 @@ def _are_splits(parts: Iterable[str]) -> bool:
 
 def _are_modalities(parts: Iterable[str]) -> bool:
     words = {_word(part) for part in parts}
-    beside = not words.isdisjoint(_NOT_IMAGES) and words <= _IMAGES | _NOT_IMAGES | _SIDES
+    beside = not words.isdisjoint(NOT_IMAGES) and words <= _IMAGES | NOT_IMAGES | _SIDES
     return beside or words == _SIDES
 
 

@@ -267,3 +267,26 @@ def test_the_advice_is_to_take_the_photographs_where_there_are_more_masks(tmp_pa
     path = write_tar(tmp_path / "x.tar", [(name, grey(number)) for number, name in enumerate(names)])
     with pytest.raises(UsageError, match=r"seg\.png \(3\), jpg \(2\)\. Give the one .*--image-field jpg;"):
         open_collection(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("field", "num_others"), [("mask.png", 2), ("mask.0.png", 2), ("left.png", 2), ("seg.png", 80)]
+)
+def test_one_sample_with_two_images_is_enough(tmp_path, form, field, num_others):
+    others = [(f"{number:03d}.jpg", grey(number)) for number in range(num_others)]
+    others.append(("v1.jpeg", grey(200)))
+    sample = [("900.jpg", grey(201)), (f"900.{field}", grey(202))]
+    path = write(form, tmp_path, [*others, *sample])
+    with pytest.raises(UsageError, match=rf"jpg \({num_others + 1}\), .*--image-field jpg,jpeg;"):
+        open_collection(path)
+    photographs = open_collection(path, image_field="jpg,jpeg")
+    assert {raw.data for raw in read_all(photographs)} == {data for _, data in [*others, sample[0]]}
+    assert photographs.passed_over.to_json() == {f"images {field.replace('.0.', '.#.')} (--image-field)": 1}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_versions_beside_each_other_are_images(tmp_path, form):
+    names = ["v1.png", "v1.0.png", "v1.1.png", "v2.png"]
+    path = write(form, tmp_path, [(name, grey(number)) for number, name in enumerate(names)])
+    assert sorted(key.rpartition("/")[2] for key in keys_of(open_collection(path))) == ["v1", "v1.0", "v1.1", "v2"]

@@ -23,23 +23,24 @@ MARK = "brics-cli"
 _PNG, _HDF5, _ZIP = b"\x89PNG\r\n\x1a\n", b"\x89HDF\r\n\x1a\n", b"PK"
 _HEAD_BYTES, _STORE_BYTES = 64 << 10, 8 << 20
 
-_MODEL = ("config.json", "*.safetensors", "state.json", "*.pt")
+_TENSORS = r"((model|weights|ema|ema-[\d.]+|discriminator)\.safetensors|(optimiser|discriminator-optimiser)\.pt)"
 _RUN = (
-    *("config.yaml", "environment.json", "metrics.jsonl", "failures.jsonl", "events.out.tfevents.*", "images/*.png"),
-    *(f"{folder}/{name}" for folder in ("model", "best", "checkpoints/step-*") for name in _MODEL),
+    r"config\.yaml|environment\.json|metrics\.jsonl|failures\.jsonl|events\.out\.tfevents\.[^/]*|images/[^/]*\.png|"
+    rf"(model|best|checkpoints/step-\d{{8,}})/(config\.json|state\.json|{_TENSORS})"
 )
 _IMAGES = (
-    *("*.png", "[0-9]*.tar", "README.md", "failures.jsonl"),
-    *("manifest.json", "wids.json", "batch-sizes.json", "identity.json", ".sources.jsonl"),
+    r".*\.png|\d{5,}\.tar|README\.md|failures\.jsonl|manifest\.json|wids\.json|batch-sizes\.json|identity\.json|"
+    r"\.sources\.jsonl"
 )
-_FILES: dict[str, tuple[str, ...]] = {
-    "autoencoder": _RUN,
-    "diffusion": _RUN,
-    "shards": _IMAGES,
-    "reconstructions": _IMAGES,
-    "samples": _IMAGES,
-    "pictures": ("*.png",),
-    "latents": ("latents_rank*_shard*.safetensors", "latents_stats.pt"),
+_FILES: dict[str, re.Pattern[str]] = {
+    kind: re.compile(names, re.DOTALL)
+    for names, *kinds in (
+        (_RUN, "autoencoder", "diffusion"),
+        (_IMAGES, "shards", "reconstructions", "samples"),
+        (r".*\.png", "pictures"),
+        (r"latents_rank00_shard\d{3,}\.safetensors|latents_stats\.pt", "latents"),
+    )
+    for kind in kinds
 }
 """Of each kind of folder, what its files are called. A PNG has to carry the mark as well, a card the name of brics."""
 ADVICE = "Remove it yourself, or give another --out."
@@ -185,7 +186,7 @@ def _not_ours(folder: Path, kind: str) -> Iterator[Path]:
             elif path.is_dir() or relative == PROVENANCE_FILE or fnmatch.fnmatch(path.name, ".*.tmp"):
                 continue
             elif (
-                not any(fnmatch.fnmatch(relative, pattern) for pattern in _FILES.get(kind, ()))
+                (kind not in _FILES or not _FILES[kind].fullmatch(relative))
                 or (path.suffix == ".png" and not made_by_brics(path))
                 or (path.suffix == ".md" and b"brics" not in path.read_bytes())
             ):

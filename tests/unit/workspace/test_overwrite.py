@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -150,6 +151,31 @@ def test_what_is_read_is_never_replaced_under_any_name(tmp_path: Path) -> None:
         line = error_line(brics("merge", "a.h5", "b.h5", "--out", out, "--overwrite", cwd=tmp_path))
         assert "which this command reads" in line or "is one of the stores to merge" in line
     assert [len(KeyCodeStore(path)) for path in stores] == [3, 3] and (tmp_path / "hard.h5").samefile(stores[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("shards", "2019-holiday.tar"),
+        ("shards", "00000.tar.bak"),
+        ("shards", "7.tar"),
+        ("autoencoder", "model/mine.safetensors"),
+        ("diffusion", "model/ema-before.safetensors"),
+        ("autoencoder", "checkpoints/step-00000004/mine.pt"),
+        ("autoencoder", "checkpoints/step-best/weights.safetensors"),
+        ("autoencoder", "model/below/config.json"),
+        ("latents", "latents_rank9_shard99.safetensors"),
+        ("latents", "latents_rank00_shard000-mine.safetensors"),
+    ],
+)
+def test_files_that_are_only_named_like_ours_stay(tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"precious")
+    write_provenance(Artefact(kind, tmp_path / "out", "2026-01-01T00:00:00"))
+    with pytest.raises(WouldOverwriteError, match=f"did not make \\({re.escape(name)}\\)"):
+        overwrite(tmp_path / "out", kind=kind)
+    assert path.read_bytes() == b"precious"
 
 
 def test_a_failing_command_leaves_the_old_file(workspace: Path) -> None:

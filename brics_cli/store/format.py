@@ -116,7 +116,11 @@ class StoreHeader:
         del values["class_names"]  # attributes hold 64 KiB
         values["autoencoder"] = json.dumps(self.autoencoder, sort_keys=True)
         values["identity"] = json.dumps(self.identity(), sort_keys=True)
-        return {"format_version": FORMAT_VERSION, **values}
+        written = {  # a path may hold bytes that are no UTF-8, which no text of HDF5 can
+            name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        return {"format_version": FORMAT_VERSION, **written}
 
 
 def quantise(codes: Array | Tensor, quantisation: Quantisation) -> Array:

@@ -129,7 +129,7 @@ def write_merged(
                 brics_version=brics_cli.__version__,
                 created=artefact.created,
             )
-            file.attrs[STORE_ATTRIBUTE] = json.dumps(artefact.to_json(), ensure_ascii=False)
+            file.attrs[STORE_ATTRIBUTE] = json.dumps(artefact.to_json())
             file.attrs[SEAL_ATTRIBUTE] = seal(file)
     finally:
         raw.close()

@@ -66,7 +66,7 @@ def fsync_tree(path: Path) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`: all of it or nothing."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape of a byte of a name
 
 
 def write_json_atomically(path: Path, value: Any) -> None:

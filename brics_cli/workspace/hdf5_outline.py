@@ -35,16 +35,22 @@ def main() -> None:
     if not os.path.exists("/dev/fd"):  # noqa: PTH110
         sys.exit("/dev/fd is missing")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     print("ready", flush=True)
     for descriptor in sys.argv[1:]:
         used_s = math.ceil(sum(os.times()[:2]))
-        resource.setrlimit(resource.RLIMIT_CPU, (used_s + CPU_S, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, used_s + CPU_S)
         try:
             text = json.dumps(outline(f"/dev/fd/{descriptor}"))
         except (MemoryError, Exception) as error:
             text = json.dumps({"error": str(error) or type(error).__name__})
         print(text, flush=True)
+
+
+def _limit(which: int, most: int) -> None:
+    """Set a soft limit, or leave it where the user's own hard one (`ulimit -v`, `ulimit -t`) is lower."""
+    hard = resource.getrlimit(which)[1]
+    resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def outline(path: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import h5py
 import lmdb
@@ -177,3 +179,10 @@ def test_writing_says_that_there_are_no_locks_and_its_way_out_is_one(tmp_path, n
 def test_a_lock_of_ours_that_is_held_says_so(tmp_path):
     with hold_lock(tmp_path / ".lock", what="codes.h5"), pytest.raises(MachineError, match="another brics process"):
         hold_lock(tmp_path / ".lock", what="codes.h5").__enter__()
+
+
+@pytest.mark.parametrize("limit", ["-v 2500000", "-t 100"])
+def test_a_store_is_read_under_the_users_own_lower_limits(store, limit):
+    command = f'ulimit {limit}; exec "$0" -m brics_cli info "$1" --json'
+    done = subprocess.run(["bash", "-c", command, sys.executable, store], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from store_files import write_store
 
 from brics_cli import KeyCodeStore
 from brics_cli.errors import WouldOverwriteError
-from brics_cli.workspace import Artefact, check_output, write_provenance
+from brics_cli.workspace import Artefact, check_output, read_provenance, write_provenance
 
 
 @pytest.fixture
@@ -208,3 +208,20 @@ def test_parts_never_go_into_a_folder_of_the_users(workspace: Path) -> None:
     for more in ((), ("--overwrite",)):
         assert "thesis.tex" in error_line(brics(*arguments, *more, cwd=workspace, check=4))
     assert (theirs / "thesis.tex").read_text() == "precious"
+
+
+def test_a_path_that_is_no_utf8_goes_through_every_command(workspace: Path) -> None:
+    images = "caf\udce9"
+    (workspace / images).mkdir()
+    for number in range(2):
+        (workspace / images / f"{number}.png").write_bytes(noise(number))
+    encode = ("encode-dataset", images, "--ae", "runs/autoencoder/a", "--out", "latin.h5")
+    for arguments in (
+        *(encode, encode, ("info", "latin.h5", "--verify")),
+        ("eval", "--metric", "psnr", "--real", images, "--fake", images, "--no-cache", "--out", "latin.json"),
+        ("pack", images, "--size", "16", "--out", "latin-shards"),
+        ("decode", "latin.h5", "--ae", "runs/autoencoder/a", "--out", f"{images}/decoded"),
+    ):
+        brics(*arguments, cwd=workspace, check=0)
+    parents = read_provenance(workspace / "latin-shards").parents
+    assert parents[0].path.endswith(f"/{images}")

@@ -77,6 +77,8 @@ class Collection(ABC):
     shards: Sequence[Shard]
     note: str = ""
     """What `open_collection` chose among several, for `describe` to end with."""
+    remark: str = ""
+    """What is odd about the images that are read, for a user to hear."""
     class_names: tuple[str, ...] = ()
     """What labels 0, 1, ... stand for; empty where they have no names."""
     passed_over: PassedOver = PassedOver()

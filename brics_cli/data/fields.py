@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from brics_cli.data.collection import printable, split_extension
-from brics_cli.data.splits import NOT_IMAGES
+from brics_cli.data.splits import IMAGES, NOT_IMAGES
 from brics_cli.errors import UsageError
 
 ALL = "all"
@@ -24,6 +24,9 @@ ALL = "all"
 _FIELD = re.compile(r"[a-z_][\w-]*(\.[\w-]+)*", re.ASCII)
 _BEFORE_FIELD = re.compile(r"(?<!^)\.(?=[a-z_])", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"(?<=\.)[0-9][\w-]*(?=\.)", re.ASCII)
+_LIKE_MASK = re.compile(rf"[_-](?:{'|'.join(sorted(NOT_IMAGES))})[_-]?[0-9]*$", re.IGNORECASE)
+_LIKE_IMAGE = ("", *(f"{sign}{word}" for sign in "_-" for word in sorted(IMAGES)))
+"""How the base names of masks end beside photographs: `0_mask.png` beside `0.jpg` or `0_rgb.jpg`."""
 _LEAST_SHARE = 0.02
 """Of the samples that have a field: names that repeat in fewer are a coincidence."""
 _MOST_IN_FOLDER = 8
@@ -32,11 +35,13 @@ _MOST_IN_FOLDER = 8
 
 class Fields(NamedTuple):
     """`dotted`: the image fields of several parts, before which a key ends at the first dot; `images`: those to take,
-    None for whatever is an image; `by_folder`: a folder is a sample, and a field a whole name."""
+    None for whatever is an image; `by_folder`: a folder is a sample, and a field a whole name; `remark`: what a user
+    must know of it."""
 
     dotted: frozenset[str] = frozenset()
     images: frozenset[str] | None = None
     by_folder: bool = False
+    remark: str = ""
 
     def split(self, name: str) -> tuple[str, str] | None:
         """(key, field) of the image `name`; None for a file that is no image."""
@@ -79,6 +84,9 @@ class FieldSurvey:
         self._with_siblings: Counter[str] = Counter()
         self._beside_images: set[str] = set()  # fields that some sample has beside an image of a plain field
         self._groups: Counter[tuple[str, ...]] = Counter()  # samples by the fields of their images
+        self._masks: Counter[tuple[str, str]] = Counter()  # those beside their image, by the fields of the two
+        self._first_mask: dict[tuple[str, str], str] = {}
+        self._num_like_masks = 0
         self._in_folders: Counter[str] | None = Counter()
         self._folders: set[str] = set()
 
@@ -98,6 +106,8 @@ class FieldSurvey:
             images.setdefault(key, []).append(field)
             folder, _, base = name.rpartition("/")
             self._see_in_folder(folder, base.lower())
+        for key in filter(_LIKE_MASK.search, images):
+            self._see_mask(key, images)
         self._num_images += num_images
         self._num_keys += len(images)
         if not dotted and num_images == len(images):
@@ -124,6 +134,29 @@ class FieldSurvey:
         own = f"{key}.{kind}".rpartition(".")[0].lower()
         return len(kinds) > 1 or any(other.lower() != own for other in others)
 
+    def _see_mask(self, key: str, images: Mapping[str, Sequence[str]]) -> None:
+        self._num_like_masks += 1
+        stem = _LIKE_MASK.sub("", key)
+        of = next((stem + ending for ending in _LIKE_IMAGE if stem + ending in images), None)
+        if of is not None:
+            mask, image = images[key][0], images[of][0]
+            self._masks[mask, image] += 1
+            self._first_mask.setdefault((mask, image), f"{key}.{mask} beside {of}.{image}")
+
+    def _remark(self, images: frozenset[str] | None) -> str:
+        """What is said where most images that are named like masks stand beside what they are masks of."""
+        read = {fields: num for fields, num in self._masks.items() if images is None or set(fields) <= images}
+        if 2 * self._masks.total() < self._num_like_masks or not read:
+            return ""
+        num_images = self._num_images if images is None else sum(self._num[field] for field in images)
+        masks, others = {mask for mask, _ in read}, {image for _, image in read}
+        way = "" if masks & others else f"--image-field {','.join(sorted(others))} leaves them out; otherwise "
+        return (
+            f"{sum(read.values()):,} of {num_images:,} images are named like masks of others "
+            f"({printable(self._first_mask[min(read)])}) and are read as images: "
+            f"{way}move them to a folder of their own"
+        )
+
     def _see_in_folder(self, folder: str, base: str) -> None:
         if self._in_folders is None:
             return
@@ -139,8 +172,10 @@ class FieldSurvey:
         Raises UsageError, listing what there is, where samples have several images and nobody said which is meant,
         and for a field that is not there.
         """
-        if wanted == ALL:
-            return Fields()
+        fields = Fields() if wanted == ALL else self._meant(wanted, where=where, is_tar=is_tar)
+        return fields if fields.by_folder or wanted == ALL else fields._replace(remark=self._remark(fields.images))
+
+    def _meant(self, wanted: str | None, *, where: str, is_tar: bool) -> Fields:
         asked = set() if wanted is None else {field.strip().lstrip(".") for field in wanted.lower().split(",")}
         names: Counter[str] = Counter(self._in_folders or {})
         if self._is_by_folder() and asked <= names.keys():

@@ -85,6 +85,8 @@ def open_collection(
         )
     if reporter is not None and collection.passed_over:
         reporter.message(f"{collection.path}: {collection.passed_over.describe()}")
+    if reporter is not None and collection.remark:
+        reporter.message(f"{collection.path}: {collection.remark}")
     return collection
 
 

@@ -30,7 +30,7 @@ _ALSO = frozenset({"unlabeled", "unlabelled", "extra", "additional"})
 """Folders that are splits beside those above (STL-10, SVHN), and mean nothing alone."""
 _HELD_OUT = re.compile(r"(held|hold)[\W_]+out")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_IMAGES = frozenset({"image", "images", "img", "imgs", "rgb", "jpegimages", "photo", "photos"})
+IMAGES = frozenset({"image", "images", "img", "imgs", "rgb", "jpegimages", "photo", "photos"})
 NOT_IMAGES = frozenset(
     {"mask", "masks", "seg", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth",
      "depths", "normal", "normals", "label", "labels", "annotation", "annotations", "groundtruth", "gt",
@@ -62,7 +62,7 @@ def is_train(name: str) -> bool:
 
 def is_part(name: str) -> bool:
     """Whether a folder of that name may be a part: a split, images, or masks."""
-    return split_of(name) is not None or _word(name) in _IMAGES | NOT_IMAGES | _SIDES
+    return split_of(name) is not None or _word(name) in IMAGES | NOT_IMAGES | _SIDES
 
 
 def _are_splits(parts: Iterable[str]) -> bool:
@@ -80,7 +80,7 @@ def _are_splits(parts: Iterable[str]) -> bool:
 
 def _are_modalities(parts: Iterable[str]) -> bool:
     words = {_word(part) for part in parts}
-    beside = not words.isdisjoint(NOT_IMAGES) and words <= _IMAGES | NOT_IMAGES | _SIDES
+    beside = not words.isdisjoint(NOT_IMAGES) and words <= IMAGES | NOT_IMAGES | _SIDES
     return beside or words == _SIDES
 
 
@@ -128,7 +128,7 @@ def choose(
     known = all(split_of(name) or name.lower() in _ALSO for name in parts)
     why = "the only one for training"
     if not train:
-        train = [name for name in parts if _word(name) in _IMAGES]
+        train = [name for name in parts if _word(name) in IMAGES]
         known, why = _are_modalities(parts), "the only one of images"
     if len(train) == 1 and known:
         others = ", ".join(text for name, text in shown.items() if name != train[0])

@@ -134,6 +134,8 @@ def _describe_collection(path: str, subset: str | None, image_field: str | None)
     }
     if collection.class_names:
         facts["class_names"] = list(collection.class_names)
+    if collection.remark:
+        facts["remark"] = collection.remark
     facts["not_read"] = collection.passed_over.to_json()
     return Description("collection", Path(path if subset is None else collection.path), facts)
 

@@ -73,7 +73,7 @@ class FolderCollection(UnshardedCollection):
             found, depth = [(name[len(prefix) + 1 :], size) for name, size in found], 0
         names = [name for name, _ in found]
         fields = survey([names]).fields(wanted.image_field, where=where)
-        self.path = wanted.of(self.path)
+        self.path, self.remark = wanted.of(self.path), fields.remark
         self._samples = Samples(names, where=where, fields=fields)
         self.passed_over = passed + self._samples.passed_over(used=OF_BRICS)
         image_names = [self._samples.image_name(position) for position in range(len(self._samples))]

@@ -86,6 +86,7 @@ class WebDatasetCollection(Collection):
             members = [self._within(scope, each) for each in members]
         counted = survey(each.names for each in members)
         fields = counted.fields(wanted.image_field, where=path, is_tar=True)
+        self.remark = fields.remark
         self._samples: list[Samples] = []
         self._places: list[tuple[np.ndarray, np.ndarray]] = []  # (M,) offsets, (M,) sizes
         self.shards = []

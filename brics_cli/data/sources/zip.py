@@ -76,7 +76,9 @@ class ZipCollection(UnshardedCollection):
         ]
         names = [name for name, _ in members]
         self.path = wanted.of(scope.of(str(self._file), wanted.subset))
-        self._samples = Samples(names, where=where, fields=survey([names]).fields(wanted.image_field, where=where))
+        fields = survey([names]).fields(wanted.image_field, where=where)
+        self.remark = fields.remark
+        self._samples = Samples(names, where=where, fields=fields)
         infos = [info for _, info in members]
         self._offsets = np.array([info.header_offset for info in infos], np.int64)
         self._sizes = np.array([[info.compress_size, info.file_size] for info in infos], np.int64)

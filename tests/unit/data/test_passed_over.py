@@ -202,3 +202,29 @@ def test_info_and_dry_runs_say_it_too(tmp_path, capsys):
     streams = capsys.readouterr()
     assert json.loads(streams.out)["not_read"] == open_collection(path).passed_over.to_json()
     assert "not read: 7 of 9 files" in streams.err
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("ending", ["_mask", "_seg", "_depth", "-mask", "_label", "_Annotation", "_matte", "_mask_1"])
+@pytest.mark.parametrize(("image", "mask"), [(".jpg", ".png"), (".png", ".png"), ("_rgb.png", ".png")])
+def test_images_named_like_masks_of_others_are_said(tmp_path, form, ending, image, mask):
+    members = {f"d/{number}{image}": grey(number) for number in range(4)}
+    members |= {f"d/{number}{ending}{mask}": grey(100 + number) for number in range(3)}
+    listener = Listener()
+    path = write(form, tmp_path, members)
+    assert len(open_collection(path, reporter=listener)) == 7
+    (said,) = listener.heard
+    assert "3 of 7 images are named like masks of others (" in said and f"0{ending}{mask} beside " in said
+    assert ("--image-field jpg leaves them out" in said) == (image == ".jpg")
+    if image == ".jpg":
+        listener = Listener()
+        assert len(open_collection(path, image_field="jpg", reporter=listener)) == 4
+        assert listener.heard == [f"{path}/*.jpg: not read: 3 images png (--image-field)"]
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_names_that_end_like_masks_beside_nothing_are_images(tmp_path, form):
+    names = ["carnival_mask.png", "gas_mask.png", "gas.png", "sleep_mask.png", "dog.png", "mask.png", "normal_1.png"]
+    listener = Listener()
+    open_collection(write(form, tmp_path, dict.fromkeys(names, grey())), reporter=listener)
+    assert not listener.heard

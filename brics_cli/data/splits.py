@@ -26,8 +26,8 @@ _SAME = {
     "heldout": ("heldout", "holdout"),
 }
 _SPLIT_OF = {word: split for split, words in _SAME.items() for word in words}
-_ALSO = frozenset({"unlabeled", "unlabelled", "extra", "additional"})
-"""Folders that are splits beside those above (STL-10, SVHN), and mean nothing alone."""
+_ALSO = frozenset({"unlabeled", "unlabelled", "unsupervised", "extra", "additional"})
+"""Words of splits beside those above (STL-10, SVHN, `train_extra`), which mean nothing alone."""
 _HELD_OUT = re.compile(r"(held|hold)[\W_]+out")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 IMAGES = frozenset({"image", "images", "img", "imgs", "rgb", "jpegimages", "photo", "photos"})
@@ -49,10 +49,19 @@ class Chosen(NamedTuple):
 
 def split_of(name: str) -> str | None:
     """`train`, `val`, `test`, ...: the one split that the words of `name` say; None for none, or several."""
-    text = _HELD_OUT.sub("heldout", _CAMEL.sub("-", name).lower())
-    words = {word.strip("0123456789") for word in re.split(r"[\W_]+", text)}
-    found = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
+    found = {_SPLIT_OF[word] for word in _words(name) if word in _SPLIT_OF}
     return found.pop() if len(found) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    text = _HELD_OUT.sub("heldout", _CAMEL.sub("-", name).lower())
+    return {word.strip("0123456789") for word in re.split(r"[\W_]+", text)} - {""}
+
+
+def _is_also(name: str) -> bool:
+    """Whether `name` says that it is a split beside others: `extra`, `unlabeled2017`, `train_extra`."""
+    words = _words(name)
+    return not words.isdisjoint(_ALSO) and words <= _ALSO | IMAGES | _SPLIT_OF.keys()
 
 
 def is_train(name: str) -> bool:
@@ -68,10 +77,10 @@ def is_part(name: str) -> bool:
 def _are_splits(parts: Iterable[str]) -> bool:
     splits = {part: split_of(part) for part in parts}
     named = {split for split in splits.values() if split is not None}
-    if len(named) < 2:
+    also = {part for part in splits if _is_also(part)}
+    if len(named) < 2 and not (named and also):
         return False
-    rest = [part for part, split in splits.items() if split is None]
-    if all(part.lower() in _ALSO for part in rest):
+    if all(split is not None or part in also for part, split in splits.items()):
         return True
     # `train` and `val` by these very words beside something else: too likely to be splits to be read as classes
     plain = {split for part, split in splits.items() if part.lower().rstrip("0123456789") in _SPLIT_OF}
@@ -95,9 +104,15 @@ def group_files(paths: Sequence[str]) -> dict[str, list[int]] | None:
     """
     groups: dict[str, list[int]] = {}
     for place, path in enumerate(paths):
-        split = next((split for part in reversed(path.split("/")) if (split := split_of(part))), "")
+        split = next((split for part in reversed(path.split("/")) if (split := _split_of_file(part))), "")
         groups.setdefault(split, []).append(place)
-    return groups if len(groups.keys() - {""}) > 1 else None
+    return groups if len(groups.keys() - {""}) > 1 and any(map(split_of, groups)) else None
+
+
+def _split_of_file(name: str) -> str | None:
+    """`split_of`; the words that stand before a dot or a number where those are of a split beside others."""
+    start = re.split(r"[\W_]*(?:\d|\.)", name, maxsplit=1)[0]
+    return start.lower() if _is_also(start) else split_of(name)
 
 
 def choose(
@@ -125,7 +140,7 @@ def choose(
         there_are = f"; there are: {listed}{rest}" if parts else ""
         raise UsageError(f"no subset or folder {subset!r} in {where}{there_are}")
     train = [name for name in parts if is_train(name)]
-    known = all(split_of(name) or name.lower() in _ALSO for name in parts)
+    known = all(split_of(name) or _is_also(name) for name in parts)
     why = "the only one for training"
     if not train:
         train = [name for name in parts if _word(name) in IMAGES]

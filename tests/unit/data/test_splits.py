@@ -148,7 +148,8 @@ def test_shards_whose_names_are_splits(tmp_path, train, val, other):
     collection = open_collection(tmp_path)
     assert data_of(collection) == {grey(0), grey(1)}
     assert "the only one for training; also there: " in collection.describe() and "(2 files)" in collection.describe()
-    assert ("; 2 files in none of them" in collection.describe()) == (other is not None)
+    assert ("; 2 files in none of them" in collection.describe()) == (other == "notes-{:02d}.tar")
+    assert ("extra (2 files)" in collection.describe()) == (other == "extra-{:04d}.tar")
     assert keys_of(open_collection(collection.path)) == keys_of(collection)
     held_out = open_collection(tmp_path, subset="heldout" if "heldout" in val else "val")
     assert data_of(held_out) == {grey(10), grey(11)}
@@ -330,3 +331,48 @@ def test_images_in_no_folder_of_a_class_are_counted(tmp_path, form):
     collection = open_collection(write(form, tmp_path, ["cat/0.png", "dog/1.png", "2.png", "3.png"]), labels="folder")
     assert sorted(str(image.label) for image in read_all(collection)) == ["0", "1", "None", "None"]
     assert "classes, 2 of 4 images in none" in collection.describe()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("extra", ["extra", "unlabeled", "Extra", "unlabeled2017", "unlabelled_images"])
+@pytest.mark.parametrize("others", [(), ("test",)])
+def test_the_training_folder_beside_extra_ones_is_taken(tmp_path, form, extra, others):
+    path = write(form, tmp_path, [f"{part}/{number}.png" for part in ("train", extra, *others) for number in (0, 1)])
+    collection = open_collection(path)
+    assert data_of(collection) == {grey(0), grey(1)}
+    assert "the only one for training; also there: " in collection.describe()
+    assert f"{extra} (2 images)" in collection.describe()
+    assert data_of(open_collection(path, subset=extra)) == {grey(2), grey(3)}
+    assert len(open_collection(path, subset="all")) == 2 * (2 + len(others))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("parts", [("train", "train_extra"), ("test", "extra")])
+def test_extra_folders_that_leave_it_unclear_are_asked_about(tmp_path, form, parts):
+    path = write(form, tmp_path, [f"{part}/{number}.png" for part in parts for number in (0, 1)])
+    with pytest.raises(UsageError, match=rf"{parts[0]} \(2 images\), {parts[1]} \(2 images\)|{parts[1]} .*{parts[0]} "):
+        open_collection(path)
+    assert data_of(open_collection(path, subset=parts[0])) == {grey(0), grey(1)}
+    assert data_of(open_collection(path, subset=parts[1])) == {grey(2), grey(3)}
+
+
+@pytest.mark.parametrize("extra", ["extra-{:04d}.tar", "unlabeled_{:02d}.tar", "extra/{:04d}.tar"])
+def test_shards_for_training_beside_extra_ones(tmp_path, extra):
+    for number in range(2):
+        write_tar(tmp_path / f"train-{number:04d}.tar", [("a.png", grey(number))])
+        write_tar(tmp_path / extra.format(number), [("a.png", grey(10 + number))])
+    others = extra.replace("{:04d}", "{0000..0001}").replace("{:02d}", "{00..01}")
+    pattern = f"{tmp_path}/{{train-{{0000..0001}}.tar,{others}}}"
+    collection = open_collection(pattern)
+    assert data_of(collection) == {grey(0), grey(1)} and "(2 files)" in collection.describe()
+    assert data_of(open_collection(pattern, subset="extra" if "extra" in extra else "unlabeled")) == {
+        grey(10),
+        grey(11),
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("names", [["train/0.png", "extra_large/0.png"], ["extra/0.png", "unlabeled/0.png"]])
+def test_extra_alone_or_in_the_name_of_a_class_says_nothing(tmp_path, form, names):
+    collection = open_collection(write(form, tmp_path, names))
+    assert len(collection) == 2 and collection.note == ""

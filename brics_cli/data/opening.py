@@ -295,9 +295,9 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
     if not any(choice.form == "lmdb" for choice in choices):
         try:
             return FolderCollection(path, wanted)
-        except NoImagesError:
+        except NoImagesError as error:
             if not choices:
-                raise
+                raise (_arrays_meant(path, error) or error) from None
     if wanted.subset == ALL and len(choices) > 1:
         return _open_all(path, choices, wanted)
     choice = choose(choices, wanted.subset, where=path)
@@ -306,6 +306,16 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
         others = [name for name in names if not has_suffix(name, ".zip", ".parquet") and name not in OF_BRICS]
         collection.passed_over += PassedOver(others)
     return collection
+
+
+def _arrays_meant(folder: Path, error: NoImagesError) -> UsageError | None:
+    """`error`, naming the .npz or .npy files below `folder`, each a collection; None where there are none."""
+    files = sorted(file for file in folder.rglob("*") if has_suffix(file.name, ".npz", ".npy") and file.is_file())
+    first = next((file for file in files if form_of_file(file) == "array"), None)
+    if first is None:
+        return None
+    which = "the file" if len(files) == 1 else f"one of its {len(files):,} .npz and .npy files"
+    return UsageError(error.what, next=f"Give {which}: {first}")
 
 
 def _open_all(path: Path, choices: Sequence[Choice], wanted: Wanted) -> Collection:

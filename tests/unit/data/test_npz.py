@@ -271,3 +271,22 @@ def test_no_more_than_an_image_is_in_memory(tmp_path):
     tracemalloc.stop()
     assert np.load(tmp_path / "y.npz")["arr_0"].nbytes == num * side * side * 3
     assert peak < 2.5e6
+
+
+@pytest.mark.parametrize("names", [["samples.npz"], ["x.NPZ", "y.npy"], ["below/samples.npz"], ["a/b.npy"]])
+def test_a_folder_of_nothing_else_names_the_file_to_give(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            (np.save if name.endswith(".npy") else np.savez)(file, images())
+    with pytest.raises(UsageError, match=r"no images in the folder .*; not read: ") as caught:
+        open_collection(tmp_path)
+    which = "the file" if names[-1] != "y.npy" else "one of its 2 .npz and .npy files"
+    assert caught.value.next == f"Give {which}: {tmp_path / names[0]}"
+    assert len(open_collection(tmp_path / names[0])) == 5
+
+
+def test_a_folder_of_what_is_only_named_like_arrays_says_what_to_give(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"no archive")
+    with pytest.raises(UsageError, match=r"1 \.npz.*Give a folder with png"):
+        open_collection(tmp_path)

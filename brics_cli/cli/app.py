@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +83,13 @@ class LazyGroup(TyperGroup):
             from brics_cli.config.suggestions import did_you_mean
 
             ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        for option in ("--out", "--sheet"):  # as written: a Path knows no slash at its end, and makes a dot of nothing
+            texts = [value for word, value in pairwise(args) if word == option]
+            texts += [word.partition("=")[2] for word in args if word.startswith(f"{option}=")]
+            for text in texts:
+                from brics_cli.workspace.naming import check_written
+
+                check_written(text, option=option)
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -43,6 +43,21 @@ def ending_of(path: Path) -> str:
     return max((ending for ending in _OF_FILES if name.endswith(ending)), key=len, default=FOLDER)
 
 
+def check_written(text: str, *, option: str = "--out") -> None:
+    """Raise UsageError where `text`, as it was typed, is no name of an output: nothing, stdout, or `s.npz/`."""
+    if not text.strip():
+        raise UsageError(f"{option} is empty", next="Is a shell variable unset?")
+    if text == "-":
+        raise UsageError(
+            f"{option} - stands for no file: outputs never go to stdout", next="Give a file or a folder by its name."
+        )
+    name = re.sub(r"(/+\.?)+$", "", text)
+    if name != text and (ending := ending_of(Path(name))) != FOLDER:
+        raise UsageError(
+            f"{option} {text} ends like a folder and is named like a {ending} file", next=f"Write {option} {name}."
+        )
+
+
 def form_of_output(
     out: Path,
     forms: Mapping[Form, Sequence[str]],

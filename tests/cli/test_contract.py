@@ -78,6 +78,13 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
 USAGE = [
     (("trian-ae",), "no command 'trian-ae'; did you mean 'train-ae'?"),
     (("pack",), "missing argument"),
+    (
+        ("sample", "--out", "s.npz/"),
+        "--out s.npz/ ends like a folder and is named like a .npz file. Write --out s.npz.",
+    ),
+    (("pack", "x", "--out", ""), "--out is empty"),
+    (("eval", "x", "y", "--out="), "--out is empty"),
+    (("decode", "--out", "-"), "--out - stands for no file"),
     (("pack", "x", "--sise", "3"), "no such option: --sise"),
     (("sample", "--n", "many"), "should be a valid integer"),
     (("sample", "--n", "0"), "should be greater than or equal to 1"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brics_cli.errors import UsageError
-from brics_cli.workspace.naming import FOLDER, STORE, ending_of, flat_name, form_of_output, key_of_name
+from brics_cli.workspace.naming import FOLDER, STORE, check_written, ending_of, flat_name, form_of_output, key_of_name
 
 FORMS = {"png": (FOLDER,), "wds": (FOLDER, ".tar"), "zip": (".zip",), "npz": (".npz",)}
 KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
@@ -50,6 +50,28 @@ def test_what_cannot_be_meant_is_refused(name, asked, said):
     with pytest.raises(UsageError) as caught:
         form_of_output(Path(name), FORMS, asked=asked, default="png")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "--out is empty. Is a shell variable unset?"),
+        (" ", "--out is empty"),
+        ("-", "--out - stands for no file: outputs never go to stdout. Give a file or a folder by its name."),
+        ("s.npz/", "--out s.npz/ ends like a folder and is named like a .npz file. Write --out s.npz."),
+        ("a/S.H5//", "named like a .h5 file. Write --out a/S.H5."),
+        ("x.tar.gz/./", "named like a .tar.gz file. Write --out x.tar.gz."),
+    ],
+)
+def test_what_is_typed_and_names_no_output(text, said):
+    with pytest.raises(UsageError) as caught:
+        check_written(text)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["out", "out/", "s.npz", "run-1.5/", "./-", "s.zip/out", "/", ".", "..", "./"])
+def test_what_is_typed_and_names_an_output(text):
+    check_written(text)
 
 
 def test_an_output_of_one_form(tmp_path):

@@ -82,7 +82,7 @@ class FieldSurvey:
         self._num: Counter[str] = Counter()  # samples by field
         self._exact: Counter[str] = Counter()  # images by field with its number
         self._with_siblings: Counter[str] = Counter()
-        self._beside_images: set[str] = set()  # fields that some sample has beside an image of a plain field
+        self._beside_images: dict[str, str] = {}  # fields beside a plain one: "0.mask.png beside 0.jpg"
         self._groups: Counter[tuple[str, ...]] = Counter()  # samples by the fields of their images
         self._masks: Counter[tuple[str, str]] = Counter()  # those beside their image, by the fields of the two
         self._first_mask: dict[tuple[str, str], str] = {}
@@ -120,8 +120,10 @@ class FieldSurvey:
             kinds = sorted({_NUMBER.sub("#", field) for field in fields})
             self._groups[tuple(kinds)] += 1
             self._exact.update(field for field in fields if _NUMBER.search(field))
-            if any("." not in kind for kind in kinds):
-                self._beside_images.update(kind for kind in kinds if "." in kind)
+            plain = next((kind for kind in kinds if "." not in kind), None)
+            if plain is not None and len(kinds) > 1:
+                for kind in kinds:
+                    self._beside_images.setdefault(kind, f"{key}.{kind} beside {key}.{plain}")
             for kind in kinds:
                 self._num[kind] += 1
                 self._with_siblings[kind] += self._has_sibling(key, kind, kinds, others.get(key, ()))
@@ -143,7 +145,22 @@ class FieldSurvey:
             self._masks[mask, image] += 1
             self._first_mask.setdefault((mask, image), f"{key}.{mask} beside {of}.{image}")
 
-    def _remark(self, images: frozenset[str] | None) -> str:
+    def _remark(self, fields: Fields) -> str:
+        return "; ".join(filter(None, (self._remark_on_fields(fields), self._remark_on_masks(fields.images))))
+
+    def _remark_on_fields(self, fields: Fields) -> str:
+        """What is said of the few names that may hold a field and are read as images: `007.edited.png`."""
+        few = sorted(field for field in self._beside_images.keys() - fields.dotted if "." in field)
+        if fields.images is not None or not few:
+            return ""
+        plain = ",".join(sorted(field for field in self._num if "." not in field))
+        return (
+            f"{sum(self._num[field] for field in few):,} of {self._num_images:,} images are named like a second image "
+            f"of a sample ({printable(self._beside_images[few[0]])}) and are read as images: "
+            f"--image-field {plain} leaves them out"
+        )
+
+    def _remark_on_masks(self, images: frozenset[str] | None) -> str:
         """What is said where most images that are named like masks stand beside what they are masks of."""
         read = {fields: num for fields, num in self._masks.items() if images is None or set(fields) <= images}
         if 2 * self._masks.total() < self._num_like_masks or not read:
@@ -173,7 +190,7 @@ class FieldSurvey:
         and for a field that is not there.
         """
         fields = Fields() if wanted == ALL else self._meant(wanted, where=where, is_tar=is_tar)
-        return fields if fields.by_folder or wanted == ALL else fields._replace(remark=self._remark(fields.images))
+        return fields if fields.by_folder or wanted == ALL else fields._replace(remark=self._remark(fields))
 
     def _meant(self, wanted: str | None, *, where: str, is_tar: bool) -> Fields:
         asked = set() if wanted is None else {field.strip().lstrip(".") for field in wanted.lower().split(",")}

@@ -228,3 +228,15 @@ def test_names_that_end_like_masks_beside_nothing_are_images(tmp_path, form):
     listener = Listener()
     open_collection(write(form, tmp_path, dict.fromkeys(names, grey())), reporter=listener)
     assert not listener.heard
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_one_odd_second_image_among_many_samples_is_said(tmp_path, form):
+    members = {f"{number:03d}.png": grey(number) for number in range(60)} | {"007.edited.png": grey(100)}
+    listener = Listener()
+    path = write(form, tmp_path, members)
+    assert len(open_collection(path, reporter=listener)) == 61
+    (said,) = listener.heard
+    assert "1 of 61 images are named like a second image of a sample (007.edited.png beside 007.png)" in said
+    assert "--image-field png leaves them out" in said
+    assert len(open_collection(path, image_field="png")) == 60

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_autoencoder": "brics_cli.core.autoencoder",
+    "load_autoencoder": "brics_cli.autoencoder.autoencoder",
     "load_denoiser": "brics_cli.core.denoisers",
     "KeyCodeStore": "brics_cli.store",
     "open_collection": "brics_cli.data",
@@ -22,7 +22,7 @@ _PUBLIC = {
 __all__ = ["KeyCodeStore", "__version__", "load_autoencoder", "load_denoiser", "open_collection"]
 
 if TYPE_CHECKING:
-    from brics_cli.core.autoencoder import load_autoencoder
+    from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.core.denoisers import load_denoiser
     from brics_cli.data import open_collection
     from brics_cli.store import KeyCodeStore

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from brics_cli.autoencoder.autoencoder import save_autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderRecipe, load_recipe
-from brics_cli.core.autoencoder import save_autoencoder
-from brics_cli.core.build import build_autoencoder
 from brics_cli.workspace import Artefact, write_provenance
 from brics_cli.workspace.artefacts import now
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.flops import count
+from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
 from brics_cli.bench.bottleneck_results import Job, Trained, append_result, read_results
 from brics_cli.bench.bottleneck_scores import Scores, score
 from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe, load_recipe
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.flops import count
-from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.data import apply_transform, open_collection
 from brics_cli.data.photographs import photograph_crops, photograph_squares
 from brics_cli.errors import UsageError

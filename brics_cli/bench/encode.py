@@ -28,9 +28,9 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe, load_recipe
-from brics_cli.core.build import build_autoencoder
 from brics_cli.data import Collection, open_collection
 from brics_cli.data.loader import default_num_workers, in_processes
 from brics_cli.data.pixels import load_pixels

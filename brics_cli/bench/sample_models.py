@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.flops import gflop_of
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, load_recipe
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import Denoiser, build_denoiser
-from brics_cli.core.flops import gflop_of
 from brics_cli.core.guidance import estimate
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
 from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
 from brics_cli.distributed import World, check_batch

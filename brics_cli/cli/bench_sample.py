@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from rich.console import RenderableType
 
+    from brics_cli.autoencoder.autoencoder import Autoencoder
     from brics_cli.bench.sample import SampleCosts
-    from brics_cli.core.autoencoder import Autoencoder
     from brics_cli.core.denoisers import Denoiser
 
 DEFAULT_AE_RECIPE = "brics-256"

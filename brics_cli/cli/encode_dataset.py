@@ -106,7 +106,7 @@ def encode_dataset(
     Example: brics encode-dataset ./lsun --out codes.h5 --flips
     """
     wait_passively()
-    from brics_cli.core.autoencoder import load_autoencoder
+    from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.core.device import resolve_devices
     from brics_cli.jobs.encode_dataset import encode_dataset as run
     from brics_cli.jobs.encode_dataset import estimate_seconds, plan_encoding

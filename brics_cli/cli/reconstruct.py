@@ -38,7 +38,7 @@ def reconstruct(
 
     Example: brics reconstruct photos/a.jpg photos/b.jpg --out sheet.png
     """
-    from brics_cli.core.autoencoder import load_autoencoder
+    from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.core.device import resolve_device
     from brics_cli.jobs.reconstruct import reconstruct as run
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.data import claim_output, open_sink
 from brics_cli.data.companions import write_companions
 from brics_cli.data.outputs import output_lock

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from brics_cli.core.autoencoder import load_autoencoder
+from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.core.device import resolve_device
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import contact_sheet

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.diffusion import ImageNoise
-from brics_cli.core.image_tensors import to_uint8
 from brics_cli.core.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
 from brics_cli.data import contact_sheet
 from brics_cli.metrics.frechet import FrechetReference

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from brics_cli.core.autoencoder import load_autoencoder
-from brics_cli.core.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.data import load_shards
 from brics_cli.data.fingerprints import fingerprint_of, known_fingerprint
 from brics_cli.data.loader import default_num_workers, say_enlarged

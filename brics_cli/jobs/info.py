@@ -156,8 +156,8 @@ def count_flops(name: str, *, code_shape: tuple[int, int, int] | None = None) ->
     UsageError for a name that is no recipe, with the nearest one, for codes that the recipe does not fit, and for a
     `code_shape` with no diffusion recipe to count on it.
     """
+    from brics_cli.autoencoder.flops import DEFAULT_CODE_SHAPE, count
     from brics_cli.config import list_recipes, load_recipe, recipes_named
-    from brics_cli.core.flops import DEFAULT_CODE_SHAPE, count
 
     if name in KINDS:
         recipes = [load_recipe(recipe, kind=name) for recipe in list_recipes(name)]

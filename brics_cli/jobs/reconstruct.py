@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.data import ImageError, contact_sheet
 from brics_cli.data.pixels import load_pixels
 from brics_cli.errors import TooManyFailuresError, UsageError

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
+from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
+from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.core.autoencoder import Autoencoder, save_autoencoder
-from brics_cli.core.build import build_autoencoder
 from brics_cli.core.device import resolve_device
-from brics_cli.core.image_tensors import to_tensor, to_uint8
-from brics_cli.core.losses import perceptual_distance, reconstruction_loss
-from brics_cli.core.sizes import check_image_memory, check_memory
 from brics_cli.data import contact_sheet
 from brics_cli.distributed import World, join_world
 from brics_cli.metrics.reconstruction import capped_psnr, ssim

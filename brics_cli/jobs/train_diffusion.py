@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.config import DiffusionRecipe
-from brics_cli.core.autoencoder import Autoencoder
 from brics_cli.core.classes import Classes
 from brics_cli.core.denoisers import Denoiser, build_denoiser, save_denoiser
 from brics_cli.core.device import resolve_device
 from brics_cli.core.diffusion import draws_for
-from brics_cli.core.sizes import check_memory
 from brics_cli.data.labels import MAX_CLASSES
 from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError

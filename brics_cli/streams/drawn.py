@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from brics_cli.core.image_tensors import to_uint8
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.streams.images import Image, ImageStream

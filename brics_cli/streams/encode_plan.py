@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.data import TRANSFORM_VERSIONS, Collection, open_collection
 from brics_cli.data.opening import Labels
 from brics_cli.data.selection import every_nth_shard, select_keys

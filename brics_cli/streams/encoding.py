@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.data import Batch, Collection, load_shards
 from brics_cli.data.fingerprints import settled_digest
 from brics_cli.data.loader import Failure

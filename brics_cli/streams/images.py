@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.data import Collection, ImageError, apply_transform, decode_image, open_collection
 from brics_cli.data.fingerprints import ShardDigest, Watch, digested, fingerprint_of
 from brics_cli.data.loader import Failure, default_num_workers

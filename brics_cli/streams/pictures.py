@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.core.diffusion import ImageNoise
-from brics_cli.core.image_tensors import to_uint8
 from brics_cli.core.samplers import Noise
 from brics_cli.errors import UsageError
 from brics_cli.streams.batch_sizes import OutOfMemory, attempt, halved

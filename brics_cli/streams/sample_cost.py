@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from brics_cli.core.image_tensors import to_uint8
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.streams.sample_plan import SamplePlan
 from brics_cli.streams.samples import SampleStream
 

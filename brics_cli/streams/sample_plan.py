@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from brics_cli.core.autoencoder import Autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.core.classes import Balance
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import TRANSFORM_VERSIONS, sinks

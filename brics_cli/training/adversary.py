@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
+from brics_cli.autoencoder.model_files import read_tensors, write_tensors
 from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
-from brics_cli.core.model_files import read_tensors, write_tensors
 from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError
 from brics_cli.training.optimiser import lr_factor, read_optimiser, set_lr, write_optimiser

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.autoencoder import AutoencoderOutput
+from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
 from brics_cli.config import AutoencoderRecipe, ScheduleConfig
-from brics_cli.core.autoencoder import AutoencoderOutput
-from brics_cli.core.losses import perceptual_distance, reconstruction_loss
 from brics_cli.training.adversary import Adversary
 from brics_cli.training.precision import autocast
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from brics_cli.autoencoder.losses import check_perceptual_weights
+from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.config import (
     AutoencoderRecipe,
     DiffusionRecipe,
@@ -16,8 +18,6 @@ from brics_cli.config import (
     default_autoencoder_recipe,
     load_recipe,
 )
-from brics_cli.core.losses import check_perceptual_weights
-from brics_cli.core.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.data import Collection, median_side, open_collection
 from brics_cli.data.loader import default_num_workers
 from brics_cli.distributed import check_batch, num_local_processes

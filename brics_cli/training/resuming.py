@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.loading import recipe_from_values
-from brics_cli.core.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.data import Collection, open_collection
 from brics_cli.data.fingerprints import fingerprint, known_digests
 from brics_cli.distributed import is_first_process

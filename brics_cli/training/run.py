@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.config import Recipe, dump_yaml
-from brics_cli.core.model_files import read_model_config
 from brics_cli.data.outputs import output_lock
 from brics_cli.distributed import World
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error

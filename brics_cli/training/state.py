@@ -11,8 +11,8 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.model_files import average_file, average_name, load_weights, read_tensors, write_tensors
 from brics_cli.config import OptimiserConfig, ScheduleConfig
-from brics_cli.core.model_files import average_file, average_name, load_weights, read_tensors, write_tensors
 from brics_cli.errors import ArtefactError, MachineError
 from brics_cli.training.adversary import Adversary
 from brics_cli.training.ema import Ema, ModelT, half_life_decay, power_decay

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderConfig, validate
-from brics_cli.core.build import build_autoencoder
 
 pytestmark = pytest.mark.gpu
 

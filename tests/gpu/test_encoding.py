@@ -11,8 +11,8 @@ from commands import brics
 from random_autoencoder import make_autoencoder
 
 from brics_cli import KeyCodeStore
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import load_recipe
-from brics_cli.core.build import build_autoencoder
 from brics_cli.data import load_shards, open_collection
 from brics_cli.reporting import TimeSplit
 from brics_cli.store import StoreHeader

@@ -10,7 +10,7 @@ import torch
 from commands import brics
 
 from brics_cli import KeyCodeStore, load_autoencoder
-from brics_cli.core.image_tensors import to_tensor
+from brics_cli.autoencoder.image_tensors import to_tensor
 from brics_cli.data import load_shards, open_collection
 
 

@@ -14,10 +14,10 @@ from cleanfid import fid as cleanfid
 from oracles import clean_fid
 from PIL import Image
 
+from brics_cli.autoencoder.autoencoder import load_autoencoder, save_autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.cli.app import run
 from brics_cli.config import AutoencoderConfig, EncoderConfig, ResNetDecoderConfig
-from brics_cli.core.autoencoder import load_autoencoder, save_autoencoder
-from brics_cli.core.build import build_autoencoder
 from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.jobs.evaluate import evaluate

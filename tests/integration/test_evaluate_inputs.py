@@ -17,9 +17,9 @@ from commands import Finished, brics, error_line
 from PIL import Image
 from torch import nn
 
+from brics_cli.autoencoder.autoencoder import save_autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, EncoderConfig, ResNetDecoderConfig
-from brics_cli.core.autoencoder import save_autoencoder
-from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import build_denoiser, save_denoiser
 from brics_cli.data import collection as collections
 from brics_cli.errors import ExitCode

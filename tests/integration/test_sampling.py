@@ -19,10 +19,10 @@ from diffusion_workspace import AUTOENCODER, make_workspace, tree
 from killing import Command
 from PIL import Image
 
+from brics_cli.autoencoder.autoencoder import load_autoencoder, save_autoencoder
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.cli.app import run
-from brics_cli.core.autoencoder import load_autoencoder, save_autoencoder
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.image_tensors import to_uint8
 from brics_cli.data.sinks import pieces
 from brics_cli.errors import ExitCode
 from brics_cli.jobs import sample as sample_job

@@ -30,7 +30,7 @@ from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 
 from brics_cli import KeyCodeStore, open_collection
-from brics_cli.core.autoencoder import load_autoencoder
+from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.data import ImageError
 from brics_cli.data.sinks import pieces
 from brics_cli.jobs.encode_dataset import DeviceWork, plan_encoding

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.flops import count
 from brics_cli.bench.bottleneck_results import Job, Trained, append_result, plot, read_results, summarise
 from brics_cli.bench.bottleneck_scores import Scores, score
 from brics_cli.bench.bottlenecks import VARIANTS, at_cost, jobs_of, recipe_of
 from brics_cli.cli.app import run
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.flops import count
 from brics_cli.errors import ArtefactError, UsageError
 
 SCORES = Scores(

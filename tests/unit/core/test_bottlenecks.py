@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from brics_cli import load_autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder
+from brics_cli.autoencoder.bottlenecks.grid import initial_tables
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.layers import reflect_into_unit
 from brics_cli.config import AutoencoderConfig, validate
-from brics_cli.core.autoencoder import Autoencoder, save_autoencoder
-from brics_cli.core.bottlenecks.grid import initial_tables
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.layers import reflect_into_unit
 from brics_cli.errors import UsageError
 from brics_cli.kernels import GridSpec
 from brics_cli.store import dequantise, quantise

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brics_cli.autoencoder.bottlenecks.features import GroupedFeatureMlp
+from brics_cli.autoencoder.modulated import EqualisedLinear, ModulatedConv
+from brics_cli.autoencoder.style_decoder import StyleDecoder, upsample_bilinear
 from brics_cli.config import StyleDecoderConfig
-from brics_cli.core.bottlenecks.features import GroupedFeatureMlp
-from brics_cli.core.modulated import EqualisedLinear, ModulatedConv
-from brics_cli.core.style_decoder import StyleDecoder, upsample_bilinear
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:

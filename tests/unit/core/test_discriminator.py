@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
 from brics_cli.config.runs import GanConfig
-from brics_cli.core.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
 
 
 def config(**values: object) -> GanConfig:

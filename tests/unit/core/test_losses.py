@@ -8,8 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from brics_cli.config import LossConfig
-from brics_cli.core.losses import (
+from brics_cli.autoencoder.losses import (
     check_perceptual_weights,
     laplacian_l1,
     ms_ssim,
@@ -17,6 +16,7 @@ from brics_cli.core.losses import (
     perceptual_distance,
     reconstruction_loss,
 )
+from brics_cli.config import LossConfig
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.weights import registry
 

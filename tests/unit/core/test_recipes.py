@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.flops import VQGAN_F16_DECODER_GFLOP, Row, count
 from brics_cli.config import list_recipes, load_recipe
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.flops import VQGAN_F16_DECODER_GFLOP, Row, count
 from brics_cli.kernels import functional
 
 PAPER = "brics-paper-"

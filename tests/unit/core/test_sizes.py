@@ -15,9 +15,9 @@ from diffusion_workspace import AUTOENCODER, make_workspace
 from random_autoencoder import make_autoencoder
 
 from brics_cli import load_autoencoder, load_denoiser
+from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.autoencoder.sizes import check_against, is_larger, memory_bytes
 from brics_cli.config import load_recipe
-from brics_cli.core.build import build_autoencoder
-from brics_cli.core.sizes import check_against, is_larger, memory_bytes
 from brics_cli.errors import ArtefactError, MachineError
 
 MORE_MIB = 100

@@ -118,7 +118,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
 
 
 def test_grids_get_their_own_rate_no_decay_and_a_tiny_eps() -> None:
-    from brics_cli.core.build import build_autoencoder
+    from brics_cli.autoencoder.build import build_autoencoder
 
     recipe = load_recipe("tiny", kind="autoencoder", overrides=["optimiser.weight_decay=0.1"])
     model = build_autoencoder(recipe.model)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.modulated import ModulatedConv, activate
 from brics_cli.config import AutoencoderConfig, GroupedFeatureConfig
-from brics_cli.core.modulated import ModulatedConv, activate
 
 
 def build_features(

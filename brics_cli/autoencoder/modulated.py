@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.core.layers import full_precision
+from brics_cli.autoencoder.layers import full_precision
 
 SLOPE = 0.2
 # Leaky ReLU of that slope halves the second moment, nearly: the gain of StyleGAN2.

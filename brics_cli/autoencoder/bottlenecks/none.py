@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from brics_cli.autoencoder.bottlenecks.base import BoundedBottleneck
+from brics_cli.autoencoder.bottlenecks.features import build_features
 from brics_cli.config import AutoencoderConfig, NoneBottleneckConfig
-from brics_cli.core.bottlenecks.base import BoundedBottleneck
-from brics_cli.core.bottlenecks.features import build_features
 
 
 class NoneBottleneck(BoundedBottleneck):

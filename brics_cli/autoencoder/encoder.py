@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.layers import Stage, group_norm
 from brics_cli.config import EncoderConfig
-from brics_cli.core.layers import Stage, group_norm
 
 
 class Encoder(nn.Module):

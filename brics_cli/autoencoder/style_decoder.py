@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.modulated import ModulatedConv, StyleMlp, activate
 from brics_cli.config import StyleDecoderConfig
-from brics_cli.core.modulated import ModulatedConv, StyleMlp, activate
 
 
 class StyleDecoder(nn.Module):

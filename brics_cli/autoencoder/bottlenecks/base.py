@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
+from brics_cli.autoencoder.layers import reflect_into_unit
 from brics_cli.config import AutoencoderConfig
-from brics_cli.core.bottlenecks.usage import UsageCounter
-from brics_cli.core.layers import reflect_into_unit
 
 
 @dataclass

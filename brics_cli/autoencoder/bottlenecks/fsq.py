@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
+from brics_cli.autoencoder.bottlenecks.features import build_features
+from brics_cli.autoencoder.bottlenecks.optional import vector_quantize_pytorch
+from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
 from brics_cli.config import AutoencoderConfig, FsqBottleneckConfig
-from brics_cli.core.bottlenecks.base import Bottleneck, BottleneckOutput
-from brics_cli.core.bottlenecks.features import build_features
-from brics_cli.core.bottlenecks.optional import vector_quantize_pytorch
-from brics_cli.core.bottlenecks.usage import UsageCounter
 
 
 class FsqBottleneck(Bottleneck):

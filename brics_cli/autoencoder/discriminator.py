@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.layers import group_norm
 from brics_cli.config.runs import GanConfig
-from brics_cli.core.layers import group_norm
 
 SLOPE = 0.2
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.bottlenecks.base import Bottleneck
+from brics_cli.autoencoder.model_files import WEIGHTS_NAME, load_weights, read_model_config, save_model
+from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
-from brics_cli.core.bottlenecks.base import Bottleneck
-from brics_cli.core.model_files import WEIGHTS_NAME, load_weights, read_model_config, save_model
-from brics_cli.core.sizes import check_against, check_image_memory
 from brics_cli.errors import ArtefactError, UsageError
 
 KIND = "autoencoder"
@@ -74,7 +74,7 @@ def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") ->
 
     Raises ArtefactError when there is none, or when its files are damaged, foreign or of a newer format.
     """
-    from brics_cli.core.build import build_autoencoder
+    from brics_cli.autoencoder.build import build_autoencoder
 
     values, directory = read_model_config(path, kind=KIND)
     source = directory / "config.json"

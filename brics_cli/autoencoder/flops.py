@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from brics_cli.autoencoder.bottlenecks import CodebookBottleneck, GridBottleneck
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-from brics_cli.core.bottlenecks import CodebookBottleneck, GridBottleneck
-from brics_cli.core.build import build_autoencoder
 from brics_cli.core.denoisers import build_network
 
 # Counted the same way at 256 x 256: DESIGN section 3.2, reference/models.md section 1.

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.bottlenecks import (
+    Bottleneck,
+    CodebookBottleneck,
+    FsqBottleneck,
+    GridBottleneck,
+    HashBottleneck,
+    KlBottleneck,
+    NoneBottleneck,
+)
+from brics_cli.autoencoder.decoder import Decoder
+from brics_cli.autoencoder.encoder import Encoder
+from brics_cli.autoencoder.style_decoder import StyleDecoder
 from brics_cli.config import (
     AutoencoderConfig,
     FsqBottleneckConfig,
@@ -16,19 +29,6 @@ from brics_cli.config import (
     StyleDecoderConfig,
     VqBottleneckConfig,
 )
-from brics_cli.core.autoencoder import Autoencoder
-from brics_cli.core.bottlenecks import (
-    Bottleneck,
-    CodebookBottleneck,
-    FsqBottleneck,
-    GridBottleneck,
-    HashBottleneck,
-    KlBottleneck,
-    NoneBottleneck,
-)
-from brics_cli.core.decoder import Decoder
-from brics_cli.core.encoder import Encoder
-from brics_cli.core.style_decoder import StyleDecoder
 
 BOTTLENECKS: dict[type, Any] = {
     GridBottleneckConfig: GridBottleneck,

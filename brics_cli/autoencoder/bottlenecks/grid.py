@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.bottlenecks.base import BoundedBottleneck
+from brics_cli.autoencoder.bottlenecks.features import build_features
+from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
 from brics_cli.config import AutoencoderConfig, FeatureGridConfig
-from brics_cli.core.bottlenecks.base import BoundedBottleneck
-from brics_cli.core.bottlenecks.features import build_features
-from brics_cli.core.bottlenecks.usage import UsageCounter
 from brics_cli.kernels import GridSpec, grid_retrieve
 
 # Instant-NGP, arXiv 2201.05989, section 4: tables start at U(-1e-4, 1e-4).

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
+from brics_cli.autoencoder.bottlenecks.features import build_features
+from brics_cli.autoencoder.bottlenecks.optional import vector_quantize_pytorch
+from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
+from brics_cli.autoencoder.layers import full_precision
 from brics_cli.config import AutoencoderConfig, RqBottleneckConfig, VqBottleneckConfig
-from brics_cli.core.bottlenecks.base import Bottleneck, BottleneckOutput
-from brics_cli.core.bottlenecks.features import build_features
-from brics_cli.core.bottlenecks.optional import vector_quantize_pytorch
-from brics_cli.core.bottlenecks.usage import UsageCounter
-from brics_cli.core.layers import full_precision
 
 # Rows whose distances to all entries are held at once in evaluation.
 ROWS_AT_ONCE = 16384

@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
+from brics_cli.autoencoder.bottlenecks.features import build_features
 from brics_cli.config import AutoencoderConfig, KlBottleneckConfig
-from brics_cli.core.bottlenecks.base import Bottleneck, BottleneckOutput
-from brics_cli.core.bottlenecks.features import build_features
 
 # The range latent diffusion holds log-variances to: exp stays finite, and the gradient of what is outside is zero.
 LOG_VARIANCE_RANGE = (-30.0, 20.0)

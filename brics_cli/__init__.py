@@ -16,16 +16,16 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_autoencoder": "brics_cli.autoencoder.autoencoder",
     "load_denoiser": "brics_cli.core.denoisers",
-    "KeyCodeStore": "brics_cli.store",
+    "KeyCodeStore": "brics_cli.codes",
     "open_collection": "brics_cli.data",
 }
 __all__ = ["KeyCodeStore", "__version__", "load_autoencoder", "load_denoiser", "open_collection"]
 
 if TYPE_CHECKING:
     from brics_cli.autoencoder.autoencoder import load_autoencoder
+    from brics_cli.codes import KeyCodeStore
     from brics_cli.core.denoisers import load_denoiser
     from brics_cli.data import open_collection
-    from brics_cli.store import KeyCodeStore
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from brics_cli.store import StoreHeader, StoreShard, StoreWriter
+from brics_cli.codes import StoreHeader, StoreShard, StoreWriter
 from brics_cli.workspace import Parent
 
 SHAPE = (2, 3, 3)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from brics_cli.bench.timing import device_name
-from brics_cli.store import KeyCodeStore, StoreHeader, StoreShard, StoreWriter
-from brics_cli.store.dataset import KeyCodeDataset
+from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter
+from brics_cli.codes.dataset import KeyCodeDataset
 from brics_cli.workspace import Parent
 
 SHARD_SIZE = 1000

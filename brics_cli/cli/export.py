@@ -54,9 +54,9 @@ def export(
 
     Example: brics export codes.h5 --to lightningdit --out latents
     """
+    from brics_cli.codes import KeyCodeStore
     from brics_cli.jobs.export import export as run
     from brics_cli.jobs.export import plan_export
-    from brics_cli.store import KeyCodeStore
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     store = KeyCodeStore(codes if codes is not None else session.resolve("store", argument="CODES").path)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from brics_cli.autoencoder.autoencoder import load_autoencoder
+from brics_cli.codes import KeyCodeStore
 from brics_cli.core.device import resolve_device
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import contact_sheet
@@ -28,7 +29,6 @@ from brics_cli.metrics.reconstruction import psnr, ssim
 from brics_cli.metrics.report import EvaluationReport
 from brics_cli.metrics.selection import choose_metrics
 from brics_cli.reporting import Reporter
-from brics_cli.store import KeyCodeStore
 from brics_cli.streams.images import open_images
 from brics_cli.streams.sample_plan import plan_sampling
 from brics_cli.training.plan import TrainOptions, plan_autoencoder, plan_diffusion

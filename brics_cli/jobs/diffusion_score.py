@@ -15,6 +15,7 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.codes import KeyCodeStore
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.diffusion import ImageNoise
 from brics_cli.core.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
@@ -22,7 +23,6 @@ from brics_cli.data import contact_sheet
 from brics_cli.metrics.frechet import FrechetReference
 from brics_cli.metrics.moments import FeatureMoments
 from brics_cli.networks.random_features import RandomConvolutions
-from brics_cli.store import KeyCodeStore
 
 SHEET_SEEDS = range(24)
 SHEET_COLUMNS = 8

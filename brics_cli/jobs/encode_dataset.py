@@ -12,6 +12,10 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.codes import KeyCodeStore, StoreWriter, dequantise, verify_store_in_child
+from brics_cli.codes.encode_plan import EncodePlan, plan_encoding
+from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
+from brics_cli.codes.source_check import check_source
 from brics_cli.data import load_shards
 from brics_cli.data.fingerprints import fingerprint_of, known_fingerprint
 from brics_cli.data.loader import default_num_workers, say_enlarged
@@ -19,10 +23,6 @@ from brics_cli.errors import InterruptedRunError, TooManyFailuresError
 from brics_cli.metrics.reconstruction import psnr
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.scale import LocalExecutor
-from brics_cli.store import KeyCodeStore, StoreWriter, dequantise, verify_store_in_child
-from brics_cli.streams.encode_plan import EncodePlan, plan_encoding
-from brics_cli.streams.encoding import CodeEncoder, Progress, ShardWork, encoding_network
-from brics_cli.streams.source_check import check_source
 from brics_cli.workspace import Parent
 
 __all__ = ["EncodePlan", "EncodeResult", "encode_dataset", "estimate_seconds", "plan_encoding"]

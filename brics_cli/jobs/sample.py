@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from brics_cli.codes import StoreWriter
 from brics_cli.data import claim_output, contact_sheet, open_sink
 from brics_cli.data.companions import write_companions
 from brics_cli.data.outputs import output_lock
@@ -24,7 +25,6 @@ from brics_cli.errors import InterruptedRunError
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.scale import LocalExecutor
 from brics_cli.stopping import stop_signals
-from brics_cli.store import StoreWriter
 from brics_cli.streams.batch_sizes import BatchSizes
 from brics_cli.streams.sample_plan import Format, SamplePlan, store_layout
 from brics_cli.streams.sample_tasks import SampleTask

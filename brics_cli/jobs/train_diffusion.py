@@ -12,6 +12,7 @@ from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.sizes import check_memory
+from brics_cli.codes import KeyCodeStore
 from brics_cli.config import DiffusionRecipe
 from brics_cli.core.classes import Classes
 from brics_cli.core.denoisers import Denoiser, build_denoiser, save_denoiser
@@ -23,7 +24,6 @@ from brics_cli.errors import ArtefactError
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
 from brics_cli.reporting import Reporter
 from brics_cli.stopping import stop_signals
-from brics_cli.store import KeyCodeStore
 from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.training.clock import Clock, time_note
 from brics_cli.training.codes import TrainingCodes

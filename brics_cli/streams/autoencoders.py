@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
+from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ArtefactError
-from brics_cli.store import KeyCodeStore
 from brics_cli.workspace import Workspace
 
 

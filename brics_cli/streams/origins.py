@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brics_cli.autoencoder.model_files import read_model_config
+from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ArtefactError
-from brics_cli.store import KeyCodeStore
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, read_provenance
 
 

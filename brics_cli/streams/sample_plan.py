@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.core.classes import Balance
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data import TRANSFORM_VERSIONS, sinks
@@ -21,7 +22,6 @@ from brics_cli.data.sinks import PNG, is_one_file, pieces
 from brics_cli.data.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.reporting import Reporter
-from brics_cli.store import StoreHeader, StoreShard
 from brics_cli.streams.sample_models import SampleModels, load_sample_models
 from brics_cli.streams.sample_tasks import CodeOutput, ImageOutput, SampleOutput, SampleTask, cut, key_of
 from brics_cli.streams.samples import SampleStream

@@ -13,10 +13,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from brics_cli.codes import StoreHeader, StoreShard, quantise
+from brics_cli.codes.parts import PartWriter
 from brics_cli.data import open_sink
 from brics_cli.data.sinks import PNG, Encoding
-from brics_cli.store import StoreHeader, StoreShard, quantise
-from brics_cli.store.parts import PartWriter
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from brics_cli.autoencoder.losses import check_perceptual_weights
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
+from brics_cli.codes import KeyCodeStore
 from brics_cli.config import (
     AutoencoderRecipe,
     DiffusionRecipe,
@@ -23,7 +24,6 @@ from brics_cli.data.loader import default_num_workers
 from brics_cli.distributed import check_batch, num_local_processes
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.reporting import Reporter
-from brics_cli.store import KeyCodeStore
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.resuming import (

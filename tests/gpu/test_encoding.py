@@ -12,11 +12,11 @@ from random_autoencoder import make_autoencoder
 
 from brics_cli import KeyCodeStore
 from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.codes import StoreHeader
+from brics_cli.codes.encoding import CodeEncoder, encoding_network
 from brics_cli.config import load_recipe
 from brics_cli.data import load_shards, open_collection
 from brics_cli.reporting import TimeSplit
-from brics_cli.store import StoreHeader
-from brics_cli.streams.encoding import CodeEncoder, encoding_network
 
 pytestmark = pytest.mark.gpu
 

@@ -25,12 +25,12 @@ from PIL import Image
 from random_autoencoder import make_autoencoder
 
 from brics_cli import KeyCodeStore
+from brics_cli.codes import verify_store
+from brics_cli.codes.sealing import seal
 from brics_cli.data import collection as collections
 from brics_cli.data import open_collection
 from brics_cli.jobs import encode_dataset as job
 from brics_cli.metrics import cache
-from brics_cli.store import verify_store
-from brics_cli.store.sealing import seal
 from brics_cli.streams import images as streams
 
 NUM, SHARD = 12, 3

@@ -16,8 +16,8 @@ from image_files import noise, read_all
 from random_autoencoder import make_autoencoder
 
 from brics_cli import load_denoiser
+from brics_cli.codes import KeyCodeStore, verify_store
 from brics_cli.data import open_collection
-from brics_cli.store import KeyCodeStore, verify_store
 
 CLASSES = {"birds": 2, "cats": 3, "dogs": 7}
 TRAIN = ("--recipe", "tiny", "--steps", "1", "--device", "cpu", "--set", "denoiser.depth=1", "--set", "denoiser.dim=32")

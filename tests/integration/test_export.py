@@ -15,9 +15,9 @@ from killing import Command
 from safetensors import safe_open
 from store_files import PARENTS, header, write_store
 
+from brics_cli.codes import KeyCodeStore, StoreShard, StoreWriter
 from brics_cli.jobs import export as job
 from brics_cli.reporting import SilentReporter
-from brics_cli.store import KeyCodeStore, StoreShard, StoreWriter
 from brics_cli.workspace import read_provenance
 
 SHAPE = (3, 4, 4)

@@ -21,12 +21,12 @@ from commands import brics, error_line, start_brics
 from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
+from brics_cli.codes import KeyCodeStore
 from brics_cli.core.denoisers import Denoiser
 from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data.sinks import ImageSink
 from brics_cli.jobs.sample import sample
 from brics_cli.reporting import SilentReporter
-from brics_cli.store import KeyCodeStore
 from brics_cli.streams.batch_sizes import BatchSizes
 from brics_cli.streams.sample_plan import SamplePlan, plan_sampling
 from brics_cli.streams.sampling import DeviceWork, Written

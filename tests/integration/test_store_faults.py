@@ -31,11 +31,11 @@ from skimage import data as photographs
 
 from brics_cli import KeyCodeStore, open_collection
 from brics_cli.autoencoder.autoencoder import load_autoencoder
+from brics_cli.codes import StoreWriter, verify_store
+from brics_cli.codes.encoding import ShardWork
 from brics_cli.data import ImageError
 from brics_cli.data.sinks import pieces
 from brics_cli.jobs.encode_dataset import DeviceWork, plan_encoding
-from brics_cli.store import StoreWriter, verify_store
-from brics_cli.streams.encoding import ShardWork
 
 NUM_SHARDS, SHARD_SIZE = 6, 20
 ENCODE = ("encode-dataset", "shards", "--flips", "--ae", "ae")
@@ -192,9 +192,9 @@ def test_kill_9_while_encoding_changes_nothing(inside, tmp_path, encoding_s, poi
 
 
 MERGE_POINTS = {
-    "while rows are copied": "brics_cli.store.merging._Columns.add",
-    "before the rename": "brics_cli.store.writer.put_in_place",
-    "before the parts go": "brics_cli.store.writer.shutil.rmtree",
+    "while rows are copied": "brics_cli.codes.merging._Columns.add",
+    "before the rename": "brics_cli.codes.writer.put_in_place",
+    "before the parts go": "brics_cli.codes.writer.shutil.rmtree",
 }
 
 

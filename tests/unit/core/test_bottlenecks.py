@@ -16,10 +16,10 @@ from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder
 from brics_cli.autoencoder.bottlenecks.grid import initial_tables
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.layers import reflect_into_unit
+from brics_cli.codes import dequantise, quantise
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import UsageError
 from brics_cli.kernels import GridSpec
-from brics_cli.store import dequantise, quantise
 
 PAPER = {
     "features": {"kind": "grouped", "hidden_dim": 8, "upscale": 2},

@@ -13,8 +13,8 @@ import torch
 from store_files import write_store
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
+from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ArtefactError
-from brics_cli.store import KeyCodeStore
 
 README = Path(__file__).parents[3] / "README.md"
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brics_cli.store import QUANTISATIONS, dequantise, quantise
-from brics_cli.store.format import RowHash, Statistics, StoreHeader, fixed_bytes
+from brics_cli.codes import QUANTISATIONS, dequantise, quantise
+from brics_cli.codes.format import RowHash, Statistics, StoreHeader, fixed_bytes
 
 
 @pytest.mark.parametrize("quantisation", QUANTISATIONS)

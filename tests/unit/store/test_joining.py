@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from store_files import write_store
 
+from brics_cli.codes import KeyCodeStore, plan_join, verify_store, write_join
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
 from brics_cli.reporting import SilentReporter
-from brics_cli.store import KeyCodeStore, plan_join, verify_store, write_join
 
 NAMES = [f"s{number}" for number in range(5)]
 
@@ -108,7 +108,7 @@ def test_shards_of_one_name_stay_apart(tmp_path):
     assert list(tmp_path.glob("joined*")) == [] and list(tmp_path.glob(".*")) == []
     with h5py.File(second, "r+") as file:
         keys = file["keys"][()]
-        from brics_cli.store.format import RowHash
+        from brics_cli.codes.format import RowHash
 
         rows = RowHash()
         rows.add(file["codes"][()], file["codes_flipped"][()])

@@ -22,9 +22,9 @@ import pytest
 from commands import brics
 from store_files import write_store
 
+from brics_cli.codes import KeyCodeStore, verify_store, verify_store_in_child
 from brics_cli.errors import BricsError, ExitCode
 from brics_cli.jobs.info import describe
-from brics_cli.store import KeyCodeStore, verify_store, verify_store_in_child
 from brics_cli.workspace import read_provenance
 
 LIMIT_S = 20
@@ -209,7 +209,7 @@ def test_many_mutations_are_reported(path, structure, seed):
 
 def test_a_child_that_dies_or_hangs_is_reported(path, monkeypatch, tmp_path):
     """What libhdf5 does on some files, done on purpose: the parent lives and says so."""
-    import brics_cli.store.verify as verify
+    import brics_cli.codes.verify as verify
 
     dying = tmp_path / "dying"
     dying.write_text("#!/bin/sh\nkill -SEGV $$\n")

@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
+from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store
+from brics_cli.codes.verify import verify_store_in_child
 from brics_cli.errors import ArtefactError, MachineError, TooManyFailuresError, UsageError, WouldOverwriteError
-from brics_cli.store import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store
-from brics_cli.store.verify import verify_store_in_child
 from brics_cli.workspace import Parent, Workspace, read_provenance
 
 SHAPE = (2, 3, 3)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.codes import StoreHeader, StoreShard, quantise, quantise_on_device
+from brics_cli.codes.parts import PartWriter
 from brics_cli.data import Batch, Collection, load_shards
 from brics_cli.data.fingerprints import settled_digest
 from brics_cli.data.loader import Failure
 from brics_cli.errors import ArtefactError
 from brics_cli.reporting import TimeSplit
-from brics_cli.store import StoreHeader, StoreShard, quantise, quantise_on_device
-from brics_cli.store.parts import PartWriter
 
 Network = Callable[[Tensor], Tensor]
 """uint8 pixels (B, H, W, 3) on the device -> codes (B, C, h, w) there, float32."""

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from brics_cli.errors import ArtefactError
 
 if TYPE_CHECKING:
-    from brics_cli.store.reader import KeyCodeStore
+    from brics_cli.codes.reader import KeyCodeStore
 
 
 class KeyCodeDataset(Dataset[tuple[Tensor, int]]):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from brics_cli.codes.format import Array, Statistics
+from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError
-from brics_cli.store.format import Array, Statistics
-from brics_cli.store.reader import KeyCodeStore
 from brics_cli.workspace.hdf5_values import Hdf5Dataset, Hdf5File
 
 

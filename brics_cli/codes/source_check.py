@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from brics_cli.codes import StoreWriter
 from brics_cli.data import Collection
 from brics_cli.data.fingerprints import changed_shards, check_unchanged
 from brics_cli.errors import ArtefactError
 from brics_cli.reporting import Reporter
-from brics_cli.store import StoreWriter
 
 
 def check_source(collection: Collection, writer: StoreWriter, *, overwrite: bool, reporter: Reporter) -> None:

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from brics_cli.errors import ArtefactError
-from brics_cli.parsing import parse_json
-from brics_cli.store.format import (
+from brics_cli.codes.format import (
     FAILURE_FIELDS,
     FORMAT_VERSION,
     NEEDED_SHARD_FIELDS,
@@ -27,6 +25,8 @@ from brics_cli.store.format import (
     StoreHeader,
     dequantise,
 )
+from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json
 from brics_cli.workspace import Artefact, open_hdf5, read_provenance
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class KeyCodeStore:
         With `flips` it is twice as long: row N + i is the mirror image of row i. Raises ArtefactError for `flips` in
         a store without them.
         """
-        from brics_cli.store.dataset import KeyCodeDataset
+        from brics_cli.codes.dataset import KeyCodeDataset
 
         return KeyCodeDataset(self, flips=flips)
 

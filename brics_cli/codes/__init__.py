@@ -1,6 +1,6 @@
 """The key-code store: the HDF5 file of a whole encoded collection, format 1 (DESIGN section 4). No torch is needed."""
 
-from brics_cli.store.format import (
+from brics_cli.codes.format import (
     QUANTISATIONS,
     Quantisation,
     StoreHeader,
@@ -9,10 +9,10 @@ from brics_cli.store.format import (
     quantise,
     quantise_on_device,
 )
-from brics_cli.store.joining import Join, plan_join, write_join
-from brics_cli.store.reader import KeyCodeStore
-from brics_cli.store.verify import verify_store, verify_store_in_child
-from brics_cli.store.writer import StoreWriter
+from brics_cli.codes.joining import Join, plan_join, write_join
+from brics_cli.codes.reader import KeyCodeStore
+from brics_cli.codes.verify import verify_store, verify_store_in_child
+from brics_cli.codes.writer import StoreWriter
 
 __all__ = [
     "QUANTISATIONS",

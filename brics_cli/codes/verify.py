@@ -16,11 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from brics_cli.codes.format import RowHash, Statistics, names_sha256, store_sha256
+from brics_cli.codes.reader import KeyCodeStore
+from brics_cli.codes.sealing import SEAL_ATTRIBUTE, SEALED_DATASETS, seal
 from brics_cli.errors import ArtefactError, BricsError, MachineError
 from brics_cli.isolation import child_command, child_environment
-from brics_cli.store.format import RowHash, Statistics, names_sha256, store_sha256
-from brics_cli.store.reader import KeyCodeStore
-from brics_cli.store.sealing import SEAL_ATTRIBUTE, SEALED_DATASETS, seal
 from brics_cli.workspace.locks import locks_are_off
 
 BLOCK_ROWS = 4096
@@ -152,7 +152,7 @@ def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -
     if not path.is_file():
         raise ArtefactError(f"{path} is missing")
     limit_s = timeout_s if timeout_s is not None else 60 + 20 * path.stat().st_size / 1e9
-    command = child_command("brics_cli.store.verify", path)
+    command = child_command("brics_cli.codes.verify", path)
     try:
         child = subprocess.run(
             command, env=child_environment(), capture_output=True, text=True, timeout=limit_s, check=False

@@ -15,10 +15,8 @@ import h5py
 import numpy as np
 
 import brics_cli
-from brics_cli.errors import ArtefactError, TooManyFailuresError
-from brics_cli.reporting import Task
-from brics_cli.store.allocation import RawRows
-from brics_cli.store.format import (
+from brics_cli.codes.allocation import RawRows
+from brics_cli.codes.format import (
     FAILURE_FIELDS,
     SHARD_FIELDS,
     Array,
@@ -31,7 +29,9 @@ from brics_cli.store.format import (
     names_sha256,
     store_sha256,
 )
-from brics_cli.store.sealing import SEAL_ATTRIBUTE, seal
+from brics_cli.codes.sealing import SEAL_ATTRIBUTE, seal
+from brics_cli.errors import ArtefactError, TooManyFailuresError
+from brics_cli.reporting import Task
 from brics_cli.workspace import Artefact
 from brics_cli.workspace.artefacts import STORE_ATTRIBUTE, finished
 

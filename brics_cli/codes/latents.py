@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from brics_cli.store.format import Array
-from brics_cli.store.reader import KeyCodeStore
+from brics_cli.codes.format import Array
+from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.workspace import atomic_path
 
 ROWS_PER_SHARD = 10_000

@@ -18,10 +18,10 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
+from brics_cli.codes.allocation import RawRows
+from brics_cli.codes.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
+from brics_cli.codes.merging import meta_bytes
 from brics_cli.errors import ArtefactError
-from brics_cli.store.allocation import RawRows
-from brics_cli.store.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
-from brics_cli.store.merging import meta_bytes
 from brics_cli.workspace import atomic_path, open_hdf5
 
 PART_VERSION = 1

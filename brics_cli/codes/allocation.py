@@ -17,8 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from brics_cli.codes.format import Array
 from brics_cli.errors import machine_error
-from brics_cli.store.format import Array
 
 HEADER_BYTES = 64 * 1024
 """Room for HDF5's own structures."""

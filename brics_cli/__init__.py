@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_autoencoder": "brics_cli.autoencoder.autoencoder",
-    "load_denoiser": "brics_cli.core.denoisers",
+    "load_denoiser": "brics_cli.diffusion.denoisers",
     "KeyCodeStore": "brics_cli.codes",
     "open_collection": "brics_cli.data",
 }
@@ -24,8 +24,8 @@ __all__ = ["KeyCodeStore", "__version__", "load_autoencoder", "load_denoiser", "
 if TYPE_CHECKING:
     from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.codes import KeyCodeStore
-    from brics_cli.core.denoisers import load_denoiser
     from brics_cli.data import open_collection
+    from brics_cli.diffusion.denoisers import load_denoiser
 
 
 def __getattr__(name: str) -> Any:

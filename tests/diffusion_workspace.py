@@ -10,7 +10,7 @@ import torch
 from brics_cli.autoencoder.autoencoder import save_autoencoder
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, EncoderConfig, ResNetDecoderConfig
-from brics_cli.core.denoisers import build_denoiser, save_denoiser
+from brics_cli.diffusion.denoisers import build_denoiser, save_denoiser
 from brics_cli.workspace import Artefact, Parent, write_provenance
 
 AUTOENCODER = AutoencoderConfig(

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from brics_cli.autoencoder.bottlenecks import CodebookBottleneck, GridBottleneck
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-from brics_cli.core.denoisers import build_network
+from brics_cli.diffusion.denoisers import build_network
 
 # Counted the same way at 256 x 256: DESIGN section 3.2, reference/models.md section 1.
 VQGAN_F16_DECODER_GFLOP = 252.7

@@ -17,8 +17,8 @@ from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.bench.sample_models import decoding_gflop, estimate_gflop
 from brics_cli.bench.timing import device_name, median_seconds, peak_bytes
-from brics_cli.core.denoisers import Denoiser
-from brics_cli.core.samplers import SAMPLERS, SamplerSettings
+from brics_cli.diffusion.denoisers import Denoiser
+from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
 from brics_cli.reporting import Reporter
 from brics_cli.streams.batch_sizes import OutOfMemory, attempt
 from brics_cli.streams.samples import SampleStream

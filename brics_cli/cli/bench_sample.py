@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from brics_cli.autoencoder.autoencoder import Autoencoder
     from brics_cli.bench.sample import SampleCosts
-    from brics_cli.core.denoisers import Denoiser
+    from brics_cli.diffusion.denoisers import Denoiser
 
 DEFAULT_AE_RECIPE = "brics-256"
 CUDA_BATCH_SIZE, OTHER_BATCH_SIZE = 64, 4
@@ -83,7 +83,7 @@ def sample(
     """
     from brics_cli.bench.sample import bench_sample
     from brics_cli.core.device import resolve_device
-    from brics_cli.core.samplers import SAMPLERS, SamplerSettings
+    from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
 
     check_guidance(guidance)
     for name in samplers or []:
@@ -129,7 +129,7 @@ def _of_recipes(
 def _of_run(
     run: Path, guide: str | None, guidance: float, session: Session, device: torch.device
 ) -> tuple[str, Denoiser, Autoencoder, Denoiser | None]:
-    from brics_cli.core.samplers import SamplerSettings
+    from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.streams.sample_models import load_sample_models
 
     models = load_sample_models(

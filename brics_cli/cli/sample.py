@@ -159,7 +159,7 @@ def sample(
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
 
     from brics_cli.core.device import resolve_devices
-    from brics_cli.core.samplers import SamplerSettings
+    from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.jobs.sample import sample as run
     from brics_cli.streams.sample_cost import estimate_seconds
     from brics_cli.streams.sample_plan import plan_sampling, sampled_format

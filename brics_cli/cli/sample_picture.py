@@ -11,7 +11,7 @@ from brics_cli.cli.output import Session
 if TYPE_CHECKING:
     import torch
 
-    from brics_cli.core.samplers import SamplerSettings
+    from brics_cli.diffusion.samplers import SamplerSettings
 
 
 @dataclass(frozen=True)

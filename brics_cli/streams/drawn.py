@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.core.samplers import SamplerSettings
+from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.streams.images import Image, ImageStream
 from brics_cli.streams.sample_plan import SamplePlan, plan_sampling

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.core.diffusion import ImageNoise
-from brics_cli.core.samplers import Noise
+from brics_cli.diffusion.diffusion import ImageNoise
+from brics_cli.diffusion.samplers import Noise
 from brics_cli.errors import UsageError
 from brics_cli.streams.batch_sizes import OutOfMemory, attempt, halved
 from brics_cli.streams.sample_models import SampleModels

@@ -10,9 +10,9 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
-from brics_cli.core.classes import Balance
-from brics_cli.core.denoisers import Denoiser, load_denoiser
-from brics_cli.core.samplers import SamplerSettings
+from brics_cli.diffusion.classes import Balance
+from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
+from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.streams.autoencoders import load_autoencoder_of
 from brics_cli.streams.origins import ancestor

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from brics_cli.core.classes import Balance
-from brics_cli.core.denoisers import Denoiser
-from brics_cli.core.diffusion import ImageNoise
-from brics_cli.core.guidance import check_guide
-from brics_cli.core.samplers import Noise, SamplerSettings, sample_codes
+from brics_cli.diffusion.classes import Balance
+from brics_cli.diffusion.denoisers import Denoiser
+from brics_cli.diffusion.diffusion import ImageNoise
+from brics_cli.diffusion.guidance import check_guide
+from brics_cli.diffusion.samplers import Noise, SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError, UsageError
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from brics_cli.codes import QUANTISATIONS, KeyCodeStore
-from brics_cli.core.diffusion import Draws, draws_for
 from brics_cli.core.randomness import Stream, keyed_coins
+from brics_cli.diffusion.diffusion import Draws, draws_for
 from brics_cli.distributed import World
 from brics_cli.errors import MachineError, is_out_of_memory
 from brics_cli.reporting import Reporter

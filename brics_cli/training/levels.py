@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brics_cli.core.diffusion import LEVEL_NAMES, loss_by_level
+from brics_cli.diffusion.diffusion import LEVEL_NAMES, loss_by_level
 from brics_cli.distributed import World
 
 

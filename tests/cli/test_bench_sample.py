@@ -13,7 +13,7 @@ from brics_cli.autoencoder.flops import count
 from brics_cli.bench import sample as bench
 from brics_cli.bench.sample_models import RandomModels, estimate_gflop, random_models
 from brics_cli.config import load_recipe
-from brics_cli.core.samplers import SAMPLERS
+from brics_cli.diffusion.samplers import SAMPLERS
 from brics_cli.reporting import SilentReporter
 
 TINY = ("--recipe", "tiny", "--batch-size", 2, "--repeats", 1, "--budget", 0, "--device", "cpu")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from brics_cli.config import DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig
-from brics_cli.core.denoisers import Denoiser, build_denoiser
-from brics_cli.core.diffusion import draws_for
+from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
+from brics_cli.diffusion.diffusion import draws_for
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ from commands import brics
 from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
-from brics_cli.core.samplers import SamplerSettings
+from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.streams.batch_sizes import OutOfMemory, attempt
 from brics_cli.streams.sample_models import load_sample_models
 from brics_cli.workspace import Workspace

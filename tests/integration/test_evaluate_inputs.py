@@ -20,8 +20,8 @@ from torch import nn
 from brics_cli.autoencoder.autoencoder import save_autoencoder
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, EncoderConfig, ResNetDecoderConfig
-from brics_cli.core.denoisers import build_denoiser, save_denoiser
 from brics_cli.data import collection as collections
+from brics_cli.diffusion.denoisers import build_denoiser, save_denoiser
 from brics_cli.errors import ExitCode
 from brics_cli.networks import features
 from brics_cli.streams import images as streams

@@ -22,9 +22,9 @@ from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
 from brics_cli.codes import KeyCodeStore
-from brics_cli.core.denoisers import Denoiser
-from brics_cli.core.samplers import SamplerSettings
 from brics_cli.data.sinks import ImageSink
+from brics_cli.diffusion.denoisers import Denoiser
+from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.jobs.sample import sample
 from brics_cli.reporting import SilentReporter
 from brics_cli.streams.batch_sizes import BatchSizes

@@ -14,8 +14,8 @@ from diffusion_workspace import make_model, make_workspace
 from PIL import Image
 
 from brics_cli import load_denoiser
-from brics_cli.core.classes import Classes
-from brics_cli.core.diffusion import ImageNoise
+from brics_cli.diffusion.classes import Classes
+from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.streams.pictures import spherical
 from brics_cli.workspace import Workspace, read_provenance
 

@@ -10,7 +10,7 @@ from commands import brics, error_line
 from safetensors.torch import load_file
 from store_files import write_store
 
-from brics_cli.core.denoisers import load_denoiser
+from brics_cli.diffusion.denoisers import load_denoiser
 
 UNET = (
     *("--recipe", "tiny", "--device", "cpu", "--set", "denoiser.kind=unet", "--set", "denoiser.dim=8"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brics_cli.core.classes import Classes
+from brics_cli.diffusion.classes import Classes
 from brics_cli.errors import UsageError
 
 SEEDS = range(4000)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.config import DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig, load_recipe
-from brics_cli.core.denoisers import Denoiser, build_denoiser, load_denoiser, save_denoiser
-from brics_cli.core.denoisers.parts import dropout_keys, keyed_dropout
-from brics_cli.core.denoisers.unet import Block, UNet
-from brics_cli.core.diffusion import Draws, draws_for
+from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from brics_cli.diffusion.denoisers.parts import dropout_keys, keyed_dropout
+from brics_cli.diffusion.denoisers.unet import Block, UNet
+from brics_cli.diffusion.diffusion import Draws, draws_for
 from brics_cli.errors import UsageError
 
 NETWORKS: dict[str, DenoiserConfig] = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from brics_cli.config import DiffusionConfig, DiTConfig
-from brics_cli.core.denoisers import Denoiser, build_denoiser, load_denoiser, save_denoiser
-from brics_cli.core.denoisers.dit import DiT, rotary_angles, rotate
-from brics_cli.core.diffusion import ImageNoise, alpha_sigma, draws_for, parametrisation
-from brics_cli.core.samplers import SamplerSettings, sample_codes
+from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from brics_cli.diffusion.denoisers.dit import DiT, rotary_angles, rotate
+from brics_cli.diffusion.diffusion import ImageNoise, alpha_sigma, draws_for, parametrisation
+from brics_cli.diffusion.samplers import SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError, UsageError
 
 SMALL = DiTConfig(dim=32, depth=2, num_heads=2)

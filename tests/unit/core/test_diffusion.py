@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.core.diffusion import (
+from brics_cli.diffusion.diffusion import (
     LEVEL_NAMES,
     LOG_SNR_LIMIT,
     ImageNoise,

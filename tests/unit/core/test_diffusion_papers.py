@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.config import DiffusionConfig, DiTConfig
-from brics_cli.core.denoisers import Denoiser
-from brics_cli.core.diffusion import Draws, alpha_sigma, parametrisation, sampling_log_snr, training_log_snr, weight
+from brics_cli.diffusion.denoisers import Denoiser
+from brics_cli.diffusion.diffusion import (
+    Draws,
+    alpha_sigma,
+    parametrisation,
+    sampling_log_snr,
+    training_log_snr,
+    weight,
+)
 
 OBJECTIVES = ("eps", "v", "x0", "edm", "flow")
 SCHEDULES = ("cosine", "cosine-shifted", "edm-lognormal", "logit-normal")

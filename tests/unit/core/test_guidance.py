@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.config import DiffusionConfig, DiTConfig
-from brics_cli.core.classes import Classes
-from brics_cli.core.denoisers import Denoiser, build_denoiser
-from brics_cli.core.diffusion import ImageNoise
-from brics_cli.core.guidance import check_guide, estimate
-from brics_cli.core.samplers import SamplerSettings, sample_codes
+from brics_cli.diffusion.classes import Classes
+from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
+from brics_cli.diffusion.diffusion import ImageNoise
+from brics_cli.diffusion.guidance import check_guide, estimate
+from brics_cli.diffusion.samplers import SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError
 
 SHAPE = (3, 4, 4)

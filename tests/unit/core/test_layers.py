@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from brics_cli.autoencoder.layers import SelfAttention
-from brics_cli.core.denoisers.unet import Attention
+from brics_cli.diffusion.denoisers.unet import Attention
 
 FLASH = 1
 """`_fused_sdp_choice`: 0 is the math path, which stores (HW)² weights per image."""

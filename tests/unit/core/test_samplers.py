@@ -9,7 +9,7 @@ import torch
 from analytic import normals
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.core.samplers import (
+from brics_cli.diffusion.samplers import (
     SAMPLERS,
     SamplerSettings,
     ddpm,

@@ -15,7 +15,7 @@ from analytic import MIXTURE, normals
 from torch import Tensor
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.core.samplers import ddim, ddpm, dpmpp_2m, heun, karras_steps
+from brics_cli.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun, karras_steps
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -15,7 +15,7 @@ from analytic import MIXTURE, normals
 from scipy.integrate import solve_ivp
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.core.samplers import SAMPLERS, ddim, dpmpp_2m, heun, karras_steps, schedule_steps
+from brics_cli.diffusion.samplers import SAMPLERS, ddim, dpmpp_2m, heun, karras_steps, schedule_steps
 
 COUNT = 20_000
 STANDARD_ERRORS = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from brics_cli.config import DiffusionConfig, DiTConfig
-from brics_cli.core.denoisers import Denoiser, build_denoiser
-from brics_cli.core.samplers import SamplerSettings
+from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
+from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import UsageError
 from brics_cli.streams.samples import SampleStream
 

@@ -12,8 +12,8 @@ import torch
 from store_files import SHAPE, header
 
 from brics_cli.codes import KeyCodeStore, StoreShard, StoreWriter, dequantise
-from brics_cli.core.diffusion import draws_for
 from brics_cli.core.randomness import Stream, keyed_coins
+from brics_cli.diffusion.diffusion import draws_for
 from brics_cli.distributed import World
 from brics_cli.errors import MachineError
 from brics_cli.reporting import SilentReporter

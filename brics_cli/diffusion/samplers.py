@@ -19,9 +19,9 @@ from torch import Tensor
 
 from brics_cli.config import DiffusionConfig
 from brics_cli.config.suggestions import did_you_mean
-from brics_cli.core.denoisers import Denoiser
-from brics_cli.core.diffusion import karras_sigma, sampling_log_snr
-from brics_cli.core.guidance import check_guide, estimate
+from brics_cli.diffusion.denoisers import Denoiser
+from brics_cli.diffusion.diffusion import karras_sigma, sampling_log_snr
+from brics_cli.diffusion.guidance import check_guide, estimate
 from brics_cli.errors import UsageError
 
 Denoise = Callable[[Tensor, float], Tensor]

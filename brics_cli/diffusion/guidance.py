@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brics_cli.core.denoisers import Denoiser
+from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.errors import ArtefactError
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.model_files import save_model
 from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig, UNetConfig
-from brics_cli.core.classes import Classes
-from brics_cli.core.denoisers.parts import dropout_keys
-from brics_cli.core.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
+from brics_cli.diffusion.classes import Classes
+from brics_cli.diffusion.denoisers.parts import dropout_keys
+from brics_cli.diffusion.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
 
 KIND = "diffusion"
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brics_cli.config import DiTConfig
-from brics_cli.core.denoisers.parts import noise_features, noise_frequencies, noise_mlp, run_block
+from brics_cli.diffusion.denoisers.parts import noise_features, noise_frequencies, noise_mlp, run_block
 from brics_cli.errors import UsageError
 
 

@@ -13,9 +13,9 @@ from pydantic import Field
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, average_file, average_name, load_weights, read_model_config
 from brics_cli.autoencoder.sizes import check_against
 from brics_cli.config import CodeKind, Config, DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig, validate
-from brics_cli.core.denoisers.denoiser import KIND, LEAST_STD, Denoiser, DiffusionLoss, save_denoiser
-from brics_cli.core.denoisers.dit import DiT
-from brics_cli.core.denoisers.unet import UNet
+from brics_cli.diffusion.denoisers.denoiser import KIND, LEAST_STD, Denoiser, DiffusionLoss, save_denoiser
+from brics_cli.diffusion.denoisers.dit import DiT
+from brics_cli.diffusion.denoisers.unet import UNet
 from brics_cli.errors import ArtefactError, UsageError
 
 __all__ = ["Denoiser", "DiffusionLoss", "build_denoiser", "build_network", "load_denoiser", "save_denoiser"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.layers import group_norm, upsample_nearest
 from brics_cli.config import UNetConfig
-from brics_cli.core.denoisers.parts import keyed_dropout, noise_features, noise_frequencies, noise_mlp, run_block
+from brics_cli.diffusion.denoisers.parts import keyed_dropout, noise_features, noise_frequencies, noise_mlp, run_block
 
 Resample = Literal["none", "down", "up"]
 

@@ -1,0 +1,1 @@
+"""The diffusion model over key codes: denoisers, objectives and schedules, samplers, guidance."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
-from brics_cli.metrics.reconstruction import capped_psnr, ssim
+from brics_cli.evaluation.reconstruction import capped_psnr, ssim
 
 NOISE_LEVELS = (0.05, 0.1, 0.2)
 """Standard deviations of the noise, in standard deviations of the codes."""

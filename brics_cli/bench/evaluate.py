@@ -23,15 +23,15 @@ from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.data import open_collection
 from brics_cli.data.loader import default_num_workers
 from brics_cli.data.photographs import PHOTOGRAPHS
-from brics_cli.metrics.extraction import Extraction, Gathering
-from brics_cli.metrics.frechet import frechet_distance
-from brics_cli.metrics.jackknife import NUM_GROUPS, frechet_standard_error
-from brics_cli.metrics.moments import FeatureMoments
-from brics_cli.metrics.registry import REGISTRY, Settings
-from brics_cli.metrics.scores import SetScorer
+from brics_cli.evaluation.extraction import Extraction, Gathering
+from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.images import CollectionStream
+from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.registry import REGISTRY, Settings
+from brics_cli.evaluation.scores import SetScorer
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.reporting import Reporter
-from brics_cli.streams.images import CollectionStream
 
 SIDE = 256
 

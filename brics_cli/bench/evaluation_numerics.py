@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brics_cli.metrics.frechet import StoredGaussian, frechet_distance
-from brics_cli.metrics.jackknife import NUM_GROUPS
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation.frechet import StoredGaussian, frechet_distance
+from brics_cli.evaluation.jackknife import NUM_GROUPS
+from brics_cli.evaluation.moments import FeatureMoments
 
 BATCH_SIZE = 32
 NUM_FEATURES = 2048

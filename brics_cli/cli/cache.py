@@ -24,7 +24,7 @@ _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 @app.command("list")
 def list_entries(as_json: options.Json = False) -> int:
     """List what is kept: of which images, in which network, how large, when last used."""
-    from brics_cli.metrics import cache
+    from brics_cli.evaluation import cache
 
     session = Session(as_json=as_json)
     entries = cache.entries()
@@ -61,7 +61,7 @@ def prune(
 
     With --all also what is remembered of collections, to recognise them without reading them again.
     """
-    from brics_cli.metrics import cache
+    from brics_cli.evaluation import cache
     from brics_cli.workspace.caches import forget
 
     if everything == (unused is not None or max_size is not None):

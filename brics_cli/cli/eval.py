@@ -203,8 +203,8 @@ def eval(
     fake = _chosen(fake, fake_subset, fake_image_field, side="fake")
     if self_test:
         return _self_test(session, real, fake, device=device)
+    from brics_cli.evaluation.registry import Settings
     from brics_cli.jobs.evaluate import NeighbourSettings, evaluate
-    from brics_cli.metrics.registry import Settings
     from brics_cli.streams.drawn import DrawSettings
 
     report = evaluate(
@@ -261,8 +261,8 @@ def compare_reports(
 
     Figures that differ in definition, reference or number of images are not ranked: the last column says why.
     """
-    from brics_cli.metrics.comparing import compare, load_report, plot_against_steps
-    from brics_cli.metrics.registry import metric as known_metric
+    from brics_cli.evaluation.comparing import compare, load_report, plot_against_steps
+    from brics_cli.evaluation.registry import metric as known_metric
     from brics_cli.workspace import check_output, check_writable
 
     session = Session(quiet=quiet, as_json=as_json)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from brics_cli.cli.output import Session, plain_table
-from brics_cli.metrics.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
+from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from brics_cli.evaluation.comparing import ComparedMetric, LoadedReport
+    from brics_cli.evaluation.report import EvaluationReport, MetricResult
     from brics_cli.jobs.self_test import Check
-    from brics_cli.metrics.comparing import ComparedMetric, LoadedReport
-    from brics_cli.metrics.report import EvaluationReport, MetricResult
 
 NUM_FAILURES_SHOWN = 10
 _NOT_COMPARABLE = {

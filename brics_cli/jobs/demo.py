@@ -18,6 +18,10 @@ from brics_cli.data import contact_sheet
 from brics_cli.data.photographs import bicubic_round_trip, photograph_crops
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import WouldOverwriteError
+from brics_cli.evaluation.images import open_images
+from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.report import EvaluationReport
+from brics_cli.evaluation.selection import choose_metrics
 from brics_cli.jobs.decode import decode, plan_decoding
 from brics_cli.jobs.encode_dataset import encode_dataset, plan_encoding
 from brics_cli.jobs.evaluate import evaluate
@@ -25,11 +29,7 @@ from brics_cli.jobs.pack import pack, plan_packing
 from brics_cli.jobs.sample import sample
 from brics_cli.jobs.train_ae import train_autoencoder
 from brics_cli.jobs.train_diffusion import train_diffusion
-from brics_cli.metrics.reconstruction import psnr, ssim
-from brics_cli.metrics.report import EvaluationReport
-from brics_cli.metrics.selection import choose_metrics
 from brics_cli.reporting import Reporter
-from brics_cli.streams.images import open_images
 from brics_cli.streams.sample_plan import plan_sampling
 from brics_cli.training.plan import TrainOptions, plan_autoencoder, plan_diffusion
 from brics_cli.workspace import Artefact, Workspace, read_provenance, write_provenance

@@ -20,8 +20,8 @@ from brics_cli.data import contact_sheet
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
-from brics_cli.metrics.frechet import FrechetReference
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation.frechet import FrechetReference
+from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.networks.random_features import RandomConvolutions
 
 SHEET_SEEDS = range(24)

@@ -20,7 +20,7 @@ from brics_cli.data import load_shards
 from brics_cli.data.fingerprints import fingerprint_of, known_fingerprint
 from brics_cli.data.loader import default_num_workers, say_enlarged
 from brics_cli.errors import InterruptedRunError, TooManyFailuresError
-from brics_cli.metrics.reconstruction import psnr
+from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.scale import LocalExecutor
 from brics_cli.workspace import Parent

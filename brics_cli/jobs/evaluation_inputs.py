@@ -10,15 +10,15 @@ from typing import Any
 from brics_cli.data.opening import median_side
 from brics_cli.data.sources.npz import holds_images, read_headers
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.evaluation.images import CollectionStream, ImageStream, StoreStream, open_images
+from brics_cli.evaluation.pairing import Pairing, match_keys
+from brics_cli.evaluation.registry import Metric, smallest_number
+from brics_cli.evaluation.report import EvaluationReport, Source
+from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, read_statistics
 from brics_cli.jobs.evaluation_pass import Input, Machinery
-from brics_cli.metrics.pairing import Pairing, match_keys
-from brics_cli.metrics.registry import Metric, smallest_number
-from brics_cli.metrics.report import EvaluationReport, Source
-from brics_cli.metrics.statistics import PICKLES, SavedStatistics, read_statistics
 from brics_cli.reporting import Reporter
 from brics_cli.streams.comparison import ComparisonInputs
 from brics_cli.streams.drawn import DrawSettings, draw_images
-from brics_cli.streams.images import CollectionStream, ImageStream, StoreStream, open_images
 from brics_cli.streams.origins import ancestor
 from brics_cli.workspace import Workspace, read_provenance
 

@@ -18,21 +18,21 @@ from brics_cli.data import TRANSFORM_VERSIONS, Collection
 from brics_cli.data.fingerprints import fingerprint, known_fingerprint
 from brics_cli.data.selection import select_positions
 from brics_cli.errors import UsageError
-from brics_cli.metrics import cache
-from brics_cli.metrics.extraction import Extraction, Gathering, SetFeatures, Side
-from brics_cli.metrics.jackknife import NUM_GROUPS
-from brics_cli.metrics.meters import Image, PairMeter, pair_meter, stacked_partners
-from brics_cli.metrics.neighbours import LpipsFeatures, NeighbourSearch
-from brics_cli.metrics.pairing import Pairing
-from brics_cli.metrics.registry import RANDOM_NETWORK, Metric, Settings
-from brics_cli.metrics.selection import Choice
-from brics_cli.metrics.statistics import SavedStatistics
+from brics_cli.evaluation import cache
+from brics_cli.evaluation.extraction import Extraction, Gathering, SetFeatures, Side
+from brics_cli.evaluation.images import CollectionStream, ImageStream
+from brics_cli.evaluation.jackknife import NUM_GROUPS
+from brics_cli.evaluation.meters import Image, PairMeter, pair_meter, stacked_partners
+from brics_cli.evaluation.neighbours import LpipsFeatures, NeighbourSearch
+from brics_cli.evaluation.pairing import Pairing
+from brics_cli.evaluation.registry import RANDOM_NETWORK, Metric, Settings
+from brics_cli.evaluation.selection import Choice
+from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.loading import load_network
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.reporting import Reporter
-from brics_cli.streams.images import CollectionStream, ImageStream
 
 Input = ImageStream | SavedStatistics
 

@@ -10,16 +10,16 @@ from PIL import Image as PillowImage
 
 from brics_cli.data.sheets import contact_sheet
 from brics_cli.errors import UsageError
+from brics_cli.evaluation.images import ImageStream, StoreStream
+from brics_cli.evaluation.meters import Image, PairMeter
+from brics_cli.evaluation.neighbours import NeighbourSearch
+from brics_cli.evaluation.registry import Metric, Settings, definition_of
+from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS, EvaluationReport, MetricResult
+from brics_cli.evaluation.scores import Score
+from brics_cli.evaluation.selection import Choice
+from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.jobs.evaluation_pass import Input, Measured
-from brics_cli.metrics.meters import Image, PairMeter
-from brics_cli.metrics.neighbours import NeighbourSearch
-from brics_cli.metrics.registry import Metric, Settings, definition_of
-from brics_cli.metrics.report import OWN_WEIGHTS, UNKNOWN_STATISTICS, EvaluationReport, MetricResult
-from brics_cli.metrics.scores import Score
-from brics_cli.metrics.selection import Choice
-from brics_cli.metrics.statistics import SavedStatistics
 from brics_cli.reporting import Reporter
-from brics_cli.streams.images import ImageStream, StoreStream
 
 NUM_SHEET_ROWS = 16
 SHEET_SIDE = 128

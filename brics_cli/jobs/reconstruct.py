@@ -16,7 +16,7 @@ from brics_cli.codes.encoding import encoding_network
 from brics_cli.data import ImageError, contact_sheet
 from brics_cli.data.pixels import load_pixels
 from brics_cli.errors import TooManyFailuresError, UsageError
-from brics_cli.metrics.reconstruction import psnr
+from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.workspace import check_output
 from brics_cli.workspace.naming import PICTURE, form_of_output
 

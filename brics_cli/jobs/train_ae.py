@@ -19,7 +19,7 @@ from brics_cli.config import AutoencoderRecipe
 from brics_cli.core.device import resolve_device
 from brics_cli.data import contact_sheet
 from brics_cli.distributed import World, join_world
-from brics_cli.metrics.reconstruction import capped_psnr, ssim
+from brics_cli.evaluation.reconstruction import capped_psnr, ssim
 from brics_cli.reporting import Reporter
 from brics_cli.stopping import StopRequest, stop_signals
 from brics_cli.training.adversary import build_adversary

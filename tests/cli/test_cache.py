@@ -10,8 +10,8 @@ import pytest
 from commands import brics, error_line
 
 from brics_cli.errors import ExitCode
-from brics_cli.metrics import cache
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation import cache
+from brics_cli.evaluation.moments import FeatureMoments
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from brics_cli.cli.app import run
 from brics_cli.errors import ExitCode
-from brics_cli.metrics.registry import REGISTRY
+from brics_cli.evaluation.registry import REGISTRY
 
 
 def test_help_names_every_metric_and_needs_no_torch() -> None:

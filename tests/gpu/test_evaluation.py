@@ -9,11 +9,11 @@ import pytest
 import standin_weights
 import torch
 
-from brics_cli.metrics.kernel import kernel_distance
-from brics_cli.metrics.manifold import manifold_scores
-from brics_cli.metrics.ms_ssim import ms_ssim
-from brics_cli.metrics.neighbours import LpipsFeatures
-from brics_cli.metrics.rows import ArrayRows
+from brics_cli.evaluation.kernel import kernel_distance
+from brics_cli.evaluation.manifold import manifold_scores
+from brics_cli.evaluation.ms_ssim import ms_ssim
+from brics_cli.evaluation.neighbours import LpipsFeatures
+from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.networks.loading import load_network
 from brics_cli.networks.perceptual import load_lpips
 

@@ -29,9 +29,9 @@ from brics_cli.codes import verify_store
 from brics_cli.codes.sealing import seal
 from brics_cli.data import collection as collections
 from brics_cli.data import open_collection
+from brics_cli.evaluation import cache
+from brics_cli.evaluation import images as streams
 from brics_cli.jobs import encode_dataset as job
-from brics_cli.metrics import cache
-from brics_cli.streams import images as streams
 
 NUM, SHARD = 12, 3
 """Images, and how many of them are in a shard."""

@@ -21,10 +21,10 @@ from brics_cli.codes import KeyCodeStore
 from brics_cli.config import AutoencoderConfig, EncoderConfig, ResNetDecoderConfig
 from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
+from brics_cli.evaluation.images import open_images
+from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.jobs.evaluate import evaluate
-from brics_cli.metrics.reconstruction import psnr, ssim
 from brics_cli.networks.inception import load_inception
-from brics_cli.streams.images import open_images
 from brics_cli.weights.importing import import_weights
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, write_provenance
 

@@ -23,8 +23,8 @@ from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, Enco
 from brics_cli.data import collection as collections
 from brics_cli.diffusion.denoisers import build_denoiser, save_denoiser
 from brics_cli.errors import ExitCode
+from brics_cli.evaluation import images as streams
 from brics_cli.networks import features
-from brics_cli.streams import images as streams
 from brics_cli.streams.drawn import DrawSettings, draw_images
 from brics_cli.weights.importing import import_weights
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
@@ -238,7 +238,7 @@ def test_rows_are_kept_only_where_a_metric_needs_them(evaluate, folders: Path, m
         def __init__(self, num_features: int) -> None:
             raise OSError(errno.ENOSPC, "full", f"rows of {num_features} features")
 
-    monkeypatch.setattr("brics_cli.metrics.extraction.SpooledRows", NoRows)
+    monkeypatch.setattr("brics_cli.evaluation.extraction.SpooledRows", NoRows)
     sides = ("--real", folders / "fake", "--fake", folders / "real")  # 20 images: enough for an error bar
     found = measured(evaluate(*flags("clip-fid"), *sides, "--json"))["clip-fid"]
     assert found["standard_error"] > 0 and "jackknife over 10 groups" in found["error_kind"]

@@ -26,15 +26,15 @@ from torch import nn
 from brics_cli.bench.evaluate import write_images
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE
-from brics_cli.metrics.frechet import frechet_distance
-from brics_cli.metrics.inception_score import inception_score
-from brics_cli.metrics.kernel import kernel_distance
-from brics_cli.metrics.manifold import manifold_scores
-from brics_cli.metrics.moments import FeatureMoments
-from brics_cli.metrics.ms_ssim import ms_ssim
-from brics_cli.metrics.perceptual import lpips_distance
-from brics_cli.metrics.reconstruction import psnr, ssim
-from brics_cli.metrics.rows import ArrayRows
+from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.inception_score import inception_score
+from brics_cli.evaluation.kernel import kernel_distance
+from brics_cli.evaluation.manifold import manifold_scores
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.ms_ssim import ms_ssim
+from brics_cli.evaluation.perceptual import lpips_distance
+from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.networks.clip import ClipFeatures
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.perceptual import load_lpips

@@ -23,9 +23,9 @@ from brics_cli.bench.evaluate import gather, write_images
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE
 from brics_cli.data.loader import default_num_workers
-from brics_cli.metrics.frechet import frechet_distance
-from brics_cli.metrics.jackknife import NUM_GROUPS, frechet_standard_error
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
+from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.networks.inception_pytorch import fid_inception
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import standin_weights
 from oracles import clean_fid
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.frechet import frechet_distance
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.networks.inception import load_inception
 
 

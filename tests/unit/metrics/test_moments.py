@@ -7,10 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from brics_cli.metrics import moments as moments_module
-from brics_cli.metrics.frechet import FrechetReference, frechet_distance
-from brics_cli.metrics.jackknife import NUM_GROUPS, frechet_standard_error
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation import moments as moments_module
+from brics_cli.evaluation.frechet import FrechetReference, frechet_distance
+from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
+from brics_cli.evaluation.moments import FeatureMoments
 
 D = 24
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.pairing import match_keys
-from brics_cli.metrics.registry import metric
+from brics_cli.evaluation.pairing import match_keys
+from brics_cli.evaluation.registry import metric
 from brics_cli.workspace.naming import flat_name
 
 

@@ -16,17 +16,17 @@ from pytorch_msssim import ms_ssim as their_ms_ssim
 from skimage import data
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
-from brics_cli.metrics import cache
-from brics_cli.metrics.comparing import compare, load_report, plot_against_steps
-from brics_cli.metrics.extraction import Extraction, Gathering
-from brics_cli.metrics.frechet import frechet_distance
-from brics_cli.metrics.moments import FeatureMoments
-from brics_cli.metrics.ms_ssim import MIN_SIDE, ms_ssim
-from brics_cli.metrics.neighbours import OTHER_FEATURES, LpipsFeatures, NeighbourSearch
-from brics_cli.metrics.perceptual import lpips_distance
-from brics_cli.metrics.registry import NEIGHBOUR_NETWORKS
-from brics_cli.metrics.rows import ArrayRows
-from brics_cli.metrics.statistics import read_statistics
+from brics_cli.evaluation import cache
+from brics_cli.evaluation.comparing import compare, load_report, plot_against_steps
+from brics_cli.evaluation.extraction import Extraction, Gathering
+from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.ms_ssim import MIN_SIDE, ms_ssim
+from brics_cli.evaluation.neighbours import OTHER_FEATURES, LpipsFeatures, NeighbourSearch
+from brics_cli.evaluation.perceptual import lpips_distance
+from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS
+from brics_cli.evaluation.rows import ArrayRows
+from brics_cli.evaluation.statistics import read_statistics
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.perceptual import load_lpips
 

@@ -10,9 +10,9 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.meters import PairMeter
-from brics_cli.metrics.reconstruction import psnr, ssim
-from brics_cli.metrics.registry import REGISTRY
+from brics_cli.evaluation.meters import PairMeter
+from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.registry import REGISTRY
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.inception_score import inception_score
-from brics_cli.metrics.kernel import kernel_distance
-from brics_cli.metrics.manifold import manifold_scores
-from brics_cli.metrics.registry import MODES, PRESETS, REGISTRY, Settings, caveat_of
-from brics_cli.metrics.rows import ArrayRows, SpooledRows
+from brics_cli.evaluation.inception_score import inception_score
+from brics_cli.evaluation.kernel import kernel_distance
+from brics_cli.evaluation.manifold import manifold_scores
+from brics_cli.evaluation.registry import MODES, PRESETS, REGISTRY, Settings, caveat_of
+from brics_cli.evaluation.rows import ArrayRows, SpooledRows
 
 SCORES = ("precision", "recall", "density", "coverage")
 
@@ -64,7 +64,7 @@ def test_kid_equals_clean_fids_where_no_choice_is_left() -> None:
 def test_kid_by_subsets_read_from_disk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = ArrayRows(rows(90, seed=0)), ArrayRows(rows(70, seed=1))
     whole = kernel_distance(real, fake, num_subsets=5, subset_size=40)
-    monkeypatch.setattr("brics_cli.metrics.kernel.MAX_WHOLE_KERNEL", 0)
+    monkeypatch.setattr("brics_cli.evaluation.kernel.MAX_WHOLE_KERNEL", 0)
     assert kernel_distance(real, fake, num_subsets=5, subset_size=40).value == pytest.approx(whole.value, rel=1e-9)
     with pytest.raises(UsageError, match="KID needs at least 2 images on each side, there are 1 and 70"):
         kernel_distance(ArrayRows(rows(1, seed=0)), fake)
@@ -160,7 +160,7 @@ def test_rows_on_disk_come_back_in_the_order_of_their_images() -> None:
 
 def test_rows_on_disk_leave_nothing_behind_when_killed(tmp_path: Path) -> None:
     program = (
-        "import os, signal, numpy as np; from brics_cli.metrics.rows import SpooledRows\n"
+        "import os, signal, numpy as np; from brics_cli.evaluation.rows import SpooledRows\n"
         "rows = SpooledRows(2048); rows.append(np.ones((600, 2048), np.float32), list(range(600)))\n"
         "assert rows.take(np.arange(2)).sum() == 4096; os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.metrics.statistics import NUM_FEATURES, check_network, read_statistics
+from brics_cli.evaluation.statistics import NUM_FEATURES, check_network, read_statistics
 
 TENSORFLOW = "inception-legacy-tensorflow"
 

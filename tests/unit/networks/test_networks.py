@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
-from brics_cli.metrics.perceptual import lpips_distance
+from brics_cli.evaluation.perceptual import lpips_distance
 from brics_cli.networks.clip import load_clip
 from brics_cli.networks.inception import load_inception
 from brics_cli.networks.perceptual import LPIPS_MIN_SIDE, load_lpips

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
-from brics_cli.metrics import registry as metrics
+from brics_cli.evaluation import registry as metrics
 from brics_cli.weights import REGISTRY, WeightsEntry, find, finding, importing, require
 
 CONTENT = b"the published bytes" * 100

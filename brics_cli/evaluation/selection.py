@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.metrics.registry import (
+from brics_cli.evaluation.registry import (
     DEFAULT,
     NEEDS_NO_WEIGHTS,
     NEIGHBOUR_NETWORKS,

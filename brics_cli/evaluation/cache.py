@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from brics_cli.metrics.moments import FeatureMoments
-from brics_cli.metrics.rows import ArrayRows, RowSource, in_blocks
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.rows import ArrayRows, RowSource, in_blocks
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, write_text_atomically
 from brics_cli.workspace.caches import cache_folder

@@ -16,7 +16,7 @@ import numpy as np
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.metrics.frechet import Array, StoredGaussian
+from brics_cli.evaluation.frechet import Array, StoredGaussian
 from brics_cli.workspace import sha256_of_file
 
 NUM_FEATURES: dict[str, int] = {

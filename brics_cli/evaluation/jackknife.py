@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from brics_cli.metrics.frechet import FrechetReference, Gaussian
-from brics_cli.metrics.moments import FeatureMoments
+from brics_cli.evaluation.frechet import FrechetReference, Gaussian
+from brics_cli.evaluation.moments import FeatureMoments
 
 NUM_GROUPS = 10
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.rows import RowSource
+from brics_cli.evaluation.rows import RowSource
 
 Indices = NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.metrics.registry import REGISTRY, Settings, weights_of
+from brics_cli.evaluation.registry import REGISTRY, Settings, weights_of
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, signature
 from brics_cli.workspace.naming import CURVES, form_of_output

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brics_cli.metrics.frechet import Gaussian, StoredGaussian
+from brics_cli.evaluation.frechet import Gaussian, StoredGaussian
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.floating]

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.extraction import SetFeatures
-from brics_cli.metrics.frechet import frechet_distance
-from brics_cli.metrics.inception_score import inception_score
-from brics_cli.metrics.jackknife import frechet_standard_error
-from brics_cli.metrics.kernel import kernel_distance
-from brics_cli.metrics.manifold import ManifoldScores, manifold_scores
-from brics_cli.metrics.moments import FeatureMoments
-from brics_cli.metrics.registry import PRESETS, Metric, Settings, caveat_of
-from brics_cli.metrics.rows import RowSource, in_blocks
+from brics_cli.evaluation.extraction import SetFeatures
+from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.inception_score import inception_score
+from brics_cli.evaluation.jackknife import frechet_standard_error
+from brics_cli.evaluation.kernel import kernel_distance
+from brics_cli.evaluation.manifold import ManifoldScores, manifold_scores
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.registry import PRESETS, Metric, Settings, caveat_of
+from brics_cli.evaluation.rows import RowSource, in_blocks
 from brics_cli.networks.features import FeatureNetwork
 
 SUBSET_SEED = 2020

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.ms_ssim import ms_ssim
-from brics_cli.metrics.reconstruction import psnr, ssim
-from brics_cli.metrics.registry import Metric
+from brics_cli.evaluation.ms_ssim import ms_ssim
+from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.registry import Metric
 
 if TYPE_CHECKING:
-    from brics_cli.metrics.neighbours import LpipsFeatures
+    from brics_cli.evaluation.neighbours import LpipsFeatures
 
 Image = NDArray[np.uint8]
 PairFunction = Callable[[Image, Image], NDArray[np.float64]]
@@ -88,7 +88,7 @@ def pair_meter(
         return PairMeter(metric, lambda real, fake: ms_ssim(real, fake, device=device))
     if shared and metric.network in shared:
         return PairMeter(metric, shared[metric.network].distance)
-    from brics_cli.metrics.perceptual import lpips_distance
+    from brics_cli.evaluation.perceptual import lpips_distance
     from brics_cli.networks.perceptual import load_lpips
 
     model = load_lpips(weights[0], net="vgg" if metric.name == "lpips-vgg" else "alex", device=device)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import UsageError
-from brics_cli.metrics.rows import RowSource, in_blocks
+from brics_cli.evaluation.rows import RowSource, in_blocks
 
 Array = NDArray[np.float64]
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brics_cli.errors import MachineError, UsageError
-from brics_cli.metrics.frechet import Gaussian
-from brics_cli.metrics.moments import FeatureMoments
-from brics_cli.metrics.rows import RowSource, SpooledRows
+from brics_cli.evaluation.frechet import Gaussian
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.rows import RowSource, SpooledRows
 from brics_cli.networks.features import FeatureNetwork, Prepared
 
 Image = NDArray[np.uint8]

@@ -17,15 +17,15 @@ _PUBLIC = {
     "load_autoencoder": "brics_cli.autoencoder.autoencoder",
     "load_denoiser": "brics_cli.diffusion.denoisers",
     "KeyCodeStore": "brics_cli.codes",
-    "open_collection": "brics_cli.data",
+    "open_collection": "brics_cli.images",
 }
 __all__ = ["KeyCodeStore", "__version__", "load_autoencoder", "load_denoiser", "open_collection"]
 
 if TYPE_CHECKING:
     from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.codes import KeyCodeStore
-    from brics_cli.data import open_collection
     from brics_cli.diffusion.denoisers import load_denoiser
+    from brics_cli.images import open_collection
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def write_photographs(folder: Path) -> None:
     """Write 48 real crops of 64 px as PNG files, the same ones every time."""
-    from brics_cli.data.photographs import photograph_crops
+    from brics_cli.images.photographs import photograph_crops
 
     crops = list(photograph_crops())
     for crop in crops[:: len(crops) // 48][:48]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from brics_cli.data.collection import Collection
+from brics_cli.images.collection import Collection
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

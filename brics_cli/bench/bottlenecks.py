@@ -24,9 +24,9 @@ from brics_cli.bench.bottleneck_results import Job, Trained, append_result, read
 from brics_cli.bench.bottleneck_scores import Scores, score
 from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe, load_recipe
-from brics_cli.data import apply_transform, open_collection
-from brics_cli.data.photographs import photograph_crops, photograph_squares
 from brics_cli.errors import UsageError
+from brics_cli.images import apply_transform, open_collection
+from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.reporting import Reporter
 from brics_cli.training.batches import prepare
@@ -133,7 +133,7 @@ def load_split(
 ) -> HeldOut:
     """Decode `data`; without `val`, hold a tenth of it out: whole clusters of look-alikes.
 
-    `data` None is `brics_cli.data.photographs`: squares of its training blocks, and crops of its held-out ones. Raises
+    `data` None is `brics_cli.images.photographs`: squares of its training blocks, and crops of its held-out ones. Raises
     UsageError when a collection cannot be opened, or is larger than the recipe's `data.cache_gib`.
     """
     if data is None:

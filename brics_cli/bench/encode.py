@@ -33,9 +33,9 @@ from brics_cli.bench.timing import device_name
 from brics_cli.codes import StoreHeader, StoreShard, StoreWriter
 from brics_cli.codes.encoding import CodeEncoder, Network, ShardWork, encoding_network
 from brics_cli.config import AutoencoderRecipe, load_recipe
-from brics_cli.data import Collection, open_collection
-from brics_cli.data.loader import default_num_workers, in_processes
-from brics_cli.data.pixels import load_pixels
+from brics_cli.images import Collection, open_collection
+from brics_cli.images.loader import default_num_workers, in_processes
+from brics_cli.images.pixels import load_pixels
 from brics_cli.reporting import TimeSplit
 from brics_cli.workspace import Parent
 

@@ -66,7 +66,7 @@ def decode(
     """
     from brics_cli.codes import KeyCodeStore
     from brics_cli.core.device import resolve_device
-    from brics_cli.data.sinks import FORMS
+    from brics_cli.images.sinks import FORMS
     from brics_cli.jobs.decode import decode as run
     from brics_cli.jobs.decode import decoded_format, plan_decoding
     from brics_cli.streams.autoencoders import load_store_autoencoder

@@ -52,7 +52,7 @@ def demo(
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     folder = out if out is not None else session.workspace.root / "brics-demo"
     if dry_run:
-        from brics_cli.data.photographs import photograph_crops
+        from brics_cli.images.photographs import photograph_crops
 
         held_out = [crop.held_out for crop in photograph_crops()]
         value = {"workspace": folder, "num_train": held_out.count(False), "num_held_out": held_out.count(True)}

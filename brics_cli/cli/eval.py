@@ -283,7 +283,7 @@ def _chosen(path: str | None, subset: str | None, image_field: str | None, *, si
     """The path of `subset` of the collections at `path`, and of its images `image_field`."""
     if subset is None and image_field is None:
         return path
-    from brics_cli.data.opening import subset_path
+    from brics_cli.images.opening import subset_path
 
     if path is None:
         option = f"--{side}-subset {subset}" if subset is not None else f"--{side}-image-field {image_field}"

@@ -137,7 +137,7 @@ Labels = Annotated[
 
 
 class Transform(StrEnum):
-    """How an image becomes a square: `brics_cli.data.pixels` says exactly."""
+    """How an image becomes a square: `brics_cli.images.pixels` says exactly."""
 
     crop_bicubic = "crop-bicubic"
     adm = "adm"

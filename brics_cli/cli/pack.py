@@ -64,7 +64,7 @@ def pack(
 
     Example: brics pack ./photographs --out shards --size 256
     """
-    from brics_cli.data.sinks import PNG, WEBP, jpeg
+    from brics_cli.images.sinks import PNG, WEBP, jpeg
     from brics_cli.jobs.pack import estimate_packing, plan_packing
     from brics_cli.jobs.pack import pack as run
 

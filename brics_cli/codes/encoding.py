@@ -20,10 +20,10 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.codes import StoreHeader, StoreShard, quantise, quantise_on_device
 from brics_cli.codes.parts import PartWriter
-from brics_cli.data import Batch, Collection, load_shards
-from brics_cli.data.fingerprints import settled_digest
-from brics_cli.data.loader import Failure
 from brics_cli.errors import ArtefactError
+from brics_cli.images import Batch, Collection, load_shards
+from brics_cli.images.fingerprints import settled_digest
+from brics_cli.images.loader import Failure
 from brics_cli.reporting import TimeSplit
 
 Network = Callable[[Tensor], Tensor]

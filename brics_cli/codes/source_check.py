@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from brics_cli.codes import StoreWriter
-from brics_cli.data import Collection
-from brics_cli.data.fingerprints import changed_shards, check_unchanged
 from brics_cli.errors import ArtefactError
+from brics_cli.images import Collection
+from brics_cli.images.fingerprints import changed_shards, check_unchanged
 from brics_cli.reporting import Reporter
 
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import KeyCodeStore
-from brics_cli.data import Collection, ImageError, apply_transform, decode_image, open_collection
-from brics_cli.data.fingerprints import ShardDigest, Watch, digested, fingerprint_of
-from brics_cli.data.loader import Failure, default_num_workers
-from brics_cli.data.selection import select_positions
+from brics_cli.images import Collection, ImageError, apply_transform, decode_image, open_collection
+from brics_cli.images.fingerprints import ShardDigest, Watch, digested, fingerprint_of
+from brics_cli.images.loader import Failure, default_num_workers
+from brics_cli.images.selection import select_positions
 from brics_cli.reporting import Reporter
 from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.workspace import Workspace

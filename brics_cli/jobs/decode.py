@@ -13,11 +13,11 @@ import torch
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import KeyCodeStore
-from brics_cli.data import claim_output, open_sink
-from brics_cli.data.companions import write_companions
-from brics_cli.data.outputs import output_lock
-from brics_cli.data.sinks import Format, check_key, discard_pieces, format_of, is_one_file, pieces_directory
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
+from brics_cli.images import claim_output, open_sink
+from brics_cli.images.companions import write_companions
+from brics_cli.images.outputs import output_lock
+from brics_cli.images.sinks import Format, check_key, discard_pieces, format_of, is_one_file, pieces_directory
 from brics_cli.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now

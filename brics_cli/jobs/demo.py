@@ -14,14 +14,14 @@ from PIL import Image
 from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.codes import KeyCodeStore
 from brics_cli.core.device import resolve_device
-from brics_cli.data import contact_sheet
-from brics_cli.data.photographs import bicubic_round_trip, photograph_crops
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import WouldOverwriteError
 from brics_cli.evaluation.images import open_images
 from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.evaluation.report import EvaluationReport
 from brics_cli.evaluation.selection import choose_metrics
+from brics_cli.images import contact_sheet
+from brics_cli.images.photographs import bicubic_round_trip, photograph_crops
 from brics_cli.jobs.decode import decode, plan_decoding
 from brics_cli.jobs.encode_dataset import encode_dataset, plan_encoding
 from brics_cli.jobs.evaluate import evaluate

@@ -16,12 +16,12 @@ import torch
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import KeyCodeStore
-from brics_cli.data import contact_sheet
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
 from brics_cli.evaluation.frechet import FrechetReference
 from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.images import contact_sheet
 from brics_cli.networks.random_features import RandomConvolutions
 
 SHEET_SEEDS = range(24)

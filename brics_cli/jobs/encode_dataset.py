@@ -16,11 +16,11 @@ from brics_cli.codes import KeyCodeStore, StoreWriter, dequantise, verify_store_
 from brics_cli.codes.encode_plan import EncodePlan, plan_encoding
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
 from brics_cli.codes.source_check import check_source
-from brics_cli.data import load_shards
-from brics_cli.data.fingerprints import fingerprint_of, known_fingerprint
-from brics_cli.data.loader import default_num_workers, say_enlarged
 from brics_cli.errors import InterruptedRunError, TooManyFailuresError
 from brics_cli.evaluation.reconstruction import psnr
+from brics_cli.images import load_shards
+from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint
+from brics_cli.images.loader import default_num_workers, say_enlarged
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.scale import LocalExecutor
 from brics_cli.workspace import Parent

@@ -16,8 +16,6 @@ from typing import Any
 
 import brics_cli
 from brics_cli.core.device import resolve_device
-from brics_cli.data.loader import default_num_workers
-from brics_cli.data.outputs import absent_unless_done, output_lock
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.evaluation.extraction import Side
 from brics_cli.evaluation.registry import Metric, Settings
@@ -25,6 +23,8 @@ from brics_cli.evaluation.report import EvaluationReport, FailedImage
 from brics_cli.evaluation.scores import Score, SetScorer
 from brics_cli.evaluation.selection import Choice, choose_metrics
 from brics_cli.evaluation.statistics import check_network
+from brics_cli.images.loader import default_num_workers
+from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes, why_not
 from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
 from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store

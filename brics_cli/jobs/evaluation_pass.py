@@ -14,9 +14,6 @@ from typing import Any
 
 import torch
 
-from brics_cli.data import TRANSFORM_VERSIONS, Collection
-from brics_cli.data.fingerprints import fingerprint, known_fingerprint
-from brics_cli.data.selection import select_positions
 from brics_cli.errors import UsageError
 from brics_cli.evaluation import cache
 from brics_cli.evaluation.extraction import Extraction, Gathering, SetFeatures, Side
@@ -28,6 +25,9 @@ from brics_cli.evaluation.pairing import Pairing
 from brics_cli.evaluation.registry import RANDOM_NETWORK, Metric, Settings
 from brics_cli.evaluation.selection import Choice
 from brics_cli.evaluation.statistics import SavedStatistics
+from brics_cli.images import TRANSFORM_VERSIONS, Collection
+from brics_cli.images.fingerprints import fingerprint, known_fingerprint
+from brics_cli.images.selection import select_positions
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.loading import load_network
 from brics_cli.networks.perceptual import load_lpips

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from brics_cli.data.sheets import contact_sheet
 from brics_cli.errors import UsageError
 from brics_cli.evaluation.images import ImageStream, StoreStream
 from brics_cli.evaluation.meters import Image, PairMeter
@@ -18,6 +17,7 @@ from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS, Evaluat
 from brics_cli.evaluation.scores import Score
 from brics_cli.evaluation.selection import Choice
 from brics_cli.evaluation.statistics import SavedStatistics
+from brics_cli.images.sheets import contact_sheet
 from brics_cli.jobs.evaluation_pass import Input, Measured
 from brics_cli.reporting import Reporter
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.latents import ROWS_PER_SHARD, shard_name, write_latents
-from brics_cli.data import claim_output
-from brics_cli.data.outputs import output_lock
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
+from brics_cli.images import claim_output
+from brics_cli.images.outputs import output_lock
 from brics_cli.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, atomic_path, write_provenance
 from brics_cli.workspace.artefacts import finished, now

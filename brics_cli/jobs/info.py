@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.codes import KeyCodeStore, verify_store_in_child
-from brics_cli.data import median_side, open_collection
-from brics_cli.data.fingerprints import known_fingerprint
 from brics_cli.errors import UsageError
+from brics_cli.images import median_side, open_collection
+from brics_cli.images.fingerprints import known_fingerprint
 from brics_cli.workspace import Artefact, read_provenance
 from brics_cli.workspace.files import read_json
 

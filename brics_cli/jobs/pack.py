@@ -10,20 +10,20 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brics_cli.data import TRANSFORM_VERSIONS, Collection, load_shards, open_collection, open_sink
-from brics_cli.data.companions import CARD, write_companions
-from brics_cli.data.fingerprints import fingerprint, fingerprint_of, settled_digest
-from brics_cli.data.loader import say_enlarged
-from brics_cli.data.lost_failures import failures_of_finished, missing_places
-from brics_cli.data.manifest import ManifestShard, write_manifest
-from brics_cli.data.outputs import FailureLog, output_lock
-from brics_cli.data.pixels import ImageError, load_pixels
-from brics_cli.data.recut import recut
-from brics_cli.data.sinks import PNG, Encoding
-from brics_cli.data.source_log import SourceLog
-from brics_cli.data.sources.webdataset import WebDatasetCollection
-from brics_cli.data.wanted import Labels, Wanted
 from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresError, UsageError
+from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection, open_sink
+from brics_cli.images.companions import CARD, write_companions
+from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest
+from brics_cli.images.loader import say_enlarged
+from brics_cli.images.lost_failures import failures_of_finished, missing_places
+from brics_cli.images.manifest import ManifestShard, write_manifest
+from brics_cli.images.outputs import FailureLog, output_lock
+from brics_cli.images.pixels import ImageError, load_pixels
+from brics_cli.images.recut import recut
+from brics_cli.images.sinks import PNG, Encoding
+from brics_cli.images.source_log import SourceLog
+from brics_cli.images.sources.webdataset import WebDatasetCollection
+from brics_cli.images.wanted import Labels, Wanted
 from brics_cli.jobs.pack_sources import checked_sources, claim_pack
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance

@@ -6,12 +6,12 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from brics_cli.data import Collection, claim_output
-from brics_cli.data.fingerprints import changed_shards, check_unchanged
-from brics_cli.data.manifest import source_digests
-from brics_cli.data.outputs import Claim
-from brics_cli.data.source_log import SourceLog
 from brics_cli.errors import ArtefactError
+from brics_cli.images import Collection, claim_output
+from brics_cli.images.fingerprints import changed_shards, check_unchanged
+from brics_cli.images.manifest import source_digests
+from brics_cli.images.outputs import Claim
+from brics_cli.images.source_log import SourceLog
 from brics_cli.reporting import Reporter
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 

@@ -13,10 +13,10 @@ from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import Quantisation, dequantise, quantise
 from brics_cli.codes.encoding import encoding_network
-from brics_cli.data import ImageError, contact_sheet
-from brics_cli.data.pixels import load_pixels
 from brics_cli.errors import TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
+from brics_cli.images import ImageError, contact_sheet
+from brics_cli.images.pixels import load_pixels
 from brics_cli.workspace import check_output
 from brics_cli.workspace.naming import PICTURE, form_of_output
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from brics_cli.codes import StoreWriter
-from brics_cli.data import claim_output, contact_sheet, open_sink
-from brics_cli.data.companions import write_companions
-from brics_cli.data.outputs import output_lock
-from brics_cli.data.sinks import discard_pieces
-from brics_cli.data.sinks.base import remove_leftovers
 from brics_cli.errors import InterruptedRunError
+from brics_cli.images import claim_output, contact_sheet, open_sink
+from brics_cli.images.companions import write_companions
+from brics_cli.images.outputs import output_lock
+from brics_cli.images.sinks import discard_pieces
+from brics_cli.images.sinks.base import remove_leftovers
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.scale import LocalExecutor
 from brics_cli.stopping import stop_signals

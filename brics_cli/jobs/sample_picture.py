@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from brics_cli.data import contact_sheet
-from brics_cli.data.outputs import absent_unless_done, output_lock
-from brics_cli.data.sinks import PNG
 from brics_cli.errors import NothingSavedError, UsageError
+from brics_cli.images import contact_sheet
+from brics_cli.images.outputs import absent_unless_done, output_lock
+from brics_cli.images.sinks import PNG
 from brics_cli.reporting import Reporter, TimeSplit
 from brics_cli.stopping import stop_signals
 from brics_cli.streams.pictures import Grid, Interpolation, draw_picture

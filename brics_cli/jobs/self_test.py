@@ -17,7 +17,6 @@ import torch
 from cleanfid.resize import build_resizer
 
 from brics_cli.core.device import resolve_device
-from brics_cli.data.photographs import photograph_crops
 from brics_cli.errors import UsageError
 from brics_cli.evaluation.frechet import StoredGaussian, frechet_distance
 from brics_cli.evaluation.inception_score import inception_score
@@ -25,6 +24,7 @@ from brics_cli.evaluation.kernel import kernel_distance
 from brics_cli.evaluation.manifold import manifold_scores
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.rows import ArrayRows
+from brics_cli.images.photographs import photograph_crops
 from brics_cli.jobs.evaluate import evaluate
 from brics_cli.reporting import Reporter, SilentReporter
 from brics_cli.weights import find

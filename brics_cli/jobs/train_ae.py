@@ -17,9 +17,9 @@ from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_los
 from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.core.device import resolve_device
-from brics_cli.data import contact_sheet
 from brics_cli.distributed import World, join_world
 from brics_cli.evaluation.reconstruction import capped_psnr, ssim
+from brics_cli.images import contact_sheet
 from brics_cli.reporting import Reporter
 from brics_cli.stopping import StopRequest, stop_signals
 from brics_cli.training.adversary import build_adversary

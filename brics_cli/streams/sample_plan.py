@@ -15,11 +15,11 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.codes import StoreHeader, StoreShard
-from brics_cli.data import TRANSFORM_VERSIONS, sinks
-from brics_cli.data.sinks import PNG, is_one_file, pieces
-from brics_cli.data.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
 from brics_cli.diffusion.classes import Balance
 from brics_cli.diffusion.samplers import SamplerSettings
+from brics_cli.images import TRANSFORM_VERSIONS, sinks
+from brics_cli.images.sinks import PNG, is_one_file, pieces
+from brics_cli.images.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.reporting import Reporter
 from brics_cli.streams.sample_models import SampleModels, load_sample_models

@@ -15,8 +15,8 @@ import numpy as np
 
 from brics_cli.codes import StoreHeader, StoreShard, quantise
 from brics_cli.codes.parts import PartWriter
-from brics_cli.data import open_sink
-from brics_cli.data.sinks import PNG, Encoding
+from brics_cli.images import open_sink
+from brics_cli.images.sinks import PNG, Encoding
 
 
 @dataclass(frozen=True)

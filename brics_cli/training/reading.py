@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brics_cli.data import Collection, ImageError
+from brics_cli.images import Collection, ImageError
 from brics_cli.training.order import SampleOrder
 
 WINDOWS_AHEAD = 2

@@ -16,9 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.config import Recipe, dump_yaml
-from brics_cli.data.outputs import output_lock
 from brics_cli.distributed import World
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
+from brics_cli.images.outputs import output_lock
 from brics_cli.parsing import parse_json
 from brics_cli.reporting import Reporter, command_line
 from brics_cli.training.environment import environment

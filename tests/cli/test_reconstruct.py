@@ -16,7 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
-from brics_cli.data.pixels import load_pixels
+from brics_cli.images.pixels import load_pixels
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from image_files import encoded
 from PIL import Image
 from skimage import data as photographs
 
-from brics_cli.data import load_shards, open_collection
-from brics_cli.data.pixels import load_pixels
+from brics_cli.images import load_shards, open_collection
+from brics_cli.images.pixels import load_pixels
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ from commands import brics
 
 from brics_cli import KeyCodeStore, load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_tensor
-from brics_cli.data import load_shards, open_collection
+from brics_cli.images import load_shards, open_collection
 
 
 @pytest.mark.slow

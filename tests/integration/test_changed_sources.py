@@ -27,10 +27,10 @@ from random_autoencoder import make_autoencoder
 from brics_cli import KeyCodeStore
 from brics_cli.codes import verify_store
 from brics_cli.codes.sealing import seal
-from brics_cli.data import collection as collections
-from brics_cli.data import open_collection
 from brics_cli.evaluation import cache
 from brics_cli.evaluation import images as streams
+from brics_cli.images import collection as collections
+from brics_cli.images import open_collection
 from brics_cli.jobs import encode_dataset as job
 
 NUM, SHARD = 12, 3

@@ -17,7 +17,7 @@ from random_autoencoder import make_autoencoder
 
 from brics_cli import load_denoiser
 from brics_cli.codes import KeyCodeStore, verify_store
-from brics_cli.data import open_collection
+from brics_cli.images import open_collection
 
 CLASSES = {"birds": 2, "cats": 3, "dogs": 7}
 TRAIN = ("--recipe", "tiny", "--steps", "1", "--device", "cpu", "--set", "denoiser.depth=1", "--set", "denoiser.dim=32")

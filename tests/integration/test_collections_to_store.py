@@ -23,8 +23,8 @@ from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
 from brics_cli.cli.app import run
 from brics_cli.codes import KeyCodeStore, quantise, verify_store
-from brics_cli.data import load_shards, open_collection
-from brics_cli.data.pixels import load_pixels
+from brics_cli.images import load_shards, open_collection
+from brics_cli.images.pixels import load_pixels
 from brics_cli.workspace import Parent, read_provenance
 from brics_cli.workspace.naming import key_of_name
 

@@ -37,7 +37,7 @@ def test_it_measures_held_out_crops_beside_the_baselines(workspace: Path) -> Non
 
 
 def test_no_pixel_of_a_held_out_crop_is_trained_on() -> None:
-    from brics_cli.data.photographs import photograph_crops
+    from brics_cli.images.photographs import photograph_crops
 
     blocks: dict[bool, set[str]] = {True: set(), False: set()}
     for crop in photograph_crops():

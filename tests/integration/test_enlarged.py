@@ -10,7 +10,7 @@ from image_files import noise
 from random_autoencoder import make_autoencoder
 
 from brics_cli.cli.app import run
-from brics_cli.data import load_shards, open_collection
+from brics_cli.images import load_shards, open_collection
 
 SIDES = (16, 31, 32, 33, 64, 16)
 

@@ -19,10 +19,10 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.cli.app import run
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import AutoencoderConfig, EncoderConfig, ResNetDecoderConfig
-from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.evaluation.images import open_images
 from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.images import open_collection
 from brics_cli.jobs.evaluate import evaluate
 from brics_cli.networks.inception import load_inception
 from brics_cli.weights.importing import import_weights

@@ -20,10 +20,10 @@ from torch import nn
 from brics_cli.autoencoder.autoencoder import save_autoencoder
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, EncoderConfig, ResNetDecoderConfig
-from brics_cli.data import collection as collections
 from brics_cli.diffusion.denoisers import build_denoiser, save_denoiser
 from brics_cli.errors import ExitCode
 from brics_cli.evaluation import images as streams
+from brics_cli.images import collection as collections
 from brics_cli.networks import features
 from brics_cli.streams.drawn import DrawSettings, draw_images
 from brics_cli.weights.importing import import_weights

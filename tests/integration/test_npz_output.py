@@ -13,9 +13,9 @@ from diffusion_workspace import make_workspace
 from killing import Command
 from PIL import Image
 
-from brics_cli.data import open_collection
-from brics_cli.data.pixels import load_pixels
-from brics_cli.data.sinks import pieces
+from brics_cli.images import open_collection
+from brics_cli.images.pixels import load_pixels
+from brics_cli.images.sinks import pieces
 
 COMMON = ["--model", "runs/diffusion/d", "--steps", "3", "--batch-size", "8", "--device", "cpu"]
 

@@ -26,8 +26,8 @@ from PIL import Image
 from skimage import data as photographs
 
 from brics_cli.cli.app import run
-from brics_cli.data import open_collection, pixels
-from brics_cli.data.pixels import load_pixels
+from brics_cli.images import open_collection, pixels
+from brics_cli.images.pixels import load_pixels
 from brics_cli.workspace import sha256_of_file
 
 NUM_IMAGES = 120

@@ -24,8 +24,8 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.cli.app import run
 from brics_cli.codes import KeyCodeStore
-from brics_cli.data.sinks import pieces
 from brics_cli.errors import ExitCode
+from brics_cli.images.sinks import pieces
 from brics_cli.jobs import sample as sample_job
 from brics_cli.workspace import Artefact, read_provenance
 

@@ -22,9 +22,9 @@ from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
 from brics_cli.codes import KeyCodeStore
-from brics_cli.data.sinks import ImageSink
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.samplers import SamplerSettings
+from brics_cli.images.sinks import ImageSink
 from brics_cli.jobs.sample import sample
 from brics_cli.reporting import SilentReporter
 from brics_cli.streams.batch_sizes import BatchSizes
@@ -138,7 +138,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(workspace, tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["s", "s.zip", "s.h5"])
 def test_a_run_that_was_short_of_memory_goes_on_as_it_was(workspace, tmp_path, monkeypatch, name):
     """Killed after memory ran out, and gone on with by a device with enough of it: the same bytes as never killed."""
-    monkeypatch.setattr("brics_cli.data.sinks.pieces.PIECE_SIZE", 20)
+    monkeypatch.setattr("brics_cli.images.sinks.pieces.PIECE_SIZE", 20)
     flags = (*SAMPLE, "--device", "cpu", "--out")
     with monkeypatch.context() as short:
         LittleMemory(short, fits=4, after=12)  # batches 0 to 3: seeds 0 to 31

@@ -15,7 +15,7 @@ from commands import brics, error_line
 from diffusion_workspace import make_workspace
 from PIL import Image
 
-from brics_cli.data import decode_image, open_collection
+from brics_cli.images import decode_image, open_collection
 
 READ_WITH_DATASETS = """
 import hashlib, json, sys

@@ -33,8 +33,8 @@ from brics_cli import KeyCodeStore, open_collection
 from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.codes import StoreWriter, verify_store
 from brics_cli.codes.encoding import ShardWork
-from brics_cli.data import ImageError
-from brics_cli.data.sinks import pieces
+from brics_cli.images import ImageError
+from brics_cli.images.sinks import pieces
 from brics_cli.jobs.encode_dataset import DeviceWork, plan_encoding
 
 NUM_SHARDS, SHARD_SIZE = 6, 20

@@ -19,9 +19,9 @@ import pytest
 from commands import brics, error_line, start_brics
 from safetensors.torch import load_file
 
-from brics_cli.data.outputs import output_lock
 from brics_cli.diffusion.denoisers import load_denoiser
 from brics_cli.errors import ArtefactError
+from brics_cli.images.outputs import output_lock
 from brics_cli.training.state import TrainingState, Update
 
 QUICK = (

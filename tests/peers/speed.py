@@ -22,10 +22,10 @@ from peers.parity import clean_fid_distance, clean_fid_features, clean_fid_netwo
 from brics_cli.bench.evaluate import gather, write_images
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE
-from brics_cli.data.loader import default_num_workers
 from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
 from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.images.loader import default_num_workers
 from brics_cli.networks.inception_pytorch import fid_inception
 
 CPU = torch.device("cpu")

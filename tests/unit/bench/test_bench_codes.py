@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brics_cli.bench import encode
-from brics_cli.data import loader
+from brics_cli.images import loader
 
 
 def bench() -> encode.EncodeBench:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from image_files import grey, read_all, write_tar
 from table_files import write_parquet
 
-from brics_cli.data import annotations, open_collection
-from brics_cli.data.annotations import Annotations
-from brics_cli.data.labels import MAX_CLASSES
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.images import annotations, open_collection
+from brics_cli.images.annotations import Annotations
+from brics_cli.images.labels import MAX_CLASSES
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from brics_cli.data import collection as collections
-from brics_cli.data import load_shards, median_side, open_collection
-from brics_cli.data.opening import subset_path
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images import collection as collections
+from brics_cli.images import load_shards, median_side, open_collection
+from brics_cli.images.opening import subset_path
 
 
 def png(value: int = 0, size: tuple[int, int] = (8, 6)) -> bytes:

@@ -17,10 +17,10 @@ import pytest
 from image_files import encoded, grey, write_tar
 from PIL import Image
 
-from brics_cli.data import load_shards, loader, open_collection
-from brics_cli.data.buffers import SharedBuffers
-from brics_cli.data.decoders import Decoders, decoding
 from brics_cli.errors import MachineError, UsageError
+from brics_cli.images import load_shards, loader, open_collection
+from brics_cli.images.buffers import SharedBuffers
+from brics_cli.images.decoders import Decoders, decoding
 
 SIZE = 4
 SHAPE = (8, SIZE, SIZE, 3)

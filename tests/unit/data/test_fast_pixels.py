@@ -14,9 +14,9 @@ from PIL import Image
 from skimage import data as photographs
 
 from brics_cli.cli.app import run
-from brics_cli.data.fast_pixels import device_of_threads, load_fast
-from brics_cli.data.pixels import MAX_PIXELS, ImageError, apply_transform, decode_image, load_pixels
 from brics_cli.errors import UsageError
+from brics_cli.images.fast_pixels import device_of_threads, load_fast
+from brics_cli.images.pixels import MAX_PIXELS, ImageError, apply_transform, decode_image, load_pixels
 
 FAST = "crop-bicubic-fast"
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import grey, keys_of, read_all, write_tar
 
-from brics_cli.data import open_collection
-from brics_cli.data.opening import collection_exists
 from brics_cli.errors import UsageError
+from brics_cli.images import open_collection
+from brics_cli.images.opening import collection_exists
 
 FORMS = ("folder", "zip", "tar", "two tars")
 NUM = 6

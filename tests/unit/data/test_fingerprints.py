@@ -20,9 +20,10 @@ import pytest
 from image_files import noise, write_tar
 from PIL import Image
 
-from brics_cli.data import Collection, fingerprints, load_shards, open_collection
-from brics_cli.data import collection as collections
-from brics_cli.data.fingerprints import (
+from brics_cli.errors import ArtefactError
+from brics_cli.images import Collection, fingerprints, load_shards, open_collection
+from brics_cli.images import collection as collections
+from brics_cli.images.fingerprints import (
     changed_shards,
     check_unchanged,
     digests,
@@ -30,8 +31,7 @@ from brics_cli.data.fingerprints import (
     known_fingerprint,
     remember,
 )
-from brics_cli.data.selection import every_nth_shard, select_keys
-from brics_cli.errors import ArtefactError
+from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.reporting import SilentReporter
 
 Files = dict[str, bytes]
@@ -187,7 +187,7 @@ def test_what_is_decoded_has_the_digest_of_what_is_read(form: str, tmp_path: Pat
 def test_processes_that_decode_take_the_same_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collection = open_collection(write_folder(tmp_path / "x", {f"{i}.png": noise(i) for i in range(40)}))
     expected = digests(collection)[0]
-    monkeypatch.setattr("brics_cli.data.loader.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("brics_cli.images.loader.WORTH_A_PROCESS", 1)
     batches = list(load_shards(collection, transform="crop-bicubic", size=8, num_workers=1, batch_size=8))
     assert batches[-1].content is not None and batches[-1].content.digest == expected
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import grey, read_all
 
-from brics_cli.data import load_shards, open_collection, open_sink
-from brics_cli.data.pixels import load_pixels
-from brics_cli.data.sources.process_cache import Descriptor
-from brics_cli.data.sources.tar_index import Window, plain_members, tarfile_members
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images import load_shards, open_collection, open_sink
+from brics_cli.images.pixels import load_pixels
+from brics_cli.images.sources.process_cache import Descriptor
+from brics_cli.images.sources.tar_index import Window, plain_members, tarfile_members
 
 IMAGES = [grey(value) for value in range(4)]
 # parts that have tripped others, and any text at all

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from image_files import grey, read_all
 
-from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images import open_collection
 
 NAMES = [f"0000{number % 2}/img{number:05d}.png" for number in range(12)]
 CLASSES = [number % 2 for number in range(12)]

@@ -12,9 +12,9 @@ import lmdb
 import pytest
 from image_files import holds_in_child, keys_of, noise, read_all
 
-from brics_cli.data import load_shards, open_collection
-from brics_cli.data.opening import subset_path
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.images import load_shards, open_collection
+from brics_cli.images.opening import subset_path
 
 
 def lsun_key(number: int) -> bytes:

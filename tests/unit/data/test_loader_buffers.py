@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from image_files import grey, write_tar
 
-from brics_cli.data import load_shards, open_collection
+from brics_cli.images import load_shards, open_collection
 
 NUM_IMAGES = 90
 

@@ -10,10 +10,10 @@ import pytest
 from odd_images import CASES, random_values
 from PIL import Image
 
-from brics_cli.data.buffers import SharedBuffers
-from brics_cli.data.decoders import Decoders
-from brics_cli.data.modes import to_rgb
-from brics_cli.data.pixels import ImageError, decode_image, load_all, load_pixels
+from brics_cli.images.buffers import SharedBuffers
+from brics_cli.images.decoders import Decoders
+from brics_cli.images.modes import to_rgb
+from brics_cli.images.pixels import ImageError, decode_image, load_all, load_pixels
 
 
 @pytest.mark.parametrize("name", CASES)

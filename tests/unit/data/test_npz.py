@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brics_cli.data import load_shards, open_collection, open_sink, unpacking
-from brics_cli.data.pixels import load_pixels
-from brics_cli.data.sinks import discard_pieces
 from brics_cli.errors import ArtefactError, BricsError, MachineError, UsageError
+from brics_cli.images import load_shards, open_collection, open_sink, unpacking
+from brics_cli.images.pixels import load_pixels
+from brics_cli.images.sinks import discard_pieces
 
 LABELS = np.array([3, 0, -1, 7, 3])
 NUMBERS = [3, 0, None, 7, 3]
@@ -62,7 +62,7 @@ def test_images_that_are_not_square(tmp_path):
 
 
 def _decoded(data: bytes):
-    from brics_cli.data import decode_image
+    from brics_cli.images import decode_image
 
     return decode_image(data)
 

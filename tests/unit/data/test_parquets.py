@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import keys_of, noise, read_all
 
-from brics_cli.data import load_shards, open_collection
-from brics_cli.data.opening import collection_exists, subset_path
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images import load_shards, open_collection
+from brics_cli.images.opening import collection_exists, subset_path
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402

@@ -14,9 +14,9 @@ from image_files import grey, keys_of, noise, read_all, write_tar
 from table_files import write_parquet
 
 from brics_cli.cli.app import run
-from brics_cli.data import open_collection
-from brics_cli.data.passed_over import extension_of
 from brics_cli.errors import ArtefactError
+from brics_cli.images import open_collection
+from brics_cli.images.passed_over import extension_of
 
 IMAGES = {"a.png": grey(1), "b/c.JPG": grey(2)}
 SIDECARS = {"a.cls": b"1", "b/c.json": b"{}"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brics_cli.data import photographs
-from brics_cli.data.photographs import photograph_crops, photograph_squares
+from brics_cli.images import photographs
+from brics_cli.images.photographs import photograph_crops, photograph_squares
 
 
 def test_squares_are_the_same_every_time() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brics_cli.data.sinks import discard_pieces, open_sink, pieces, pieces_directory
 from brics_cli.errors import UsageError
+from brics_cli.images.sinks import discard_pieces, open_sink, pieces, pieces_directory
 
 KEYS = [f"s/my.photo.{number}" if number % 2 else f"s/{number}" for number in range(10)]
 

@@ -10,8 +10,8 @@ from PIL import Image
 from skimage import data as photographs
 
 from brics_cli.cli.options import Transform
-from brics_cli.data.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
 from brics_cli.errors import UsageError
+from brics_cli.images.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:

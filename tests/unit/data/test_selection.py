@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from image_files import grey, write_tar
 
-from brics_cli.data import Collection, load_shards, open_collection
-from brics_cli.data.selection import every_nth_shard, select_keys
 from brics_cli.errors import UsageError
+from brics_cli.images import Collection, load_shards, open_collection
+from brics_cli.images.selection import every_nth_shard, select_keys
 
 
 @pytest.fixture

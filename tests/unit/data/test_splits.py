@@ -11,10 +11,10 @@ import pytest
 from image_files import grey, keys_of, read_all, write_tar
 from table_files import write_parquet
 
-from brics_cli.data import open_collection
-from brics_cli.data.opening import collection_exists, subset_path
-from brics_cli.data.splits import split_of
 from brics_cli.errors import UsageError
+from brics_cli.images import open_collection
+from brics_cli.images.opening import collection_exists, subset_path
+from brics_cli.images.splits import split_of
 
 FORMS = ("folder", "zip", "tar", "two tars")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from image_files import keys_of, noise, read_all
 
-from brics_cli.data import open_collection
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.images import open_collection
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 from image_files import grey, keys_of, noise, read_all, write_tar
 
-from brics_cli.data import open_collection, unpacking
 from brics_cli.errors import ArtefactError, MachineError, UsageError
+from brics_cli.images import open_collection, unpacking
 from brics_cli.reporting import SilentReporter
 
 MEMBERS = [(f"{number}.png", noise(number)) for number in range(3)]

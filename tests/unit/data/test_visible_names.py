@@ -9,7 +9,7 @@ import lmdb
 import pytest
 from image_files import keys_of, noise, write_tar
 
-from brics_cli.data import open_collection
+from brics_cli.images import open_collection
 
 pytest.importorskip("pyarrow")
 from table_files import write_parquet

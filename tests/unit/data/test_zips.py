@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import grey, holds_in_child, keys_of, noise, read_all
 
-from brics_cli.data import load_shards, open_collection, open_sink
-from brics_cli.data.collection import MAX_FILE_BYTES
-from brics_cli.data.pixels import ImageError
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images import load_shards, open_collection, open_sink
+from brics_cli.images.collection import MAX_FILE_BYTES
+from brics_cli.images.pixels import ImageError
 
 
 def write_zip(path: Path, members: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> Path:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from brics_cli.data.photographs import photograph_crops
 from brics_cli.evaluation.frechet import FrechetReference
 from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.images.photographs import photograph_crops
 from brics_cli.networks.random_features import RandomConvolutions
 
 SHA256 = "1d88d08b14d0865c081386eb620a1c3385f7f8d604d48aa4dd8ea8d7538bc6b4"

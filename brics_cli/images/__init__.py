@@ -1,0 +1,28 @@
+"""Collections in (`open_collection`, `load_shards`), images out (`open_sink`, `contact_sheet`)."""
+
+from brics_cli.images.collection import Collection, RawImage, Shard
+from brics_cli.images.loader import Batch, load_shard, load_shards
+from brics_cli.images.opening import median_side, open_collection
+from brics_cli.images.outputs import claim_output
+from brics_cli.images.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
+from brics_cli.images.sheets import contact_sheet
+from brics_cli.images.sinks import ImageSink, open_sink
+
+__all__ = [
+    "TRANSFORM_VERSIONS",
+    "Batch",
+    "Collection",
+    "ImageError",
+    "ImageSink",
+    "RawImage",
+    "Shard",
+    "apply_transform",
+    "claim_output",
+    "contact_sheet",
+    "decode_image",
+    "load_shard",
+    "load_shards",
+    "median_side",
+    "open_collection",
+    "open_sink",
+]

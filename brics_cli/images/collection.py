@@ -1,0 +1,251 @@
+"""What a collection is: images in a fixed order, cut into shards, each image with a key that is its identity.
+
+Nothing here decodes a pixel: `RawImage.data` is the file as it stands. `pixels` decodes, `loader` batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from os.path import commonpath
+from pathlib import Path
+from typing import Any, Self, overload
+
+from brics_cli.images.fingerprints import StatRow, fingerprint, stat_row
+from brics_cli.images.passed_over import PassedOver
+from brics_cli.images.pixels import ImageError
+from brics_cli.images.wanted import ANYTHING, Wanted
+
+IMAGE_EXTENSIONS: frozenset[str] = frozenset(
+    {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
+)
+"""Extensions, lower case and without the dot, that make a file an image."""
+VIRTUAL_SHARD_SIZE = 1000
+"""Images per shard of a collection that has no shards of its own."""
+MAX_FILE_BYTES = 2**30
+"""A larger file is no image that `pixels` would decode: 89 million pixels of 16-bit RGBA are 0.7 GiB."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: a tar file, or a run of a folder's images in sorted order.
+
+    `size_bytes` is of the tar, or the sum of the files; `layout` is a sha256 of the name, the size and the index (names
+    and sizes of members), never of pixels: it is cheap, survives a copy, and changes when an image comes, goes, moves
+    or changes its length. What is in the images is said by digests (`fingerprints`).
+    """
+
+    name: str
+    num_images: int
+    size_bytes: int
+    layout: str
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """One image as it stands in its collection, not decoded.
+
+    `key` is unique in the collection: `shard/member-stem`, or the relative path without extension for a folder.
+    `label` (`labels` has the rules) and `meta` are None when there is none.
+    """
+
+    key: str
+    data: bytes
+    label: int | None
+    meta: dict[str, Any] | None
+    shard_index: int
+    index: int
+
+
+class Collection(ABC):
+    """Any source of images. Sub-classes set `path`, `kind` and `shards`, and read; they can be pickled."""
+
+    opened_ns: int
+    """When it was opened, before anything of it was looked at (ns since 1970)."""
+    options: Wanted
+    """What was asked of it that decides keys, labels or metadata."""
+    path: str
+    """Absolute path (or brace pattern) as text."""
+    kind: str
+    shards: Sequence[Shard]
+    note: str = ""
+    """What `open_collection` chose among several, for `describe` to end with."""
+    remark: str = ""
+    """What is odd about the images that are read, for a user to hear."""
+    class_names: tuple[str, ...] = ()
+    """What labels 0, 1, ... stand for; empty where they have no names."""
+    passed_over: PassedOver = PassedOver()
+    """What was found beside the images and is not read."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self.opened_ns = time.time_ns()
+        wanted = next((each for each in (*args, *kwargs.values()) if isinstance(each, Wanted)), ANYTHING)
+        self.options = wanted._replace(subset=None)
+        return self
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is in a few words: `970 images, WebDataset, 2 shards`."""
+
+    @abstractmethod
+    def key(self, shard_index: int, index: int) -> str:
+        """The key of one image, without reading it."""
+
+    @abstractmethod
+    def read(self, shard_index: int, index: int) -> RawImage:
+        """One image by position. Raises ImageError when this one cannot be read, ArtefactError for its shard."""
+
+    @abstractmethod
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[str]:
+        """The paths of the files that a shard's images (all, or those at `indices`), labels and metadata are in."""
+
+    def stat_rows(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[StatRow]:
+        """What can be said of those files without reading them, and when each last changed (ns since 1970)."""
+        return map(stat_row, self.files(shard_index, indices))
+
+    def iter_shard(self, shard_index: int) -> Iterator[RawImage]:
+        """The images of one shard in order."""
+        for index in range(self.shards[shard_index].num_images):
+            yield self.read(shard_index, index)
+
+    def __len__(self) -> int:
+        return sum(shard.num_images for shard in self.shards)
+
+    def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """(shard_index, index) of images by their position in the whole collection."""
+        ends = list(accumulate(shard.num_images for shard in self.shards))
+        shard_indices = [bisect_right(ends, position) for position in positions]
+        return [
+            (shard, position - ends[shard] + self.shards[shard].num_images)
+            for shard, position in zip(shard_indices, positions, strict=True)
+        ]
+
+    def keys(self) -> Sequence[str]:
+        """The keys of all images in order, each made when it is asked for."""
+        return _Keys(self)
+
+    @cached_property
+    def layout(self) -> str:
+        """sha256 over the shards' names, layouts and numbers of images: what is where, not what is in it. Cheap."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.name}\0{shard.layout}\0{shard.num_images}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The identity of all that is in it: any change of any image changes it, a copy has the same.
+
+        Where it is not known from an earlier run every image is read for it (`fingerprints`).
+        """
+        return fingerprint(self)
+
+    def first(self, num_images: int) -> Self:
+        """The collection of the first `num_images` images alone."""
+        limited = copy.copy(self)
+        for name in ("layout", "fingerprint"):
+            limited.__dict__.pop(name, None)
+        kept, left = [], num_images
+        for shard in self.shards:
+            if left <= 0:
+                break
+            kept.append(replace(shard, num_images=min(shard.num_images, left)))
+            left -= shard.num_images
+        limited.shards = kept
+        return limited
+
+
+class _Keys(Sequence[str]):
+    """A collection's keys by position."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[str]: ...
+    def __getitem__(self, position: int | slice) -> str | list[str]:
+        chosen = range(len(self))[position]
+        if isinstance(chosen, int):
+            return self._collection.key(*self._collection.places([chosen])[0])
+        return [self._collection.key(*place) for place in self._collection.places(chosen)]
+
+    def __iter__(self) -> Iterator[str]:
+        for shard_index, shard in enumerate(self._collection.shards):
+            for index in range(shard.num_images):
+                yield self._collection.key(shard_index, index)
+
+
+class UnshardedCollection(Collection):
+    """A collection that has no shards of its own: it is cut into runs of `VIRTUAL_SHARD_SIZE` images in key order."""
+
+    def _cut(self, rows: Sequence[tuple[Any, ...]], *, also: Sequence[tuple[Any, ...]] = ()) -> None:
+        """Set `shards` from the images' index rows (name, size in bytes, ...); every shard depends on `also` too."""
+        self._shard_size = VIRTUAL_SHARD_SIZE
+        self.shards = shards = []
+        for number, start in enumerate(range(0, len(rows), self._shard_size)):
+            part = rows[start : start + self._shard_size]
+            size_bytes = sum(row[1] for row in part)
+            name = f"{number:05d}"
+            shards.append(Shard(name, len(part), size_bytes, shard_layout(name, size_bytes, [*part, *also])))
+
+    def _position(self, shard_index: int, index: int) -> int:
+        return shard_index * self._shard_size + index
+
+
+def shard_layout(name: str, size_bytes: int, index: Sequence[tuple[Any, ...]]) -> str:
+    """The sha256 of a shard's name, size and index rows."""
+    digest = hashlib.sha256(f"{name}\0{size_bytes}\n".encode())
+    for row in index:
+        digest.update(("\0".join(str(value) for value in row) + "\n").encode())
+    return digest.hexdigest()
+
+
+def check_num_bytes(num_bytes: int) -> None:
+    """Raise ImageError for a file too large to be an image."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"a file of {num_bytes:,} bytes is too large for an image")
+
+
+def split_extension(name: str) -> tuple[str, str] | None:
+    """`a/my.photo.1.jpg` -> (`a/my.photo.1`, `jpg`) when the last extension is an image's, else None.
+
+    webdataset splits at the first dot instead and merges such files into one sample (its issue #237).
+    """
+    stem, dot, extension = name.rpartition(".")
+    if not dot or not stem or stem.endswith("/") or extension.lower() not in IMAGE_EXTENSIONS:
+        return None
+    return stem, extension.lower()
+
+
+def visible_path(path: Path) -> Path:
+    """`path`, absolute, under the name it is seen by: links above it are followed, one that it is itself is not.
+
+    The files of a Hugging Face snapshot are links to blobs that are named by their hashes.
+    """
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
+def shard_names(paths: Sequence[Path], stems: Sequence[str]) -> list[str]:
+    """The stem of each file of shards; with its folders below the common one where stems repeat."""
+    if len(set(stems)) == len(stems):
+        return list(stems)
+    base = commonpath([path.parent for path in paths])
+    return [(path.relative_to(base).parent / stem).as_posix() for path, stem in zip(paths, stems, strict=True)]
+
+
+def printable(name: str) -> str:
+    """A file name that may hold bytes outside UTF-8, as text that can be printed and stored."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,1 @@
+"""One file per format of collection; `brics_cli.images.opening` chooses among them."""

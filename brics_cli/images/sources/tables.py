@@ -1,0 +1,253 @@
+"""Tables of images, whatever file they stand in: a column of images, a label, and the rest as metadata.
+
+Needs pyarrow, the extra `parquet`. Footers and labels are read at once; of the images a group of rows, when the first
+of them is asked for, and the last few are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.images.collection import (
+    Collection,
+    RawImage,
+    Shard,
+    check_num_bytes,
+    shard_layout,
+    shard_names,
+    visible_path,
+)
+from brics_cli.images.labels import Labelling, number_labels
+from brics_cli.images.passed_over import PassedOver
+from brics_cli.images.pixels import ImageError
+from brics_cli.images.sources.columns import Columns, choose_columns
+from brics_cli.images.sources.process_cache import ProcessCache
+from brics_cli.images.wanted import ANYTHING, Wanted
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUCCESS = "success"
+"""What img2dataset writes in `status` of a row that it could download."""
+
+
+class Layout(NamedTuple):
+    """A table before any image is read: the rows of each group that can be read alone, and what else tells two files
+    of one size apart."""
+
+    schema: pyarrow.Schema
+    rows_of_groups: list[int]
+    rows: list[tuple[Any, ...]]
+
+
+class _Table(NamedTuple):
+    """A file: its columns, where its groups of rows begin, and which rows are images (None: all)."""
+
+    path: Path
+    columns: Columns
+    starts: list[int]
+    rows: npt.NDArray[np.int64] | None
+
+
+class TableCollection(Collection):
+    """The rows of the tables in `files`, one shard per file; `path` is what the user gave, made absolute.
+
+    `wanted.image_field` names the column of images. Rows that img2dataset could not download are left out, counted.
+    Raises UsageError when pyarrow is missing, a table has no column of images, or its labels cannot be meant;
+    ArtefactError for a damaged file.
+    """
+
+    max_groups = 3
+    """Of rows, kept in memory."""
+
+    def __init__(self, path: str, files: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
+        self.path = wanted.of(path)
+        self._groups = ProcessCache(self.read_group, limit=self.max_groups)
+        self._tables: list[_Table] = []
+        self._labelling: Labelling | None = None
+        self.shards = []
+        self.passed_over = PassedOver()
+        paths = [visible_path(file) for file in files]
+        for file, name in zip(paths, shard_names(paths, [file.stem for file in paths]), strict=True):
+            layout = self.read_layout(file)
+            columns = choose_columns(layout.schema, wanted.image_field, where=file)
+            starts = [0, *accumulate(layout.rows_of_groups)]
+            rows = self._downloaded(file, columns, starts) if columns.downloads else None
+            self._tables.append(_Table(file, columns, starts, rows))
+            size_bytes = file.stat().st_size
+            num_images = starts[-1] if rows is None else len(rows)
+            self.shards.append(Shard(name, num_images, size_bytes, shard_layout(name, size_bytes, layout.rows)))
+        if not len(self):
+            left_out = f"; {self.passed_over.describe()}" if self.passed_over else ""
+            raise UsageError(f"no rows in the {len(files)} {self.kind} files of {path}{left_out}")
+        for table, shard in zip(self._tables, self.shards, strict=True):
+            for column, kind in table.columns.unread.items():
+                hint = f" (--image-field {column})" if kind == "images" else f" ({kind})"
+                what = "images" if kind == "images" else "values"
+                self.passed_over.reasons[f"{what} in the column {column}{hint}"] += shard.num_images
+        if wanted.labels is None:
+            self._number()
+
+    @staticmethod
+    @abstractmethod
+    def read_layout(file: Path) -> Layout:
+        """What is in `file`, without its images."""
+
+    @staticmethod
+    @abstractmethod
+    def read_group(key: tuple[Path, int, tuple[str, ...]]) -> pyarrow.Table:
+        """The columns of one group of rows of a file."""
+
+    def describe(self) -> str:
+        num_files = f"{len(self.shards):,} file" + ("s" if len(self.shards) != 1 else "")
+        column = self._tables[0].columns
+        chosen = f", column {column.image}" if "images" in column.unread.values() else ""
+        labels = f", labels from the column {column.label}: {self._labelling.said}" if self._labelling else ""
+        return f"{len(self):,} images, {self.kind}, {num_files}{chosen}{labels}{self.note}"
+
+    def key(self, shard_index: int, index: int) -> str:
+        return f"{self.shards[shard_index].name}/{self._row(shard_index, index):08d}"
+
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
+        """The one file that a shard is read from."""
+        return [str(self._tables[shard_index].path)]
+
+    def read(self, shard_index: int, index: int) -> RawImage:
+        columns = self._tables[shard_index].columns
+        label, meta = None, {}
+        names = (columns.image, *columns.metadata)
+        if self._labelling is not None:
+            position = self._starts[shard_index] + index
+            number = int(self._labelling.ids[position])
+            label = number if number >= 0 else None
+            meta = self._labelling.metas.get(position, {})
+        elif columns.label is not None:
+            names += (columns.label,)
+        table, place = self._place(shard_index, self._row(shard_index, index), names)
+        row = {name: table.column(name)[place].as_py() for name in names}
+        image = row.pop(columns.image)
+        data = image.get("bytes") if isinstance(image, dict) else image
+        path = image.get("path") if isinstance(image, dict) else None
+        if not data:
+            raise ImageError("no bytes in its row" + (f", only the path {path!r}" if path else ""))
+        check_num_bytes(len(data))
+        meta = {**_as_json({**row, **({"path": path} if path else {})}), **meta}
+        return RawImage(self.key(shard_index, index), data, label, meta or None, shard_index, index)
+
+    def _row(self, shard_index: int, index: int) -> int:
+        rows = self._tables[shard_index].rows
+        return index if rows is None else int(rows[index])
+
+    def _place(self, shard_index: int, row: int, names: tuple[str, ...]) -> tuple[pyarrow.Table, int]:
+        """The group of rows that `row` is in, and where in it."""
+        table = self._tables[shard_index]
+        group = bisect_right(table.starts, row) - 1
+        rows = self._groups[table.path, group, names]
+        if rows.num_rows != table.starts[group + 1] - table.starts[group]:
+            raise damaged(table.path, ValueError("it holds another number of rows than it says"))
+        return rows, row - table.starts[group]
+
+    def _column(self, file: Path, starts: Sequence[int], name: str) -> pyarrow.ChunkedArray:
+        import pyarrow as pa
+
+        groups = [self.read_group((file, group, (name,))).column(name) for group in range(len(starts) - 1)]
+        if sum(map(len, groups)) != starts[-1]:
+            raise damaged(file, ValueError("it holds another number of rows than it says"))
+        chunks = [chunk for group in groups for chunk in group.chunks]
+        return pa.chunked_array(chunks, groups[0].type if groups else pa.null())
+
+    def _downloaded(self, file: Path, columns: Columns, starts: Sequence[int]) -> npt.NDArray[np.int64] | None:
+        """The rows of a table of img2dataset's that have an image; None: all of them."""
+        if "status" in columns.metadata:
+            texts = [str(status).lower() for status in self._column(file, starts, "status").to_pylist()]
+            if not any(text == SUCCESS or text.startswith("failed") for text in texts):
+                return None  # another's
+            failed = Counter(text for text in texts if text != SUCCESS)
+            kept = np.array([text == SUCCESS for text in texts], bool)
+        else:
+            urls = self._column(file, starts, "url").is_null().to_numpy()
+            images = self._column(file, starts, columns.image) if urls.any() else None
+            if images is None:
+                return None
+            kept = ~(urls & _has_no_bytes(images))
+            failed = Counter({"no url": int((~kept).sum())})
+        if kept.all():
+            return None
+        for reason, num in failed.items():
+            self.passed_over.reasons[f"rows that were not downloaded ({reason})"] += num
+        return np.flatnonzero(kept)
+
+    def _number(self) -> None:
+        """Number the labels of all files together."""
+        import pyarrow as pa
+
+        self._starts = [0, *accumulate(shard.num_images for shard in self.shards)]
+        labels = {table.columns.label for table in self._tables}
+        names = {table.columns.class_names for table in self._tables}
+        if labels == {None}:
+            return
+        if len(names) > 1:
+            one, other = sorted(names)[:2]
+            raise UsageError(
+                f"{self.path}: its tables name their classes differently: {', '.join(one[:5])}; {', '.join(other[:5])}",
+                next="Open them one by one, or use --labels none.",
+            )
+        columns = []
+        for table, shard in zip(self._tables, self.shards, strict=True):
+            label = table.columns.label
+            column = pa.nulls(shard.num_images) if label is None else self._column(table.path, table.starts, label)
+            columns.append(column if table.rows is None else column.take(pa.array(table.rows)))
+        values: Any = [value for column in columns for value in column.to_pylist()]
+        if all(pa.types.is_signed_integer(column.type) for column in columns):
+            numbers = [column.fill_null(-1).to_numpy(zero_copy_only=False) for column in columns]
+            values = np.concatenate(numbers).astype(np.int64)
+        source = f"the column {next(label for label in labels if label is not None)} of {self.path}"
+        self._labelling = number_labels(
+            values, source=source, shown=lambda image: self.key(*self.places([image])[0]), names=names.pop()
+        )
+        self.class_names = self._labelling.names
+
+
+def _has_no_bytes(images: pyarrow.ChunkedArray) -> npt.NDArray[np.bool_]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(images.type):
+        images = pc.struct_field(images, "bytes")
+    return images.is_null().to_numpy()  # type: ignore[no-any-return]
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """What of a row can be metadata: nulls are left out, dates become text."""
+    kept = {name: value for name, value in row.items() if value is not None}
+    text = json.dumps(kept, default=str, ensure_ascii=False).encode("utf-8", "replace")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def damaged(file: Path, error: Exception) -> Exception:
+    """What to raise for an error of pyarrow's: the machine's as it is, anything else as a damaged file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ArtefactError(f"the table {file} is truncated or damaged ({first_line})", next="Download it again.")
+
+
+def need_pyarrow(file: Path) -> None:
+    """Raise UsageError, saying what to install, when pyarrow is missing."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            f"{file} is a table of Arrow's, and pyarrow is not installed", next="pip install 'brics-cli[parquet]'"
+        ) from None

@@ -69,7 +69,7 @@ def decode(
     from brics_cli.images.sinks import FORMS
     from brics_cli.jobs.decode import decode as run
     from brics_cli.jobs.decode import decoded_format, plan_decoding
-    from brics_cli.streams.autoencoders import load_store_autoencoder
+    from brics_cli.lineage.autoencoders import load_store_autoencoder
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     if out is None:

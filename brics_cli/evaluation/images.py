@@ -26,8 +26,8 @@ from brics_cli.images import Collection, ImageError, apply_transform, decode_ima
 from brics_cli.images.fingerprints import ShardDigest, Watch, digested, fingerprint_of
 from brics_cli.images.loader import Failure, default_num_workers
 from brics_cli.images.selection import select_positions
+from brics_cli.lineage.autoencoders import load_store_autoencoder
 from brics_cli.reporting import Reporter
-from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.workspace import Workspace
 
 Image = NDArray[np.uint8]

@@ -28,8 +28,8 @@ from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes, why_not
 from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
 from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store
+from brics_cli.lineage.comparison import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.reporting import Reporter, SilentReporter
-from brics_cli.streams.comparison import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.streams.drawn import DrawSettings
 from brics_cli.workspace import (
     Artefact,

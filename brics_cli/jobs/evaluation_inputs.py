@@ -16,10 +16,10 @@ from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, read_stati
 from brics_cli.images.opening import median_side
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.jobs.evaluation_pass import Input, Machinery
+from brics_cli.lineage.comparison import ComparisonInputs
+from brics_cli.lineage.origins import ancestor
 from brics_cli.reporting import Reporter
-from brics_cli.streams.comparison import ComparisonInputs
 from brics_cli.streams.drawn import DrawSettings, draw_images
-from brics_cli.streams.origins import ancestor
 from brics_cli.workspace import Workspace, read_provenance
 
 

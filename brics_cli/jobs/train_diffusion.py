@@ -22,9 +22,9 @@ from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
+from brics_cli.lineage.autoencoders import load_store_autoencoder
 from brics_cli.reporting import Reporter
 from brics_cli.stopping import stop_signals
-from brics_cli.streams.autoencoders import load_store_autoencoder
 from brics_cli.training.clock import Clock, time_note
 from brics_cli.training.codes import TrainingCodes
 from brics_cli.training.estimate import Estimate, estimate

@@ -14,7 +14,7 @@ from typing import Literal
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.opening import collection_exists
-from brics_cli.streams.origins import Origin, store_origin, training_origin
+from brics_cli.lineage.origins import Origin, store_origin, training_origin
 from brics_cli.workspace import Artefact, Workspace, read_provenance
 
 Compares = Literal["pairs", "sets"]

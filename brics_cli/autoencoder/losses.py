@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brics_cli.config import LossConfig
-from brics_cli.weights import require
+from brics_cli.networks.weights import require
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(B, 3, H, W) and (B, 3, H, W) in [-1, 1] -> a scalar."""

@@ -28,6 +28,7 @@ from brics_cli.errors import UsageError
 from brics_cli.images import apply_transform, open_collection
 from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
+from brics_cli.networks.weights import find
 from brics_cli.reporting import Reporter
 from brics_cli.training.batches import prepare
 from brics_cli.training.holdout import hold_out_look_alikes
@@ -35,7 +36,6 @@ from brics_cli.training.images import Batch, TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.precision import autocast
 from brics_cli.training.state import TrainingState
-from brics_cli.weights import find
 
 # Name -> what it changes in the recipe. `grid` is the recipe as it is.
 VARIANTS: dict[str, tuple[str, ...]] = {

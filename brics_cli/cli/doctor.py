@@ -24,7 +24,7 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
     from rich.text import Text
 
     from brics_cli.jobs.doctor import Check, diagnose
-    from brics_cli.weights import REGISTRY, find
+    from brics_cli.networks.weights import REGISTRY, find
 
     session = Session(workspace=workspace, as_json=as_json)
     with session.reporter.console.status("checking"):

@@ -14,7 +14,7 @@ from brics_cli.cli.output import Session, plain_table
 from brics_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from brics_cli.weights.importing import WeightsState
+    from brics_cli.networks.weights.importing import WeightsState
 
 app = options.command_app(no_args_is_help=True, help="List, verify, import and fetch the weights that metrics need.")
 
@@ -30,8 +30,8 @@ def list_weights(
     as_json: options.Json = False,
 ) -> None:
     """List every file of weights: what needs it, how large it is, whether and where it stands."""
-    from brics_cli.weights import REGISTRY, search_places, weights_root
-    from brics_cli.weights.importing import survey
+    from brics_cli.networks.weights import REGISTRY, search_places, weights_root
+    from brics_cli.networks.weights.importing import survey
 
     session = Session(as_json=as_json)
     if urls and not as_json:
@@ -61,7 +61,7 @@ def list_weights(
 @app.command()
 def verify(as_json: options.Json = False) -> int:
     """Compare every file that is there with its published sha256. Exit code 3 when one differs."""
-    from brics_cli.weights.importing import survey
+    from brics_cli.networks.weights.importing import survey
 
     session = Session(as_json=as_json)
     states = survey(forget=True)
@@ -89,7 +89,7 @@ def import_weights(
     as_json: options.Json = False,
 ) -> None:
     """Copy downloaded weights to where brics finds them. They are recognised by sha256, whatever they are called."""
-    from brics_cli.weights import importing
+    from brics_cli.networks.weights import importing
 
     session = Session(as_json=as_json)
     imported = importing.import_weights(
@@ -118,7 +118,7 @@ def fetch(
 
     A download that broke off goes on where it ended.
     """
-    from brics_cli.weights import importing
+    from brics_cli.networks.weights import importing
 
     session = Session(quiet=quiet, as_json=as_json)
     fetched = importing.fetch(ids, allow_unverified=allow_unverified, reporter=session.reporter)
@@ -129,7 +129,7 @@ def fetch(
 
 def _metric_flags(ids: list[str]) -> list[str]:
     """`--metric` with the first metric of each of the weights, and what makes it need them."""
-    from brics_cli.weights import entry
+    from brics_cli.networks.weights import entry
 
     known = [entry(weights_id) for weights_id in ids]
     metrics = dict.fromkeys(weights.metrics[0] for weights in known)

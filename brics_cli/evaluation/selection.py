@@ -19,8 +19,8 @@ from brics_cli.evaluation.registry import (
     network_of,
     weights_for,
 )
-from brics_cli.weights import FoundWeights, find, require
-from brics_cli.weights.finding import missing_line
+from brics_cli.networks.weights import FoundWeights, find, require
+from brics_cli.networks.weights.finding import missing_line
 
 ALL = "all"
 

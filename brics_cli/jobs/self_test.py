@@ -26,8 +26,8 @@ from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.images.photographs import photograph_crops
 from brics_cli.jobs.evaluate import evaluate
+from brics_cli.networks.weights import find
 from brics_cli.reporting import Reporter, SilentReporter
-from brics_cli.weights import find
 
 STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats/cifar10_clean_train_32.npz"
 NUM_CIFAR10 = 50_000

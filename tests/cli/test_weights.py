@@ -9,7 +9,7 @@ import pytest
 
 from brics_cli.cli.app import run
 from brics_cli.errors import ExitCode
-from brics_cli.weights import REGISTRY
+from brics_cli.networks.weights import REGISTRY
 
 
 @pytest.fixture(autouse=True)

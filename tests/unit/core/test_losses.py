@@ -18,7 +18,7 @@ from brics_cli.autoencoder.losses import (
 )
 from brics_cli.config import LossConfig
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.weights import registry
+from brics_cli.networks.weights import registry
 
 
 def pair(size: int, *, batch: int = 2) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import pytest
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.evaluation import registry as metrics
-from brics_cli.weights import REGISTRY, WeightsEntry, find, finding, importing, require
+from brics_cli.networks.weights import REGISTRY, WeightsEntry, find, finding, importing, require
 
 CONTENT = b"the published bytes" * 100
 OTHER = b"some other bytes!!!" * 100

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError, MachineError
+from brics_cli.networks.weights.registry import WeightsEntry
 from brics_cli.reporting import Reporter, Task
-from brics_cli.weights.registry import WeightsEntry
 from brics_cli.workspace import hold_lock
 from brics_cli.workspace.files import fsync
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError
+from brics_cli.networks.weights.registry import WeightsEntry, entry
 from brics_cli.parsing import parse_json, read_bytes
-from brics_cli.weights.registry import WeightsEntry, entry
 from brics_cli.workspace import sha256_of_file, write_json_atomically
 
 CHECKED_FILE = "checked.json"

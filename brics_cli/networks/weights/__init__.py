@@ -4,8 +4,8 @@ Nothing is ever downloaded unless `brics weights fetch` is asked to, and nothing
 unless a caller allows it, in which case the result is marked as not comparable (DESIGN section 6).
 """
 
-from brics_cli.weights.finding import FoundWeights, find, require, search_places, weights_root
-from brics_cli.weights.registry import REGISTRY, WeightsEntry, entry
+from brics_cli.networks.weights.finding import FoundWeights, find, require, search_places, weights_root
+from brics_cli.networks.weights.registry import REGISTRY, WeightsEntry, entry
 
 __all__ = [
     "REGISTRY",

@@ -29,7 +29,7 @@ from brics_cli.images import apply_transform, open_collection
 from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.weights import find
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.batches import prepare
 from brics_cli.training.holdout import hold_out_look_alikes
 from brics_cli.training.images import Batch, TrainingImages

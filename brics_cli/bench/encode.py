@@ -36,7 +36,7 @@ from brics_cli.config import AutoencoderRecipe, load_recipe
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.loader import default_num_workers, in_processes
 from brics_cli.images.pixels import load_pixels
-from brics_cli.reporting import TimeSplit
+from brics_cli.runtime.reporting import TimeSplit
 from brics_cli.workspace import Parent
 
 SHARD_SIZE = 1000

@@ -31,7 +31,7 @@ from brics_cli.images import open_collection
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.photographs import PHOTOGRAPHS
 from brics_cli.networks.features import FeatureNetwork
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 
 SIDE = 256
 

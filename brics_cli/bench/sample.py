@@ -19,7 +19,7 @@ from brics_cli.bench.sample_models import decoding_gflop, estimate_gflop
 from brics_cli.bench.timing import device_name, median_seconds, peak_bytes
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.streams.batch_sizes import OutOfMemory, attempt
 from brics_cli.streams.samples import SampleStream
 

@@ -15,10 +15,10 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
 from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.distributed import World, check_batch
 from brics_cli.images import open_collection
 from brics_cli.images.loader import default_num_workers
-from brics_cli.reporting import Reporter, TimeSplit
+from brics_cli.runtime.distributed import World, check_batch
+from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.batches import Means, micro_batches, prepare
 from brics_cli.training.images import Batch, TrainingImages

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 import brics_cli
 from brics_cli.cli.streams import explain_sigbus, prepare_streams
 from brics_cli.errors import ExitCode, MachineError, NothingSavedError, as_brics_error
-from brics_cli.stopping import signals_as_ctrl_c
+from brics_cli.runtime.stopping import signals_as_ctrl_c
 
 
 class Entry(NamedTuple):

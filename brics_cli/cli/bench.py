@@ -58,7 +58,7 @@ def train(
     """
     from brics_cli.bench.train import bench_train
     from brics_cli.config import AutoencoderRecipe, load_recipe
-    from brics_cli.core.device import resolve_device
+    from brics_cli.runtime.device import resolve_device
 
     session = Session(as_json=as_json)
     loaded = load_recipe(recipe, kind="autoencoder", overrides=overrides or (), training__compile=compile_)

@@ -77,8 +77,8 @@ def bottlenecks(
     from brics_cli.bench.bottleneck_results import plot as write_plot
     from brics_cli.bench.bottleneck_results import summarise
     from brics_cli.bench.bottlenecks import bench_bottlenecks, jobs_of
-    from brics_cli.core.device import resolve_device
     from brics_cli.images.loader import default_num_workers
+    from brics_cli.runtime.device import resolve_device
 
     session = Session(as_json=as_json, quiet=quiet)
     jobs = jobs_of(

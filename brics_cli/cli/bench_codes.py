@@ -40,7 +40,7 @@ def encode(
     """encode-dataset without its network against decoding and cropping alone, and peak memory."""
     wait_passively()
     from brics_cli.bench.encode import bench_encode
-    from brics_cli.core.device import resolve_device
+    from brics_cli.runtime.device import resolve_device
 
     target = resolve_device(device)
     measured = bench_encode(

@@ -25,7 +25,7 @@ def evaluation(
     Each row is one timed run: measure on a machine that has nothing else to do.
     """
     from brics_cli.bench.evaluate import bench_evaluate
-    from brics_cli.core.device import resolve_device
+    from brics_cli.runtime.device import resolve_device
 
     session = Session(quiet=quiet, as_json=as_json)
     on = resolve_device(device)

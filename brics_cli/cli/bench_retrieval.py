@@ -55,7 +55,7 @@ def retrieval(
     import torch
 
     from brics_cli.bench.retrieval import SCALES, bench_retrieval
-    from brics_cli.core.device import resolve_device
+    from brics_cli.runtime.device import resolve_device
 
     dtypes = {TablesDtype.FP32: torch.float32, TablesDtype.BF16: torch.bfloat16}
     found = bench_retrieval(

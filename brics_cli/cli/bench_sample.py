@@ -82,8 +82,8 @@ def sample(
     those of `brics sample` without its writing.
     """
     from brics_cli.bench.sample import bench_sample
-    from brics_cli.core.device import resolve_device
     from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
+    from brics_cli.runtime.device import resolve_device
 
     check_guidance(guidance)
     for name in samplers or []:

@@ -11,7 +11,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
-from brics_cli.reporting import command_line
+from brics_cli.runtime.reporting import command_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

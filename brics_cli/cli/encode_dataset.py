@@ -107,9 +107,9 @@ def encode_dataset(
     """
     wait_passively()
     from brics_cli.autoencoder.autoencoder import load_autoencoder
-    from brics_cli.core.device import resolve_devices
     from brics_cli.jobs.encode_dataset import encode_dataset as run
     from brics_cli.jobs.encode_dataset import estimate_seconds, plan_encoding
+    from brics_cli.runtime.device import resolve_devices
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     one_of = parse_part(part) if part is not None else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.segment import Segment
 
-from brics_cli.reporting import command_line, printable
+from brics_cli.runtime.reporting import command_line, printable
 from brics_cli.workspace.naming import FOLDER, ending_of
 
 if TYPE_CHECKING:

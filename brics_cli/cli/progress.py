@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from brics_cli.reporting import Task, printable
+from brics_cli.runtime.reporting import Task, printable
 
 PLAIN_LINE_EVERY_S = 10.0
 

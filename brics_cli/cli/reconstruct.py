@@ -39,8 +39,8 @@ def reconstruct(
     Example: brics reconstruct photos/a.jpg photos/b.jpg --out sheet.png
     """
     from brics_cli.autoencoder.autoencoder import load_autoencoder
-    from brics_cli.core.device import resolve_device
     from brics_cli.jobs.reconstruct import reconstruct as run
+    from brics_cli.runtime.device import resolve_device
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     target = resolve_device(device)

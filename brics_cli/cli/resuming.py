@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from brics_cli.cli.output import Session
 from brics_cli.errors import InterruptedRunError
-from brics_cli.reporting import command_line
+from brics_cli.runtime.reporting import command_line
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from brics_cli.cli.sample_options import (
 )
 from brics_cli.cli.sample_picture import PictureRequest, draw_picture
 from brics_cli.errors import InterruptedRunError, UsageError
-from brics_cli.reporting import command_line
+from brics_cli.runtime.reporting import command_line
 
 app = options.command_app()
 
@@ -158,9 +158,9 @@ def sample(
     format = chosen_format(sample_format, codes=codes)
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
 
-    from brics_cli.core.device import resolve_devices
     from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.jobs.sample import sample as run
+    from brics_cli.runtime.device import resolve_devices
     from brics_cli.streams.sample_cost import estimate_seconds
     from brics_cli.streams.sample_plan import plan_sampling, sampled_format
 

@@ -7,7 +7,7 @@ from rich.tree import Tree
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.reporting import printable
+from brics_cli.runtime.reporting import printable
 from brics_cli.workspace import Artefact
 
 app = options.command_app()

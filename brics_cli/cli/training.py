@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.errors import BricsError
-from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from brics_cli.training.estimate import Estimate

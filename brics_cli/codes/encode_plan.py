@@ -14,7 +14,7 @@ from brics_cli.errors import UsageError
 from brics_cli.images import TRANSFORM_VERSIONS, Collection, open_collection
 from brics_cli.images.opening import Labels
 from brics_cli.images.selection import every_nth_shard, select_keys
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace.naming import STORE, form_of_output
 
 

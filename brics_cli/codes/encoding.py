@@ -24,7 +24,7 @@ from brics_cli.errors import ArtefactError
 from brics_cli.images import Batch, Collection, load_shards
 from brics_cli.images.fingerprints import settled_digest
 from brics_cli.images.loader import Failure
-from brics_cli.reporting import TimeSplit
+from brics_cli.runtime.reporting import TimeSplit
 
 Network = Callable[[Tensor], Tensor]
 """uint8 pixels (B, H, W, 3) on the device -> codes (B, C, h, w) there, float32."""

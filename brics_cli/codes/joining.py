@@ -24,7 +24,7 @@ from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.codes.rows import StoreRows
 from brics_cli.codes.writer import check_store_output, put_in_place
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, hold_lock, open_hdf5
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences

@@ -31,7 +31,7 @@ from brics_cli.codes.format import (
 )
 from brics_cli.codes.sealing import SEAL_ATTRIBUTE, seal
 from brics_cli.errors import ArtefactError, TooManyFailuresError
-from brics_cli.reporting import Task
+from brics_cli.runtime.reporting import Task
 from brics_cli.workspace import Artefact
 from brics_cli.workspace.artefacts import STORE_ATTRIBUTE, finished
 

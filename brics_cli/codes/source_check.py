@@ -6,7 +6,7 @@ from brics_cli.codes import StoreWriter
 from brics_cli.errors import ArtefactError
 from brics_cli.images import Collection
 from brics_cli.images.fingerprints import changed_shards, check_unchanged
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 
 
 def check_source(collection: Collection, writer: StoreWriter, *, overwrite: bool, reporter: Reporter) -> None:

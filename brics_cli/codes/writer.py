@@ -19,7 +19,7 @@ from brics_cli.codes.parts import Part, PartWriter, part_mismatch, part_path
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
 from brics_cli.parsing import parse_json
-from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Kind, Parent, check_output, hold_lock, open_hdf5, write_json_atomically
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.differences import differences

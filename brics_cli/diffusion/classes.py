@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from brics_cli.config.suggestions import did_you_mean
-from brics_cli.core.randomness import Stream, keyed_generator
 from brics_cli.errors import UsageError
+from brics_cli.runtime.randomness import Stream, keyed_generator
 
 Balance = Literal["proportional", "even"]
 NUM_LISTED = 10

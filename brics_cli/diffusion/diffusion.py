@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.core.randomness import Stream, keyed_generator
+from brics_cli.runtime.randomness import Stream, keyed_generator
 
 LOG_SNR_LIMIT = 15.0
 """The cosine schedules reach infinite log-SNR at their ends; they are cut here, as in arXiv 2301.11093."""

@@ -27,7 +27,7 @@ from brics_cli.images.fingerprints import ShardDigest, Watch, digested, fingerpr
 from brics_cli.images.loader import Failure, default_num_workers
 from brics_cli.images.selection import select_positions
 from brics_cli.lineage.autoencoders import load_store_autoencoder
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
 
 Image = NDArray[np.uint8]

@@ -15,7 +15,7 @@ import yaml
 
 from brics_cli.images.sources.process_cache import Descriptor
 from brics_cli.images.sources.tar_index import index_tar
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import write_json_atomically, write_text_atomically
 
 INDEX, CARD = "wids.json", "README.md"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import brics_cli
 from brics_cli.errors import ArtefactError
 from brics_cli.images.pixels import ImageError
-from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace.caches import cache_folder
 from brics_cli.workspace.fingerprints import IMAGES, fingerprint_of_shards
 

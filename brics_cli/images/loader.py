@@ -22,7 +22,7 @@ from brics_cli.images.decoders import Decode, decoding
 from brics_cli.images.fast_pixels import CUDA, FAST, device_of_threads
 from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
 from brics_cli.images.pixels import ImageError
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 
 MAX_CHUNK = 16
 """Images that a thread takes at a time, at most."""

@@ -32,7 +32,7 @@ from brics_cli.images.splits import ALL, group_files, is_part, same_split
 from brics_cli.images.splits import choose as choose_part
 from brics_cli.images.unpacking import said_before
 from brics_cli.images.wanted import ANYTHING, Labels, Wanted
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import read_provenance
 
 READS = (

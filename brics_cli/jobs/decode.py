@@ -18,7 +18,7 @@ from brics_cli.images import claim_output, open_sink
 from brics_cli.images.companions import write_companions
 from brics_cli.images.outputs import output_lock
 from brics_cli.images.sinks import Format, check_key, discard_pieces, format_of, is_one_file, pieces_directory
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 

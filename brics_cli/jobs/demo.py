@@ -13,7 +13,6 @@ from PIL import Image
 
 from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.codes import KeyCodeStore
-from brics_cli.core.device import resolve_device
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import WouldOverwriteError
 from brics_cli.evaluation.images import open_images
@@ -29,7 +28,8 @@ from brics_cli.jobs.pack import pack, plan_packing
 from brics_cli.jobs.sample import sample
 from brics_cli.jobs.train_ae import train_autoencoder
 from brics_cli.jobs.train_diffusion import train_diffusion
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.streams.sample_plan import plan_sampling
 from brics_cli.training.plan import TrainOptions, plan_autoencoder, plan_diffusion
 from brics_cli.workspace import Artefact, Workspace, read_provenance, write_provenance

@@ -21,8 +21,8 @@ from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import load_shards
 from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint
 from brics_cli.images.loader import default_num_workers, say_enlarged
-from brics_cli.reporting import Reporter, TimeSplit
-from brics_cli.scale import LocalExecutor
+from brics_cli.runtime.executors import LocalExecutor
+from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent
 
 __all__ = ["EncodePlan", "EncodeResult", "encode_dataset", "estimate_seconds", "plan_encoding"]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import brics_cli
-from brics_cli.core.device import resolve_device
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.evaluation.extraction import Side
 from brics_cli.evaluation.registry import Metric, Settings
@@ -29,7 +28,8 @@ from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes,
 from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
 from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store
 from brics_cli.lineage.comparison import Compares, ComparisonInputs, comparison_inputs
-from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.streams.drawn import DrawSettings
 from brics_cli.workspace import (
     Artefact,

@@ -32,7 +32,7 @@ from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.loading import load_network
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.random_features import RandomConvolutions
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 
 Input = ImageStream | SavedStatistics
 

@@ -19,7 +19,7 @@ from brics_cli.evaluation.selection import Choice
 from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images.sheets import contact_sheet
 from brics_cli.jobs.evaluation_pass import Input, Measured
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 
 NUM_SHEET_ROWS = 16
 SHEET_SIDE = 128

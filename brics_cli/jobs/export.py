@@ -15,7 +15,7 @@ from brics_cli.codes.latents import ROWS_PER_SHARD, shard_name, write_latents
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import claim_output
 from brics_cli.images.outputs import output_lock
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, atomic_path, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, form_of_output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from brics_cli.codes import Join, KeyCodeStore, plan_join, verify_store_in_child, write_join
 from brics_cli.errors import UsageError
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import check_writable
 from brics_cli.workspace.naming import STORE, form_of_output
 

@@ -25,7 +25,7 @@ from brics_cli.images.source_log import SourceLog
 from brics_cli.images.sources.webdataset import WebDatasetCollection
 from brics_cli.images.wanted import Labels, Wanted
 from brics_cli.jobs.pack_sources import checked_sources, claim_pack
-from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, form_of_output

@@ -12,7 +12,7 @@ from brics_cli.images.fingerprints import changed_shards, check_unchanged
 from brics_cli.images.manifest import source_digests
 from brics_cli.images.outputs import Claim
 from brics_cli.images.source_log import SourceLog
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 
 if TYPE_CHECKING:

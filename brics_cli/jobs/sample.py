@@ -22,9 +22,9 @@ from brics_cli.images.companions import write_companions
 from brics_cli.images.outputs import output_lock
 from brics_cli.images.sinks import discard_pieces
 from brics_cli.images.sinks.base import remove_leftovers
-from brics_cli.reporting import Reporter, TimeSplit
-from brics_cli.scale import LocalExecutor
-from brics_cli.stopping import stop_signals
+from brics_cli.runtime.executors import LocalExecutor
+from brics_cli.runtime.reporting import Reporter, TimeSplit
+from brics_cli.runtime.stopping import stop_signals
 from brics_cli.streams.batch_sizes import BatchSizes
 from brics_cli.streams.sample_plan import Format, SamplePlan, store_layout
 from brics_cli.streams.sample_tasks import SampleTask

@@ -12,8 +12,8 @@ from brics_cli.errors import NothingSavedError, UsageError
 from brics_cli.images import contact_sheet
 from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.images.sinks import PNG
-from brics_cli.reporting import Reporter, TimeSplit
-from brics_cli.stopping import stop_signals
+from brics_cli.runtime.reporting import Reporter, TimeSplit
+from brics_cli.runtime.stopping import stop_signals
 from brics_cli.streams.pictures import Grid, Interpolation, draw_picture
 from brics_cli.streams.sample_models import SampleModels
 from brics_cli.workspace import Artefact, Workspace, atomic_path, check_output, write_provenance

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from cleanfid.resize import build_resizer
 
-from brics_cli.core.device import resolve_device
 from brics_cli.errors import UsageError
 from brics_cli.evaluation.frechet import StoredGaussian, frechet_distance
 from brics_cli.evaluation.inception_score import inception_score
@@ -27,7 +26,8 @@ from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.images.photographs import photograph_crops
 from brics_cli.jobs.evaluate import evaluate
 from brics_cli.networks.weights import find
-from brics_cli.reporting import Reporter, SilentReporter
+from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 
 STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats/cifar10_clean_train_32.npz"
 NUM_CIFAR10 = 50_000

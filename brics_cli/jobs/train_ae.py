@@ -16,12 +16,12 @@ from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
 from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
 from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.core.device import resolve_device
-from brics_cli.distributed import World, join_world
 from brics_cli.evaluation.reconstruction import capped_psnr, ssim
 from brics_cli.images import contact_sheet
-from brics_cli.reporting import Reporter
-from brics_cli.stopping import StopRequest, stop_signals
+from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.distributed import World, join_world
+from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.stopping import StopRequest, stop_signals
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.batches import Means, micro_batches, prepare
 from brics_cli.training.clock import Clock, time_note

@@ -14,17 +14,17 @@ from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import DiffusionRecipe
-from brics_cli.core.device import resolve_device
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, save_denoiser
 from brics_cli.diffusion.diffusion import draws_for
-from brics_cli.distributed import World, join_world
 from brics_cli.errors import ArtefactError
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
 from brics_cli.lineage.autoencoders import load_store_autoencoder
-from brics_cli.reporting import Reporter
-from brics_cli.stopping import stop_signals
+from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.distributed import World, join_world
+from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.stopping import stop_signals
 from brics_cli.training.clock import Clock, time_note
 from brics_cli.training.codes import TrainingCodes
 from brics_cli.training.estimate import Estimate, estimate

@@ -21,7 +21,7 @@ from brics_cli.images import TRANSFORM_VERSIONS, sinks
 from brics_cli.images.sinks import PNG, is_one_file, pieces
 from brics_cli.images.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
 from brics_cli.parsing import parse_json, read_bytes
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.streams.sample_models import SampleModels, load_sample_models
 from brics_cli.streams.sample_tasks import CodeOutput, ImageOutput, SampleOutput, SampleTask, cut, key_of
 from brics_cli.streams.samples import SampleStream

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.reporting import TimeSplit
+from brics_cli.runtime.reporting import TimeSplit
 from brics_cli.streams.batch_sizes import BatchSizes, OutOfMemory, attempt, halved
 from brics_cli.streams.sample_models import ModelFiles
 from brics_cli.streams.sample_tasks import Drawn, SampleOutput, SampleTask

@@ -20,8 +20,8 @@ from brics_cli.autoencoder.discriminator import Discriminator, adversarial_loss,
 from brics_cli.autoencoder.model_files import read_tensors, write_tensors
 from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
-from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError
+from brics_cli.runtime.distributed import World
 from brics_cli.training.optimiser import lr_factor, read_optimiser, set_lr, write_optimiser
 from brics_cli.training.precision import autocast
 

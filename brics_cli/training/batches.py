@@ -10,8 +10,8 @@ from torch import Tensor
 
 from brics_cli.autoencoder.image_tensors import to_tensor
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.core.randomness import Stream, keyed_coins, keyed_normal
-from brics_cli.distributed import World
+from brics_cli.runtime.distributed import World
+from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.training.images import Batch
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 
-from brics_cli.reporting import Reporter, TimeSplit
+from brics_cli.runtime.reporting import Reporter, TimeSplit
 
 EXPECTATION_AFTER_STEPS = 2
 WORTH_A_WARNING = timedelta(minutes=10)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from brics_cli.codes import QUANTISATIONS, KeyCodeStore
-from brics_cli.core.randomness import Stream, keyed_coins
 from brics_cli.diffusion.diffusion import Draws, draws_for
-from brics_cli.distributed import World
 from brics_cli.errors import MachineError, is_out_of_memory
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.distributed import World
+from brics_cli.runtime.randomness import Stream, keyed_coins
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.order import SampleOrder
 
 SHARE_OF_FREE_MEMORY = 0.25

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, ImageError, load_shards
 from brics_cli.images.loader import say_enlarged
 from brics_cli.images.pixels import load_with_side
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.distributed import World
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.reading import WindowReader
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.diffusion.diffusion import LEVEL_NAMES, loss_by_level
-from brics_cli.distributed import World
+from brics_cli.runtime.distributed import World
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from brics_cli.core.randomness import Stream, keyed_generator
+from brics_cli.runtime.randomness import Stream, keyed_generator
 
 DEFAULT_WINDOW = 16_384
 

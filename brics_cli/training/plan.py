@@ -19,11 +19,11 @@ from brics_cli.config import (
     default_autoencoder_recipe,
     load_recipe,
 )
-from brics_cli.distributed import check_batch, num_local_processes
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
-from brics_cli.reporting import Reporter
+from brics_cli.runtime.distributed import check_batch, num_local_processes
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.resuming import (

@@ -12,11 +12,11 @@ from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.loading import recipe_from_values
-from brics_cli.distributed import is_first_process
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.fingerprints import fingerprint, known_digests
-from brics_cli.reporting import Reporter, command_line
+from brics_cli.runtime.distributed import is_first_process
+from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.state import STATE_FILE, read_state_file
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.differences import differences

@@ -16,11 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.config import Recipe, dump_yaml
-from brics_cli.distributed import World
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
 from brics_cli.images.outputs import output_lock
 from brics_cli.parsing import parse_json
-from brics_cli.reporting import Reporter, command_line
+from brics_cli.runtime.distributed import World
+from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.environment import environment
 from brics_cli.training.resuming import CONFIG_FILE, checkpoints, newest_checkpoint, settings_of, step_of
 from brics_cli.training.state import DivergedError, TrainingState

@@ -14,7 +14,7 @@ from brics_cli.bench import sample as bench
 from brics_cli.bench.sample_models import RandomModels, estimate_gflop, random_models
 from brics_cli.config import load_recipe
 from brics_cli.diffusion.samplers import SAMPLERS
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.reporting import SilentReporter
 
 TINY = ("--recipe", "tiny", "--batch-size", 2, "--repeats", 1, "--budget", 0, "--device", "cpu")
 CPU = torch.device("cpu")

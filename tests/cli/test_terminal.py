@@ -26,7 +26,7 @@ from brics_cli.cli import app
 from brics_cli.cli.output import LiteralConsole
 from brics_cli.cli.progress import ConsoleReporter
 from brics_cli.evaluation import cache
-from brics_cli.reporting import command_line, printable
+from brics_cli.runtime.reporting import command_line, printable
 from brics_cli.workspace import Artefact, write_provenance
 
 NAMES = (

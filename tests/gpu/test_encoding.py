@@ -16,7 +16,7 @@ from brics_cli.codes import StoreHeader
 from brics_cli.codes.encoding import CodeEncoder, encoding_network
 from brics_cli.config import load_recipe
 from brics_cli.images import load_shards, open_collection
-from brics_cli.reporting import TimeSplit
+from brics_cli.runtime.reporting import TimeSplit
 
 pytestmark = pytest.mark.gpu
 

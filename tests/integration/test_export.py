@@ -17,7 +17,7 @@ from store_files import PARENTS, header, write_store
 
 from brics_cli.codes import KeyCodeStore, StoreShard, StoreWriter
 from brics_cli.jobs import export as job
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.workspace import read_provenance
 
 SHAPE = (3, 4, 4)

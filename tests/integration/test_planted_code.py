@@ -109,7 +109,7 @@ def test_processes_of_the_api_do_not_inherit_the_cwd(planted, tmp_path):
     script.write_text(
         "import os, sys\n"
         "from brics_cli.codes import KeyCodeStore, verify_store_in_child\n"
-        "from brics_cli.scale import LocalExecutor\n"
+        "from brics_cli.runtime.executors import LocalExecutor\n"
         "from scale_works import Squares\n"
         f"os.chdir({str(planted)!r})\n"
         "sys.path[:0] = ['', '.', os.getcwd()]\n"

@@ -26,7 +26,7 @@ from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.images.sinks import ImageSink
 from brics_cli.jobs.sample import sample
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.streams.batch_sizes import BatchSizes
 from brics_cli.streams.sample_plan import SamplePlan, plan_sampling
 from brics_cli.streams.sampling import DeviceWork, Written

@@ -22,7 +22,7 @@ from random_autoencoder import make_autoencoder
 from store_files import write_store
 
 from brics_cli import KeyCodeStore
-from brics_cli.stopping import in_time
+from brics_cli.runtime.stopping import in_time
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 TRAIN = ("--recipe", "tiny", "--set", "training.batch_size=2", "--workers", "1")
@@ -205,7 +205,7 @@ def test_the_process_of_a_world_ends_before_it_is_killed():
     """A main thread that gets nowhere, as in a collective call whose partner has gone."""
     stuck = (
         "import time\n"
-        "from brics_cli.stopping import in_time, stop_signals\n"
+        "from brics_cli.runtime.stopping import in_time, stop_signals\n"
         "with stop_signals(), in_time(leader=True, seconds=0.5):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"

@@ -16,7 +16,7 @@ from typing import Any
 
 from brics_cli.errors import ArtefactError, MachineError
 from brics_cli.networks.weights.registry import WeightsEntry
-from brics_cli.reporting import Reporter, Task
+from brics_cli.runtime.reporting import Reporter, Task
 from brics_cli.workspace import hold_lock
 from brics_cli.workspace.files import fsync
 

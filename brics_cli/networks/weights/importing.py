@@ -17,7 +17,7 @@ from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.networks.weights.downloading import CHUNK_BYTES, download
 from brics_cli.networks.weights.finding import FoundWeights, checked_sha256, find, forget_checked, weights_root
 from brics_cli.networks.weights.registry import REGISTRY, WeightsEntry, entry, recognise
-from brics_cli.reporting import Reporter, SilentReporter, Task
+from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import atomic_path
 
 TIMEOUT_S = 30.0

@@ -32,7 +32,7 @@ from brics_cli.images.fingerprints import (
     remember,
 )
 from brics_cli.images.selection import every_nth_shard, select_keys
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.reporting import SilentReporter
 
 Files = dict[str, bytes]
 

@@ -19,7 +19,7 @@ from image_files import grey, keys_of, noise, read_all, write_tar
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.images import open_collection, unpacking
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.reporting import SilentReporter
 
 MEMBERS = [(f"{number}.png", noise(number)) for number in range(3)]
 

@@ -12,7 +12,7 @@ import pytest
 from scale_works import SIGINT_BLOCKED, Dies, Fails, Lingers, SaysWhetherBlocked, Squares
 
 from brics_cli.errors import ArtefactError, MachineError
-from brics_cli.scale import LocalExecutor
+from brics_cli.runtime.executors import LocalExecutor
 
 
 def is_running(pid: int) -> bool:
@@ -54,7 +54,7 @@ def test_workers_end_when_nobody_listens_any_more(tmp_path):
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = (
-        "from pathlib import Path; from brics_cli.scale import LocalExecutor; from scale_works import Lingers\n"
+        "from pathlib import Path; from brics_cli.runtime.executors import LocalExecutor; from scale_works import Lingers\n"
         f"if __name__ == '__main__': list(LocalExecutor(['a']).run(Lingers(Path({str(tmp_path)!r})), [0]))"
     )
     script = tmp_path / "script.py"

@@ -11,7 +11,7 @@ from store_files import write_store
 
 from brics_cli.codes import KeyCodeStore, plan_join, verify_store, write_join
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.reporting import SilentReporter
 
 NAMES = [f"s{number}" for number in range(5)]
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from brics_cli.config import OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
-from brics_cli.distributed import World
 from brics_cli.errors import ArtefactError
+from brics_cli.runtime.distributed import World
 from brics_cli.training.adversary import ADAPT_EVERY, Adversary, last_layer
 from brics_cli.training.state import TrainingState
 

@@ -12,11 +12,11 @@ import torch
 from store_files import SHAPE, header
 
 from brics_cli.codes import KeyCodeStore, StoreShard, StoreWriter, dequantise
-from brics_cli.core.randomness import Stream, keyed_coins
 from brics_cli.diffusion.diffusion import draws_for
-from brics_cli.distributed import World
 from brics_cli.errors import MachineError
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.distributed import World
+from brics_cli.runtime.randomness import Stream, keyed_coins
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.training import codes as training_codes
 from brics_cli.training.codes import TrainingCodes, dequantise_on_device
 from brics_cli.training.levels import LevelMeans

@@ -11,9 +11,9 @@ import pytest
 import torch
 from commands import brics
 
-from brics_cli.distributed import World
 from brics_cli.images import ImageError, RawImage, open_collection
 from brics_cli.images.collection import Collection, Shard
+from brics_cli.runtime.distributed import World
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.reading import WindowReader

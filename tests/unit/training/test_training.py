@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from brics_cli.config import OptimiserConfig, ScheduleConfig, load_recipe
-from brics_cli.core.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.images import open_collection
-from brics_cli.reporting import SilentReporter
+from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.training.ema import Ema, gamma_of, half_life_decay, power_decay
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.optimiser import build_optimiser, lr_factor, read_optimiser

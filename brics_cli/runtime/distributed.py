@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from brics_cli.errors import BricsError, MachineError, UsageError, as_brics_error
-from brics_cli.stopping import in_time
+from brics_cli.runtime.stopping import in_time
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from brics_cli.errors import MachineError
 from brics_cli.isolation import child_command, child_environment
-from brics_cli.scale.executor import EventT, TaskT, Work
-from brics_cli.scale.worker import NUMBER
+from brics_cli.runtime.executors.executor import EventT, TaskT, Work
+from brics_cli.runtime.executors.worker import NUMBER
 
 STOP_S = 5.0
 """Seconds that a worker has to end before it is killed."""
@@ -85,7 +85,7 @@ def _start(numbers: int) -> tuple[Connection, subprocess.Popen[bytes]]:
     # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        command = child_command("brics_cli.scale.worker", theirs.fileno(), numbers)
+        command = child_command("brics_cli.runtime.executors.worker", theirs.fileno(), numbers)
         process = subprocess.Popen(command, env=child_environment(), pass_fds=[theirs.fileno(), numbers])
     except BaseException:
         ours.close()

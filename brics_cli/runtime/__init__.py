@@ -1,0 +1,1 @@
+"""What every command runs on: devices, processes, signals, reporting. Importing it needs no torch."""

@@ -20,8 +20,8 @@ from brics_cli.bench.timing import device_name, median_seconds, peak_bytes
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.streams.batch_sizes import OutOfMemory, attempt
-from brics_cli.streams.samples import SampleStream
+from brics_cli.sampling.batch_sizes import OutOfMemory, attempt
+from brics_cli.sampling.samples import SampleStream
 
 RELEASE_GFLOP = 301_000.0
 """The authors' release as counted for it: 1000 ancestral steps of its U-Net at 64 x 64 x 4, 301 GFLOP each."""

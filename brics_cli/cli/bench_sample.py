@@ -130,7 +130,7 @@ def _of_run(
     run: Path, guide: str | None, guidance: float, session: Session, device: torch.device
 ) -> tuple[str, Denoiser, Autoencoder, Denoiser | None]:
     from brics_cli.diffusion.samplers import SamplerSettings
-    from brics_cli.streams.sample_models import load_sample_models
+    from brics_cli.sampling.sample_models import load_sample_models
 
     models = load_sample_models(
         run,

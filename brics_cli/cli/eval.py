@@ -205,7 +205,7 @@ def eval(
         return _self_test(session, real, fake, device=device)
     from brics_cli.evaluation.registry import Settings
     from brics_cli.jobs.evaluate import NeighbourSettings, evaluate
-    from brics_cli.streams.drawn import DrawSettings
+    from brics_cli.sampling.drawn import DrawSettings
 
     report = evaluate(
         metric,

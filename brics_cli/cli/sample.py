@@ -161,8 +161,8 @@ def sample(
     from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.jobs.sample import sample as run
     from brics_cli.runtime.device import resolve_devices
-    from brics_cli.streams.sample_cost import estimate_seconds
-    from brics_cli.streams.sample_plan import plan_sampling, sampled_format
+    from brics_cli.sampling.sample_cost import estimate_seconds
+    from brics_cli.sampling.sample_plan import plan_sampling, sampled_format
 
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     devices = resolve_devices(device)

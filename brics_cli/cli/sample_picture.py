@@ -37,8 +37,8 @@ def draw_picture(
 ) -> None:
     """Draw it, or say what would be drawn. Raises what the job raises."""
     from brics_cli.jobs.sample_picture import describe, draw, picture_path, summary
-    from brics_cli.streams.pictures import Grid, Interpolation, plan_grid, plan_interpolation
-    from brics_cli.streams.sample_models import load_sample_models
+    from brics_cli.sampling.pictures import Grid, Interpolation, plan_grid, plan_interpolation
+    from brics_cli.sampling.sample_models import load_sample_models
 
     models = load_sample_models(
         request.model,

@@ -30,7 +30,7 @@ from brics_cli.jobs.train_ae import train_autoencoder
 from brics_cli.jobs.train_diffusion import train_diffusion
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.streams.sample_plan import plan_sampling
+from brics_cli.sampling.sample_plan import plan_sampling
 from brics_cli.training.plan import TrainOptions, plan_autoencoder, plan_diffusion
 from brics_cli.workspace import Artefact, Workspace, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now

@@ -30,7 +30,7 @@ from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, resul
 from brics_cli.lineage.comparison import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.streams.drawn import DrawSettings
+from brics_cli.sampling.drawn import DrawSettings
 from brics_cli.workspace import (
     Artefact,
     Parent,

@@ -19,7 +19,7 @@ from brics_cli.jobs.evaluation_pass import Input, Machinery
 from brics_cli.lineage.comparison import ComparisonInputs
 from brics_cli.lineage.origins import ancestor
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.streams.drawn import DrawSettings, draw_images
+from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import Workspace, read_provenance
 
 

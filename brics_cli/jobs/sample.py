@@ -25,10 +25,10 @@ from brics_cli.images.sinks.base import remove_leftovers
 from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.runtime.stopping import stop_signals
-from brics_cli.streams.batch_sizes import BatchSizes
-from brics_cli.streams.sample_plan import Format, SamplePlan, store_layout
-from brics_cli.streams.sample_tasks import SampleTask
-from brics_cli.streams.sampling import Computed, DeviceWork, Event, TaskSampler, Written
+from brics_cli.sampling.batch_sizes import BatchSizes
+from brics_cli.sampling.sample_plan import Format, SamplePlan, store_layout
+from brics_cli.sampling.sample_tasks import SampleTask
+from brics_cli.sampling.sampling import Computed, DeviceWork, Event, TaskSampler, Written
 from brics_cli.workspace import write_provenance
 from brics_cli.workspace.artefacts import finished
 

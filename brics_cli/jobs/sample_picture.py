@@ -14,8 +14,8 @@ from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.images.sinks import PNG
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.runtime.stopping import stop_signals
-from brics_cli.streams.pictures import Grid, Interpolation, draw_picture
-from brics_cli.streams.sample_models import SampleModels
+from brics_cli.sampling.pictures import Grid, Interpolation, draw_picture
+from brics_cli.sampling.sample_models import SampleModels
 from brics_cli.workspace import Artefact, Workspace, atomic_path, check_output, write_provenance
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import FOLDER, PICTURE, form_of_output

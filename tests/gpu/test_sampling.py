@@ -12,8 +12,8 @@ from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
 from brics_cli.diffusion.samplers import SamplerSettings
-from brics_cli.streams.batch_sizes import OutOfMemory, attempt
-from brics_cli.streams.sample_models import load_sample_models
+from brics_cli.sampling.batch_sizes import OutOfMemory, attempt
+from brics_cli.sampling.sample_models import load_sample_models
 from brics_cli.workspace import Workspace
 
 pytestmark = pytest.mark.gpu

@@ -26,7 +26,7 @@ from brics_cli.evaluation import images as streams
 from brics_cli.images import collection as collections
 from brics_cli.networks import features
 from brics_cli.networks.weights.importing import import_weights
-from brics_cli.streams.drawn import DrawSettings, draw_images
+from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

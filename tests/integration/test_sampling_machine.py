@@ -27,9 +27,9 @@ from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.images.sinks import ImageSink
 from brics_cli.jobs.sample import sample
 from brics_cli.runtime.reporting import SilentReporter
-from brics_cli.streams.batch_sizes import BatchSizes
-from brics_cli.streams.sample_plan import SamplePlan, plan_sampling
-from brics_cli.streams.sampling import DeviceWork, Written
+from brics_cli.sampling.batch_sizes import BatchSizes
+from brics_cli.sampling.sample_plan import SamplePlan, plan_sampling
+from brics_cli.sampling.sampling import DeviceWork, Written
 from brics_cli.workspace import Workspace, read_provenance
 
 SAMPLE = ("sample", "--steps", "3", "--batch-size", "8", "--n", "60", "--shard-size", "20")
@@ -63,7 +63,7 @@ def test_two_processes_write_the_shards_of_one(workspace, tmp_path):
 @pytest.mark.parametrize("format", ["png", "h5"])
 def test_tasks_may_be_taken_by_anybody_in_any_order(workspace, tmp_path, format, monkeypatch):
     """What the processes of two devices do, one after the other: then there is nothing left to draw."""
-    monkeypatch.setattr("brics_cli.streams.sample_plan.PNG_TASK", 16)
+    monkeypatch.setattr("brics_cli.sampling.sample_plan.PNG_TASK", 16)
     planned = plan(workspace, tmp_path / f"s{'.h5' if format == 'h5' else ''}", format)
     planned.folder.mkdir(parents=True)
     sizes = BatchSizes(planned.stream.batch_size)
@@ -152,7 +152,7 @@ def test_a_run_that_was_short_of_memory_goes_on_as_it_was(workspace, tmp_path, m
             return original.fget(denoiser)
 
         original = type(plan(workspace, tmp_path / "unused", "png").stream).device
-        short.setattr("brics_cli.streams.samples.SampleStream.device", property(dies))
+        short.setattr("brics_cli.sampling.samples.SampleStream.device", property(dies))
         stopped = brics(*flags, tmp_path / "cut" / name, cwd=workspace, check=130)
         assert "going on with batches of 4" in stopped.stderr
     finished = brics(*flags, tmp_path / "cut" / name, "--json", cwd=workspace, check=0)

@@ -16,7 +16,7 @@ from PIL import Image
 from brics_cli import load_denoiser
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.diffusion import ImageNoise
-from brics_cli.streams.pictures import spherical
+from brics_cli.sampling.pictures import spherical
 from brics_cli.workspace import Workspace, read_provenance
 
 FAST = ("sample", "--steps", "3", "--batch-size", "8", "--device", "cpu")

@@ -10,7 +10,7 @@ from brics_cli.config import DiffusionConfig, DiTConfig
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import UsageError
-from brics_cli.streams.samples import SampleStream
+from brics_cli.sampling.samples import SampleStream
 
 GUIDED = SamplerSettings(guidance=2.0)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brics_cli.streams.write_behind import Cancelled, WriteBehind
+from brics_cli.sampling.write_behind import Cancelled, WriteBehind
 
 
 def test_items_are_consumed_in_order_in_another_thread() -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.runtime.reporting import TimeSplit
-from brics_cli.streams.batch_sizes import BatchSizes, OutOfMemory, attempt, halved
-from brics_cli.streams.sample_models import ModelFiles
-from brics_cli.streams.sample_tasks import Drawn, SampleOutput, SampleTask
-from brics_cli.streams.samples import SampleStream
-from brics_cli.streams.write_behind import WriteBehind
+from brics_cli.sampling.batch_sizes import BatchSizes, OutOfMemory, attempt, halved
+from brics_cli.sampling.sample_models import ModelFiles
+from brics_cli.sampling.sample_tasks import Drawn, SampleOutput, SampleTask
+from brics_cli.sampling.samples import SampleStream
+from brics_cli.sampling.write_behind import WriteBehind
 
 
 @dataclass(frozen=True)

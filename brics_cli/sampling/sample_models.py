@@ -16,7 +16,7 @@ from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.lineage.autoencoders import load_autoencoder_of
 from brics_cli.lineage.origins import ancestor
-from brics_cli.streams.samples import SampleStream
+from brics_cli.sampling.samples import SampleStream
 from brics_cli.workspace import Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.files import PROVENANCE_FILE
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.streams.sample_plan import SamplePlan
-from brics_cli.streams.samples import SampleStream
+from brics_cli.sampling.sample_plan import SamplePlan
+from brics_cli.sampling.samples import SampleStream
 
 
 @torch.inference_mode()

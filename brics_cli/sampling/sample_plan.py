@@ -22,9 +22,9 @@ from brics_cli.images.sinks import PNG, is_one_file, pieces
 from brics_cli.images.sinks.pieces import file_of_pieces, piece_encoding, pieces_directory
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.streams.sample_models import SampleModels, load_sample_models
-from brics_cli.streams.sample_tasks import CodeOutput, ImageOutput, SampleOutput, SampleTask, cut, key_of
-from brics_cli.streams.samples import SampleStream
+from brics_cli.sampling.sample_models import SampleModels, load_sample_models
+from brics_cli.sampling.sample_tasks import CodeOutput, ImageOutput, SampleOutput, SampleTask, cut, key_of
+from brics_cli.sampling.samples import SampleStream
 from brics_cli.workspace import Artefact, Parent, Workspace
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import form_of_output

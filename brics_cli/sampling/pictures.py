@@ -17,8 +17,8 @@ from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.diffusion.samplers import Noise
 from brics_cli.errors import UsageError
-from brics_cli.streams.batch_sizes import OutOfMemory, attempt, halved
-from brics_cli.streams.sample_models import SampleModels
+from brics_cli.sampling.batch_sizes import OutOfMemory, attempt, halved
+from brics_cli.sampling.sample_models import SampleModels
 
 STOCHASTIC = ("ddpm",)
 """Samplers that draw noise at every step: two latents do not fix what lies between them."""

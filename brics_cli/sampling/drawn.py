@@ -17,8 +17,8 @@ from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.evaluation.images import Image, ImageStream
 from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.streams.sample_plan import SamplePlan, plan_sampling
-from brics_cli.streams.sample_tasks import key_of
+from brics_cli.sampling.sample_plan import SamplePlan, plan_sampling
+from brics_cli.sampling.sample_tasks import key_of
 from brics_cli.workspace import Workspace
 
 

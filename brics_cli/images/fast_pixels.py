@@ -3,7 +3,7 @@
 `crop-bicubic-fast` runs on the CPU; `crop-bicubic-cuda` decodes on the GPU (nvJPEG). torchvision is given plain
 JPEGs alone: RGB or grey, upright. Pillow decodes everything else (CMYK, rotated, damaged, other formats) as `pixels`
 defines it, PNG too: torchvision 0.29's `decode_png` ends the process on damaged files, and is hardly faster. They
-agree with the reference to 60 dB or more (tests/unit/data/test_fast_pixels.py; with nvJPEG's own inverse DCT:
+agree with the reference to 60 dB or more (tests/unit/images/test_fast_pixels.py; with nvJPEG's own inverse DCT:
 tests/gpu/test_data.py), and are other transforms with other names in every artefact.
 Shapes: (3, H, W) uint8 RGB tensors inside, (S, S, 3) uint8 RGB arrays out.
 """

@@ -4,7 +4,7 @@ Pillow's own `convert("RGB")` clips 16 bits to white, takes 12 for 16 (black), a
 PNG with values of another depth. Here: grey of 12 and 16 bits is scaled and rounded, colour of 16 bits keeps its high
 byte; transparency is composited on white; CMYK, YCbCr, LAB and palettes become RGB; pixels whose range nobody states
 (signed, floating-point, 32-bit) are refused. ICC profiles and gAMA are not applied, as in every peer's loader.
-Tests: tests/unit/data/test_modes.py, a table of files beside what they show. Shapes: (H, W), (H, W, 3).
+Tests: tests/unit/images/test_modes.py, a table of files beside what they show. Shapes: (H, W), (H, W, 3).
 """
 
 from __future__ import annotations

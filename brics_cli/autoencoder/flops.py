@@ -15,14 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brics_cli.autoencoder.bottlenecks import CodebookBottleneck, GridBottleneck
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-from brics_cli.diffusion.denoisers import build_network
+from brics_cli.config import AutoencoderRecipe
 
 # Counted the same way at 256 x 256: DESIGN section 3.2, reference/models.md section 1.
 VQGAN_F16_DECODER_GFLOP = 252.7
 VQGAN_F16_IMAGE_SIZE = 256
-# What a diffusion recipe is counted on unless told otherwise: codes of a 256 px image.
-DEFAULT_CODE_SHAPE = (16, 16, 16)
 
 
 class Row(NamedTuple):
@@ -35,24 +32,18 @@ class Row(NamedTuple):
     """Of VQGAN-f16's decoder, for what stands between codes and pixels, at 256 px alone."""
 
 
-def count(recipe: AutoencoderRecipe | DiffusionRecipe, *, code_shape: tuple[int, int, int] | None = None) -> list[Row]:
-    """The rows of a recipe. `code_shape` (C, h, w) is what a diffusion recipe is counted on."""
-    if isinstance(recipe, DiffusionRecipe):
-        return _count_denoiser(recipe, code_shape or DEFAULT_CODE_SHAPE)
-    return _count_autoencoder(recipe)
-
-
-def _count_autoencoder(recipe: AutoencoderRecipe) -> list[Row]:
+def count(recipe: AutoencoderRecipe) -> list[Row]:
+    """The rows of a recipe."""
     config = recipe.model
     with torch.device("meta"):
         model = build_autoencoder(config).eval()
         images = torch.empty(1, 3, config.image_size, config.image_size)
         codes = torch.empty(1, *config.code_shape)
     bottleneck = model.bottleneck
-    encoder = Row("encoder", gflop_of(lambda: model.encode(images)), _params_m(model.encoder))
+    encoder = Row("encoder", gflop_of(lambda: model.encode(images)), params_m(model.encoder))
     from_codes = gflop_of(lambda: model.decode(codes))
     features = gflop_of(lambda: bottleneck.decode_codes(codes))
-    mlp_m, lookup = _params_m(bottleneck), None
+    mlp_m, lookup = params_m(bottleneck), None
     if isinstance(bottleneck, GridBottleneck):
         lookup = Row("retrieval", gflop_of(lambda: bottleneck.retrieve(codes)), bottleneck.tables.numel() / 1e6)
         mlp_m -= lookup.params_m
@@ -61,17 +52,9 @@ def _count_autoencoder(recipe: AutoencoderRecipe) -> list[Row]:
         lookup = Row("codebook", search, bottleneck.codebooks.numel() / 1e6)  # buffers, not parameters
     parts = [lookup] if lookup is not None else []
     parts.append(Row("feature MLP", features - sum(row.gflop for row in parts), mlp_m))
-    parts.append(Row("decoder", from_codes - features, _params_m(model.decoder)))
+    parts.append(Row("decoder", from_codes - features, params_m(model.decoder)))
     ratio = from_codes / VQGAN_F16_DECODER_GFLOP if config.image_size == VQGAN_F16_IMAGE_SIZE else None
     return [encoder, *parts, Row("codes to pixels", from_codes, sum(row.params_m for row in parts), ratio)]
-
-
-def _count_denoiser(recipe: DiffusionRecipe, code_shape: tuple[int, int, int]) -> list[Row]:
-    with torch.device("meta"):
-        network = build_network(recipe.denoiser, code_shape=code_shape).eval()
-        x, noise_level = torch.empty(1, *code_shape), torch.empty(1)
-    shape = " x ".join(str(side) for side in code_shape)
-    return [Row(f"denoiser, codes {shape}", gflop_of(lambda: network(x, noise_level, None)), _params_m(network))]
 
 
 def gflop_of(forward: Callable[[], object]) -> float:
@@ -81,5 +64,6 @@ def gflop_of(forward: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _params_m(module: nn.Module) -> float:
+def params_m(module: nn.Module) -> float:
+    """Parameters, in millions."""
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6

@@ -133,7 +133,7 @@ def load_split(
 ) -> HeldOut:
     """Decode `data`; without `val`, hold a tenth of it out: whole clusters of look-alikes.
 
-    `data` None is `brics_cli.images.photographs`: squares of its training blocks, and crops of its held-out ones. Raises
+    `data` None is `images.photographs`: squares of its training blocks, and crops of its held-out ones. Raises
     UsageError when a collection cannot be opened, or is larger than the recipe's `data.cache_gib`.
     """
     if data is None:

@@ -22,7 +22,6 @@ from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, f
 from brics_cli.bench.timing import device_name, median_seconds
 from brics_cli.evaluation.extraction import Extraction, Gathering
 from brics_cli.evaluation.frechet import frechet_distance
-from brics_cli.evaluation.images import CollectionStream
 from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.registry import REGISTRY, Settings
@@ -30,6 +29,7 @@ from brics_cli.evaluation.scores import SetScorer
 from brics_cli.images import open_collection
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.photographs import PHOTOGRAPHS
+from brics_cli.images.reading import CollectionStream
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.runtime.reporting import Reporter
 

@@ -1,7 +1,7 @@
 """What commands print: results to stdout, everything else to stderr (DESIGN section 8).
 
-Text is literal and printable (`reporting.printable`), whoever wrote it: no `[red]` of rich, no emoji names, no escape
-of the terminal. So it is on a terminal and in a pipe; what needs names to the byte takes `--json`.
+Text is literal and printable (`runtime.reporting.printable`), whoever wrote it: no `[red]` of rich, no emoji names, no
+escape of the terminal. So it is on a terminal and in a pipe; what needs names to the byte takes `--json`.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class CodeEncoder:
         event = None
         if self.device.type == "cuda":
             stored, finite = (_to_pinned(each) for each in (stored, finite))
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self.device))
 
         def wait() -> np.ndarray:

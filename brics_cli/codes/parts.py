@@ -56,7 +56,7 @@ class PartWriter:
         self._statistics = Statistics.empty(header.code_shape[0])
         self._hash = RowHash()
         self.digest = ""
-        """Of the content of what was encoded (`data.fingerprints`); to be set before the end where it is known."""
+        """Of the content of what was encoded (`images.fingerprints`); to be set before the end where it is known."""
 
     def __enter__(self) -> Self:
         temporary = self._atomic.__enter__()

@@ -1,4 +1,4 @@
-"""The autoencoder's config: encoder, bottleneck, decoder. `core.build` turns it into modules."""
+"""The autoencoder's config: encoder, bottleneck, decoder. `autoencoder.build` turns it into modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The diffusion model's config: the denoiser and what it is trained to predict. `core.denoisers` makes modules."""
+"""The diffusion model's config: the denoiser and what it is trained to predict. `diffusion.denoisers` makes modules."""
 
 from __future__ import annotations
 

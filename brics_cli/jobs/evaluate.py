@@ -83,7 +83,7 @@ def evaluate(
     one) of `fake` against `real`.
 
     Paths are collections, key-code stores, diffusion runs (images are drawn as `draw` says) or saved statistics
-    (.npz); left out, they come from `workspace` (`streams.comparison` says how). `dry_run`: only say what would be
+    (.npz); left out, they come from `workspace` (`lineage.comparison` says how). `dry_run`: only say what would be
     measured (`EvaluationReport.planned`). `limit`: the first so many pairs, and the first so many images of each
     side. `statistics_by`: the network (`inception-clean`, ...) that saved statistics are of, where they do not tell.
     `use_cache`: take features of the real side from the cache and put them there. `out`: also write the report

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.evaluation.images import CollectionStream, ImageStream, StoreStream, open_images
+from brics_cli.evaluation.images import StoreStream, open_images
 from brics_cli.evaluation.pairing import Pairing, match_keys
 from brics_cli.evaluation.registry import Metric, smallest_number
 from brics_cli.evaluation.report import EvaluationReport, Source
 from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, read_statistics
 from brics_cli.images.opening import median_side
+from brics_cli.images.reading import CollectionStream, ImageStream
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.jobs.evaluation_pass import Input, Machinery
 from brics_cli.lineage.comparison import ComparisonInputs

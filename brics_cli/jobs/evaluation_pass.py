@@ -17,7 +17,6 @@ import torch
 from brics_cli.errors import UsageError
 from brics_cli.evaluation import cache
 from brics_cli.evaluation.extraction import Extraction, Gathering, SetFeatures, Side
-from brics_cli.evaluation.images import CollectionStream, ImageStream
 from brics_cli.evaluation.jackknife import NUM_GROUPS
 from brics_cli.evaluation.meters import Image, PairMeter, pair_meter, stacked_partners
 from brics_cli.evaluation.neighbours import LpipsFeatures, NeighbourSearch
@@ -27,6 +26,7 @@ from brics_cli.evaluation.selection import Choice
 from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images import TRANSFORM_VERSIONS, Collection
 from brics_cli.images.fingerprints import fingerprint, known_fingerprint
+from brics_cli.images.reading import CollectionStream, ImageStream
 from brics_cli.images.selection import select_positions
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.loading import load_network

@@ -9,7 +9,7 @@ import torch
 from PIL import Image as PillowImage
 
 from brics_cli.errors import UsageError
-from brics_cli.evaluation.images import ImageStream, StoreStream
+from brics_cli.evaluation.images import StoreStream
 from brics_cli.evaluation.meters import Image, PairMeter
 from brics_cli.evaluation.neighbours import NeighbourSearch
 from brics_cli.evaluation.registry import Metric, Settings, definition_of
@@ -17,6 +17,7 @@ from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS, Evaluat
 from brics_cli.evaluation.scores import Score
 from brics_cli.evaluation.selection import Choice
 from brics_cli.evaluation.statistics import SavedStatistics
+from brics_cli.images.reading import ImageStream
 from brics_cli.images.sheets import contact_sheet
 from brics_cli.jobs.evaluation_pass import Input, Measured
 from brics_cli.runtime.reporting import Reporter

@@ -142,8 +142,8 @@ def _describe_collection(path: str, subset: str | None, image_field: str | None)
 
 @dataclass(frozen=True)
 class FlopCount:
-    """`rows`: those of `core.flops.count`, with the recipe's name and kind. `code_shape` (C, h, w): what its diffusion
-    recipes were counted on; None where there is none."""
+    """`rows`: those of `autoencoder.flops.count` and `diffusion.flops.count`, with the recipe's name and kind.
+    `code_shape` (C, h, w): what its diffusion recipes were counted on; None where there is none."""
 
     rows: list[dict[str, Any]]
     code_shape: tuple[int, int, int] | None
@@ -152,12 +152,13 @@ class FlopCount:
 def count_flops(name: str, *, code_shape: tuple[int, int, int] | None = None) -> FlopCount:
     """Every recipe of that name or path, or all of the kind `name` (autoencoder or diffusion), counted.
 
-    `code_shape` is what diffusion recipes are counted on, `core.flops.DEFAULT_CODE_SHAPE` if it is None. Raises
+    `code_shape` is what diffusion recipes are counted on, `diffusion.flops.DEFAULT_CODE_SHAPE` if it is None. Raises
     UsageError for a name that is no recipe, with the nearest one, for codes that the recipe does not fit, and for a
     `code_shape` with no diffusion recipe to count on it.
     """
-    from brics_cli.autoencoder.flops import DEFAULT_CODE_SHAPE, count
-    from brics_cli.config import list_recipes, load_recipe, recipes_named
+    from brics_cli.autoencoder import flops as autoencoders
+    from brics_cli.config import DiffusionRecipe, list_recipes, load_recipe, recipes_named
+    from brics_cli.diffusion import flops as denoisers
 
     if name in KINDS:
         recipes = [load_recipe(recipe, kind=name) for recipe in list_recipes(name)]
@@ -167,10 +168,12 @@ def count_flops(name: str, *, code_shape: tuple[int, int, int] | None = None) ->
         if code_shape is not None:
             raise UsageError(f"--code-shape is for diffusion recipes, and {name} is of kind autoencoder")
     elif code_shape is None:
-        code_shape = DEFAULT_CODE_SHAPE
-    rows = [
-        {"recipe": recipe.name, "kind": recipe.kind, **row._asdict()}
-        for recipe in recipes
-        for row in count(recipe, code_shape=code_shape)
-    ]
+        code_shape = denoisers.DEFAULT_CODE_SHAPE
+    rows = []
+    for recipe in recipes:
+        if isinstance(recipe, DiffusionRecipe):
+            counted = denoisers.count(recipe, code_shape=code_shape)
+        else:
+            counted = autoencoders.count(recipe)
+        rows += [{"recipe": recipe.name, "kind": recipe.kind, **row._asdict()} for row in counted]
     return FlopCount(rows, code_shape)

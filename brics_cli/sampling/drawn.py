@@ -15,7 +15,7 @@ import torch
 
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.diffusion.samplers import SamplerSettings
-from brics_cli.evaluation.images import Image, ImageStream
+from brics_cli.images.reading import Image, ImageStream
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.sampling.sample_plan import SamplePlan, plan_sampling
 from brics_cli.sampling.sample_tasks import key_of

@@ -1,4 +1,4 @@
-"""The fingerprint of a collection, from the digests of its shards' content (`data.fingerprints` takes those)."""
+"""The fingerprint of a collection, from the digests of its shards' content (`images.fingerprints` takes those)."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from commands import brics, error_line
 
-from brics_cli.autoencoder.flops import count
 from brics_cli.bench import sample as bench
 from brics_cli.bench.sample_models import RandomModels, estimate_gflop, random_models
 from brics_cli.config import load_recipe
+from brics_cli.diffusion.flops import count
 from brics_cli.diffusion.samplers import SAMPLERS
 from brics_cli.runtime.reporting import SilentReporter
 

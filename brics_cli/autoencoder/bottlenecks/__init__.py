@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder. One module per `kind`; `core.build` makes them."""
+"""What stands between encoder and decoder. One module per `kind`; `autoencoder.build` makes them."""
 
 from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput, BoundedBottleneck
 from brics_cli.autoencoder.bottlenecks.codebook import CodebookBottleneck

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brics_cli.autoencoder.flops import count
 from brics_cli.config import DiffusionRecipe, list_recipes, load_recipe
 from brics_cli.diffusion.denoisers import build_network
+from brics_cli.diffusion.flops import count
 
 OURS, CHURCH = (16, 16, 16), (4, 64, 64)
 

@@ -54,7 +54,8 @@ def test_workers_end_when_nobody_listens_any_more(tmp_path):
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = (
-        "from pathlib import Path; from brics_cli.runtime.executors import LocalExecutor; from scale_works import Lingers\n"
+        "from pathlib import Path; from scale_works import Lingers\n"
+        "from brics_cli.runtime.executors import LocalExecutor\n"
         f"if __name__ == '__main__': list(LocalExecutor(['a']).run(Lingers(Path({str(tmp_path)!r})), [0]))"
     )
     script = tmp_path / "script.py"

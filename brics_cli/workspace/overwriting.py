@@ -12,10 +12,11 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from brics_cli.errors import WouldOverwriteError
+from brics_cli.errors import ArtefactError, WouldOverwriteError
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json
 
 MARK = "brics-cli"
@@ -177,6 +178,7 @@ def _check_may_be_emptied(path: Path, *, kind: str | None) -> None:
 
 def _not_ours(folder: Path, kind: str) -> Iterator[Path]:
     """Files of a folder of ours that brics did not make, links and mount points included."""
+    shards = _listed_shards(folder)
     for parent, folders, names in os.walk(folder):
         entries = [Path(parent, name) for name in [*folders, *names]]
         for path in sorted(entries):
@@ -189,5 +191,15 @@ def _not_ours(folder: Path, kind: str) -> Iterator[Path]:
                 (kind not in _FILES or not _FILES[kind].fullmatch(relative))
                 or (path.suffix == ".png" and not made_by_brics(path))
                 or (path.suffix == ".md" and b"brics" not in path.read_bytes())
+                or (path.suffix == ".tar" and bool(shards) and path.name not in shards)
             ):
                 yield path
+
+
+def _listed_shards(folder: Path) -> set[str]:
+    """The shards that a finished folder lists; none where it is unfinished or its lists are damaged."""
+    listed: set[str] = set()
+    for name, rows, key in (("manifest.json", "shards", "name"), ("wids.json", "shardlist", "url")):
+        with suppress(ArtefactError, OSError, KeyError, TypeError):
+            listed |= {str(row[key]) for row in read_json(folder / name, what="manifest")[rows]}
+    return listed

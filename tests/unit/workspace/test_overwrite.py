@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import socket
@@ -176,6 +177,23 @@ def test_files_that_are_only_named_like_ours_stay(tmp_path: Path, kind: str, nam
     with pytest.raises(WouldOverwriteError, match=f"did not make \\({re.escape(name)}\\)"):
         overwrite(tmp_path / "out", kind=kind)
     assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("listed", [{"manifest.json": {"shards": [{"name": "00000.tar"}]}},
+                                    {"wids.json": {"shardlist": [{"url": "00000.tar"}]}}])  # fmt: skip
+def test_a_shard_that_a_finished_folder_does_not_list_is_the_users(tmp_path: Path, listed: dict[str, object]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    write_provenance(Artefact("shards", out, "2026-01-01T00:00:00"))
+    for name, value in listed.items():
+        (out / name).write_text(json.dumps(value))
+    (out / "00000.tar").write_bytes(b"ours")
+    (out / "00007.tar").write_bytes(b"precious")
+    with pytest.raises(WouldOverwriteError, match=r"did not make \(00007.tar\)"):
+        overwrite(out, kind="shards")
+    (out / "00007.tar").rename(tmp_path / "00007.tar")
+    overwrite(out, kind="shards")
+    assert not out.exists()
 
 
 def test_a_failing_command_leaves_the_old_file(workspace: Path) -> None:

@@ -6,16 +6,22 @@ way temporary files are removed, children ended, and what is whole kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import _base as futures_base
+from concurrent.futures import thread as futures_thread
 from contextlib import contextmanager
 from types import FrameType
 
 IN_TIME_S = 25.0
 """torchrun kills 30 s after it has sent SIGTERM."""
+RETRY_S = 0.002
+_LOCKING = {module.__file__ for module in (threading, queue, contextlib, futures_thread, futures_base)}
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -40,13 +46,45 @@ class StopRequest:
 
 @contextmanager
 def signals_as_ctrl_c() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt."""
+    """While the block runs, SIGTERM and SIGHUP raise `Stopped`, SIGINT KeyboardInterrupt.
+
+    Not within a lock of Python's own (`_in_a_lock`), but a moment later: what is raised between taking and minding it
+    leaves it taken, and whoever waits for it, a pool that is shut down say, waits for ever. What has not ended
+    `IN_TIME_S` later nevertheless is ended without ceremony: nothing half-written has a final name.
+    """
+    waiting: list[int] = []
+    raised: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
+        if _in_a_lock(frame):
+            waiting[:] = [number]
+            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+            return
+        waiting.clear()
+        raised[:] = [number]
+        signal.setitimer(signal.ITIMER_REAL, IN_TIME_S)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
-    with _handled((signal.SIGTERM, signal.SIGHUP), handle):
-        yield
+    def time_is_up(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handle(waiting[0], frame)
+        elif raised:
+            os.write(2, b"error: interrupted, and did not end in time to clean up. Run the same command again.\n")
+            os._exit(128 + raised[0])
+
+    interrupts = () if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else (signal.SIGINT,)  # of `brics ... &`
+    with _handled((signal.SIGALRM,), time_is_up), _handled((*interrupts, signal.SIGTERM, signal.SIGHUP), handle):
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _in_a_lock(frame: FrameType | None) -> bool:
+    """Whether the main thread is between taking a lock and giving it back, but for where it waits for somebody."""
+    if frame is None:
+        return False
+    return frame.f_code.co_filename in _LOCKING and frame.f_code.co_name not in ("wait", "_wait_for_tstate_lock")
 
 
 @contextmanager

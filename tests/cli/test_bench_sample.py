@@ -9,10 +9,11 @@ import pytest
 import torch
 from commands import brics, error_line
 
+from brics_cli.autoencoder import flops as autoencoders
 from brics_cli.bench import sample as bench
 from brics_cli.bench.sample_models import RandomModels, estimate_gflop, random_models
 from brics_cli.config import load_recipe
-from brics_cli.diffusion.flops import count
+from brics_cli.diffusion import flops as denoisers
 from brics_cli.diffusion.samplers import SAMPLERS
 from brics_cli.runtime.reporting import SilentReporter
 
@@ -28,8 +29,8 @@ def test_every_sampler_is_counted_and_timed(tmp_path: Path) -> None:
     found = json.loads(brics("bench", "sample", *TINY, "--json", cwd=tmp_path, check=0).stdout)
     assert [speed["batch_size"] for speed in found["speeds"]] == [1, 2, 8]
     assert {cost["sampler"] for cost in found["costs"]} == set(SAMPLERS)
-    decoder = count(load_recipe("tiny", kind="autoencoder"))[-1].gflop
-    network = count(load_recipe("tiny", kind="diffusion"), code_shape=tuple(found["code_shape"]))[0].gflop
+    decoder = autoencoders.count(load_recipe("tiny", kind="autoencoder"))[-1].gflop
+    network = denoisers.count(load_recipe("tiny", kind="diffusion"), code_shape=tuple(found["code_shape"]))[0].gflop
     for cost in found["costs"]:
         assert cost["gflop"] == pytest.approx(cost["num_evaluations"] * network + decoder)
         assert cost["decoder_share_of_gflop"] == pytest.approx(decoder / cost["gflop"])

@@ -12,6 +12,7 @@ from typing import Any
 from brics_cli.bench.bottleneck_scores import Scores
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.errors import ArtefactError
+from brics_cli.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_results(path: Path) -> list[Trained]:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             rows.append(Trained(**{**values, "job": Job(**values["job"]), "scores": Scores(**values["scores"])}))
         except (ValueError, TypeError, KeyError):
             raise ArtefactError(

@@ -77,7 +77,8 @@ def signals_as_ctrl_c() -> Iterator[None]:
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if waiting or raised:  # the timer is ours: in another thread than the main one it never is
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _in_a_lock(frame: FrameType | None) -> bool:

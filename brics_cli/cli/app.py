@@ -134,9 +134,7 @@ def _print_version(value: bool) -> None:
 
 
 @app.callback()
-def root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True),
-) -> None:
+def root(version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True)) -> None:
     """Turn image collections into key codes, train diffusion models on them, measure the results."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -41,11 +41,11 @@ def train(
     recipe: Annotated[str, typer.Option("--recipe", help="An autoencoder recipe: name or path.")] = "tiny",
     overrides: options.Set = None,
     data: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--data", metavar="DATA", help="Images to read, so that waiting counts. Default: random ones."),
     ] = None,
     compile_: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--compile/--no-compile", help="With torch.compile or without. Default: as the recipe says."),
     ] = None,
     repeats: Repeats = 10,

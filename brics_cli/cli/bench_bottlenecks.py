@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ DEFAULT_VARIANTS = ["grid", "none", "kl", "fsq", "vq", "rq"]
 
 def bottlenecks(
     data: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it at run time
+        str | None,
         typer.Option(
             "--data",
             metavar="DATA",
@@ -29,11 +29,11 @@ def bottlenecks(
         ),
     ] = None,
     val: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--val", help="Held-out images. Default: a tenth of DATA, whole clusters of look-alikes."),
     ] = None,
     variants: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--variant",
             help="One of grid, grid-1d, grid-3d, grid-positions, grid-cell, hash, none, kl, fsq, vq, rq. Repeatable. "
@@ -41,26 +41,25 @@ def bottlenecks(
         ),
     ] = None,
     noise: Annotated[
-        Optional[list[float]],  # noqa: UP045
+        list[float] | None,
         typer.Option(
             "--noise", min=0, max=0.5, help="Training noise on bounded codes. Repeatable. Default: the recipe's."
         ),
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|PATH", help="An autoencoder recipe.")] = "tiny",
     steps: options.Steps = None,
-    seeds: Annotated[Optional[list[int]], typer.Option("--seed", min=0, help="Repeatable. Default: 0.")] = None,  # noqa: UP045
+    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Repeatable. Default: 0.")] = None,
     overrides: options.Set = None,
     own_cost: Annotated[
         bool,
         typer.Option("--own-cost", help="Leave the feature MLP as it is; else it is widened to the recipe's GFLOP."),
     ] = False,
     results: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--results", metavar="FILE", help="Keep every finished row here; a second call does the rest."),
     ] = None,
     plot: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--plot", metavar="PNG", help="Plot PSNR against the noise on the codes."),
+        Path | None, typer.Option("--plot", metavar="PNG", help="Plot PSNR against the noise on the codes.")
     ] = None,
     num_workers: options.NumWorkers = None,
     device: options.Device = "auto",

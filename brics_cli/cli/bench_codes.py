@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -28,7 +28,7 @@ def encode(
     width: Annotated[int, typer.Option("--width", min=16, help="Of the image files, px; they are 3/4 as high.")] = 341,
     size: Annotated[int, typer.Option("--size", min=16, help="Of the square that is encoded, px.")] = 256,
     recipe: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it at run time
+        str | None,
         typer.Option("--recipe", help="Encode with this recipe's network too. Default: brics-256 on CUDA, else none."),
     ] = None,
     batch_size: options.BatchSize = 64,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,7 @@ class TablesDtype(StrEnum):
 
 def retrieval(
     scale: Annotated[
-        Optional[list[ScaleOption]],  # noqa: UP045 - typer reads it
+        list[ScaleOption] | None,
         typer.Option("--scale", help="Which scale to measure; may be repeated. All, when left out."),
     ] = None,
     tables_dtype: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,15 +27,14 @@ CUDA_BATCH_SIZE, OTHER_BATCH_SIZE = 64, 4
 
 def sample(
     model: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(metavar="[RUN]", help="A diffusion run. Default: the newest in the workspace."),
+        Path | None, typer.Argument(metavar="[RUN]", help="A diffusion run. Default: the newest in the workspace.")
     ] = None,
     recipe: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--recipe", metavar="NAME|PATH", help="A diffusion recipe with random weights instead of a run."),
     ] = None,
     ae_recipe: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--ae-recipe",
             metavar="NAME|PATH",
@@ -44,22 +43,22 @@ def sample(
     ] = None,
     overrides: options.Set = None,
     samplers: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm. Repeatable. Default: all."),
     ] = None,
     steps: Annotated[
-        Optional[list[int]],  # noqa: UP045
+        list[int] | None,
         typer.Option("--steps", min=1, help="Repeatable. Default: each sampler's own, and a figure beside it."),
     ] = None,
     guidance: Annotated[
         float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
     ] = 1.0,
     guide: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--guide", metavar="RUN|RECIPE", help="Autoguidance: a weaker run or, with --recipe, a recipe."),
     ] = None,
     batch_size: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--batch-size",
             min=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import asdict
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -47,11 +47,10 @@ def list_entries(as_json: options.Json = False) -> int:
 @app.command()
 def prune(
     unused: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--unused", metavar="AGE", help="Remove what was not used for so long: 12h, 30d, 8w."),
+        str | None, typer.Option("--unused", metavar="AGE", help="Remove what was not used for so long: 12h, 30d, 8w.")
     ] = None,
     max_size: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--max-size", metavar="SIZE", help="Then remove the longest unused until so much is left: 5G."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,

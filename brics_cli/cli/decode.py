@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -29,24 +29,21 @@ class ImageFormat(StrEnum):
 @app.command()
 def decode(
     codes: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace."),
+        Path | None, typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace.")
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", metavar="DIR|x.zip|x.npz|x.tar", help="Default: reconstructions in the workspace."),
     ] = None,
     ae: options.AutoencoderRun = None,
     image_format: Annotated[
-        Optional[ImageFormat],  # noqa: UP045
+        ImageFormat | None,
         typer.Option(
-            "--format",
-            help="PNG files, WebDataset shards, EDM's zip, or ADM's npz. Default: by --out; png for a DIR.",
+            "--format", help="PNG files, WebDataset shards, EDM's zip, or ADM's npz. Default: by --out; png for a DIR."
         ),
     ] = None,
     nested: Annotated[
-        bool,
-        typer.Option("--nested", help="PNG files in folders, as keys have slashes. Default: all in one folder."),
+        bool, typer.Option("--nested", help="PNG files in folders, as keys have slashes. Default: all in one folder.")
     ] = False,
     batch_size: options.BatchSize = 64,
     dry_run: options.DryRun = False,

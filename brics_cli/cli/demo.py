@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,15 +24,15 @@ app = options.command_app()
 @app.command()
 def demo(
     out: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        Path | None,
         typer.Option("--out", metavar="DIR", help="The workspace it makes. Default: brics-demo in the workspace."),
     ] = None,
     ae_steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--ae-steps", min=1, help="Train the autoencoder this long. Default: as recipe tiny says."),
     ] = None,
     diffusion_steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--diffusion-steps", min=1, help="Train the diffusion model this long. Default: likewise."),
     ] = None,
     dry_run: options.DryRun = False,

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -42,43 +42,39 @@ def trained_on(run: Path) -> str:
 @app.command()
 def encode_dataset(
     data: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it at run time
+        str | None,
         typer.Argument(
             metavar="[DATA]",
             help="Images: a folder, WebDataset tars, or a pattern. Default: what the autoencoder was trained on.",
         ),
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time
-        typer.Option("--out", metavar="FILE.h5", help="The store. Default: codes.h5 in the workspace."),
+        Path | None, typer.Option("--out", metavar="FILE.h5", help="The store. Default: codes.h5 in the workspace.")
     ] = None,
     ae: options.AutoencoderRun = None,
     quantisation: Annotated[
-        Optional[Quantisation],  # noqa: UP045
+        Quantisation | None,
         typer.Option("--quantisation", help="Default: uint8 for bounded codes, float16 for those of kl, vq and rq."),
     ] = None,
     dtype: Annotated[
-        Optional[options.Precision],  # noqa: UP045
+        options.Precision | None,
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
     labels: options.Labels = None,
     transform: Annotated[
-        Optional[options.Transform],  # noqa: UP045
+        options.Transform | None,
         typer.Option("--transform", help="How an image becomes a square. Default: as in the autoencoder's training."),
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Also store the codes of the mirrored images.")] = False,
-    limit: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--limit", min=1, help="Encode only the first so many images."),
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Encode only the first so many images.")] = None,
     keys: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--keys", metavar="FILE", help="Encode only the images whose keys FILE lists, one per line."),
     ] = None,
     part: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--part",
             metavar="I/N",

@@ -5,18 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.evaluation import (
-    checks_table,
-    comparison_table,
-    footnotes,
-    results_table,
-    say_what_was_not_measured,
-)
+from brics_cli.cli.evaluation import checks_table, comparison_table, footnotes, results_table, say_what_was_not_measured
 from brics_cli.cli.output import Session
 from brics_cli.errors import ExitCode, UsageError
 
@@ -47,7 +41,7 @@ class PresetOption(StrEnum):
 def eval(
     context: typer.Context,
     metric: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--metric",
             help="Pairs of images: psnr, ssim, ms-ssim, lpips, lpips-vgg, rfid. Sets of images: fid, clip-fid, "
@@ -57,7 +51,7 @@ def eval(
         ),
     ] = None,
     real: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--real",
             metavar="PATH",
@@ -66,7 +60,7 @@ def eval(
         ),
     ] = None,
     fake: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--fake",
             metavar="PATH",
@@ -75,28 +69,24 @@ def eval(
         ),
     ] = None,
     real_subset: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--real-subset", metavar="NAME", help="Which collection, where --real holds several (./lsun)."),
     ] = None,
     fake_subset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--fake-subset", metavar="NAME", help="The same of --fake."),
+        str | None, typer.Option("--fake-subset", metavar="NAME", help="The same of --fake.")
     ] = None,
     real_image_field: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--real-image-field", metavar="FIELD", help="Which image, where samples of --real hold several."),
     ] = None,
     fake_image_field: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--fake-image-field", metavar="FIELD", help="The same of --fake."),
+        str | None, typer.Option("--fake-image-field", metavar="FIELD", help="The same of --fake.")
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="FILE", help="Also write the report, with its provenance, as JSON."),
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write the report, with its provenance, as JSON.")
     ] = None,
     limit: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--limit", min=1, help="Measure only the first so many pairs, or images of each side."),
+        int | None, typer.Option("--limit", min=1, help="Measure only the first so many pairs, or images of each side.")
     ] = None,
     batch_size: options.BatchSize = 32,
     mode: Annotated[
@@ -113,7 +103,7 @@ def eval(
         ),
     ] = PresetOption.adm,
     statistics_by: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--statistics-by",
             metavar="NETWORK",
@@ -151,15 +141,14 @@ def eval(
         int, typer.Option("--num-samples", min=1, help="Images to draw, from seed 0 on.", rich_help_panel=DRAWN)
     ] = 1000,
     sampler: Annotated[
-        str,
-        typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.", rich_help_panel=DRAWN),
+        str, typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.", rich_help_panel=DRAWN)
     ] = "dpmpp-2m",
     steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--steps", min=1, help="Sampler steps. Default: the sampler's own.", rich_help_panel=DRAWN),
     ] = None,
     neighbours_by: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--neighbours-by",
             metavar="NETWORK",
@@ -250,8 +239,7 @@ def compare_reports(
         str, typer.Option("--metric", help="What to plot against the training step of the model.")
     ] = "fid",
     plot: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--plot", metavar="FILE", help="Write the plot there: .png, .pdf or .svg."),
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write the plot there: .png, .pdf or .svg.")
     ] = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,

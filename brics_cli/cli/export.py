@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -25,14 +25,10 @@ class Trainer(StrEnum):
 @app.command()
 def export(
     codes: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace."),
+        Path | None, typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace.")
     ] = None,
     to: Annotated[Trainer, typer.Option("--to", help="Whose training code is to read it.")] = Trainer.lightningdit,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="DIR", help="Default: latents in the workspace."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: latents in the workspace.")] = None,
     flips: Annotated[
         bool,
         typer.Option("--flips/--no-flips", help="Codes of the mirrored images; without, latents_flip repeats latents."),

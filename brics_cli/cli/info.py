@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,8 +31,7 @@ app = options.command_app()
 @app.command()
 def info(
     path: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(metavar="[PATH]", help="A key-code store, a run, or a collection of images."),
+        str | None, typer.Argument(metavar="[PATH]", help="A key-code store, a run, or a collection of images.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every promise of a store: counts, order, hashes, statistics.")
@@ -40,7 +39,7 @@ def info(
     subset: options.Subset = None,
     image_field: options.ImageField = None,
     flops: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--flops",
             metavar="RECIPE",
@@ -48,7 +47,7 @@ def info(
         ),
     ] = None,
     code_shape: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--code-shape", metavar="C,h,w", help="Codes that --flops counts a diffusion recipe on."),
     ] = None,
     as_json: options.Json = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ def command_app(**settings: Any) -> typer.Typer:
 
 
 Workspace = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    Path | None,
     typer.Option(
         "--workspace",
         envvar="BRICS_WORKSPACE",
@@ -27,23 +27,19 @@ Workspace = Annotated[
     ),
 ]
 Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="No progress and no messages; warnings stay.", rich_help_panel=COMMON),
+    bool, typer.Option("--quiet", "-q", help="No progress and no messages; warnings stay.", rich_help_panel=COMMON)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=COMMON)]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what brics made at --out before.", rich_help_panel=COMMON)
 ]
 DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Say what would be done (counts, shapes, bytes, time), do nothing."),
+    bool, typer.Option("--dry-run", help="Say what would be done (counts, shapes, bytes, time), do nothing.")
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device",
-        help="cuda, cuda:N, mps, cpu, or auto: the first of these there is.",
-        rich_help_panel=COMMON,
+        "--device", help="cuda, cuda:N, mps, cpu, or auto: the first of these there is.", rich_help_panel=COMMON
     ),
 ]
 Devices = Annotated[
@@ -54,10 +50,10 @@ Devices = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
-Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Seed of every random draw.")]  # noqa: UP045
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
@@ -66,24 +62,23 @@ Set = Annotated[
 ]
 
 Recipe = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe (`brics recipes`) or a YAML file."),
+    str | None, typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe (`brics recipes`) or a YAML file.")
 ]
-Steps = Annotated[Optional[int], typer.Option("--steps", min=1, help="Optimiser steps.")]  # noqa: UP045
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")]
 RunOut = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--out", metavar="RUN", help="The run directory. Default: runs/KIND/DATE-RECIPE in the workspace."),
 ]
 Resume = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, with its own settings and data."),
 ]
 InitFrom = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--init-from", metavar="RUN", help="Start a new run from this run's weights (fine-tuning)."),
 ]
 NumWorkers = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option(
         "--workers",
         min=1,
@@ -93,16 +88,16 @@ NumWorkers = Annotated[
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete recipe as YAML, do nothing.")]
 
 AutoencoderRun = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--ae", metavar="RUN", help="The autoencoder's run directory. Default: found in the workspace."),
 ]
 MaxFailures = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option("--max-failures", min=0, help="Stop once more images than this have failed. Default: never."),
 ]
 
 Subset = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--subset",
         metavar="NAME",
@@ -112,7 +107,7 @@ Subset = Annotated[
 
 
 ImageField = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--image-field",
         metavar="FIELD,...",
@@ -129,7 +124,7 @@ class LabelSource(StrEnum):
 
 
 Labels = Annotated[
-    Optional[LabelSource],  # noqa: UP045
+    LabelSource | None,
     typer.Option(
         "--labels", help="`folder`: top-level folders (in a zip or tars too) are classes; `none`: read no labels."
     ),

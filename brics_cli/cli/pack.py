@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -43,8 +43,7 @@ def pack(
         ShardFormat, typer.Option("--format", help="Of the images in the shards: png and webp are lossless.")
     ] = ShardFormat.png,
     quality: Annotated[
-        Optional[int],  # noqa: UP045 - typer reads it at run time
-        typer.Option("--quality", min=1, max=100, help="Of --format jpeg. Default: 95."),
+        int | None, typer.Option("--quality", min=1, max=100, help="Of --format jpeg. Default: 95.")
     ] = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ app = options.command_app()
 @app.command()
 def plot(
     runs: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Argument(metavar="[RUN...]", help="Training runs, overlaid. Default: the newest one in the workspace."),
     ] = None,
     out: Annotated[

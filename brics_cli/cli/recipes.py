@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -50,8 +50,7 @@ def recipes(context: typer.Context, as_json: options.Json = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped recipe, or a YAML file.")],
     kind: Annotated[
-        Optional[RecipeKind],  # noqa: UP045 - typer reads it at run time
-        typer.Option("--kind", help="Only this one, where both kinds have a recipe of that name."),
+        RecipeKind | None, typer.Option("--kind", help="Only this one, where both kinds have a recipe of that name.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="With every default written out.")] = False,
     as_json: options.Json = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The sheet.")] = Path("sheet.png"),
     ae: options.AutoencoderRun = None,
     dtype: Annotated[
-        Optional[options.Precision],  # noqa: UP045 - typer reads it at run time
+        options.Precision | None,
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
     batch_size: options.BatchSize = 64,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -34,32 +34,30 @@ DEFAULT_FRAMES, DEFAULT_SHARD_SIZE = 12, 1000
 @app.command()
 def sample(
     num: Annotated[
-        Optional[int],  # noqa: UP045 - typer reads it at run time
+        int | None,
         typer.Option("--n", min=1, help=f"How many images. Default: {DEFAULT_NUM}, or as many as --seeds says."),
     ] = None,
     seeds: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--seeds", metavar="A-B", help="The seeds, both ends included: one image each."),
+        str | None, typer.Option("--seeds", metavar="A-B", help="The seeds, both ends included: one image each.")
     ] = None,
     seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--seed", min=0, help="The first seed, with --n or --grid. Default: 0."),
+        int | None, typer.Option("--seed", min=0, help="The first seed, with --n or --grid. Default: 0.")
     ] = None,
     model: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--model", metavar="RUN", help="A diffusion run. Default: the newest in the workspace."),
     ] = None,
     ema: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option("--ema", metavar="WIDTH", help="Which average of the weights, 0.05 say. Default: the plain one."),
     ] = None,
     ae: options.AutoencoderRun = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", metavar="DIR|x.zip|x.npz|x.tar|x.h5", help="Default: runs/samples/DATE-RECIPE."),
     ] = None,
     sample_format: Annotated[
-        Optional[SampleFormat],  # noqa: UP045
+        SampleFormat | None,
         typer.Option(
             "--format",
             help="WebDataset shards, PNG files, EDM's zip, ADM's npz, or a key-code store. Default: by --out; wds for "
@@ -71,14 +69,14 @@ def sample(
         str, typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.")
     ] = "dpmpp-2m",
     steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--steps", min=1, help="Sampler steps. Default: dpmpp-2m and heun 32, ddim 50, ddpm 250."),
     ] = None,
     guidance: Annotated[
         float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
     ] = 1.0,
     guide: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--guide",
             metavar="RUN",
@@ -86,13 +84,13 @@ def sample(
         ),
     ] = None,
     class_: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--class", metavar="NAME|N", help="The class of every image. Default: each draws its own from its seed."
         ),
     ] = None,
     class_balance: Annotated[
-        Optional[ClassBalance],  # noqa: UP045
+        ClassBalance | None,
         typer.Option(
             "--class-balance",
             help="Classes as often as in training, or each alike; never one without images. Default: proportional.",
@@ -102,7 +100,7 @@ def sample(
         bool, typer.Option("--clip/--no-clip", help="Limit each estimate to the range that codes can have.")
     ] = True,
     grid: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--grid",
             metavar="ROWSxCOLS",
@@ -111,7 +109,7 @@ def sample(
         ),
     ] = None,
     interpolate: Annotated[
-        Optional[tuple[int, int]],  # noqa: UP045
+        tuple[int, int] | None,
         typer.Option(
             "--interpolate",
             metavar="A B",
@@ -120,7 +118,7 @@ def sample(
         ),
     ] = None,
     frames: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--frames",
             min=2,
@@ -130,7 +128,7 @@ def sample(
     ] = None,
     batch_size: options.BatchSize = 32,
     shard_size: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--shard-size", min=1, help=f"Images per shard (wds, h5). Default: {DEFAULT_SHARD_SIZE:,}."),
     ] = None,
     dry_run: options.DryRun = False,

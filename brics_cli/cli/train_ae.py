@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ app = options.command_app()
 @app.command()
 def train_ae(
     data: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(
             metavar="[DATA]",
             help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet. Default: the "
@@ -31,7 +31,7 @@ def train_ae(
     seed: options.Seed = None,
     overrides: options.Set = None,
     val: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--val", metavar="DATA", help="Images to validate on. Default: 2% of DATA, by hash of the key."),
     ] = None,
     out: options.RunOut = None,

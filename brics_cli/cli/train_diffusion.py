@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ app = options.command_app()
 @app.command()
 def train_diffusion(
     codes: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest one in the workspace."),
     ] = None,
     recipe: options.Recipe = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -83,7 +83,7 @@ def import_weights(
         bool, typer.Option("--allow-unverified", help="Take a file of unknown sha256; needs --as.")
     ] = False,
     as_id: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--as", metavar="ID", help="Which weights an unknown file is taken for; see brics weights list."),
     ] = None,
     as_json: options.Json = False,

@@ -108,12 +108,7 @@ class Session:
 
     def resolve(self, kind: Kind, *, argument: str) -> Artefact:
         """The newest artefact of `kind`, said on stderr, for an `argument` that was left out."""
-        artefact = self.workspace.newest(kind)
-        for path, reason in self.workspace.passed_over.items():
-            self.reporter.warning(f"{path} is passed over: {reason}")
-        state = "" if artefact.complete else f", unfinished ({artefact.details.get('summary', 'no summary')})"
-        self.reporter.message(f"{argument} not given: using {artefact.path}{state}")
-        return artefact
+        return self.workspace.resolve(kind, argument=argument, reporter=self.reporter)
 
     def result(
         self, value: Any, text: RenderableType | Sequence[RenderableType] = (), *, pipe_width: int | None = None

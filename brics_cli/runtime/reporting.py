@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -111,3 +113,111 @@ class SilentReporter:
 
     def warning(self, text: str) -> None:
         pass
+
+
+class Clock:
+    """A task that counts units and time, and shows nothing itself."""
+
+    def __init__(self, total: int | None, unit: str, initial: int) -> None:
+        self.total = total
+        self.unit = unit
+        self.initial = self.done = initial
+        self.note = ""
+        self.start = time.monotonic()
+
+    def advance(self, num_units: int = 1, *, note: str | None = None) -> None:
+        self.done += num_units
+        if note is not None:
+            self.note = note
+
+    @property
+    def per_s(self) -> float:
+        return (self.done - self.initial) / max(time.monotonic() - self.start, 1e-9)
+
+    def status(self) -> str:
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+        parts = [f"{count} {self.unit}", f"{_rate(self.per_s)} {self.unit}/s"]
+        if self.total is not None and self.done > self.initial:
+            parts.append(f"ETA {_duration((self.total - self.done) / max(self.per_s, 1e-9))}")
+        if self.note:
+            parts.append(self.note)
+        return "  ".join(parts)
+
+    def summary(self, description: str) -> str:
+        elapsed = time.monotonic() - self.start
+        text = f"{description}: {self.done:,} {self.unit} in {_duration(elapsed)} ({_rate(self.per_s)}/s)"
+        return f"{text}  {self.note}" if self.note else text
+
+
+class LineTask(Clock):
+    """A task that writes a plain line every 10 s."""
+
+    every_s = 10.0
+
+    def __init__(
+        self, write: Callable[[str], object], description: str, total: int | None, unit: str, initial: int
+    ) -> None:
+        super().__init__(total, unit, initial)
+        self.write = write
+        self.description = description
+        self.last_line = self.start
+
+    def advance(self, num_units: int = 1, *, note: str | None = None) -> None:
+        super().advance(num_units, note=note)
+        now = time.monotonic()
+        if now - self.last_line >= self.every_s:
+            self.last_line = now
+            self.write(f"{self.description}: {self.status()}")
+
+
+class _MovingTask(LineTask):
+    """The same as one line of a terminal, ten times a second."""
+
+    every_s = 0.1
+
+
+class StderrReporter:
+    """The `Reporter` of library use: messages are lines on stderr, and so is progress; on a terminal, one line that
+    moves."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    @contextmanager
+    def task(self, description: str, *, total: int | None, unit: str, initial: int = 0) -> Iterator[Task]:
+        moves = sys.stderr.isatty()
+        task: LineTask = (_MovingTask if moves else LineTask)(
+            self._move if moves else self.message, description, total, unit, initial
+        )
+        try:
+            yield task
+        finally:
+            if self._width:  # clear the line that moved
+                print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+                self._width = 0
+        self.message(task.summary(description))
+
+    def message(self, text: str) -> None:
+        print(printable(text), file=sys.stderr, flush=True)
+
+    def warning(self, text: str) -> None:
+        self.message(f"warning: {text}")
+
+    def _move(self, text: str) -> None:
+        text = printable(text)[: shutil.get_terminal_size().columns - 1]
+        print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+        self._width = len(text)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

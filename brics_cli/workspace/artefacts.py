@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.parsing import parse_json
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
+
+if TYPE_CHECKING:
+    from brics_cli.runtime.reporting import Reporter
 
 Kind = Literal[
     "shards",
@@ -198,6 +201,18 @@ class Workspace:
                 return artefact
         name, command = _HOW_TO_MAKE[kind]
         raise ArtefactError(f"no {name} in the workspace {self.root.resolve()}", next=f"Make one: {command}")
+
+    def resolve(self, kind: Kind, *, argument: str, reporter: Reporter) -> Artefact:
+        """The newest artefact of `kind` for an `argument` that was left out; `reporter` hears which.
+
+        Raises ArtefactError with the command that would make one.
+        """
+        artefact = self.newest(kind)
+        for path, reason in self.passed_over.items():
+            reporter.warning(f"{path} is passed over: {reason}")
+        state = "" if artefact.complete else f", unfinished ({artefact.details.get('summary', 'no summary')})"
+        reporter.message(f"{argument} not given: using {artefact.path}{state}")
+        return artefact
 
     def with_sha256(self, kind: Kind, sha256: str) -> Artefact | None:
         """The artefact of `kind` whose weights or bytes have this sha256, should it have moved; else None."""

@@ -62,10 +62,10 @@ def decode(
     Example: brics decode codes.h5 --out reconstructions
     """
     from brics_cli.codes import KeyCodeStore
+    from brics_cli.codes.lineage import load_store_autoencoder
     from brics_cli.images.sinks import FORMS
     from brics_cli.jobs.decode import decode as run
     from brics_cli.jobs.decode import decoded_format, plan_decoding
-    from brics_cli.lineage.autoencoders import load_store_autoencoder
     from brics_cli.runtime.device import resolve_device
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)

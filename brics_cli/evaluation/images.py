@@ -14,9 +14,9 @@ import torch
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import KeyCodeStore
+from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.images import open_collection
 from brics_cli.images.reading import CollectionStream, Image, ImageStream, in_batches
-from brics_cli.lineage.autoencoders import load_store_autoencoder
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import brics_cli
+from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.evaluation.extraction import Side
 from brics_cli.evaluation.registry import Metric, Settings
@@ -27,7 +28,6 @@ from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes, why_not
 from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
 from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store
-from brics_cli.lineage.comparison import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.sampling.drawn import DrawSettings
@@ -83,7 +83,7 @@ def evaluate(
     one) of `fake` against `real`.
 
     Paths are collections, key-code stores, diffusion runs (images are drawn as `draw` says) or saved statistics
-    (.npz); left out, they come from `workspace` (`lineage.comparison` says how). `dry_run`: only say what would be
+    (.npz); left out, they come from `workspace` (`codes.lineage` says how). `dry_run`: only say what would be
     measured (`EvaluationReport.planned`). `limit`: the first so many pairs, and the first so many images of each
     side. `statistics_by`: the network (`inception-clean`, ...) that saved statistics are of, where they do not tell.
     `use_cache`: take features of the real side from the cache and put them there. `out`: also write the report

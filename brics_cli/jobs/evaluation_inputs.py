@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from brics_cli.codes.lineage import ComparisonInputs
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.evaluation.images import StoreStream, open_images
 from brics_cli.evaluation.pairing import Pairing, match_keys
@@ -17,8 +18,6 @@ from brics_cli.images.opening import median_side
 from brics_cli.images.reading import CollectionStream, ImageStream
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.jobs.evaluation_pass import Input, Machinery
-from brics_cli.lineage.comparison import ComparisonInputs
-from brics_cli.lineage.origins import ancestor
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import Workspace, read_provenance
@@ -197,7 +196,7 @@ def model_behind(path: str, workspace: Workspace) -> dict[str, Any] | None:
     try:
         made = read_provenance(Path(path)) if Path(path).exists() else None
         for kind in ("diffusion", "autoencoder"):
-            run = None if made is None else ancestor(made, kind, workspace=workspace)  # type: ignore[arg-type]
+            run = None if made is None else workspace.ancestor(made, kind)  # type: ignore[arg-type]
             if run is not None:
                 details = run.details
                 return {"kind": kind, "path": str(run.path.resolve()), "step": details.get("step")}

@@ -13,6 +13,7 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import KeyCodeStore
+from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.config import DiffusionRecipe
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, save_denoiser
@@ -20,7 +21,6 @@ from brics_cli.diffusion.diffusion import draws_for
 from brics_cli.errors import ArtefactError
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.jobs.diffusion_score import QuickScore, drawer
-from brics_cli.lineage.autoencoders import load_store_autoencoder
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.reporting import Reporter

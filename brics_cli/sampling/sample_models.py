@@ -10,12 +10,11 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
+from brics_cli.codes.lineage import load_autoencoder_of
 from brics_cli.diffusion.classes import Balance
 from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.lineage.autoencoders import load_autoencoder_of
-from brics_cli.lineage.origins import ancestor
 from brics_cli.sampling.samples import SampleStream
 from brics_cli.workspace import Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.files import PROVENANCE_FILE
@@ -141,7 +140,7 @@ def load_sample_models(
     lineage = denoiser.lineage
     run, store = read_provenance(model), read_provenance(Path(lineage["store_path"]))
     origin = run or store
-    found = ancestor(origin, "autoencoder", workspace=workspace) if origin is not None else None
+    found = workspace.ancestor(origin, "autoencoder") if origin is not None else None
     autoencoder = load_autoencoder_of(
         model,
         made_by="model",

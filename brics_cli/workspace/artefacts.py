@@ -8,7 +8,9 @@ sha256, so that one path leads to everything it was made from (DESIGN section 7)
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,6 +220,29 @@ class Workspace:
         """The artefact of `kind` whose weights or bytes have this sha256, should it have moved; else None."""
         for artefact in self.artefacts():
             if artefact.kind == kind and artefact.usable and artefact.details.get("sha256") == sha256:
+                return artefact
+        return None
+
+    def ancestor(self, artefact: Artefact, kind: Kind) -> Artefact | None:
+        """The nearest artefact of `kind` among `artefact` and what it was made from, breadth first; None: none found.
+
+        A parent is looked for where its child says it was and, should it have moved, in the workspace by its sha256.
+        """
+        waiting = deque([artefact])
+        while waiting:
+            candidate = waiting.popleft()
+            if candidate.kind == kind:
+                return candidate
+            waiting.extend(found for parent in candidate.parents if (found := self._located(parent)) is not None)
+        return None
+
+    def _located(self, parent: Parent) -> Artefact | None:
+        with suppress(ArtefactError):
+            there = read_provenance(Path(parent.path))
+            if there is not None and there.details.get("sha256", parent.sha256) == parent.sha256:
+                return there
+        for artefact in [] if parent.kind in {"collection", "shards"} else self.artefacts():
+            if artefact.kind == parent.kind and artefact.details.get("sha256") == parent.sha256:
                 return artefact
         return None
 

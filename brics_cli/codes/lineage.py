@@ -1,0 +1,197 @@
+"""What codes and images were made from: from any artefact along its parents to the autoencoder and the collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from brics_cli.autoencoder.model_files import read_model_config
+from brics_cli.codes.reader import KeyCodeStore
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.images.opening import collection_exists
+from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
+
+if TYPE_CHECKING:
+    import torch
+
+    from brics_cli.autoencoder.autoencoder import Autoencoder
+
+Compares = Literal["pairs", "sets"]
+"""`pairs` (PSNR, SSIM, LPIPS, rFID): codes with what was encoded. `sets` (FID, ...): samples with the training data."""
+
+_LEFT_OUT = {
+    "pairs": "the collection that its key codes were encoded from",
+    "sets": "the collection that its autoencoder was trained on",
+}
+
+
+def load_store_autoencoder(
+    store: KeyCodeStore,
+    *,
+    workspace: Workspace,
+    ae_path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
+    """The autoencoder whose weights made `store`, as `load_autoencoder_of` finds it."""
+    recorded = store.artefact.parent("autoencoder")
+    return load_autoencoder_of(
+        store.path,
+        made_by="store",
+        sha256=store.autoencoder["sha256"],
+        recorded=recorded.path if recorded is not None else None,
+        workspace=workspace,
+        ae_path=ae_path,
+        device=device,
+    )
+
+
+def load_autoencoder_of(
+    codes_of: Path | str,
+    *,
+    made_by: str,
+    sha256: str,
+    recorded: Path | str | None,
+    workspace: Workspace,
+    ae_path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
+    """The autoencoder with weights `sha256`, in eval mode on `device`: the one behind the codes of `codes_of`.
+
+    `made_by` is what `codes_of` is, in a word (store, model). Looked for at `ae_path` when given, else where it was
+    `recorded` to be, else in `workspace` by its sha256 (it may have moved). Raises ArtefactError when it is not
+    found, or when `ae_path` holds other weights.
+    """
+    from brics_cli.autoencoder.autoencoder import load_autoencoder
+
+    if ae_path is not None:
+        autoencoder = load_autoencoder(Path(ae_path), device=device)
+        if autoencoder.weights_sha256 != sha256:
+            raise ArtefactError(
+                f"{codes_of} is a {made_by} of another autoencoder (sha256 {sha256[:12]}) than {ae_path} "
+                f"(sha256 {autoencoder.weights_sha256[:12]})",
+                next="Leave --ae out to use the one it was made with, or encode again with this one.",
+            )
+        return autoencoder
+    if recorded is not None and Path(recorded).exists():
+        with suppress(ArtefactError):  # what is at that path now may be damaged or something else
+            autoencoder = load_autoencoder(Path(recorded), device=device)
+            if autoencoder.weights_sha256 == sha256:
+                return autoencoder
+    moved = workspace.with_sha256("autoencoder", sha256)
+    if moved is not None:
+        autoencoder = load_autoencoder(moved.path, device=device)
+        if autoencoder.weights_sha256 == sha256:
+            return autoencoder
+    was_at = f", which was at {recorded}," if recorded is not None else ""
+    raise ArtefactError(
+        f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} is not found",
+        next="Give it with --ae RUN, or encode the collection again.",
+    )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A collection, and the square that something made of its images: `transform` and `size` in pixels."""
+
+    collection: Parent
+    transform: str
+    size: int
+
+
+def origin_of(artefact: Artefact, compares: Compares, *, workspace: Workspace) -> Origin | None:
+    """The collection that images of `artefact` are to be compared with; None when it leads to none.
+
+    Of a store, and of what was decoded from one, that is what was encoded, whatever is compared: FID of these is
+    reconstruction FID. Of samples it is what their autoencoder was trained on; they have no `pairs`. Raises
+    ArtefactError when the files on the way are damaged.
+    """
+    if artefact.kind in {"store", "reconstructions"}:
+        made_by = workspace.ancestor(artefact, "store")
+        if made_by is None:
+            return None
+        store = KeyCodeStore(made_by.path)
+        transform, size = store.transform, store.image_size
+    else:
+        made_by = workspace.ancestor(artefact, "autoencoder") if compares == "sets" else None
+        if made_by is None:
+            return None
+        config, directory = read_model_config(made_by.path, kind="autoencoder")
+        try:
+            transform, size = str(config["transform"]), int(config["model"]["image_size"])
+        except (KeyError, TypeError, ValueError):
+            raise ArtefactError(f"{directory / 'config.json'} does not say the transform and the image size") from None
+    collection = made_by.parent("collection") or made_by.parent("shards")
+    if collection is None:
+        return None
+    return Origin(replace(collection, path=workspace.collection_path(collection)), transform, size)
+
+
+@dataclass(frozen=True)
+class ComparisonInputs:
+    """The two paths to read, and how a collection becomes square: None where nothing says so (taken as it is)."""
+
+    real: str
+    fake: str
+    transform: str | None
+    size: int | None
+
+
+def comparison_inputs(
+    compares: Compares,
+    *,
+    workspace: Workspace,
+    real: str | Path | None = None,
+    fake: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> ComparisonInputs:
+    """The inputs of one kind of comparison; what was left out is looked up and `say` is told what was found.
+
+    `fake` is by default the newest store (`pairs`) or samples (`sets`), `real` what `origin_of` that says. The
+    transform and the size that made the codes apply to `real` too, so that both sides show the same square. Raises
+    UsageError for a path that is not there, ArtefactError when the workspace holds nothing to take or when `fake`
+    does not say where it is from.
+    """
+    for path in (real, fake):
+        if path is not None and not collection_exists(path):
+            raise UsageError(f"no such file or folder: {path}")
+    if fake is None:
+        newest = workspace.newest("store" if compares == "pairs" else "samples")
+        fake = newest.path
+        say(f"--fake not given: using {fake}")
+    made = _made_by_brics(fake)
+    if real is not None:
+        # a foreign `fake`: perhaps `real` is ours and says which square it shows
+        origin = _known_origin(made, workspace) or _known_origin(_made_by_brics(real), workspace)
+    else:
+        if made is not None and made.kind in {"samples", "diffusion"} and compares == "pairs":
+            raise ArtefactError(
+                f"{fake} holds samples, which have no originals to be paired with"
+                if made.kind == "samples"
+                else f"{fake} is a diffusion run, and what is drawn from it has no originals to be paired with",
+                next="Measure them with --metric fid or --metric clip-fid, or give --fake CODES.",
+            )
+        origin = None if made is None else origin_of(made, compares, workspace=workspace)
+        if origin is None:
+            raise ArtefactError(f"{fake} does not say what it was made from", next="Give --real PATH.")
+        real = origin.collection.path
+        if not collection_exists(real):
+            raise ArtefactError(
+                f"{real}, {_LEFT_OUT[compares]}, is not there any more", next="Give --real PATH where it is now."
+            )
+        say(f"--real not given: using {real}, {_LEFT_OUT[compares]}")
+    square = (origin.transform, origin.size) if origin is not None else (None, None)
+    return ComparisonInputs(str(real), str(fake), *square)
+
+
+def _known_origin(artefact: Artefact | None, workspace: Workspace) -> Origin | None:
+    with suppress(ArtefactError):
+        return None if artefact is None else origin_of(artefact, "sets", workspace=workspace)
+    return None
+
+
+def _made_by_brics(path: str | Path) -> Artefact | None:
+    path = Path(path)
+    return read_provenance(path) if path.exists() else None

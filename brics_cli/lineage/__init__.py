@@ -1,1 +1,0 @@
-"""Where an artefact came from."""

@@ -14,14 +14,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    **dict.fromkeys(
+        ("train_autoencoder", "encode", "decode", "train_diffusion", "sample", "evaluate"), "brics_cli.api"
+    ),
     "load_autoencoder": "brics_cli.autoencoder.autoencoder",
     "load_denoiser": "brics_cli.diffusion.denoisers",
     "KeyCodeStore": "brics_cli.codes",
     "open_collection": "brics_cli.images",
 }
-__all__ = ["KeyCodeStore", "__version__", "load_autoencoder", "load_denoiser", "open_collection"]
+__all__ = [
+    "KeyCodeStore",
+    "__version__",
+    "decode",
+    "encode",
+    "evaluate",
+    "load_autoencoder",
+    "load_denoiser",
+    "open_collection",
+    "sample",
+    "train_autoencoder",
+    "train_diffusion",
+]
 
 if TYPE_CHECKING:
+    from brics_cli.api import decode, encode, evaluate, sample, train_autoencoder, train_diffusion
     from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.codes import KeyCodeStore
     from brics_cli.diffusion.denoisers import load_denoiser

@@ -1,0 +1,438 @@
+"""The whole pipeline in Python: what each command of `brics` does, as one function.
+
+    import brics_cli
+
+    trained = brics_cli.train_autoencoder("photographs/", recipe="tiny", steps=500)
+    encoded = brics_cli.encode("photographs/", autoencoder=trained.run, out="codes.h5")
+    decoded = brics_cli.decode("codes.h5", out="reconstructions")
+    model = brics_cli.train_diffusion("codes.h5", recipe="tiny", steps=500)
+    drawn = brics_cli.sample(model.run, num=64, steps=32)
+    report = brics_cli.evaluate(["psnr", "ssim"], real="photographs/", fake="codes.h5")
+    print(report.value("psnr"), "dB")
+
+Conventions. Paths are `str` or `Path`; relative ones are relative to the current directory. What is left out is looked
+up in `workspace`: the newest artefact of its kind, which the reporter is told. `reporter` None is plain lines on
+stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device` is `cuda`, `cuda:N`,
+`mps`, `cpu`, or `auto`: the first of these there is; images go in and out as sRGB, 8 bit.
+
+A finished output of the same inputs and settings is returned as it is, an unfinished one is gone on with, and anything
+else at `out` raises WouldOverwriteError unless `overwrite`. Errors are those of `brics_cli.errors`, all of them a
+BricsError: UsageError (an argument), ArtefactError (an input is missing, damaged or does not fit),
+WouldOverwriteError, MachineError (disk, memory, a lock, diverged training), InterruptedRunError (Ctrl-C; the same call
+goes on). Importing this module costs nothing: torch is loaded by the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from brics_cli.codes import Quantisation
+    from brics_cli.diffusion.classes import Balance
+    from brics_cli.evaluation.registry import Settings
+    from brics_cli.evaluation.report import EvaluationReport
+    from brics_cli.images.opening import Labels
+    from brics_cli.jobs.decode import DecodeResult
+    from brics_cli.jobs.encode_dataset import EncodeResult
+    from brics_cli.jobs.evaluate import NeighbourSettings
+    from brics_cli.jobs.sample import SampleResult
+    from brics_cli.runtime.reporting import Reporter
+    from brics_cli.sampling.drawn import DrawSettings
+    from brics_cli.training.run import TrainResult
+    from brics_cli.workspace import Workspace
+
+__all__ = ["decode", "encode", "evaluate", "sample", "train_autoencoder", "train_diffusion"]
+
+
+def train_autoencoder(
+    data: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    val: str | Path | None = None,
+    subset: str | None = None,
+    image_field: str | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    init_from: str | Path | None = None,
+    num_workers: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train an autoencoder on a collection of images: images -> key codes -> images.
+
+    data: a folder, WebDataset shards or a pattern of them, a zip, an LMDB or parquet. None: the newest packed shards.
+    recipe: a shipped recipe's name (`brics recipes`) or a YAML file. None: the largest general one that is not above
+        the median side of the images.
+    steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
+    overrides: further settings of the recipe, `["optimiser.lr=1e-4", ...]`, applied in order.
+    val: a collection to validate on. None: 2% of `data`, by hash of the key.
+    subset, image_field: which collection, and which image of a sample, where `data` holds several.
+    out: the run directory. None: `runs/autoencoder/DATE-RECIPE` in `workspace`.
+    resume: an interrupted run to go on with, with its own settings and data.
+    init_from: a run of the same architecture whose weights to start from.
+    num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
+    device, overwrite, workspace, reporter: see the module.
+
+    Returns the run's directory, its last step, its metrics (`val/psnr` in dB) and how many images could not be read.
+    Raises InterruptedRunError once an interrupted run is saved, MachineError when training diverges.
+
+    >>> brics_cli.train_autoencoder("photographs/", recipe="tiny", steps=500).metrics["val/psnr"]
+    """
+    from brics_cli.jobs import train_ae as job
+    from brics_cli.training.plan import TrainOptions, plan_autoencoder
+
+    reporter = reporter or _default_reporter()
+    options = TrainOptions(
+        data=_text(data), subset=subset, image_field=image_field, recipe=_text(recipe), steps=steps, seed=seed,
+        overrides=overrides, val=_text(val), out=_path(out), resume=_path(resume), overwrite=overwrite,
+        init_from=_path(init_from),
+    )  # fmt: skip
+    plan = plan_autoencoder(options, workspace=_workspace(workspace), reporter=reporter)
+    return job.train_autoencoder(plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=reporter)
+
+
+def encode(
+    data: str | Path | None = None,
+    *,
+    autoencoder: str | Path | None = None,
+    out: str | Path | None = None,
+    quantisation: Quantisation | None = None,
+    precision: str | None = None,
+    transform: str | None = None,
+    flips: bool = False,
+    subset: str | None = None,
+    image_field: str | None = None,
+    labels: Labels | None = None,
+    keys: Sequence[str] | None = None,
+    limit: int | None = None,
+    part: tuple[int, int] | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    max_failures: int | None = None,
+    verify: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> EncodeResult:
+    """Encode a collection into a key-code store: codes (N, C, h, w) in HDF5, with keys and labels.
+
+    data: a collection of images, as for `train_autoencoder`. None: the one that the autoencoder was trained on.
+    autoencoder: the run of an autoencoder. None: the newest in `workspace`.
+    out: the store, `*.h5`. None: `codes.h5` in `workspace`.
+    quantisation: `uint8`, `uint16` or `float16`. None: uint8 for bounded codes, float16 for those of kl, vq and rq.
+    precision: arithmetic of the encoder, `fp32` or `bf16`. None: bf16 on CUDA, fp32 elsewhere.
+    transform: how an image becomes a square. None: as in the autoencoder's training.
+    flips: also store the codes of the mirrored images.
+    subset, image_field: which collection, and which image of a sample, where `data` holds several.
+    labels: `folder` (top-level folders are classes) or `none`. None: what the collection says.
+    keys, limit, part: only the images of these keys; of them only the first so many; of these every n-th shard from
+        the i-th on, as (i, n).
+    batch_size: images per batch of the network.
+    num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
+    max_failures: stop once more images than this cannot be read. None: never.
+    verify: check every invariant of the finished store (`EncodeResult.broken`).
+    device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
+    overwrite, workspace, reporter: see the module.
+
+    Returns the store's path, counts, bytes per image, img/s, and what quantisation costs (PSNR in dB).
+    Raises TooManyFailuresError when no image, or too few, could be read.
+
+    >>> brics_cli.encode("photographs/", out="codes.h5", flips=True).num_images
+    """
+    from brics_cli.autoencoder.autoencoder import load_autoencoder
+    from brics_cli.errors import ArtefactError
+    from brics_cli.jobs.encode_dataset import encode_dataset, plan_encoding
+    from brics_cli.runtime.device import resolve_devices
+    from brics_cli.workspace import read_provenance
+
+    reporter, place, devices = reporter or _default_reporter(), _workspace(workspace), resolve_devices(device)
+    run = _path(autoencoder) or place.resolve("autoencoder", argument="autoencoder", reporter=reporter).path
+    if data is None:
+        made = read_provenance(run)
+        collection = made.parent("collection") if made is not None else None
+        if collection is None:
+            raise ArtefactError(f"{run} does not say what it was trained on", next="Give the images to encode.")
+        data = collection.path
+        reporter.message(f"data not given: using {data}, which {run} was trained on")
+    plan = plan_encoding(
+        str(data),
+        load_autoencoder(run, device=devices[0]),
+        out=_path(out) or place.root / "codes.h5",
+        device=devices,
+        quantisation=quantisation,
+        precision=precision,
+        transform=transform,
+        flips=flips,
+        limit=limit,
+        keys=None if keys is None else list(keys),
+        part=part,
+        subset=subset,
+        labels=labels,
+        image_field=image_field,
+        reporter=reporter,
+    )
+    return encode_dataset(
+        plan,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        overwrite=overwrite,
+        max_failures=max_failures,
+        verify=verify,
+        reporter=reporter,
+    )
+
+
+def decode(
+    codes: str | Path | None = None,
+    *,
+    autoencoder: str | Path | None = None,
+    out: str | Path | None = None,
+    format: str | None = None,
+    nested: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> DecodeResult:
+    """Decode a key-code store back into images; each keeps the key that it had in the collection.
+
+    codes: a key-code store. None: the newest in `workspace`.
+    autoencoder: the run of the autoencoder that made the store. None: found by the store's own record of it.
+    out: a folder, or one `*.zip`, `*.npz` or `*.tar`. None: `reconstructions` in `workspace`.
+    format: `png`, `wds`, `zip` or `npz`. None: by `out`; png for a folder.
+    nested: PNG files in folders as keys have slashes, not all in one folder.
+    batch_size: codes per batch of the network.
+    device, overwrite, workspace, reporter: see the module.
+
+    Returns the output's path and format, counts, and img/s.
+
+    >>> brics_cli.decode("codes.h5", out="reconstructions.zip").format
+    'zip'
+    """
+    from brics_cli.codes import KeyCodeStore
+    from brics_cli.codes.lineage import load_store_autoencoder
+    from brics_cli.images.sinks import FORMS, Format
+    from brics_cli.jobs import decode as job
+    from brics_cli.runtime.device import resolve_device
+    from brics_cli.workspace.naming import FOLDER
+
+    reporter, place, on = reporter or _default_reporter(), _workspace(workspace), resolve_device(device)
+    if out is None:
+        out = place.root / f"reconstructions{FORMS[cast(Format, format)][0] if format else FOLDER}"
+    found = job.decoded_format(Path(out), asked=format, nested=nested)  # before any work
+    store = KeyCodeStore(codes or place.resolve("store", argument="codes", reporter=reporter).path)
+    model = load_store_autoencoder(store, workspace=place, ae_path=autoencoder, device=on)
+    plan = job.plan_decoding(store, model, out=Path(out), device=on, format=found, nested=nested)
+    return job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=reporter)
+
+
+def train_diffusion(
+    codes: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    init_from: str | Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train a diffusion model on the codes of a key-code store; class-conditional when the store has labels.
+
+    codes: a key-code store. None: the newest in `workspace`.
+    recipe: a shipped recipe's name (`brics recipes`) or a YAML file. None: brics-dit-s.
+    steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
+    overrides: further settings of the recipe, `["denoiser.dim=128", ...]`, applied in order.
+    out: the run directory. None: `runs/diffusion/DATE-RECIPE` in `workspace`.
+    resume: an interrupted run to go on with, with its own settings and data.
+    init_from: a run of the same architecture whose weights to start from.
+    device, overwrite, workspace, reporter: see the module.
+
+    Returns the run's directory, its last step and its metrics.
+    Raises InterruptedRunError once an interrupted run is saved, MachineError when training diverges.
+
+    >>> brics_cli.train_diffusion("codes.h5", recipe="tiny", steps=500).run
+    """
+    from brics_cli.jobs import train_diffusion as job
+    from brics_cli.training.plan import TrainOptions, plan_diffusion
+
+    reporter, place = reporter or _default_reporter(), _workspace(workspace)
+    options = TrainOptions(
+        data=_text(codes), recipe=_text(recipe), steps=steps, seed=seed, overrides=overrides, out=_path(out),
+        resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
+    )  # fmt: skip
+    plan = plan_diffusion(options, workspace=place, reporter=reporter)
+    return job.train_diffusion(plan, workspace=place, device=device, overwrite=overwrite, reporter=reporter)
+
+
+def sample(
+    model: str | Path | None = None,
+    *,
+    num: int = 64,
+    seeds: range | None = None,
+    out: str | Path | None = None,
+    format: str | None = None,
+    sampler: str = "dpmpp-2m",
+    steps: int | None = None,
+    guidance: float = 1.0,
+    guide: str | Path | None = None,
+    class_: int | str | None = None,
+    class_balance: Balance | None = None,
+    clip: bool = True,
+    ema: float | None = None,
+    autoencoder: str | Path | None = None,
+    batch_size: int = 32,
+    shard_size: int = 1000,
+    device: str = "auto",
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> SampleResult:
+    """Sample images from a diffusion model, one seed per image; the image of a seed is the same in every run.
+
+    model: the run of a diffusion model. None: the newest in `workspace`.
+    num, seeds: the seeds 0 to `num` - 1; or those of the range `seeds`, of step 1.
+    out: a folder, or one `*.zip`, `*.npz`, `*.tar` or `*.h5`. None: `runs/samples/DATE-RECIPE` in `workspace`.
+    format: `wds`, `png`, `zip`, `npz`, or `h5` for the codes themselves. None: by `out`; wds for a folder.
+    sampler, steps: `dpmpp-2m`, `heun`, `ddim` or `ddpm`, and its steps. None: the sampler's own number.
+    guidance: scale of guidance, by classes or by `guide`; 1 is none.
+    guide: the run of a weaker model of the same codes, to be led away from (autoguidance).
+    class_, class_balance: the class of every image, by number or name; or how classes are drawn, `proportional` as
+        in training or `even`.
+    clip: limit each estimate to the range that codes can have.
+    ema: the width of the average of the weights, 0.05 say. None: the plain one.
+    autoencoder: the run of the autoencoder of the codes. None: found by the model's own record of it.
+    batch_size, shard_size: images per batch, and per shard of wds and h5.
+    device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
+    overwrite, workspace, reporter: see the module.
+
+    Returns the output's path, its contact sheet, counts, img/s, and the settings that the images depend on.
+    Raises MachineError when memory holds not even one image.
+
+    >>> brics_cli.sample("runs/diffusion/demo", seeds=range(100, 164), out="samples.npz").sheet
+    """
+    from brics_cli.diffusion.samplers import SamplerSettings
+    from brics_cli.jobs import sample as job
+    from brics_cli.runtime.device import resolve_devices
+    from brics_cli.sampling.sample_plan import plan_sampling, sampled_format
+
+    reporter, place, devices = reporter or _default_reporter(), _workspace(workspace), resolve_devices(device)
+    plan = plan_sampling(
+        _path(model) or place.resolve("diffusion", argument="model", reporter=reporter).path,
+        seeds=range(num) if seeds is None else seeds,
+        settings=SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip),
+        batch_size=batch_size,
+        workspace=place,
+        device=devices,
+        out=_path(out),
+        format=sampled_format(_path(out), asked=format),
+        class_=class_,
+        balance=class_balance,
+        shard_size=shard_size,
+        ema=ema,
+        guide=_path(guide),
+        ae_path=_path(autoencoder),
+        reporter=reporter,
+    )
+    return job.sample(plan, overwrite=overwrite, reporter=reporter)
+
+
+def evaluate(
+    metrics: Sequence[str] | None = None,
+    *,
+    real: str | Path | None = None,
+    fake: str | Path | None = None,
+    limit: int | None = None,
+    settings: Settings | None = None,
+    draw: DrawSettings | None = None,
+    neighbours: NeighbourSettings | None = None,
+    statistics_by: str | None = None,
+    allow_unverified: bool = False,
+    use_cache: bool = True,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> EvaluationReport:
+    """Measure reconstructions against their originals, or samples against a collection.
+
+    metrics: names (`brics eval --help`), or `["all"]`. None: the usual ones whose weights and inputs are there.
+    real, fake: collections, key-code stores (decoded on the fly), a diffusion run (images are drawn from it), or
+        saved statistics (`*.npz`). None: the newest in `workspace`, and what it was made from.
+    limit: the first so many pairs, and the first so many images of each side. None: all.
+    settings: how images are resized for Inception, and the features of precision and recall.
+    draw: how many images are drawn from a diffusion run, and by which sampler.
+    neighbours: of the metric `neighbours`: how many, in which features, and where its sheet goes.
+    statistics_by: the network that saved statistics are of, where they do not tell.
+    allow_unverified: use weights of unknown sha256; their figures are marked not comparable.
+    use_cache: keep the features of `real`, and take them from there the next time.
+    batch_size: images per batch of the networks.
+    num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
+    out: also write the report there, as JSON.
+    dry_run: only say what would be measured (`EvaluationReport.planned`).
+    device, overwrite, workspace, reporter: see the module.
+
+    Returns the figures, each with its definition, error bar and number of images; `report.value("fid")` is one.
+    Raises UsageError for an unknown metric, sizes that differ or too few images, ArtefactError for missing weights.
+
+    >>> brics_cli.evaluate(["psnr"], real="photographs/", fake="codes.h5").value("psnr")
+    """
+    from brics_cli.jobs import evaluate as job
+
+    return job.evaluate(
+        metrics,
+        real=real,
+        fake=fake,
+        workspace=_workspace(workspace),
+        reporter=reporter or _default_reporter(),
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        limit=limit,
+        allow_unverified=allow_unverified,
+        settings=settings,
+        draw=draw,
+        neighbours=neighbours,
+        statistics_by=statistics_by,
+        use_cache=use_cache,
+        out=_path(out),
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+
+
+def _default_reporter() -> Reporter:
+    from brics_cli.runtime.reporting import StderrReporter
+
+    return StderrReporter()
+
+
+def _workspace(root: str | Path) -> Workspace:
+    from brics_cli.workspace import Workspace
+
+    return Workspace(Path(root))
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -131,6 +131,7 @@ def test_rooms_can_still_be_imported_by_their_names():
 
 
 def test_importing_the_api_loads_no_torch():
-    code = "import sys, brics_cli; brics_cli.sample, brics_cli.api; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    loaded = "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    code = f"import sys, brics_cli; brics_cli.sample, brics_cli.api; {loaded}"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

@@ -15,6 +15,7 @@ from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
 from brics_cli.cli.verification import report_verification
 from brics_cli.cli.waiting import wait_passively
+from brics_cli.config import Transform
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.parsing import read_text
 from brics_cli.workspace import read_provenance
@@ -64,7 +65,7 @@ def encode_dataset(
     image_field: options.ImageField = None,
     labels: options.Labels = None,
     transform: Annotated[
-        options.Transform | None,
+        Transform | None,
         typer.Option("--transform", help="How an image becomes a square. Default: as in the autoencoder's training."),
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Also store the codes of the mirrored images.")] = False,
@@ -123,7 +124,7 @@ def encode_dataset(
         device=devices,
         quantisation=quantisation.value if quantisation is not None else None,
         precision=dtype.value if dtype is not None else None,
-        transform=transform.value if transform is not None else None,
+        transform=transform,
         flips=flips,
         limit=limit,
         keys=listed,

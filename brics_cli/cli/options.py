@@ -131,17 +131,6 @@ Labels = Annotated[
 ]
 
 
-class Transform(StrEnum):
-    """How an image becomes a square: `brics_cli.images.pixels` says exactly."""
-
-    crop_bicubic = "crop-bicubic"
-    adm = "adm"
-    edm_lanczos = "edm-lanczos"
-    none = "none"
-    crop_bicubic_fast = "crop-bicubic-fast"
-    crop_bicubic_cuda = "crop-bicubic-cuda"
-
-
 class Precision(StrEnum):
     """The arithmetic of the networks."""
 

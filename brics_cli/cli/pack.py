@@ -12,6 +12,7 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
+from brics_cli.config import DEFAULT_TRANSFORM, Transform
 from brics_cli.errors import ExitCode, UsageError
 
 app = options.command_app()
@@ -36,8 +37,8 @@ def pack(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that the shards go to.")],
     size: Annotated[int, typer.Option("--size", min=1, help="Side of the square images, in pixels.")] = 256,
     transform: Annotated[
-        options.Transform, typer.Option("--transform", help="How an image becomes a square.")
-    ] = options.Transform.crop_bicubic,
+        Transform, typer.Option("--transform", help="How an image becomes a square.")
+    ] = DEFAULT_TRANSFORM,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images per shard.")] = 1000,
     image_format: Annotated[
         ShardFormat, typer.Option("--format", help="Of the images in the shards: png and webp are lossless.")
@@ -75,7 +76,7 @@ def pack(
         source,
         out=out,
         size=size,
-        transform=transform.value,
+        transform=transform,
         shard_size=shard_size,
         encoding=lossless.get(image_format) or jpeg(quality or 95),
         subset=subset,

@@ -31,6 +31,7 @@ from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfi
 from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml, recipes_named
 from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
 from brics_cli.config.runs import (
+    DEFAULT_TRANSFORM,
     AutoencoderRecipe,
     DataConfig,
     DiffusionRecipe,
@@ -38,9 +39,11 @@ from brics_cli.config.runs import (
     OptimiserConfig,
     Recipe,
     ScheduleConfig,
+    Transform,
 )
 
 __all__ = [
+    "DEFAULT_TRANSFORM",
     "AutoencoderConfig",
     "AutoencoderRecipe",
     "BottleneckConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "RqBottleneckConfig",
     "ScheduleConfig",
     "StyleDecoderConfig",
+    "Transform",
     "UNetConfig",
     "VqBottleneckConfig",
     "apply_overrides",

@@ -84,12 +84,15 @@ class GanConfig(Config):
         return self
 
 
+Transform = Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"]
+"""How an image becomes a square: `images.pixels` implements each."""
+DEFAULT_TRANSFORM: Transform = "crop-bicubic"
+
+
 class DataConfig(Config):
     """How images reach the model."""
 
-    transform: Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"] = (
-        "crop-bicubic"
-    )
+    transform: Transform = DEFAULT_TRANSFORM
     flip: bool = True
     """Mirror half of the training images."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)

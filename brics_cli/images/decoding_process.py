@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brics_cli.images.pixels import load_all
+from brics_cli.images.pixels import ImageError, load_with_side
 
 
 class Decoded(NamedTuple):
@@ -28,9 +28,16 @@ class Decoded(NamedTuple):
 
 
 def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str) -> list[Decoded]:
-    """N files into `pixels` (N, S, S, 3). Raises what `load_all` raises."""
-    outcomes = load_all(files, pixels, transform=transform)
-    return [Decoded(outcome, hashlib.sha256(data).digest()) for outcome, data in zip(outcomes, files, strict=True)]
+    """N files into `pixels` (N, S, S, 3). Raises UsageError for an unknown transform."""
+    decoded = []
+    for data, image in zip(files, pixels, strict=True):
+        outcome: str | int
+        try:
+            image[:], outcome = load_with_side(data, transform=transform, size=pixels.shape[1])
+        except ImageError as error:
+            outcome = str(error)
+        decoded.append(Decoded(outcome, hashlib.sha256(data).digest()))
+    return decoded
 
 
 def main() -> None:

@@ -19,9 +19,8 @@ import numpy as np
 
 from brics_cli.images.collection import Collection, RawImage
 from brics_cli.images.decoders import Decode, decoding
-from brics_cli.images.fast_pixels import CUDA, FAST, device_of_threads
 from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
-from brics_cli.images.pixels import ImageError
+from brics_cli.images.pixels import CUDA, FAST, ImageError, device_of_threads
 from brics_cli.runtime.reporting import Reporter
 
 MAX_CHUNK = 16

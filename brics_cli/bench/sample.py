@@ -28,8 +28,6 @@ RELEASE_GFLOP = 301_000.0
 RELEASE_STEPS = 1000
 TARGET_GFLOP, TARGET_IMAGE_SIZE = 1000.0, 256
 """What an image of 256 px shall cost at most."""
-MORE_STEPS = {"heun": (18,), "dpmpp-2m": (20,), "ddim": (250,), "ddpm": (RELEASE_STEPS,)}
-"""Numbers of steps beside each sampler's default."""
 SHORT_STEPS = 2
 """Steps of the walk that tells how long an estimate takes."""
 
@@ -92,7 +90,7 @@ def bench_sample(
     budget_s: float,
     reporter: Reporter,
 ) -> SampleCosts:
-    """Time and count each of `samplers` with each number of `steps` (none: its default and MORE_STEPS).
+    """Time and count each of `samplers` with each number of `steps` (none: its default, and one for comparison).
 
     The models stand on the device to be measured. Images per second are those of the first sampler (with the first of
     `steps`, or its default), in batches of 1, of a quarter of `batch_size`, of `batch_size`, and of four times as many.
@@ -108,7 +106,7 @@ def bench_sample(
     costs = []
     for name in samplers:
         estimate_s = timer.estimate_s(name, batch_size)
-        for number in sorted(steps or {SAMPLERS[name].default_steps, *MORE_STEPS[name]}):
+        for number in sorted(steps or {SAMPLERS[name].default_steps, SAMPLERS[name].compared_steps}):
             evaluations = SamplerSettings(sampler=name, steps=number).num_evaluations
             walk_s = evaluations * estimate_s
             in_full = 2 * walk_s <= budget_s

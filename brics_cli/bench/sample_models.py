@@ -13,7 +13,7 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.flops import gflop_of
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, load_recipe
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
-from brics_cli.diffusion.guidance import estimate
+from brics_cli.diffusion.samplers import estimate
 
 
 def estimate_gflop(denoiser: Denoiser, *, guide: Denoiser | None = None, guidance: float = 1.0) -> float:

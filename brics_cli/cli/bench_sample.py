@@ -10,7 +10,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
-from brics_cli.cli.sample_options import check_guidance
+from brics_cli.diffusion.samplers import SAMPLER_NAMES, SAMPLERS, SamplerSettings
 from brics_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def sample(
     overrides: options.Set = None,
     samplers: Annotated[
         list[str] | None,
-        typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm. Repeatable. Default: all."),
+        typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}. Repeatable. Default: all."),
     ] = None,
     steps: Annotated[
         list[int] | None,
@@ -81,10 +81,9 @@ def sample(
     those of `brics sample` without its writing.
     """
     from brics_cli.bench.sample import bench_sample
-    from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
     from brics_cli.runtime.device import resolve_device
 
-    check_guidance(guidance)
+    SamplerSettings(guidance=guidance)
     for name in samplers or []:
         SamplerSettings(sampler=name)
     if recipe is None and (ae_recipe is not None or overrides):
@@ -128,7 +127,6 @@ def _of_recipes(
 def _of_run(
     run: Path, guide: str | None, guidance: float, session: Session, device: torch.device
 ) -> tuple[str, Denoiser, Autoencoder, Denoiser | None]:
-    from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.sampling.sample_models import load_sample_models
 
     models = load_sample_models(

@@ -12,6 +12,7 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.evaluation import checks_table, comparison_table, footnotes, results_table, say_what_was_not_measured
 from brics_cli.cli.output import Session
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES
 from brics_cli.errors import ExitCode, UsageError
 
 app = options.command_app()
@@ -141,8 +142,9 @@ def eval(
         int, typer.Option("--num-samples", min=1, help="Images to draw, from seed 0 on.", rich_help_panel=DRAWN)
     ] = 1000,
     sampler: Annotated[
-        str, typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.", rich_help_panel=DRAWN)
-    ] = "dpmpp-2m",
+        str,
+        typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}.", rich_help_panel=DRAWN),
+    ] = DEFAULT_SAMPLER,
     steps: Annotated[
         int | None,
         typer.Option("--steps", min=1, help="Sampler steps. Default: the sampler's own.", rich_help_panel=DRAWN),

@@ -15,13 +15,13 @@ from brics_cli.cli.sample_options import (
     DEFAULT_NUM,
     ClassBalance,
     SampleFormat,
-    check_guidance,
     check_picture,
     chosen_format,
     grid_sides,
     seed_range,
 )
 from brics_cli.cli.sample_picture import PictureRequest, draw_picture
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLER_NAMES, SamplerSettings
 from brics_cli.errors import InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import command_line
 
@@ -65,12 +65,10 @@ def sample(
         ),
     ] = None,
     codes: Annotated[bool, typer.Option("--codes", help="Keep the key codes, as a store: --format h5.")] = False,
-    sampler: Annotated[
-        str, typer.Option("--sampler", metavar="NAME", help="dpmpp-2m, heun, ddim or ddpm.")
-    ] = "dpmpp-2m",
+    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}.")] = DEFAULT_SAMPLER,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Sampler steps. Default: dpmpp-2m and heun 32, ddim 50, ddpm 250."),
+        typer.Option("--steps", min=1, help=f"Sampler steps. Default: {DEFAULT_STEPS}."),
     ] = None,
     guidance: Annotated[
         float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
@@ -146,7 +144,7 @@ def sample(
 
     Example: brics sample --n 1000 --sampler dpmpp-2m --steps 32
     """
-    check_guidance(guidance)
+    settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     check_picture(
         grid=grid, interpolate=interpolate, frames=frames, n=num, seeds=seeds, format=sample_format, codes=codes,
         shard_size=shard_size, seed=seed if interpolate is not None else None,
@@ -156,13 +154,11 @@ def sample(
     format = chosen_format(sample_format, codes=codes)
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
 
-    from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.jobs.sample import sample as run
     from brics_cli.runtime.device import resolve_devices
     from brics_cli.sampling.sample_cost import estimate_seconds
     from brics_cli.sampling.sample_plan import plan_sampling, sampled_format
 
-    settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     devices = resolve_devices(device)
     if sides is not None or interpolate is not None:
         if class_balance is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from enum import StrEnum
 
@@ -82,12 +81,6 @@ def chosen_format(format: SampleFormat | None, *, codes: bool) -> SampleFormat |
     if codes and format not in (None, SampleFormat.h5):
         raise UsageError(f"--codes and --format {format} disagree", next="A key-code store is --codes or --format h5.")
     return SampleFormat.h5 if codes else format
-
-
-def check_guidance(guidance: float) -> None:
-    """Raise UsageError for a scale that is no number."""
-    if not math.isfinite(guidance):
-        raise UsageError(f"--guidance {guidance} is not a number", next="1 is none; 1.5 to 4 are usual.")
 
 
 def check_picture(

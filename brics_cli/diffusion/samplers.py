@@ -1,9 +1,15 @@
-"""Samplers: one function each, in the manner of k-diffusion; paper and algorithm in the docstring.
+"""Samplers: one function each, in the manner of k-diffusion, and the registry that names them; guidance.
 
-All work on EDM's form, x = x0 + sigma eps, of which the variance-preserving x_t is alpha x (alpha = 1 / sqrt(1 +
-sigma^2)): in it DDIM is Euler's method and DPM-Solver++ has the same exponentials. `sigmas` (N + 1,) fall to 0 at the
+All samplers work on EDM's form, x = x0 + sigma eps, of which the variance-preserving x_t is alpha x (alpha = 1 / sqrt(1
++ sigma^2)): in it DDIM is Euler's method and DPM-Solver++ has the same exponentials. `sigmas` (N + 1,) fall to 0 at the
 end, x starts as sigmas[0] times the latent noise, and `denoise(x, sigma)` gives the estimate of x0 (B, C, h, w) for a
 float `sigma`. Every sampler is deterministic unless it is given `noise`, which draws another (B, C, h, w).
+
+Both kinds of guidance go from a worse estimate through a better one and beyond: worse + w (better - worse), w = 1 being
+none. Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): without the class -> with it. Autoguidance (Karras
+et al., arXiv 2406.02507): a guide (a smaller model, or one trained for less) -> the model itself, same class.
+
+Importing this module needs no torch: the command line makes its help from the registry.
 """
 
 from __future__ import annotations
@@ -11,21 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from brics_cli.errors import ArtefactError, UsageError
 
-from brics_cli.config import DiffusionConfig
-from brics_cli.config.suggestions import did_you_mean
-from brics_cli.diffusion.denoisers import Denoiser
-from brics_cli.diffusion.diffusion import karras_sigma, sampling_log_snr
-from brics_cli.diffusion.guidance import check_guide, estimate
-from brics_cli.errors import UsageError
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Denoise = Callable[[Tensor, float], Tensor]
-Noise = Callable[[], Tensor]
+    from brics_cli.config import DiffusionConfig
+    from brics_cli.diffusion.denoisers import Denoiser
+
+Denoise = Callable[["Tensor", float], "Tensor"]
+Noise = Callable[[], "Tensor"]
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, churn: float = 0.0) -> Tensor:
@@ -95,37 +99,65 @@ def _pairs(sigmas: Tensor) -> list[tuple[float, float]]:
 
 def karras_steps(config: DiffusionConfig, num_steps: int) -> Tensor:
     """EDM's noise levels, equation 5 (rho 7): (num_steps + 1,) float64 from sigma_max over sigma_min to 0."""
+    import torch
+
+    from brics_cli.diffusion.diffusion import karras_sigma
+
     sigmas = karras_sigma(config, torch.linspace(1, 0, num_steps, dtype=torch.float64))
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 def schedule_steps(config: DiffusionConfig, num_steps: int) -> Tensor:
     """Noise levels even in the time of the training schedule: (num_steps + 1,) float64, falling to 0."""
+    import torch
+
+    from brics_cli.diffusion.diffusion import sampling_log_snr
+
     log_snr = sampling_log_snr(config, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1])
     sigmas = (-log_snr / 2).exp()
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 class Sampler(NamedTuple):
-    """One entry of `--sampler`: how it walks, along which levels, and how many steps it takes when not told."""
+    """One entry of `--sampler`."""
 
     walk: Callable[..., Tensor]
     levels: Callable[[DiffusionConfig, int], Tensor]
+    """The noise levels that it walks along."""
     default_steps: int
-    num_evaluations: Callable[[int], int]
-    """Of the network, for a number of steps."""
-    about: str
+    compared_steps: int
+    """What `brics bench sample` shows beside the default."""
+    num_evaluations: Callable[[int], int] = int
+    """Evaluations of the network for a number of steps."""
+    stochastic: bool = False
+    """Whether it draws noise at every step, so that the latent noise alone does not fix the image."""
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "dpmpp-2m": Sampler(dpmpp_2m, karras_steps, 32, int, "DPM-Solver++(2M), second order, deterministic"),
-    "heun": Sampler(heun, karras_steps, 32, lambda steps: 2 * steps - 1, "EDM's second-order method, deterministic"),
-    "ddim": Sampler(ddim, schedule_steps, 50, int, "first order, deterministic"),
-    "ddpm": Sampler(ddpm, schedule_steps, 250, int, "ancestral, draws noise at every step"),
+    "dpmpp-2m": Sampler(dpmpp_2m, karras_steps, 32, 20),
+    "heun": Sampler(heun, karras_steps, 32, 18, lambda steps: 2 * steps - 1),
+    "ddim": Sampler(ddim, schedule_steps, 50, 250),
+    "ddpm": Sampler(ddpm, schedule_steps, 250, 1000, stochastic=True),
 }
-"""Steps of finite length are what these get wrong, where the noise is about as strong as the data. The variance of data
+"""The first is the default.
+
+Steps of finite length are what these get wrong, where the noise is about as strong as the data. The variance of data
 N(0, s^2), s from 0.1 to 2, comes out 2 to 6% too large after 32 steps of either second-order method (32 evaluations of
 dpmpp-2m, 63 of heun), 7 to 19% after the 18 of heun (35 evaluations) that EDM took for CIFAR. It falls as steps^-2."""
+DEFAULT_SAMPLER = next(iter(SAMPLERS))
+
+
+def listed(names: list[str], *, word: str = "or") -> str:
+    """`dpmpp-2m, heun or ddim`."""
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+SAMPLER_NAMES = listed(list(SAMPLERS))
+DEFAULT_STEPS = ", ".join(
+    f"{listed(list(names), word='and')} {steps}"
+    for steps, names in groupby(SAMPLERS, key=lambda name: SAMPLERS[name].default_steps)
+)
+"""What help says: `dpmpp-2m and heun 32, ddim 50, ddpm 250`."""
 
 
 @dataclass(frozen=True)
@@ -133,21 +165,25 @@ class SamplerSettings:
     """How to sample: what images depend on beside the model, its guide, the noise and the class.
 
     `steps` None is the sampler's own default. `guidance` is the scale w of classifier-free guidance or, with a guide,
-    of autoguidance; 1 is none. `clip`: estimates are limited to what codes can be. Raises UsageError for a sampler
-    that there is not.
+    of autoguidance; 1 is none. `clip`: estimates are limited to what codes can be. Raises UsageError for an unknown
+    sampler, and for a scale that is not finite.
     """
 
-    sampler: str = "dpmpp-2m"
+    sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
     guidance: float = 1.0
     clip: bool = True
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
+            from brics_cli.config.suggestions import did_you_mean
+
             raise UsageError(
                 f"--sampler {self.sampler!r} is not one{did_you_mean(self.sampler, SAMPLERS)}",
                 next=f"There are: {', '.join(SAMPLERS)}.",
             )
+        if not math.isfinite(self.guidance):
+            raise UsageError(f"--guidance {self.guidance} is not a number", next="1 is none; 1.5 to 4 are usual.")
 
     @property
     def num_steps(self) -> int:
@@ -185,7 +221,7 @@ def sample_codes(
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         alpha = 1 / math.sqrt(1 + sigma**2)
-        log_snr = torch.full((len(x),), -2 * math.log(sigma), dtype=x.dtype, device=x.device)
+        log_snr = x.new_full((len(x),), -2 * math.log(sigma))
         x0 = estimate(
             denoiser, x * alpha, log_snr, guidance=settings.guidance, guide=guide, labels=labels, clip=settings.clip
         )
@@ -194,3 +230,53 @@ def sample_codes(
         return x0
 
     return denoiser.to_codes(sampler.walk(denoise, latent * float(sigmas[0]), sigmas, noise=noise))
+
+
+def estimate(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    log_snr: Tensor,
+    *,
+    guidance: float = 1.0,
+    guide: Denoiser | None = None,
+    labels: Tensor | None = None,
+    clip: bool = True,
+) -> Tensor:
+    """The estimate of x from x_t = alpha x + sigma eps (B, C, h, w) at log_snr (B,).
+
+    `guidance` is w: of autoguidance when there is a `guide`, else of classifier-free guidance. `labels` (B,) int64 or
+    None go to both models. `clip`: the guided estimate is limited to what codes can be. At w = 1 the denoiser alone is
+    evaluated. Raises ValueError for classifier-free guidance without labels.
+    """
+    if guide is None or guidance == 1.0:
+        return denoiser.denoise(x_t, log_snr, labels=labels, guidance=guidance, clip=clip)
+    better = denoiser.denoise(x_t, log_snr, labels=labels, clip=False)
+    worse = guide.denoise(x_t, log_snr, labels=labels if guide.num_classes else None, clip=False)
+    x = worse + guidance * (better - worse)
+    return denoiser.clip(x) if clip else x
+
+
+def check_guide(guide: Denoiser, denoiser: Denoiser) -> None:
+    """Raise ArtefactError unless `guide` can guide `denoiser`.
+
+    Both make codes of one shape and kind, under one normalisation and, where both say it, of one autoencoder; the guide
+    knows the same classes, or none.
+    """
+    made_by = [getattr(each, "lineage", {}).get("autoencoder_sha256") for each in (guide, denoiser)]  # of loaded models
+    shapes = [" x ".join(map(str, each.code_shape)) for each in (guide, denoiser)]
+    if guide.code_shape != denoiser.code_shape:
+        misfit = f"it makes codes of {shapes[0]}, the model of {shapes[1]}"
+    elif guide.code_kind != denoiser.code_kind:
+        misfit = f"it makes {guide.code_kind} codes, the model {denoiser.code_kind} ones"
+    elif None not in made_by and made_by[0] != made_by[1]:
+        misfit = "its codes are of another autoencoder"
+    elif not (guide.mean.equal(denoiser.mean) and guide.std.equal(denoiser.std)):
+        misfit = "it normalises codes by other statistics"
+    elif guide.num_classes not in (0, denoiser.num_classes):
+        misfit = f"it was trained with {guide.num_classes} classes, the model with {denoiser.num_classes}"
+    else:
+        return
+    raise ArtefactError(
+        f"the guide {getattr(guide, 'path', 'given')} does not fit {getattr(denoiser, 'path', 'the model')}: {misfit}",
+        next="Train a guide on the same store, with a smaller recipe or fewer steps.",
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.diffusion.samplers import SamplerSettings
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SamplerSettings
 from brics_cli.images.reading import Image, ImageStream
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.sampling.sample_plan import SamplePlan, plan_sampling
@@ -27,7 +27,7 @@ class DrawSettings:
     """How many images, from seed 0 on, and how."""
 
     num_images: int = 1000
-    sampler: str = "dpmpp-2m"
+    sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
 
 

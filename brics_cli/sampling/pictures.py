@@ -15,13 +15,10 @@ from torch import Tensor
 
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.diffusion.diffusion import ImageNoise
-from brics_cli.diffusion.samplers import Noise
+from brics_cli.diffusion.samplers import SAMPLERS, Noise, listed
 from brics_cli.errors import UsageError
 from brics_cli.sampling.batch_sizes import OutOfMemory, attempt, halved
 from brics_cli.sampling.sample_models import SampleModels
-
-STOCHASTIC = ("ddpm",)
-"""Samplers that draw noise at every step: two latents do not fix what lies between them."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,11 @@ def plan_interpolation(models: SampleModels, *, start: int, stop: int, num_frame
     Raises UsageError for a sampler that draws noise on the way, and for a way of no length.
     """
     sampler = models.stream.settings.sampler
-    if sampler in STOCHASTIC:
+    if SAMPLERS[sampler].stochastic:
+        names = [name for name, each in SAMPLERS.items() if not each.stochastic]
         raise UsageError(
             f"--interpolate with --sampler {sampler}: it draws new noise at every step, so nothing lies between seeds",
-            next="Use a deterministic sampler: heun, dpmpp-2m or ddim.",
+            next=f"Use a deterministic sampler: {listed(names)}.",
         )
     if start == stop:
         raise UsageError(f"--interpolate {start} {stop}: both ends are the same seed", next="Give two seeds.")

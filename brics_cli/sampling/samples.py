@@ -15,8 +15,7 @@ from torch import Tensor
 from brics_cli.diffusion.classes import Balance
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.diffusion import ImageNoise
-from brics_cli.diffusion.guidance import check_guide
-from brics_cli.diffusion.samplers import Noise, SamplerSettings, sample_codes
+from brics_cli.diffusion.samplers import Noise, SamplerSettings, check_guide, sample_codes
 from brics_cli.errors import ArtefactError, UsageError
 
 

@@ -1,4 +1,4 @@
-"""Denoisers: the networks (`dit`, `unet`), the `Denoiser` around them, and how one is built, saved and loaded."""
+"""Denoisers: the networks, the `Denoiser` around them, and how one is built, saved and loaded."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from brics_cli.autoencoder.model_files import WEIGHTS_NAME, average_file, average_name, load_weights, read_model_config
+from brics_cli.autoencoder.model_files import (
+    WEIGHTS_NAME,
+    average_file,
+    average_name,
+    load_weights,
+    read_model_config,
+    save_model,
+)
 from brics_cli.autoencoder.sizes import check_against
 from brics_cli.config import CodeKind, Config, DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig, validate
-from brics_cli.diffusion.denoisers.denoiser import KIND, LEAST_STD, Denoiser, DiffusionLoss, save_denoiser
+from brics_cli.diffusion.denoisers.denoiser import LEAST_STD, Denoiser, DiffusionLoss
 from brics_cli.diffusion.denoisers.dit import DiT
+from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.denoisers.unet import UNet
 from brics_cli.errors import ArtefactError, UsageError
 
 __all__ = ["Denoiser", "DiffusionLoss", "build_denoiser", "build_network", "load_denoiser", "save_denoiser"]
 
+KIND = "diffusion"
+NETWORKS: dict[type[Config], type[Network]] = {DiTConfig: DiT, UNetConfig: UNet}
+"""The network of each config class. Another one is a line here, its file, and its config in `DenoiserConfig`."""
 
-def build_network(config: DenoiserConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> DiT | UNet:
-    """The network that `config.kind` names, freshly initialised (torch's global generator draws the weights)."""
-    match config:
-        case DiTConfig():
-            return DiT(config, code_shape=code_shape, num_classes=num_classes)
-        case UNetConfig():
-            return UNet(config, code_shape=code_shape, num_classes=num_classes)
+
+def build_network(config: DenoiserConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> Network:
+    """The network of `config`, freshly initialised (torch's global generator draws the weights)."""
+    return NETWORKS[type(config)](config, code_shape=code_shape, num_classes=num_classes)
 
 
 def build_denoiser(
@@ -83,7 +92,7 @@ class _Average(Config):
 
 
 class _ModelFile(Config):
-    """What `save_denoiser` writes into config.json, beside the header."""
+    """What config.json holds beside the header."""
 
     denoiser: DenoiserConfig
     diffusion: DiffusionConfig
@@ -100,6 +109,34 @@ class _ModelFile(Config):
 _HEADER = ("format_version", "kind", "brics_version")
 
 
+def save_denoiser(
+    directory: Path,
+    *,
+    denoiser: Denoiser,
+    state: dict[str, Tensor],
+    lineage: dict[str, str],
+    averages: Mapping[str, dict[str, Tensor]] | None = None,
+) -> str:
+    """Write a model directory and return the sha256 of its weights.
+
+    `state` is a state_dict of `denoiser`, usually its plain average's; `averages` are those of its power-function
+    averages, by name (the relative width). `lineage` holds `autoencoder_sha256`, `store_sha256` and `store_path`: what
+    made the codes, and where they are.
+    """
+    config = {
+        "denoiser": denoiser.config.model_dump(mode="json"),
+        "diffusion": denoiser.diffusion.model_dump(mode="json"),
+        "code_shape": list(denoiser.code_shape),
+        "num_classes": denoiser.num_classes,
+        "class_counts": list(denoiser.class_counts),
+        "class_names": list(denoiser.class_names),
+        "code_kind": denoiser.code_kind,
+        "normalisation": {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()},
+        "lineage": lineage,
+    }
+    return save_model(directory, kind=KIND, config=config, state=state, averages=averages)
+
+
 def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: float | None = None) -> Denoiser:
     """The denoiser of a run directory, or of its `model/`: float32, in evaluation mode, on `device`.
 
@@ -107,10 +144,10 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
     ArtefactError when there is no such model or average, or when its files are damaged, foreign or of a newer format.
     """
     values, directory = read_model_config(path, kind=KIND)
-    source = str(directory / "config.json")
+    source = directory / "config.json"
     try:
         values = {key: value for key, value in values.items() if key not in _HEADER}
-        file = validate(_ModelFile, values, source=source)
+        file = validate(_ModelFile, values, source=str(source))
         if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
             raise UsageError(f"{source}: the normalisation has not {file.code_shape[0]} channels")
         if len(file.class_counts) not in (0, file.num_classes) or len(file.class_names) > file.num_classes:
@@ -118,7 +155,7 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         build = partial(build_network, file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
         check_against(directory / WEIGHTS_NAME, build)
         network = build()
-    except UsageError as error:  # nobody typed this file: it is damaged
+    except UsageError as error:  # the user did not write this file: it is damaged
         raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
     denoiser = Denoiser(
         network,
@@ -130,35 +167,21 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         std=file.normalisation.std,
         code_kind=file.code_kind,
     )
-    denoiser.class_counts, denoiser.class_names = tuple(file.class_counts), tuple(file.class_names)
-    denoiser.weights_sha256 = _load_average(denoiser, directory, ema, file.averages, device=device)
-    denoiser.path = Path(path)
-    denoiser.lineage = file.lineage.model_dump()
-    return denoiser.eval().requires_grad_(False)
-
-
-def _load_average(
-    denoiser: Denoiser,
-    directory: Path,
-    ema: float | None,
-    averages: Mapping[str, _Average],
-    *,
-    device: torch.device | str,
-) -> str:
-    """Load the plain average, or that of width `ema`, and return the sha256 of its file."""
-    if ema is None:
-        return load_weights(denoiser, directory, device=device, file=WEIGHTS_NAME)
-    name = average_name(ema)
-    if name not in averages:
-        there = f"has those of width {', '.join(averages)}" if averages else "has the plain one alone"
+    name = None if ema is None else average_name(ema)
+    if name is not None and name not in file.averages:
+        there = f"has those of width {', '.join(file.averages)}" if file.averages else "has the plain one alone"
         raise ArtefactError(
             f"{directory} holds no average of width {name}: it {there}",
             next="Leave --ema out for the plain average, or train with --set training.ema_widths=[...].",
         )
-    sha256 = load_weights(denoiser, directory, device=device, file=average_file(name))
-    if sha256 != averages[name].sha256:
+    weights = WEIGHTS_NAME if name is None else average_file(name)
+    denoiser.weights_sha256 = load_weights(denoiser, directory, device=device, file=weights)
+    if name is not None and denoiser.weights_sha256 != file.averages[name].sha256:
         raise ArtefactError(
-            f"{directory / average_file(name)} is not the file that config.json names (its sha256)",
+            f"{directory / weights} is not the file that config.json names (its sha256)",
             next="Copy the model again, or leave --ema out for the plain average.",
         )
-    return sha256
+    denoiser.class_counts, denoiser.class_names = tuple(file.class_counts), tuple(file.class_names)
+    denoiser.path = Path(path)
+    denoiser.lineage = file.lineage.model_dump()
+    return denoiser.eval().requires_grad_(False)

@@ -7,20 +7,17 @@ Continuous codes (of the bottlenecks `kl`, `vq`, `rq`) go the same way, and are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.model_files import save_model
-from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig, UNetConfig
+from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers.parts import dropout_keys
 from brics_cli.diffusion.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
-
-KIND = "diffusion"
 
 LEAST_STD = 1 / 255
 """A channel that never varies has std 0: it is divided by one uint8 step of a code instead."""
@@ -148,7 +145,7 @@ class Denoiser(nn.Module):
         elif self.num_classes and labels is not None:
             dropped = (draws.drop < self.diffusion.class_dropout) | (labels < 0)
             kept = torch.where(dropped, self.num_classes, labels)
-        drops = isinstance(self.config, UNetConfig) and self.config.dropout > 0 and self.training
+        drops = self.training and getattr(self.network, "dropout", 0.0) > 0
         f = self.predict(x_t, log_snr, kept, keys=dropout_keys(draws.eps) if drops else None).float()
         to_x, to_eps = (part[:, None, None, None] for part in parametrisation(self.diffusion, log_snr)[3:])
         squared_error = (f - (to_x * x + to_eps * draws.eps)).square().mean(dim=(1, 2, 3))  # (B,)
@@ -157,31 +154,3 @@ class Denoiser(nn.Module):
     def forward(self, codes: Tensor, draws: Draws, *, labels: Tensor | None = None) -> DiffusionLoss:
         """`loss`: so that one call through a wrapper (DDP, compile) is a training pass."""
         return self.loss(codes, draws, labels=labels)
-
-
-def save_denoiser(
-    directory: Path,
-    *,
-    denoiser: Denoiser,
-    state: dict[str, Tensor],
-    lineage: dict[str, str],
-    averages: Mapping[str, dict[str, Tensor]] | None = None,
-) -> str:
-    """Write a model directory and return the sha256 of its weights.
-
-    `state` is a state_dict of `denoiser`, usually its plain average's; `averages` are those of its power-function
-    averages, by name (the relative width). `lineage` holds `autoencoder_sha256`,
-    `store_sha256` and `store_path`: what made the codes, and where they stand.
-    """
-    config: dict[str, Any] = {
-        "denoiser": denoiser.config.model_dump(mode="json"),
-        "diffusion": denoiser.diffusion.model_dump(mode="json"),
-        "code_shape": list(denoiser.code_shape),
-        "num_classes": denoiser.num_classes,
-        "class_counts": list(denoiser.class_counts),
-        "class_names": list(denoiser.class_names),
-        "code_kind": denoiser.code_kind,
-        "normalisation": {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()},
-        "lineage": lineage,
-    }
-    return save_model(directory, kind=KIND, config=config, state=state, averages=averages)

@@ -13,15 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brics_cli.config import DiTConfig
-from brics_cli.diffusion.denoisers.parts import noise_features, noise_frequencies, noise_mlp, run_block
+from brics_cli.diffusion.denoisers.parts import Network, noise_frequencies, noise_mlp, run_block
 from brics_cli.errors import UsageError
 
 
-class DiT(nn.Module):
-    """The network F: noisy codes and their noise level -> whatever the objective predicts, same shape."""
-
-    gradient_checkpointing = False
-    """Compute each block's activations again in the backward pass instead of keeping them."""
+class DiT(Network):
+    """Noisy codes and their noise level -> whatever the objective predicts, same shape."""
 
     def __init__(self, config: DiTConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> None:
         super().__init__()
@@ -35,14 +32,12 @@ class DiT(nn.Module):
         self.grid = (height // config.patch, width // config.patch)
         self.embed = nn.Linear(channels * config.patch**2, config.dim)
         self.noise_mlp = noise_mlp(config.dim)
-        # The last row is the null class: a label that was dropped or is not there.
         self.class_embed = nn.Embedding(num_classes + 1, config.dim) if num_classes else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(config.dim, 2 * config.dim)
         self.head = nn.Linear(config.dim, channels * config.patch**2)
 
-        self.frequencies: Tensor
         self.positions: Tensor
         self.rotation: Tensor
         self.register_buffer("frequencies", noise_frequencies(), persistent=False)
@@ -67,10 +62,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, h, w), c_noise (B,) about -log_snr / 8, labels (B,) int64 or None -> (B, C, h, w)."""
-        condition = self.noise_mlp(noise_features(c_noise, self.frequencies).to(x.dtype))  # (B, D)
-        if self.class_embed is not None and labels is not None:
-            condition = condition + self.class_embed(labels)
-        condition = F.silu(condition)
+        condition = self.condition(c_noise, labels, dtype=x.dtype)  # (B, D)
         p, (rows, columns) = self.patch, self.grid
         tokens = F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)  # (B, N, C p p)
         tokens = self.embed(tokens) + self.positions.to(x.dtype)  # (B, N, D)

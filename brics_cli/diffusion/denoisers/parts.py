@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +31,29 @@ def noise_features(c_noise: Tensor, frequencies: Tensor) -> Tensor:
 def noise_mlp(dim: int) -> nn.Sequential:
     """From the features of the noise level to D dimensions."""
     return nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+
+class Network(nn.Module):
+    """A network F: forward(x (B, C, h, w), c_noise (B,) about -log_snr / 8, labels (B,) int64 or None) -> like x.
+
+    It is built as `NETWORK(config, code_shape=..., num_classes=...)`. One with `dropout` also takes `dropout_keys` (B,)
+    int32, the samples' own; without them nothing is dropped.
+    """
+
+    gradient_checkpointing = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    dropout = 0.0
+    noise_mlp: nn.Module
+    class_embed: nn.Embedding | None
+    """Its last row is the null class: a label that was dropped or is not there. None: no classes."""
+    frequencies: Tensor
+
+    def condition(self, c_noise: Tensor, labels: Tensor | None, *, dtype: torch.dtype) -> Tensor:
+        """(B, D): the noise level and the class."""
+        condition = self.noise_mlp(noise_features(c_noise, self.frequencies).to(dtype))
+        if self.class_embed is not None and labels is not None:
+            condition = condition + self.class_embed(labels)
+        return F.silu(condition)
 
 
 def run_block(block: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:

@@ -23,25 +23,22 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.layers import group_norm, upsample_nearest
 from brics_cli.config import UNetConfig
-from brics_cli.diffusion.denoisers.parts import keyed_dropout, noise_features, noise_frequencies, noise_mlp, run_block
+from brics_cli.diffusion.denoisers.parts import Network, keyed_dropout, noise_frequencies, noise_mlp, run_block
 
 Resample = Literal["none", "down", "up"]
 
 
-class UNet(nn.Module):
-    """The network F: noisy codes and their noise level -> whatever the objective predicts, same shape."""
-
-    gradient_checkpointing = False
-    """Compute each block's activations again in the backward pass instead of keeping them."""
+class UNet(Network):
+    """Noisy codes and their noise level -> whatever the objective predicts, same shape."""
 
     def __init__(self, config: UNetConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> None:
         super().__init__()
         channels, condition_dim = code_shape[0], 4 * config.dim
         block = partial(Block, condition_dim=condition_dim, dropout=config.dropout)
+        self.dropout = config.dropout
         head_dims = dict.fromkeys(config.attention_levels, config.head_dim)
 
         self.noise_mlp = noise_mlp(condition_dim)
-        # The last row is the null class: a label that was dropped or is not there.
         self.class_embed = nn.Embedding(num_classes + 1, condition_dim) if num_classes else None
         width = config.widths[0]
         self.embed = nn.Conv2d(channels, width, 3, padding=1)
@@ -69,7 +66,6 @@ class UNet(nn.Module):
 
         for number, module in enumerate([*self.down, *self.middle, *self.up]):
             module.layer = number
-        self.frequencies: Tensor
         self.register_buffer("frequencies", noise_frequencies(), persistent=False)
         self._initialise()
 
@@ -88,10 +84,7 @@ class UNet(nn.Module):
 
         `dropout_keys` (B,) int32: the samples' own (`parts.dropout_keys`); without them nothing is dropped.
         """
-        condition = self.noise_mlp(noise_features(c_noise, self.frequencies).to(x.dtype))  # (B, D)
-        if self.class_embed is not None and labels is not None:
-            condition = condition + self.class_embed(labels)
-        condition = F.silu(condition)
+        condition = self.condition(c_noise, labels, dtype=x.dtype)  # (B, D)
         run = partial(run_block, recompute=self.gradient_checkpointing)
 
         x = self.embed(x)  # (B, c, h, w)

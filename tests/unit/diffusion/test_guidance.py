@@ -12,8 +12,7 @@ from brics_cli.config import DiffusionConfig, DiTConfig
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.diffusion import ImageNoise
-from brics_cli.diffusion.guidance import check_guide, estimate
-from brics_cli.diffusion.samplers import SamplerSettings, sample_codes
+from brics_cli.diffusion.samplers import SamplerSettings, check_guide, estimate, sample_codes
 from brics_cli.errors import ArtefactError
 
 SHAPE = (3, 4, 4)

@@ -14,7 +14,7 @@ import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from brics_cli.networks.inception_pytorch import fid_inception
+from brics_cli.networks.inception import fid_inception
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 CLIP_FILE = "ViT-B-32.pt"

@@ -62,7 +62,7 @@ def perceptual_distance(config: LossConfig, *, device: torch.device | str = "cpu
         return multiscale
     from brics_cli.networks.perceptual import VggFeatureDistance, load_lpips  # lpips takes seconds to import
 
-    lpips = load_lpips(require(["vgg16"], _named(kind))[0].path, net="vgg", device=device)
+    lpips = load_lpips(require("vgg16", _named(kind)).path, net="vgg", device=device)
     if kind == "vgg16":
         return VggFeatureDistance(lpips)
     return lambda a, b: lpips(a, b).mean()
@@ -71,7 +71,7 @@ def perceptual_distance(config: LossConfig, *, device: torch.device | str = "cpu
 def check_perceptual_weights(config: LossConfig) -> None:
     """Raise ArtefactError when the loss needs weights that are not there, with the way to get them. Loads nothing."""
     if config.perceptual.kind in ("lpips", "vgg16"):
-        require(["vgg16"], _named(config.perceptual.kind))
+        require("vgg16", _named(config.perceptual.kind))
 
 
 def _named(kind: str) -> str:

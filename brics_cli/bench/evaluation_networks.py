@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from brics_cli.networks.clip import ClipFeatures, load_clip
 from brics_cli.networks.features import FeatureNetwork, quiet_jit
-from brics_cli.networks.inception import INCEPTION_FILE, NUM_CLASSES, load_inception
-from brics_cli.networks.inception_pytorch import fid_inception
+from brics_cli.networks.inception import INCEPTION_FILE, NUM_CLASSES, fid_inception, load_inception
 from brics_cli.networks.weights import find
 
 

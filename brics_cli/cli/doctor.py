@@ -24,13 +24,14 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
     from rich.text import Text
 
     from brics_cli.jobs.doctor import Check, diagnose
-    from brics_cli.networks.weights import REGISTRY, find
+    from brics_cli.networks.registry import WEIGHTS
+    from brics_cli.networks.weights import find
 
     session = Session(workspace=workspace, as_json=as_json)
     with session.reporter.console.status("checking"):
         checks = diagnose(session.workspace.root)
-    found = [weights_id for weights_id in REGISTRY if find(weights_id) is not None]
-    there = f"{len(found)} of {len(REGISTRY)} files: {', '.join(found) or 'none'}"
+    found = [weights_id for weights_id in WEIGHTS if find(weights_id) is not None]
+    there = f"{len(found)} of {len(WEIGHTS)} files: {', '.join(found) or 'none'}"
     checks.append(Check("weights", True, f"{there} (`brics weights list`)"))
     table = Table.grid(padding=(0, 2))
     for check in checks:

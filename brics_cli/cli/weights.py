@@ -14,7 +14,7 @@ from brics_cli.cli.output import Session, plain_table
 from brics_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from brics_cli.networks.weights.importing import WeightsState
+    from brics_cli.networks.weights import FoundWeights, WeightsState
 
 app = options.command_app(no_args_is_help=True, help="List, verify, import and fetch the weights that metrics need.")
 
@@ -30,27 +30,27 @@ def list_weights(
     as_json: options.Json = False,
 ) -> None:
     """List every file of weights: what needs it, how large it is, whether and where it stands."""
-    from brics_cli.networks.weights import REGISTRY, search_places, weights_root
-    from brics_cli.networks.weights.importing import survey
+    from brics_cli.networks.registry import WEIGHTS
+    from brics_cli.networks.weights import search_places, survey, weights_root
 
     session = Session(as_json=as_json)
     if urls and not as_json:
-        session.result(None, [known.url for known in REGISTRY.values() if known.sha256 is not None])
-        for known in REGISTRY.values():
+        session.result(None, [known.url for known in WEIGHTS.values() if known.sha256 is not None])
+        for known in WEIGHTS.values():
             if known.sha256 is None:
                 session.reporter.message(
-                    f"not listed, as nobody has published its sha256: curl -LO {known.url}; then brics weights import "
-                    f"{known.file} --allow-unverified --as {known.id}"
+                    f"not listed, as its sha256 has not been published: curl -LO {known.url}; then brics weights "
+                    f"import {known.file} --allow-unverified --as {known.id}"
                 )
         session.next_step("brics", "weights", "import", ".")
         return
     states = survey()
+    records = [_record(state) for state in states]
     table = plain_table("weights", "file", "size", "for", "state")
-    for state in states:
-        known = state.entry
-        table.add_row(known.id, known.file, known.size, ", ".join(known.metrics), Text(*_SAID[state.state]))
-    paths = [f"{state.entry.id}: {state.path}" for state in states if state.path is not None]
-    session.result([_record(state) for state in states], [table, *paths])
+    for state, record in zip(states, records, strict=True):
+        style = _SAID[state.state]
+        table.add_row(record["id"], record["file"], state.entry.size, ", ".join(record["metrics"]), Text(*style))
+    session.result(records, [table, *(f"{state.entry.id}: {state.path}" for state in states if state.path is not None)])
     session.reporter.message(f"brics keeps weights in {weights_root()}")
     session.reporter.message(f"also looked in: {', '.join(str(place) for place in search_places()[1:])}")
     missing = next((state.entry for state in states if state.state == "missing"), None)
@@ -61,7 +61,7 @@ def list_weights(
 @app.command()
 def verify(as_json: options.Json = False) -> int:
     """Compare every file that is there with its published sha256. Exit code 3 when one differs."""
-    from brics_cli.networks.weights.importing import survey
+    from brics_cli.networks.weights import survey
 
     session = Session(as_json=as_json)
     states = survey(forget=True)
@@ -89,20 +89,16 @@ def import_weights(
     as_json: options.Json = False,
 ) -> None:
     """Copy downloaded weights to where brics finds them. They are recognised by sha256, whatever they are called."""
-    from brics_cli.networks.weights import importing
+    from brics_cli.networks import weights
 
     session = Session(as_json=as_json)
-    imported = importing.import_weights(
-        source, allow_unverified=allow_unverified, as_id=as_id, reporter=session.reporter
-    )
-    session.result([asdict(found) for found in imported], [f"{found.id}: {found.path}" for found in imported])
+    imported = weights.import_weights(source, allow_unverified=allow_unverified, as_id=as_id)
     for found in imported:
         if not found.verified:
             session.reporter.warning(
                 f"{found.path} has an unknown sha256: brics eval takes it only with --allow-unverified"
             )
-    flags = [] if all(found.verified for found in imported) else ["--allow-unverified"]
-    session.next_step("brics", "eval", *_metric_flags([found.id for found in imported]), *flags)
+    _say_found(session, imported)
 
 
 @app.command()
@@ -118,35 +114,33 @@ def fetch(
 
     A download that broke off goes on where it ended.
     """
-    from brics_cli.networks.weights import importing
+    from brics_cli.networks import weights
 
     session = Session(quiet=quiet, as_json=as_json)
-    fetched = importing.fetch(ids, allow_unverified=allow_unverified, reporter=session.reporter)
-    session.result([asdict(found) for found in fetched], [f"{found.id}: {found.path}" for found in fetched])
-    flags = [] if all(found.verified for found in fetched) else ["--allow-unverified"]
-    session.next_step("brics", "eval", *_metric_flags([found.id for found in fetched]), *flags)
+    _say_found(session, weights.fetch(ids, allow_unverified=allow_unverified, reporter=session.reporter))
 
 
-def _metric_flags(ids: list[str]) -> list[str]:
-    """`--metric` with the first metric of each of the weights, and what makes it need them."""
-    from brics_cli.networks.weights import entry
+def _say_found(session: Session, found: list[FoundWeights]) -> None:
+    """Where the weights are, and how to measure with them."""
+    from brics_cli.evaluation.registry import users_of
 
-    known = [entry(weights_id) for weights_id in ids]
-    metrics = dict.fromkeys(weights.metrics[0] for weights in known)
-    flags = known[0].flags if len(known) == 1 else ()
-    return [*(word for name in metrics for word in ("--metric", name)), *flags]
+    session.result([asdict(each) for each in found], [f"{each.id}: {each.path}" for each in found])
+    users = dict(users_of(each.id)[0] for each in found)
+    flags = [word for name in users for word in ("--metric", name)]
+    if len(found) == 1:
+        flags += next(iter(users.values()))
+    if not all(each.verified for each in found):
+        flags.append("--allow-unverified")
+    session.next_step("brics", "eval", *flags)
 
 
 def _record(state: WeightsState) -> dict[str, Any]:
+    from brics_cli.evaluation.registry import users_of
+
     known = state.entry
     return {
-        "id": known.id,
-        "file": known.file,
-        "url": known.url,
-        "sha256": known.sha256,
-        "num_bytes": known.num_bytes,
-        "licence": known.licence,
-        "metrics": known.metrics,
+        **{name: getattr(known, name) for name in ("id", "file", "url", "sha256", "num_bytes", "licence")},
+        "metrics": [name for name, _ in users_of(known.id)],
         "state": state.state,
         "path": state.path,
         "found_sha256": state.sha256,

@@ -21,7 +21,7 @@ from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.evaluation.registry import Metric
 
 if TYPE_CHECKING:
-    from brics_cli.evaluation.neighbours import LpipsFeatures
+    from brics_cli.networks.perceptual import LpipsFeatures
 
 Image = NDArray[np.uint8]
 PairFunction = Callable[[Image, Image], NDArray[np.float64]]
@@ -88,11 +88,10 @@ def pair_meter(
         return PairMeter(metric, lambda real, fake: ms_ssim(real, fake, device=device))
     if shared and metric.network in shared:
         return PairMeter(metric, shared[metric.network].distance)
-    from brics_cli.evaluation.perceptual import lpips_distance
-    from brics_cli.networks.perceptual import load_lpips
+    from brics_cli.networks.perceptual import load_lpips_features
 
-    model = load_lpips(weights[0], net="vgg" if metric.name == "lpips-vgg" else "alex", device=device)
-    return PairMeter(metric, lambda real, fake: lpips_distance(model, real, fake, device=device))
+    network = load_lpips_features(weights[0], net="vgg" if metric.name == "lpips-vgg" else "alex", device=device)
+    return PairMeter(metric, network.distance)
 
 
 def stacked_partners(real: Sequence[Image | None], fake: Sequence[Image | None]) -> Iterator[tuple[Image, Image]]:

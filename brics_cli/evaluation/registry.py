@@ -11,6 +11,7 @@ from typing import Literal
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
+from brics_cli.networks.registry import NETWORKS
 
 Mode = Literal["clean", "legacy-tensorflow", "legacy-pytorch"]
 Preset = Literal["adm", "stylegan3", "prdc"]
@@ -50,17 +51,7 @@ class Settings:
     preset: Preset = "adm"
 
 
-NETWORK_WEIGHTS: dict[str, str] = {
-    "inception-clean": "inception",
-    "inception-legacy-tensorflow": "inception",
-    "inception-legacy-pytorch": "inception-pytorch",
-    "clip": "clip-vit-b-32",
-    "dinov2": "dinov2-vit-l-14",
-    "nvidia-vgg16": "nvidia-vgg16",
-    "vgg16-fc2": "vgg16",
-    "lpips-alex": "alexnet",
-    "lpips-vgg": "vgg16",
-}
+NETWORK_WEIGHTS: dict[str, str] = {key: known.weights for key, known in NETWORKS.items() if known.weights is not None}
 """Every way that features are made from pretrained weights -> the weights it needs."""
 
 RANDOM_NETWORK = "random-conv"
@@ -133,8 +124,8 @@ REGISTRY: dict[str, Metric] = {
         ),
         _pairs("lpips", "LPIPS (alex)", "lpips-alex", "lower", "lpips v0.1, AlexNet, images in [-1, 1]"),
         _pairs("lpips-vgg", "LPIPS (vgg)", "lpips-vgg", "lower", "lpips v0.1, VGG16, images in [-1, 1]"),
-        Metric("rfid", "rFID", "sets", "frechet", "inception", "lower", "", _FID, inputs="reconstructions"),
         Metric("fid", "FID", "sets", "frechet", "inception", "lower", "", _FID),
+        Metric("rfid", "rFID", "sets", "frechet", "inception", "lower", "", _FID, inputs="reconstructions"),
         Metric(
             "clip-fid",
             "CLIP-FID",
@@ -281,14 +272,18 @@ def caveat_of(metric: Metric, settings: Settings) -> str | None:
     return None
 
 
-_FEATURES = {
-    "inception-clean": "clean-fid's mode clean: Inception 2015",
-    "inception-legacy-tensorflow": "clean-fid's mode legacy_tensorflow: Inception 2015 with its own resize",
-    "inception-legacy-pytorch": "clean-fid's mode legacy_pytorch: pytorch-fid's Inception",
-    "nvidia-vgg16": "NVIDIA's VGG16, 4096 features",
-    "vgg16-fc2": "torchvision's VGG16, 4096 features (fc2 after ReLU)",
-    "clip": "CLIP ViT-B/32 features",
-    "dinov2": "DINOv2 ViT-L/14 features",
-    "lpips-alex": "LPIPS v0.1 (alex)",
-    "lpips-vgg": "LPIPS v0.1 (vgg)",
-}
+def users_of(weights_id: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The metrics that need the weights `weights_id`, and the options that make them; those that need none first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for preset in PRESETS:
+        for mode in MODES:
+            settings = Settings(mode, preset)
+            flags: tuple[str, ...] = () if mode == Settings.mode else ("--mode", mode)
+            flags += () if preset == Settings.preset else ("--preset", preset)
+            for known in REGISTRY.values():
+                if known.network != "neighbours" and weights_id in weights_of(known, settings):
+                    found.setdefault(known.name, flags)
+    return sorted(found.items(), key=lambda user: len(user[1]))
+
+
+_FEATURES = {key: known.features for key, known in NETWORKS.items()}

@@ -19,8 +19,7 @@ from brics_cli.evaluation.registry import (
     network_of,
     weights_for,
 )
-from brics_cli.networks.weights import FoundWeights, find, require
-from brics_cli.networks.weights.finding import missing_line
+from brics_cli.networks.weights import FoundWeights, find, missing_line, require
 
 ALL = "all"
 
@@ -68,7 +67,7 @@ def choose_metrics(
         found = {weights_id: find(weights_id, allow_unverified=allow_unverified) for weights_id in needed}
         missing = [weights_id for weights_id, at in found.items() if at is None]
         if missing and known.name in named:
-            require(needed, known.title, allow_unverified=allow_unverified, instead=NEEDS_NO_WEIGHTS)
+            require(missing[0], known.title, allow_unverified=allow_unverified, instead=NEEDS_NO_WEIGHTS)
         if missing:
             left_out[known.name] = missing_line(missing[0])
             continue
@@ -85,9 +84,10 @@ def _asked(wanted: list[Metric], allow_unverified: bool, settings: Settings, nei
         networks[chosen.name] = key
         needed = weights_for(key)
         try:
-            weights[chosen.name] = require(
-                needed, chosen.title, allow_unverified=allow_unverified, instead=NEEDS_NO_WEIGHTS
-            )
+            weights[chosen.name] = [
+                require(each, chosen.title, allow_unverified=allow_unverified, instead=NEEDS_NO_WEIGHTS)
+                for each in needed
+            ]
         except ArtefactError as error:
             if chosen.family == "manifold" and settings.preset != "adm":
                 raise ArtefactError(str(error), next="Or --preset adm, which takes Inception's features.") from None

@@ -19,19 +19,17 @@ from brics_cli.evaluation import cache
 from brics_cli.evaluation.extraction import Extraction, Gathering, SetFeatures, Side
 from brics_cli.evaluation.jackknife import NUM_GROUPS
 from brics_cli.evaluation.meters import Image, PairMeter, pair_meter, stacked_partners
-from brics_cli.evaluation.neighbours import LpipsFeatures, NeighbourSearch
+from brics_cli.evaluation.neighbours import NeighbourSearch
 from brics_cli.evaluation.pairing import Pairing
-from brics_cli.evaluation.registry import RANDOM_NETWORK, Metric, Settings
+from brics_cli.evaluation.registry import Metric, Settings
 from brics_cli.evaluation.selection import Choice
 from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images import TRANSFORM_VERSIONS, Collection
 from brics_cli.images.fingerprints import fingerprint, known_fingerprint
 from brics_cli.images.reading import CollectionStream, ImageStream
 from brics_cli.images.selection import select_positions
-from brics_cli.networks.features import FeatureNetwork
-from brics_cli.networks.loading import load_network
-from brics_cli.networks.perceptual import load_lpips
-from brics_cli.networks.random_features import RandomConvolutions
+from brics_cli.networks.features import FeatureNetwork, load_network
+from brics_cli.networks.perceptual import LpipsFeatures
 from brics_cli.runtime.reporting import Reporter
 
 Input = ImageStream | SavedStatistics
@@ -182,15 +180,12 @@ class _Plan:
 
 
 def _load(key: str, choice: Choice, user: Metric, machinery: Machinery) -> FeatureNetwork:
-    if key == RANDOM_NETWORK:
-        return RandomConvolutions(machinery.device)
-    path, sha256 = choice.weights[user.name][0].path, choice.weights[user.name][0].sha256
-    if key.startswith("lpips-"):
-        model = load_lpips(path, net="vgg" if key == "lpips-vgg" else "alex", device=machinery.device)
-        network = LpipsFeatures(model, device=machinery.device, num_remembered=2 * machinery.batch_size)
-        network.key, network.weights_sha256 = key, sha256
-        return network
-    return load_network(key, path, sha256=sha256, device=machinery.device)
+    found = next(iter(choice.weights[user.name]), None)
+    path, sha256 = (None, None) if found is None else (found.path, found.sha256)
+    network = load_network(key, path, sha256=sha256, device=machinery.device)
+    if isinstance(network, LpipsFeatures):
+        network.num_remembered = 2 * machinery.batch_size
+    return network
 
 
 def _gather(

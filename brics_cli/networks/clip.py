@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, quiet_jit
+from brics_cli.networks.features import FeatureNetwork, first_line, quiet_jit
 
 
 class ClipFeatures(FeatureNetwork):
@@ -38,12 +38,7 @@ class ClipFeatures(FeatureNetwork):
         visual: Any = network.visual
         self.mean = torch.tensor(visual.image_mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(visual.image_std, device=self.device).view(1, 3, 1, 1)
-        self._crop = Compose(
-            [
-                Resize(self.input_side, interpolation=InterpolationMode.BICUBIC),
-                CenterCrop(self.input_side),
-            ]
-        )
+        self._crop = Compose([Resize(self.input_side, InterpolationMode.BICUBIC), CenterCrop(self.input_side)])
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.array(self._crop(Image.fromarray(image)))  # (224, 224, 3)
@@ -68,14 +63,10 @@ def load_clip(path: Path, *, device: torch.device | str = "cpu") -> ClipFeatures
         EOFError,
         ValueError,
     ) as error:
-        raise ArtefactError(f"{path} is not OpenAI's ViT-B-32.pt ({_first_line(error)})") from None
+        raise ArtefactError(f"{path} is not OpenAI's ViT-B-32.pt ({first_line(error)})") from None
     clip = ClipFeatures(network, device)
     size = network.visual.image_size
     side = size[0] if isinstance(size, tuple) else size
     if side != clip.input_side:
         raise ArtefactError(f"{path} is a CLIP model for {side} px, not ViT-B/32")
     return clip
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -18,8 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork
-from brics_cli.networks.state import read_state
+from brics_cli.networks.features import FeatureNetwork, read_state
 
 SIDE, PATCH = 224, 14
 HEAD_FEATURES = 64

@@ -1,25 +1,61 @@
-"""What all feature networks share: uint8 images in, one feature row per image out.
+"""What all feature networks share: uint8 images in, one feature row per image out; and loading them by name.
 
 B batch, H x W the image's own size, S the network's input size, D features.
 """
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brics_cli.errors import MachineError
+from brics_cli.errors import ArtefactError, MachineError, machine_error
+from brics_cli.networks.registry import NETWORKS
 
 Image = NDArray[np.uint8]
 Prepared = NDArray[np.generic]
+
+
+def load_network(
+    key: str, path: Path | None, *, sha256: str | None = None, device: torch.device | str = "cpu"
+) -> FeatureNetwork:
+    """The network `key` of the registry's NETWORKS, loaded from the file `path`, of `sha256` (None: it needs none).
+
+    Raises ArtefactError when the file is something else.
+    """
+    entry = NETWORKS[key]
+    load = resolve_name(f"brics_cli.networks.{entry.loader}")
+    network: FeatureNetwork = load(path, device=torch.device(device), **entry.arguments)
+    network.key, network.weights_sha256 = key, sha256 or network.weights_sha256
+    return network
+
+
+def read_state(path: Path, *, what: str) -> dict[str, Tensor]:
+    """The tensors in `path`, by name, on the CPU: nothing is unpickled. Raises ArtefactError, naming `what` it should
+    be."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        if (said := machine_error(error, where=path)) is not None:
+            raise said from None
+        raise ArtefactError(f"{path} is not {what} ({first_line(error)})") from None
+    if not isinstance(state, dict):
+        raise ArtefactError(f"{path} is not {what} (it holds a {type(state).__name__})")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -35,7 +71,7 @@ class FeatureNetwork(ABC):
     """A pretrained network with its own resize, on one device, in float32.
 
     `name`, `num_features` (D) and `resize` (in words, for the provenance) say what it is; so do `weights_sha256` and
-    `key`, which `networks.loading` fills in.
+    `key`, which `load_network` fills in.
     """
 
     name: str

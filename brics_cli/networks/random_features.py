@@ -70,3 +70,8 @@ class RandomConvolutions(FeatureNetwork):
             seen = torch.cat([image, response], dim=1)  # (B, 3 + K, half, half)
         layout = F.adaptive_avg_pool2d(image, LAYOUT).flatten(1)  # (B, 48)
         return torch.cat([*features, layout], dim=1)
+
+
+def load_random(path: None, *, device: torch.device | str = "cpu") -> RandomConvolutions:
+    """The network, for `load_network`: there is no file."""
+    return RandomConvolutions(device)

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, quiet_jit
-from brics_cli.networks.state import read_state
+from brics_cli.networks.features import FeatureNetwork, first_line, quiet_jit, read_state
 
 SIDE = 224
-# torchvision's layer numbers: convolutions, each followed by a ReLU, and the poolings.
+# torchvision's numbers of the convolutions, each followed by a ReLU, and of those followed by a pooling as well.
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_POOLINGS = (4, 9, 16, 23, 30)
+_BEFORE_POOLINGS = (2, 7, 14, 21, 28)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -52,9 +51,13 @@ class TorchvisionVgg16(FeatureNetwork):
     num_features = 4096
     resize = "TensorFlow 1's bilinear without antialias to 224x224, not rounded"
 
-    def __init__(self, network: nn.Module, device: torch.device | str) -> None:
+    def __init__(self, state: dict[str, Tensor], device: torch.device | str) -> None:
+        """`state`: the weights under torchvision's names."""
         super().__init__(device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.state = {
+            name: value.to(self.device, memory_format=torch.channels_last if value.ndim == 4 else torch.preserve_format)
+            for name, value in state.items()
+        }
         self.mean = torch.tensor(_MEAN, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(_STD, device=self.device).view(1, 3, 1, 1)
 
@@ -62,9 +65,18 @@ class TorchvisionVgg16(FeatureNetwork):
         return image
 
     def forward(self, batch: Tensor) -> Tensor:
-        resized = tensorflow_bilinear(batch, SIDE)  # (B, 3, 224, 224)
-        features: Tensor = self.network((resized / 255 - self.mean) / self.std)  # (B, 4096)
-        return features
+        x = (tensorflow_bilinear(batch, SIDE) / 255 - self.mean) / self.std  # (B, 3, 224, 224)
+        for number in _CONVOLUTIONS:
+            x = F.relu(F.conv2d(x, *self._layer(f"features.{number}"), padding=1))
+            if number in _BEFORE_POOLINGS:
+                x = F.max_pool2d(x, 2)
+        x = F.adaptive_avg_pool2d(x, 7).flatten(1)  # (B, 512 * 7 * 7)
+        for number in (0, 3):
+            x = F.relu(F.linear(x, *self._layer(f"classifier.{number}")))  # (B, 4096)
+        return x
+
+    def _layer(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.state[f"{name}.weight"], self.state[f"{name}.bias"]
 
 
 def tensorflow_bilinear(images: Tensor, side: int) -> Tensor:
@@ -93,7 +105,7 @@ def load_nvidia_vgg16(path: Path, *, device: torch.device | str = "cpu") -> Nvid
         with torch.inference_mode():
             shape = vgg.forward(torch.zeros(1, 3, 64, 64, device=vgg.device)).shape
     except (RuntimeError, ValueError, AttributeError) as error:
-        raise ArtefactError(f"{path} is not NVIDIA's VGG16 ({str(error).splitlines()[0]})") from None
+        raise ArtefactError(f"{path} is not NVIDIA's VGG16 ({first_line(error)})") from None
     if shape != (1, vgg.num_features):
         raise ArtefactError(f"{path} is not NVIDIA's VGG16 (its features are {tuple(shape)})")
     return vgg
@@ -102,39 +114,12 @@ def load_nvidia_vgg16(path: Path, *, device: torch.device | str = "cpu") -> Nvid
 def load_vgg16(path: Path, *, device: torch.device | str = "cpu") -> TorchvisionVgg16:
     """The network in torchvision's state dict `path`. Raises ArtefactError when it is not VGG16's."""
     state = read_state(path, what="torchvision's VGG16")
-    layers: list[nn.Module] = []
+    layers = [f"features.{number}" for number in _CONVOLUTIONS] + ["classifier.0", "classifier.3"]
     try:
-        for number in range(_POOLINGS[-1] + 1):
-            if number in _CONVOLUTIONS:
-                layers.append(_Convolution(state[f"features.{number}.weight"], state[f"features.{number}.bias"]))
-            else:
-                layers.append(nn.MaxPool2d(2) if number in _POOLINGS else nn.ReLU())
-        layers += [nn.AdaptiveAvgPool2d(7), nn.Flatten()]
-        for number in (0, 3):
-            weight, bias = state[f"classifier.{number}.weight"], state[f"classifier.{number}.bias"]
-            layers += [_Linear(weight, bias), nn.ReLU()]
+        kept = {f"{layer}.{part}": state[f"{layer}.{part}"] for layer in layers for part in ("weight", "bias")}
     except KeyError as error:
         raise ArtefactError(f"{path} is not torchvision's VGG16 (it has no {error})") from None
-    if weight.shape[0] != TorchvisionVgg16.num_features:
-        raise ArtefactError(f"{path} is not torchvision's VGG16 (its fc2 has {weight.shape[0]} features)")
-    return TorchvisionVgg16(nn.Sequential(*layers).requires_grad_(False), device)
-
-
-class _Convolution(nn.Module):
-    """3 x 3, padding 1, with the weights of the file."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, padding=1)
-
-
-class _Linear(nn.Module):
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    num_features = len(kept["classifier.3.bias"])
+    if num_features != TorchvisionVgg16.num_features:
+        raise ArtefactError(f"{path} is not torchvision's VGG16 (its fc2 has {num_features} features)")
+    return TorchvisionVgg16(kept, device)

@@ -9,7 +9,7 @@ import pytest
 
 from brics_cli.cli.app import run
 from brics_cli.errors import ExitCode
-from brics_cli.networks.weights import REGISTRY
+from brics_cli.networks.registry import WEIGHTS
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_list_says_what_is_missing_and_what_comes_next(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["weights", "list"]) == ExitCode.DONE
     out, err = capsys.readouterr()
-    for known in REGISTRY.values():
+    for known in WEIGHTS.values():
         assert known.id in out
     assert f"brics keeps weights in {root}" in err
     assert err.splitlines()[-1] == "next: brics weights fetch inception"
@@ -34,9 +34,9 @@ def test_list_says_what_is_missing_and_what_comes_next(root: Path, capsys: pytes
 def test_urls_are_one_a_line_for_curl_and_the_commands_bring_all_weights_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["weights", "list", "--urls"]) == ExitCode.DONE
     out, err = capsys.readouterr()
-    assert out.splitlines() == [known.url for known in REGISTRY.values() if known.sha256 is not None]
+    assert out.splitlines() == [known.url for known in WEIGHTS.values() if known.sha256 is not None]
     by_hand = "curl -LO {0.url}; then brics weights import {0.file} --allow-unverified --as {0.id}"
-    unknown = [by_hand.format(known) for known in REGISTRY.values() if known.sha256 is None]
+    unknown = [by_hand.format(known) for known in WEIGHTS.values() if known.sha256 is None]
     assert unknown and all(line in err for line in unknown)
     assert err.splitlines()[-1] == "next: brics weights import ."
 
@@ -44,7 +44,7 @@ def test_urls_are_one_a_line_for_curl_and_the_commands_bring_all_weights_in(caps
 def test_json_holds_the_whole_registry(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["weights", "list", "--json"]) == ExitCode.DONE
     rows = json.loads(capsys.readouterr().out)
-    assert {row["id"]: row["sha256"] for row in rows} == {known.id: known.sha256 for known in REGISTRY.values()}
+    assert {row["id"]: row["sha256"] for row in rows} == {known.id: known.sha256 for known in WEIGHTS.values()}
     assert {row["state"] for row in rows} == {"missing"}
 
 

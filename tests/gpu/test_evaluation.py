@@ -12,10 +12,9 @@ import torch
 from brics_cli.evaluation.kernel import kernel_distance
 from brics_cli.evaluation.manifold import manifold_scores
 from brics_cli.evaluation.ms_ssim import ms_ssim
-from brics_cli.evaluation.neighbours import LpipsFeatures
 from brics_cli.evaluation.rows import ArrayRows
-from brics_cli.networks.loading import load_network
-from brics_cli.networks.perceptual import load_lpips
+from brics_cli.networks.features import load_network
+from brics_cli.networks.perceptual import load_lpips_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,8 +66,5 @@ def test_scores() -> None:
 def test_lpips_features(tmp_path: Path) -> None:
     path = standin_weights.save_alexnet(tmp_path)
     a, b = images(2, 64), images(2, 64)[::-1].copy()
-    distances = [
-        LpipsFeatures(load_lpips(path, net="alex", device=device), device=device).distance(a, b)
-        for device in ("cpu", "cuda")
-    ]
+    distances = [load_lpips_features(path, net="alex", device=device).distance(a, b) for device in ("cpu", "cuda")]
     np.testing.assert_allclose(distances[1], distances[0], rtol=1e-4)

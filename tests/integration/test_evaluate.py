@@ -25,7 +25,7 @@ from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.images import open_collection
 from brics_cli.jobs.evaluate import evaluate
 from brics_cli.networks.inception import load_inception
-from brics_cli.networks.weights.importing import import_weights
+from brics_cli.networks.weights import import_weights
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, write_provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

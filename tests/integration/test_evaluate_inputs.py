@@ -25,7 +25,7 @@ from brics_cli.errors import ExitCode
 from brics_cli.images import collection as collections
 from brics_cli.images import reading
 from brics_cli.networks import features
-from brics_cli.networks.weights.importing import import_weights
+from brics_cli.networks.weights import import_weights
 from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 

@@ -32,12 +32,11 @@ from brics_cli.evaluation.kernel import kernel_distance
 from brics_cli.evaluation.manifold import manifold_scores
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.ms_ssim import ms_ssim
-from brics_cli.evaluation.perceptual import lpips_distance
 from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.networks.clip import ClipFeatures
 from brics_cli.networks.features import FeatureNetwork
-from brics_cli.networks.perceptual import load_lpips
+from brics_cli.networks.perceptual import LpipsFeatures, load_lpips
 
 Features = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -211,7 +210,9 @@ def _on_pairs(directory: Path, a: Pixels, b: Pixels, *, device: torch.device) ->
         Parity("psnr", float(np.mean(psnr(a, b))), their_psnr, "scikit-image"),
         Parity("ssim", float(np.mean(ssim(a, b))), mean(gaussian_ssim), "scikit-image"),
         Parity("ms-ssim", float(np.mean(ms_ssim(a, b))), their_ms_ssim, "pytorch-msssim"),
-        Parity("lpips (alex)", float(np.mean(lpips_distance(model, a, b, device=device))), their_lpips, "lpips"),
+        Parity(
+            "lpips (alex)", float(np.mean(LpipsFeatures(model, device=device).distance(a, b))), their_lpips, "lpips"
+        ),
     ]
 
 

@@ -26,7 +26,7 @@ from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.images.loader import default_num_workers
-from brics_cli.networks.inception_pytorch import fid_inception
+from brics_cli.networks.inception import fid_inception
 
 CPU = torch.device("cpu")
 

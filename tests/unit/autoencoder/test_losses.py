@@ -18,7 +18,7 @@ from brics_cli.autoencoder.losses import (
 )
 from brics_cli.config import LossConfig
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.networks.weights import registry
+from brics_cli.networks import registry
 
 
 def pair(size: int, *, batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -123,9 +123,9 @@ def test_lpips_and_vgg_features_through_the_real_loaders(tmp_path: Path, monkeyp
     for number in range(1, 6):
         for name, layer in getattr(theirs.net, f"slice{number}").named_children():
             features.add_module(name, layer)
-    path = standin_weights.save_backbone(tmp_path / registry.REGISTRY["vgg16"].file, features)
-    published = replace(registry.REGISTRY["vgg16"], sha256=sha256_of_file(path))
-    monkeypatch.setitem(registry.REGISTRY, "vgg16", published)
+    path = standin_weights.save_backbone(tmp_path / registry.WEIGHTS["vgg16"].file, features)
+    published = replace(registry.WEIGHTS["vgg16"], sha256=sha256_of_file(path))
+    monkeypatch.setitem(registry.WEIGHTS, "vgg16", published)
     monkeypatch.setenv("BRICS_WEIGHTS", str(tmp_path))
     images, disturbed = pair(32)
     disturbed = disturbed.requires_grad_(True)

@@ -22,13 +22,12 @@ from brics_cli.evaluation.extraction import Extraction, Gathering
 from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.ms_ssim import MIN_SIDE, ms_ssim
-from brics_cli.evaluation.neighbours import OTHER_FEATURES, LpipsFeatures, NeighbourSearch
-from brics_cli.evaluation.perceptual import lpips_distance
+from brics_cli.evaluation.neighbours import NeighbourSearch
 from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.evaluation.statistics import read_statistics
 from brics_cli.networks.features import FeatureNetwork
-from brics_cli.networks.perceptual import load_lpips
+from brics_cli.networks.perceptual import OTHER_FEATURES, load_lpips_features
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -145,13 +144,13 @@ def test_other_features_that_an_error_offers_are_there() -> None:
 
 
 def test_lpips_features_give_lpips(tmp_path: Path) -> None:
-    model = load_lpips(standin_weights.save_alexnet(tmp_path), net="alex")
+    network = load_lpips_features(standin_weights.save_alexnet(tmp_path), net="alex")
     photograph = data.astronaut()
     a = np.stack([photograph[top : top + 48, 200:264] for top in (0, 100, 200)])
     b = np.stack([photograph[top : top + 48, 300:364] for top in (0, 100, 200)])
-    expected = lpips_distance(model, a, b)
+    expected = network.distance(a, b)  # the lpips package
     assert expected.min() > 1e-3
-    network = LpipsFeatures(model, device="cpu", num_remembered=6)
+    network.num_remembered = 6  # as features
     np.testing.assert_allclose(network.distance(a, b), expected, rtol=1e-4)
     runs = []
     network._run = lambda inputs: runs.append(len(inputs))  # type: ignore[method-assign, assignment, func-returns-value]

@@ -16,10 +16,9 @@ from PIL import Image
 from torch import nn
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
-from brics_cli.evaluation.perceptual import lpips_distance
 from brics_cli.networks.clip import load_clip
 from brics_cli.networks.inception import load_inception
-from brics_cli.networks.perceptual import LPIPS_MIN_SIDE, load_lpips
+from brics_cli.networks.perceptual import LPIPS_MIN_SIDE, load_lpips, load_lpips_features
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -90,7 +89,7 @@ def test_lpips_equals_the_package_with_the_same_backbone(tmp_path: Path, net: st
     path = standin_weights.save_backbone(tmp_path / f"{net}.pth", features)
     a, b = pictures(2, side, side), pictures(2, side, side, seed=1)
     before = torch.get_rng_state()
-    ours = lpips_distance(load_lpips(path, net=net), a, b)
+    ours = load_lpips_features(path, net=net).distance(a, b)
     assert torch.equal(before, torch.get_rng_state())
     with torch.no_grad():
         expected = theirs(lpips.im2tensor(a[:1][0]), lpips.im2tensor(b[:1][0])).item()
@@ -105,11 +104,11 @@ def test_lpips_says_when_images_are_too_small(tmp_path: Path) -> None:
     for slice_ in (backbone.slice1, backbone.slice2, backbone.slice3, backbone.slice4, backbone.slice5):
         for name, layer in slice_.named_children():
             features.add_module(name, layer)
-    model = load_lpips(standin_weights.save_backbone(tmp_path / "alex.pth", features), net="alex")
+    network = load_lpips_features(standin_weights.save_backbone(tmp_path / "alex.pth", features), net="alex")
     smallest = LPIPS_MIN_SIDE["alex"]
-    assert lpips_distance(model, pictures(1, smallest, smallest), pictures(1, smallest, smallest)).shape == (1,)
+    assert network.distance(pictures(1, smallest, smallest), pictures(1, smallest, smallest)).shape == (1,)
     with pytest.raises(UsageError, match=f"at least {smallest} px, these are {smallest - 1} x {smallest - 1}"):
-        lpips_distance(model, pictures(1, smallest - 1, smallest - 1), pictures(1, smallest - 1, smallest - 1))
+        network.distance(pictures(1, smallest - 1, smallest - 1), pictures(1, smallest - 1, smallest - 1))
 
 
 def test_a_backbone_of_another_network_is_refused(tmp_path: Path) -> None:

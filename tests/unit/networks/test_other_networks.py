@@ -21,9 +21,8 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 
 from brics_cli.errors import ArtefactError
 from brics_cli.networks.dinov2 import load_dinov2
-from brics_cli.networks.inception import load_inception
-from brics_cli.networks.inception_pytorch import load_inception_pytorch
-from brics_cli.networks.loading import load_network
+from brics_cli.networks.features import load_network
+from brics_cli.networks.inception import load_inception, load_inception_pytorch
 from brics_cli.networks.vgg import load_nvidia_vgg16, load_vgg16, tensorflow_bilinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

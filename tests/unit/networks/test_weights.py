@@ -14,7 +14,9 @@ import pytest
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.evaluation import registry as metrics
-from brics_cli.networks.weights import REGISTRY, WeightsEntry, find, finding, importing, require
+from brics_cli.networks import weights
+from brics_cli.networks.registry import WEIGHTS, WeightsEntry
+from brics_cli.networks.weights import find, require
 
 CONTENT = b"the published bytes" * 100
 OTHER = b"some other bytes!!!" * 100
@@ -38,9 +40,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
         sha256=hashlib.sha256(CONTENT).hexdigest(),
         num_bytes=len(CONTENT),
         licence="none",
-        metrics=("fid",),
     )
-    with patch.dict(REGISTRY, {"toy": toy}, clear=True):  # monkeypatch would put the entries back in another order
+    with patch.dict(WEIGHTS, {"toy": toy}, clear=True):  # monkeypatch would put the entries back in another order
         yield found
 
 
@@ -79,8 +80,8 @@ def test_a_checksum_is_remembered_until_the_file_changes(
     path = places["root"] / "toy.pt"
     path.write_bytes(CONTENT)
     hashed: list[Path] = []
-    real = finding.sha256_of_file
-    monkeypatch.setattr(finding, "sha256_of_file", lambda path: hashed.append(path) or real(path))
+    real = weights.sha256_of_file
+    monkeypatch.setattr(weights, "sha256_of_file", lambda path: hashed.append(path) or real(path))
     assert find("toy") is not None
     assert find("toy") is not None
     assert len(hashed) == 1
@@ -91,7 +92,7 @@ def test_a_checksum_is_remembered_until_the_file_changes(
 
 def test_the_missing_line_says_what_where_and_how(places: dict[str, Path]) -> None:
     with pytest.raises(ArtefactError) as caught:
-        require(["toy"], "FID", instead=metrics.NEEDS_NO_WEIGHTS)
+        require("toy", "FID", instead=metrics.NEEDS_NO_WEIGHTS)
     line = str(caught.value)
     assert line.startswith(f"FID needs toy.pt (0.0 MB), not found in {places['root']}, {places['tmp']}, ")
     assert "On a connected machine: curl -LO http://127.0.0.1:9/toy.pt; then brics weights import toy.pt." in line
@@ -103,7 +104,7 @@ def test_import_recognises_by_sha256_and_not_by_name(places: dict[str, Path], tm
     downloads.mkdir()
     (downloads / "renamed(1).bin").write_bytes(CONTENT)
     (downloads / "toy.pt").write_bytes(OTHER)
-    imported = importing.import_weights(downloads)
+    imported = weights.import_weights(downloads)
     assert [found.path for found in imported] == [places["root"] / "toy.pt"]
     assert imported[0].path.read_bytes() == CONTENT
     assert [path.name for path in places["root"].iterdir() if path.name.endswith(".tmp")] == []
@@ -113,14 +114,14 @@ def test_import_refuses_the_unknown_unless_told_what_it_is(places: dict[str, Pat
     unknown = tmp_path / "toy.pt"
     unknown.write_bytes(OTHER)
     with pytest.raises(ArtefactError, match="sha256 that brics does not know"):
-        importing.import_weights(unknown)
+        weights.import_weights(unknown)
     with pytest.raises(UsageError, match="go together"):
-        importing.import_weights(unknown, allow_unverified=True)
+        weights.import_weights(unknown, allow_unverified=True)
     with pytest.raises(UsageError, match="go together"):
-        importing.import_weights(unknown, as_id="toy")
+        weights.import_weights(unknown, as_id="toy")
     assert list(places["root"].glob("toy*")) == []
-    assert importing.import_weights(unknown, allow_unverified=True, as_id="toy")[0].verified is False
-    assert importing.survey()[0].state == "unverified"
+    assert weights.import_weights(unknown, allow_unverified=True, as_id="toy")[0].verified is False
+    assert weights.survey()[0].state == "unverified"
 
 
 def test_an_unknown_file_does_not_replace_the_published_one(places: dict[str, Path], tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_an_unknown_file_does_not_replace_the_published_one(places: dict[str, Pa
     unknown = tmp_path / "other.pt"
     unknown.write_bytes(OTHER)
     with pytest.raises(UsageError, match="already there"):
-        importing.import_weights(unknown, allow_unverified=True, as_id="toy")
+        weights.import_weights(unknown, allow_unverified=True, as_id="toy")
     assert find("toy") is not None
 
 
@@ -171,8 +172,8 @@ def server(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator
     threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    toy = WeightsEntry(**{**vars(REGISTRY["toy"]), "url": f"http://127.0.0.1:{web.server_port}/toy.pt"})
-    REGISTRY["toy"] = toy
+    toy = WeightsEntry(**{**vars(WEIGHTS["toy"]), "url": f"http://127.0.0.1:{web.server_port}/toy.pt"})
+    WEIGHTS["toy"] = toy
     yield state
     web.shutdown()
     web.server_close()
@@ -181,13 +182,13 @@ def server(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_fetch_checks_before_the_file_gets_its_name(server: Server, places: dict[str, Path]) -> None:
     server.body = OTHER
     with pytest.raises(ArtefactError, match=r"is not toy\.pt.*Nothing was kept"):
-        importing.fetch(["toy"])
+        weights.fetch(["toy"])
     assert list(places["root"].iterdir()) == []
     server.body = CONTENT
-    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
+    assert weights.fetch(["toy"])[0].path.read_bytes() == CONTENT
     assert [path.name for path in places["root"].iterdir() if path.suffix != ".json"] == ["toy.pt"]
     server.body = b""
-    assert importing.fetch(["toy"])[0].verified  # already there: nothing is asked for again
+    assert weights.fetch(["toy"])[0].verified  # already there: nothing is asked for again
 
 
 def test_a_broken_download_goes_on_where_it_ended(server: Server, places: dict[str, Path]) -> None:
@@ -195,10 +196,10 @@ def test_a_broken_download_goes_on_where_it_ended(server: Server, places: dict[s
     part = places["root"] / "toy.pt.part"
     part.write_bytes(CONTENT[:700])  # what a killed fetch leaves
     with pytest.raises(MachineError, match=r"broke off after 0\.0 MB .*The same command goes on from there"):
-        importing.fetch(["toy"])
+        weights.fetch(["toy"])
     assert part.read_bytes() == CONTENT[:700]
     server.break_after, server.ranges = 500, []
-    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT  # connections that break are taken up again
+    assert weights.fetch(["toy"])[0].path.read_bytes() == CONTENT  # connections that break are taken up again
     assert server.ranges == ["bytes=700-", "bytes=1200-", "bytes=1700-"]
     assert not part.exists()
 
@@ -207,57 +208,57 @@ def test_a_server_without_ranges_and_a_part_of_something_else(server: Server, pl
     part = places["root"] / "toy.pt.part"
     part.write_bytes(OTHER[:700])
     server.knows_ranges = False
-    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
+    assert weights.fetch(["toy"])[0].path.read_bytes() == CONTENT
     (places["root"] / "toy.pt").unlink()
     part.write_bytes(OTHER)  # complete, and wrong
     server.knows_ranges = True
     with pytest.raises(ArtefactError, match=r"is not toy\.pt"):
-        importing.fetch(["toy"])
+        weights.fetch(["toy"])
     part.write_bytes(CONTENT)  # complete: the machine went down before the rename
-    assert importing.fetch(["toy"])[0].path.read_bytes() == CONTENT
+    assert weights.fetch(["toy"])[0].path.read_bytes() == CONTENT
 
 
 def test_weights_without_a_published_sha256(server: Server, places: dict[str, Path]) -> None:
-    unknown = WeightsEntry(**{**vars(REGISTRY["toy"]), "sha256": None, "num_bytes": None})
-    REGISTRY["toy"] = unknown
-    with pytest.raises(ArtefactError, match=r"Nobody has published its sha256: curl -LO .*--allow-unverified --as toy"):
-        require(["toy"], "Precision")
-    with pytest.raises(UsageError, match=r"nobody has published the sha256 of toy\.pt, so it cannot be checked"):
-        importing.fetch(["toy"])
-    assert not importing.fetch(["toy"], allow_unverified=True)[0].verified
+    unknown = WeightsEntry(**{**vars(WEIGHTS["toy"]), "sha256": None, "num_bytes": None})
+    WEIGHTS["toy"] = unknown
+    with pytest.raises(
+        ArtefactError, match=r"No sha256 of it has been published: curl -LO .*--allow-unverified --as toy"
+    ):
+        require("toy", "Precision")
+    with pytest.raises(UsageError, match=r"no sha256 of toy\.pt has been published, so it cannot"):
+        weights.fetch(["toy"])
+    assert not weights.fetch(["toy"], allow_unverified=True)[0].verified
     assert find("toy") is None
     with pytest.raises(
         ArtefactError, match=r"has no published sha256 to be checked by\. Measure with --allow-unverified"
     ):
-        require(["toy"], "Precision")
+        require("toy", "Precision")
     assert find("toy", allow_unverified=True).verified is False
-    assert importing.survey()[0].state == "unverified"
+    assert weights.survey()[0].state == "unverified"
 
 
 def test_offline_is_one_line_with_a_way_out(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MachineError, match=r"cannot fetch .*curl -LO .*brics weights import toy\.pt"):
-        importing.fetch(["toy"])  # nothing listens on port 9
+        weights.fetch(["toy"])  # nothing listens on port 9
     monkeypatch.setenv("BRICS_OFFLINE", "1")
     with pytest.raises(MachineError, match="BRICS_OFFLINE is set"):
-        importing.fetch(["toy"])
+        weights.fetch(["toy"])
     assert list(places["root"].iterdir()) == []
 
 
 def test_registry_and_metrics_name_each_other() -> None:
-    """Under every setting: what a metric may need, and what a file says it serves."""
-    served = {(name, known.id) for known in REGISTRY.values() for name in known.metrics}
-    needed = {
-        (name, weights)
-        for mode in metrics.MODES
-        for preset in metrics.PRESETS
-        for name, metric in metrics.REGISTRY.items()
-        if metric.family != "neighbours" and not (metric.family == "manifold" and mode == "legacy-pytorch")
-        for weights in metrics.weights_of(metric, metrics.Settings(mode, preset))
-    }
-    assert served == needed
-    assert all(known.url.endswith(known.file) for known in REGISTRY.values())
-    assert [known.id for known in REGISTRY.values() if known.sha256 is None] == ["nvidia-vgg16"]
-    assert all(len(known.sha256) == 64 for known in REGISTRY.values() if known.sha256 is not None)
+    """Who needs a file, first those that need no option for it."""
+    manifold = ["precision", "recall", "density", "coverage"]
+    users = {weights_id: metrics.users_of(weights_id) for weights_id in WEIGHTS}
+    assert users["inception"] == [(name, ()) for name in ("fid", "rfid", "kid", "is", *manifold)]
+    assert users["inception-pytorch"] == [(name, ("--mode", "legacy-pytorch")) for name, _ in users["inception"]]
+    assert users["vgg16"] == [("lpips-vgg", ()), *((name, ("--preset", "prdc")) for name in manifold)]
+    assert users["nvidia-vgg16"] == [(name, ("--preset", "stylegan3")) for name in manifold]
+    others = {weights_id: [name for name, _ in users[weights_id]] for weights_id in ("alexnet", "clip-vit-b-32")}
+    assert others == {"alexnet": ["lpips"], "clip-vit-b-32": ["clip-fid"]} and all(users.values())
+    assert all(known.url.endswith(known.file) for known in WEIGHTS.values())
+    assert [known.id for known in WEIGHTS.values() if known.sha256 is None] == ["nvidia-vgg16"]
+    assert all(len(known.sha256) == 64 for known in WEIGHTS.values() if known.sha256 is not None)
 
 
 def test_an_unknown_id_gets_the_nearest() -> None:

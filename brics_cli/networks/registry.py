@@ -1,14 +1,16 @@
-"""The one table of pretrained weights: names, origins, checksums, licences, and the metrics each serves.
+"""The tables of pretrained networks and of the files they are loaded from. No torch.
 
 URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision, Meta) and other public
-repositories agree on, byte counts those of public download logs; none could be fetched for this table. Nobody has
-published a checksum of NVIDIA's VGG16: it is taken only with --allow-unverified. The linear heads of LPIPS are not
-here: they are inside the lpips wheel.
+repositories agree on, byte counts those of public download logs; none could be fetched for this table. No checksum of
+NVIDIA's VGG16 has been published: it is taken only with --allow-unverified. The linear heads of LPIPS are not here:
+they are inside the lpips wheel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
@@ -18,8 +20,7 @@ from brics_cli.errors import UsageError
 class WeightsEntry:
     """One file of pretrained weights. `file` is its published name, which loaders rely on.
 
-    `sha256` and `num_bytes` are None where nobody has published them; `flags` go with `--metric` to make a metric
-    need this file.
+    `sha256` and `num_bytes` are None where none has been published.
     """
 
     id: str
@@ -28,9 +29,6 @@ class WeightsEntry:
     sha256: str | None
     num_bytes: int | None
     licence: str
-    metrics: tuple[str, ...]
-    """The names of `brics eval --metric` that need it."""
-    flags: tuple[str, ...] = ()
 
     @property
     def size(self) -> str:
@@ -38,7 +36,7 @@ class WeightsEntry:
         return "size unknown" if self.num_bytes is None else f"{self.num_bytes / 1e6:.1f} MB"
 
 
-REGISTRY: dict[str, WeightsEntry] = {
+WEIGHTS: dict[str, WeightsEntry] = {
     entry.id: entry
     for entry in (
         WeightsEntry(
@@ -48,7 +46,6 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
             num_bytes=95_607_719,
             licence="Apache-2.0 (TensorFlow's Inception, converted by NVIDIA)",
-            metrics=("fid", "rfid", "kid", "is", "precision", "recall", "density", "coverage"),
         ),
         WeightsEntry(
             id="inception-pytorch",
@@ -58,8 +55,6 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
             num_bytes=95_628_359,
             licence="Apache-2.0 (TensorFlow's Inception, converted by pytorch-fid)",
-            metrics=("fid", "rfid", "kid", "is"),
-            flags=("--mode", "legacy-pytorch"),
         ),
         WeightsEntry(
             id="clip-vit-b-32",
@@ -69,7 +64,6 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
             num_bytes=353_976_522,
             licence="MIT (OpenAI)",
-            metrics=("clip-fid",),
         ),
         WeightsEntry(
             id="alexnet",
@@ -78,7 +72,6 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
             num_bytes=244_408_911,
             licence="BSD-3-Clause (torchvision)",
-            metrics=("lpips",),
         ),
         WeightsEntry(
             id="vgg16",
@@ -87,7 +80,6 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
             num_bytes=553_433_881,
             licence="BSD-3-Clause (torchvision)",
-            metrics=("lpips-vgg", "precision", "recall", "density", "coverage"),
         ),
         WeightsEntry(
             id="nvidia-vgg16",
@@ -96,8 +88,6 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256=None,
             num_bytes=None,
             licence="CC BY 4.0, which NVIDIA's StyleGAN2 README names for the VGG16 behind its vgg16.pkl",
-            metrics=("precision", "recall", "density", "coverage"),
-            flags=("--preset", "stylegan3"),
         ),
         WeightsEntry(
             id="dinov2-vit-l-14",
@@ -106,19 +96,56 @@ REGISTRY: dict[str, WeightsEntry] = {
             sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
             num_bytes=1_217_586_395,
             licence="Apache-2.0 (Meta)",
-            metrics=("fd-dinov2",),
         ),
     )
 }
 
 
+@dataclass(frozen=True)
+class NetworkEntry:
+    """One way to make features of images: `loader`, `module:function` of this package, is called with the path of the
+    file `weights` (None: it needs none), the device and `arguments`. `features` names them in definitions."""
+
+    weights: str | None
+    loader: str
+    features: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+_LPIPS = "perceptual:load_lpips_features"
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "inception-clean": NetworkEntry(
+        "inception", "inception:load_inception", "clean-fid's mode clean: Inception 2015", {"resize_inside": False}
+    ),
+    "inception-legacy-tensorflow": NetworkEntry(
+        "inception",
+        "inception:load_inception",
+        "clean-fid's mode legacy_tensorflow: Inception 2015 with its own resize",
+        {"resize_inside": True},
+    ),
+    "inception-legacy-pytorch": NetworkEntry(
+        "inception-pytorch",
+        "inception:load_inception_pytorch",
+        "clean-fid's mode legacy_pytorch: pytorch-fid's Inception",
+    ),
+    "clip": NetworkEntry("clip-vit-b-32", "clip:load_clip", "CLIP ViT-B/32 features"),
+    "dinov2": NetworkEntry("dinov2-vit-l-14", "dinov2:load_dinov2", "DINOv2 ViT-L/14 features"),
+    "nvidia-vgg16": NetworkEntry("nvidia-vgg16", "vgg:load_nvidia_vgg16", "NVIDIA's VGG16, 4096 features"),
+    "vgg16-fc2": NetworkEntry("vgg16", "vgg:load_vgg16", "torchvision's VGG16, 4096 features (fc2 after ReLU)"),
+    "lpips-alex": NetworkEntry("alexnet", _LPIPS, "LPIPS v0.1 (alex)", {"net": "alex"}),
+    "lpips-vgg": NetworkEntry("vgg16", _LPIPS, "LPIPS v0.1 (vgg)", {"net": "vgg"}),
+    "random-conv": NetworkEntry(None, "random_features:load_random", "112 features of random convolutions"),
+}
+
+
 def entry(weights_id: str) -> WeightsEntry:
-    """The entry `weights_id`. Raises UsageError with the nearest name when there is none."""
-    if weights_id not in REGISTRY:
-        raise UsageError(f"no weights {weights_id!r}{did_you_mean(weights_id, REGISTRY)}")
-    return REGISTRY[weights_id]
+    """The entry `weights_id`. Raises UsageError with the nearest name for an unknown one."""
+    if weights_id not in WEIGHTS:
+        raise UsageError(f"no weights {weights_id!r}{did_you_mean(weights_id, WEIGHTS)}")
+    return WEIGHTS[weights_id]
 
 
 def recognise(sha256: str) -> WeightsEntry | None:
     """The entry with this checksum, whatever the file is called; None for an unknown one."""
-    return next((known for known in REGISTRY.values() if known.sha256 == sha256), None)
+    return next((known for known in WEIGHTS.values() if known.sha256 == sha256), None)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from brics_cli.jobs.sample import SampleResult
     from brics_cli.runtime.reporting import Reporter
     from brics_cli.sampling.drawn import DrawSettings
-    from brics_cli.training.run import TrainResult
+    from brics_cli.training.loop import TrainResult
     from brics_cli.workspace import Workspace
 
 __all__ = ["decode", "encode", "evaluate", "sample", "train_autoencoder", "train_diffusion"]

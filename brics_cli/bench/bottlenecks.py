@@ -19,7 +19,7 @@ from torch import nn
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.flops import count
-from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
+from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.bench.bottleneck_results import Job, Trained, append_result, read_results
 from brics_cli.bench.bottleneck_scores import Scores, score
 from brics_cli.bench.timing import device_name
@@ -30,12 +30,11 @@ from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.weights import find
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.training.batches import prepare
 from brics_cli.training.holdout import hold_out_look_alikes
 from brics_cli.training.images import Batch, TrainingImages
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.precision import autocast
 from brics_cli.training.state import TrainingState
+from brics_cli.training.step import autoencoder_loss, compiled, prepare
 
 # Name -> what it changes in the recipe. `grid` is the recipe as it is.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -179,16 +178,15 @@ def train(
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule)
     order = SampleOrder([np.arange(len(images))], seed=schedule.seed)
     distance = perceptual_distance(recipe.loss, device=device)
-    forward = torch.compile(model) if schedule.compile else model
+    forward = compiled(model, enabled=schedule.compile)
     start = time.perf_counter()
     with reporter.task(title, total=schedule.steps, unit="step") as task:
         while state.step < schedule.steps:
             samples = order.batch(state.images_seen, schedule.batch_size)
             pixels, noise = prepare(Batch(samples, images[samples]), recipe, step=state.step, device=device)
-            with autocast(schedule, device):
-                out = forward(pixels, noise=noise)
-            losses = reconstruction_loss(recipe.loss, out.reconstructions, pixels, distance=distance)
-            loss = sum(losses.values(), out.aux_loss.float())
+            loss, *_ = autoencoder_loss(
+                recipe, forward, pixels, noise, distance=distance, adversary=None, step=state.step
+            )
             loss.backward()
             state.update(float(loss.detach()))
             task.advance(note=f"loss {float(loss.detach()):.4f}")

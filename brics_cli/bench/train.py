@@ -7,12 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.autoencoder.losses import perceptual_distance, reconstruction_loss
+from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.bench.timing import device_name
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.images import open_collection
@@ -20,11 +21,10 @@ from brics_cli.images.loader import default_num_workers
 from brics_cli.runtime.distributed import World, check_batch
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
-from brics_cli.training.batches import Means, micro_batches, prepare
 from brics_cli.training.images import Batch, TrainingImages
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.precision import autocast, compiled
 from brics_cli.training.state import TrainingState
+from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
 
 WARMUP_STEPS = 3
 RANDOM_BATCHES = 4
@@ -61,7 +61,8 @@ def bench_train(
     adversary = build_adversary(recipe, model, world=world)
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
     distance = perceptual_distance(recipe.loss, device=device)
-    forward = compiled(model, schedule)
+    forward = compiled(model, enabled=schedule.compile)
+    losses = partial(autoencoder_loss, recipe, forward, distance=distance, adversary=adversary)
     batches = _random_batches(recipe) if data is None else _batches_of(data, recipe, reporter=reporter)
 
     def step(split: TimeSplit, *, wait: bool) -> None:
@@ -75,12 +76,7 @@ def bench_train(
             phase_ends()
         for pixels, code_noise, _ in micro_batches(inputs, noise, num=schedule.accumulate):
             with split.phase("forward"):
-                with autocast(schedule, device):
-                    out = forward(pixels, noise=code_noise)
-                losses = reconstruction_loss(recipe.loss, out.reconstructions, pixels, distance=distance)
-                loss = sum(losses.values(), out.aux_loss.float())
-                if adversary is not None:
-                    loss = loss + adversary.judge(out.reconstructions, losses, step=state.step)
+                loss, _, reconstructions = losses(pixels, code_noise, step=state.step)
                 phase_ends()
             with split.phase("backward"):
                 (loss / schedule.accumulate).backward()
@@ -88,7 +84,7 @@ def bench_train(
             terms.add({"loss": loss})
             if adversary is not None:
                 with split.phase("discriminator"):
-                    adversary.learn(pixels, out.reconstructions, step=state.step)
+                    adversary.learn(pixels, reconstructions, step=state.step)
                     phase_ends()
         with split.phase("optimiser"):
             state.update(terms.result(world)["loss"])

@@ -19,8 +19,8 @@ from brics_cli.runtime.reporting import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from brics_cli.training.estimate import Estimate
+    from brics_cli.training.loop import TrainResult
     from brics_cli.training.plan import AutoencoderPlan, DiffusionPlan
-    from brics_cli.training.run import TrainResult
 
 
 def is_first_process() -> bool:

@@ -10,10 +10,12 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.codes import Quantisation, StoreHeader, StoreShard
+from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.errors import UsageError
 from brics_cli.images import TRANSFORM_VERSIONS, Collection, open_collection
 from brics_cli.images.opening import Labels
 from brics_cli.images.selection import every_nth_shard, select_keys
+from brics_cli.runtime.precision import default_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace.naming import STORE, form_of_output
 
@@ -80,7 +82,7 @@ def plan_encoding(
     """
     form_of_output(out, STORE)
     kind = autoencoder.config.code_kind
-    quantisation = quantisation or ("uint8" if kind == "bounded" else "float16")
+    quantisation = quantisation or DEFAULT_QUANTISATIONS[kind]
     if kind == "continuous" and quantisation != "float16":
         raise UsageError(
             f"--quantisation {quantisation} holds codes in [0, 1], and those of {autoencoder.path} are not bounded",
@@ -102,7 +104,7 @@ def plan_encoding(
         source_sha256=whole.layout,
         num_images=len(collection),
         flipped=flips,
-        precision=precision or ("bf16" if devices[0].type == "cuda" else "fp32"),
+        precision=precision or default_precision(devices[0]),
         code_kind=kind,
         selection="" if keys is None else hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest(),
         part="" if part is None else f"{part[0]}/{part[1]}",

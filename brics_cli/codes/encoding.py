@@ -24,6 +24,7 @@ from brics_cli.errors import ArtefactError
 from brics_cli.images import Batch, Collection, load_shards
 from brics_cli.images.fingerprints import settled_digest
 from brics_cli.images.loader import Failure
+from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import TimeSplit
 
 Network = Callable[[Tensor], Tensor]
@@ -55,7 +56,7 @@ def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
 
     def network(pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (B, 3, H, W) in [-1, 1]
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(precision, pixels.device):
             return autoencoder.encode(images).float()
 
     return network

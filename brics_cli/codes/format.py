@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from brics_cli.config.names import Quantisation
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
-Quantisation = Literal["uint8", "uint16", "float16"]
 QUANTISATIONS: dict[str, tuple[np.dtype[Any], int]] = {
     "uint8": (np.dtype("u1"), 255),
     "uint16": (np.dtype("<u2"), 65535),

@@ -17,7 +17,6 @@ from brics_cli.config.autoencoder import (
 from brics_cli.config.base import Config, validate
 from brics_cli.config.bottlenecks import (
     BottleneckConfig,
-    CodeKind,
     FeatureGridConfig,
     FsqBottleneckConfig,
     GridBottleneckConfig,
@@ -29,9 +28,9 @@ from brics_cli.config.bottlenecks import (
 )
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig
 from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml, recipes_named
+from brics_cli.config.names import DEFAULT_TRANSFORM, CodeKind, Transform
 from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
 from brics_cli.config.runs import (
-    DEFAULT_TRANSFORM,
     AutoencoderRecipe,
     DataConfig,
     DiffusionRecipe,
@@ -39,7 +38,6 @@ from brics_cli.config.runs import (
     OptimiserConfig,
     Recipe,
     ScheduleConfig,
-    Transform,
 )
 
 __all__ = [

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config, default_kind
-from brics_cli.config.bottlenecks import BottleneckConfig, CodeKind, FeatureGridConfig, GridBottleneckConfig
+from brics_cli.config.bottlenecks import BottleneckConfig, FeatureGridConfig, GridBottleneckConfig
+from brics_cli.config.names import CodeKind
 
 
 class EncoderConfig(Config):

@@ -13,8 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config
-
-CodeKind = Literal["bounded", "continuous"]
+from brics_cli.config.names import CodeKind
 
 STORED_BITS: dict[CodeKind, int] = {"bounded": 8, "continuous": 16}
 """Bits of one code value in a key-code store: uint8 or float16."""

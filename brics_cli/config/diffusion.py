@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from brics_cli.config.base import Config, default_kind
+from brics_cli.config.names import Objective, Schedule, Weighting
 
 
 class DiTConfig(Config):
@@ -79,9 +80,9 @@ DenoiserConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind"), 
 class DiffusionConfig(Config):
     """What the denoiser learns (DESIGN section 3.6); x are the normalised codes, snr the signal-to-noise ratio."""
 
-    objective: Literal["eps", "v", "x0", "edm", "flow"] = "edm"
-    schedule: Literal["cosine", "cosine-shifted", "edm-lognormal", "logit-normal"] = "edm-lognormal"
-    weighting: Literal["none", "min-snr", "soft-min-snr", "edm"] = "edm"
+    objective: Objective = "edm"
+    schedule: Schedule = "edm-lognormal"
+    weighting: Weighting = "edm"
     normalise: Literal["store", "none"] = "store"
     """`store`: per channel by the store's mean and std; `none`: x = 2z - 1 alone, as in the paper."""
     sigma_data: float = Field(default=1.0, gt=0)

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from brics_cli.config.autoencoder import AutoencoderConfig
 from brics_cli.config.base import Config
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
+from brics_cli.config.names import DEFAULT_TRANSFORM, GanLoss, Perceptual, Precision, Transform
 
 
 class OptimiserConfig(Config):
@@ -33,7 +34,7 @@ SMALLEST_SIDE = {"none": 1, "multiscale": 11, "lpips": 16, "vgg16": 16}
 class PerceptualConfig(Config):
     """A perceptual distance between reconstruction and image, weighted into the loss. Never swapped for another one."""
 
-    kind: Literal["none", "multiscale", "lpips", "vgg16"] = "none"
+    kind: Perceptual = "none"
     """`multiscale`: L1 + Laplacian pyramid + MS-SSIM, without weights; `lpips`: LPIPS v0.1 on VGG16; `vgg16`: L1 of
     VGG16 features (the paper's). The last two need vgg16's weights: `brics weights list`."""
     weight: float = Field(default=1.0, ge=0)
@@ -58,7 +59,7 @@ class GanConfig(Config):
 
     weight: float = Field(default=0.0, ge=0)
     """Of the adversarial loss, once ramped in; under `adaptive`, its gradient relative to the reconstruction's."""
-    loss: Literal["hinge", "non-saturating"] = "hinge"
+    loss: GanLoss = "hinge"
     ramp_steps: NonNegativeInt = 2000
     """The discriminator learns from step 0; its weight in the autoencoder's loss grows from 0 over these steps."""
     adaptive: bool = True
@@ -84,11 +85,6 @@ class GanConfig(Config):
         return self
 
 
-Transform = Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"]
-"""How an image becomes a square: `images.pixels` implements each."""
-DEFAULT_TRANSFORM: Transform = "crop-bicubic"
-
-
 class DataConfig(Config):
     """How images reach the model."""
 
@@ -111,7 +107,7 @@ class ScheduleConfig(Config):
     """Images per optimiser step, over all devices."""
     accumulate: PositiveInt = 1
     """Micro-batches per step; divides batch_size."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     """bf16: autocast on CUDA; ignored on the CPU, where it is slower."""
     compile: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
-from functools import partial
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,42 @@ import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.config import DiffusionRecipe
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, save_denoiser
-from brics_cli.diffusion.diffusion import draws_for
+from brics_cli.diffusion.diffusion import ImageNoise, draws_for
+from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError
+from brics_cli.evaluation.frechet import FrechetReference
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.images import contact_sheet
 from brics_cli.images.labels import MAX_CLASSES
-from brics_cli.jobs.diffusion_score import QuickScore, drawer
+from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import World, join_world
+from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.runtime.stopping import stop_signals
-from brics_cli.training.clock import Clock, time_note
-from brics_cli.training.codes import TrainingCodes
+from brics_cli.training.codes import LevelMeans, TrainingCodes, sum_dtype
 from brics_cli.training.estimate import Estimate, estimate
-from brics_cli.training.levels import LevelMeans, sum_dtype
+from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
-from brics_cli.training.precision import autocast, compiled
-from brics_cli.training.run import TrainResult, open_run
 from brics_cli.training.state import TrainingState
+from brics_cli.training.step import compiled
 from brics_cli.workspace import Workspace
+
+SHEET_SEEDS = range(24)
+SHEET_COLUMNS = 8
+DEFAULT_FD_SAMPLES = 256
+"""On an accelerator: more than there are features, so that their covariance has full rank."""
+REFERENCE_PER_SAMPLE = 4
+"""Codes of the store that are decoded for each image drawn: the reference's own error is then small beside theirs."""
+FD_SAMPLER = SamplerSettings(sampler="dpmpp-2m", steps=10)
+BATCH_SIZE = 64
 
 
 def train_diffusion(
@@ -51,8 +64,7 @@ def train_diffusion(
     when a checkpoint to resume or weights to start from cannot be read.
     """
     recipe, schedule, store = plan.recipe, plan.recipe.training, plan.store
-    with ExitStack() as stack:
-        world = stack.enter_context(join_world(resolve_device(device)))
+    with join_world(resolve_device(device)) as world:
         shape = " x ".join(str(side) for side in store.code_shape)
         reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
         torch.manual_seed(schedule.seed)
@@ -61,69 +73,42 @@ def train_diffusion(
             reporter.message(said)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, ema_widths=schedule.ema_widths)
         autoencoder = find_autoencoder(store, workspace=workspace, world=world, reporter=reporter)
-        score = QuickScore(store, autoencoder, num_samples=schedule.fd_samples)
+        snapshots = Snapshots(state.ema.model, store, autoencoder, num_samples=schedule.fd_samples)
         codes = TrainingCodes(
             store, seed=schedule.seed, device=world.device, where=schedule.store_on_device, reporter=reporter
         )
         order = SampleOrder([np.arange(len(store))], seed=schedule.seed)
-        run = stack.enter_context(open_run(plan, state, world=world, overwrite=overwrite, reporter=reporter))
-        stop = stack.enter_context(stop_signals())
-        task = stack.enter_context(
-            reporter.task("train-diffusion", total=schedule.steps, unit="step", initial=state.step)
-        )
-        forward = compiled(world.replicate(model), schedule)
-        batches = codes.batches(order, first_step=state.step, batch_size=schedule.batch_size, world=world)
-        stack.enter_context(closing(batches))
-        clock, metrics, levels, due = Clock(), dict[str, float](), LevelMeans(world.device), False
+        precision = training_precision(schedule.precision, world.device)
+        with (
+            open_loop(plan, state, world=world, overwrite=overwrite, reporter=reporter) as loop,
+            closing(
+                codes.batches(order, first_step=state.step, batch_size=schedule.batch_size, world=world)
+            ) as batches,
+        ):
+            forward = compiled(world.replicate(model), enabled=schedule.compile)
+            levels = LevelMeans(world.device)
+            save = partial(save_averages, state, store)
 
-        while state.step < schedule.steps:
-            with clock.phase("waiting"):
-                batch = next(batches)
+            while state.step < schedule.steps:
+                with loop.times.phase("waiting"):
+                    batch = next(batches)
 
-            with clock.phase("compute"):
-                # accumulate: the loss of a batch is the mean over its samples, in all processes
-                loss_of_batch = torch.zeros((), dtype=sum_dtype(world.device), device=world.device)
-                for some_codes, labels, draws, is_last in batch.parts(schedule.accumulate):
-                    with world.averaging(forward, now=is_last):
-                        with autocast(schedule, world.device):
-                            loss, log_snr = forward(some_codes, draws, labels=labels)
-                        (loss.mean() / schedule.accumulate).backward()
-                    loss_of_batch += loss.detach().mean().to(loss_of_batch.dtype) / schedule.accumulate
-                    levels.add(loss, log_snr)
+                with loop.times.phase("compute"):
+                    # accumulate: the loss of a batch is the mean over its samples, in all processes
+                    loss_of_batch = torch.zeros((), dtype=sum_dtype(world.device), device=world.device)
+                    for some_codes, labels, draws, is_last in batch.parts(schedule.accumulate):
+                        with world.averaging(forward, now=is_last):
+                            with autocast(precision, world.device):
+                                loss, log_snr = forward(some_codes, draws, labels=labels)
+                            (loss.mean() / schedule.accumulate).backward()
+                        loss_of_batch += loss.detach().mean().to(loss_of_batch.dtype) / schedule.accumulate
+                        levels.add(loss, log_snr)
 
-                # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
-                update = state.update(world.average(loss_of_batch))
+                    # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
+                    update = state.update(world.average(loss_of_batch))
 
-            clock.step(schedule.batch_size)
-            clock.warn_if_long(num_steps=schedule.steps - state.step, device=world.device, reporter=reporter)
-            last = state.step == schedule.steps
-
-            if state.step % schedule.log_every == 0 or last:
-                logged = {"train/loss": update.loss, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
-                logged |= levels.result(world) | {"train/skipped": float(state.num_skipped)} | clock.lap()
-                metrics |= logged
-                run.log(state.step, logged)
-            task.advance(note=f"loss {update.loss:.4f}{time_note(metrics)}")
-            if state.step % schedule.snapshot_every == 0 or last:
-                run.snapshot(drawer(state.ema.model, autoencoder), step=state.step)
-                scores = world.lead(lambda: score(state.ema.model)) or {}
-                metrics |= scores
-                run.log(state.step, scores)
-            stopping = world.any(stop.requested)
-            due = due or state.step % schedule.checkpoint_every == 0 or last or stopping
-            if due and state.is_sound():  # after a step that was skipped, the next good one is saved
-                run.publish(
-                    lambda directory: save_averages(state, directory, store=store),
-                    step=state.step,
-                    summary=f"{recipe.name}, step {state.step:,}",
-                )
-                run.save_checkpoint(state)
-                due = False
-                if stopping and not last:
-                    raise run.interrupted(state)
-            elif last:
-                raise state.diverged("the last losses or weights are not finite")
-    return TrainResult(plan.artefact.path, state.step, metrics)
+                loop.end_step(update, {}, log_too=partial(levels.result, world), snapshot=snapshots, save=save)
+    return loop.result()
 
 
 def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
@@ -135,7 +120,7 @@ def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
     draws = draws_for(schedule.seed, step=0, indices=rows, shape=plan.store.code_shape, device=on)
 
     def loss() -> Tensor:
-        with autocast(schedule, on):
+        with autocast(training_precision(schedule.precision, on), on):
             return model(codes, draws).per_sample.mean()
 
     return estimate(model, loss, schedule=schedule, num_averages=len(schedule.ema_widths))
@@ -200,7 +185,9 @@ def find_autoencoder(
         return None
 
 
-def save_averages(state: TrainingState[Denoiser], directory: Path, *, store: KeyCodeStore) -> str:
+def save_averages(
+    state: TrainingState[Denoiser], store: KeyCodeStore, directory: Path, scores: dict[str, float]
+) -> str:
     """Write the averages as a model directory that names its store and autoencoder; the sha256 of the plain one."""
     lineage = {
         "autoencoder_sha256": str(store.autoencoder["sha256"]),
@@ -210,3 +197,67 @@ def save_averages(state: TrainingState[Denoiser], directory: Path, *, store: Key
     average = state.ema.model
     others = {name: ema.model.state_dict() for name, ema in state.averages.items()}
     return save_denoiser(directory, denoiser=average, state=average.state_dict(), lineage=lineage, averages=others)
+
+
+class Snapshots:
+    """What is drawn of `denoiser` at every snapshot: a sheet of samples, and `val/fd-random` with its N.
+
+    The score is a Fréchet distance on features that need no weights, between N samples and decoded codes of the store:
+    a signal along one run, comparable where N is the same, and with nothing published. `num_samples` None: 256, and on
+    the CPU none. Its cost is that of N samples of 10 evaluations and, once, of 4 N decoded codes. Without an
+    autoencoder there is neither.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, store: KeyCodeStore, autoencoder: Autoencoder | None, *, num_samples: int | None
+    ) -> None:
+        self.denoiser, self.store, self.autoencoder = denoiser, store, autoencoder
+        self.device = denoiser.mean.device
+        default = 0 if self.device.type == "cpu" else DEFAULT_FD_SAMPLES
+        self.num_samples = default if num_samples is None else num_samples
+
+    def __call__(self, path: Path) -> dict[str, float]:
+        """Write the sheet, of the same seeds every time; the scores by name, of the images of seeds 0 to N - 1."""
+        if self.autoencoder is None:
+            return {}
+        images = self._draw(SHEET_SEEDS, DEFAULT_SETTINGS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [list(images[start : start + SHEET_COLUMNS]) for start in range(0, len(images), SHEET_COLUMNS)]
+        contact_sheet(rows, path=path)
+        num = self.num_samples
+        if not num or len(self.store) < 2:
+            return {}
+        batches = (range(start, min(start + BATCH_SIZE, num)) for start in range(0, num, BATCH_SIZE))
+        drawn = self._moments(self._draw(seeds, FD_SAMPLER) for seeds in batches)
+        return {"val/fd-random": self._reference.distance(drawn), "val/fd-random-n": float(num)}
+
+    @torch.inference_mode()
+    def _draw(self, seeds: Sequence[int], settings: SamplerSettings) -> np.ndarray:
+        """The images (B, H, W, 3) uint8 of `seeds`, drawn at once."""
+        denoiser = self.denoiser
+        noise = ImageNoise(list(seeds), shape=denoiser.code_shape, device=self.device)
+        labels = torch.tensor(denoiser.classes.draw(seeds), device=self.device) if denoiser.num_classes else None
+        return self._decode(sample_codes(denoiser, noise=noise, settings=settings, labels=labels))
+
+    @torch.inference_mode()
+    def _decode(self, codes: Tensor) -> np.ndarray:
+        assert self.autoencoder is not None
+        return to_uint8(self.autoencoder.decode(codes.to(self.device)))
+
+    @cached_property
+    def _network(self) -> RandomConvolutions:
+        return RandomConvolutions(self.device)
+
+    @cached_property
+    def _reference(self) -> FrechetReference:
+        """Of images decoded from codes spread evenly over the store."""
+        num = min(len(self.store), REFERENCE_PER_SAMPLE * self.num_samples)
+        rows = np.linspace(0, len(self.store) - 1, num).round().astype(int)
+        parts = (rows[start : start + BATCH_SIZE] for start in range(0, num, BATCH_SIZE))
+        return FrechetReference(self._moments(self._decode(torch.from_numpy(self.store.batch(part))) for part in parts))
+
+    def _moments(self, batches: Iterable[np.ndarray]) -> FeatureMoments:
+        moments = FeatureMoments(self._network.num_features)
+        for images in batches:  # (B, H, W, 3)
+            moments.update(self._network.features(list(images)))
+        return moments

@@ -7,8 +7,7 @@ starts late is strong at once and breaks what it meets (CompVis/taming-transform
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
-from brics_cli.autoencoder.model_files import read_tensors, write_tensors
+from brics_cli.autoencoder.model_files import write_tensors
 from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
-from brics_cli.errors import ArtefactError
 from brics_cli.runtime.distributed import World
-from brics_cli.training.optimiser import lr_factor, read_optimiser, set_lr, write_optimiser
-from brics_cli.training.precision import autocast
+from brics_cli.runtime.precision import autocast, training_precision
+from brics_cli.training.state import load_network, lr_factor, read_optimiser, set_lr, write_optimiser
 
 ADAPT_EVERY = 3
 """Steps between two measurements of the adaptive factor, each of which costs another backward pass of the losses. Odd:
@@ -52,8 +50,8 @@ class Adversary:
         world: World,
     ) -> None:
         self.config, self.optimiser_config, self.schedule = config, optimiser, schedule
-        self.last_layer = last_layer
-        self.world = world
+        self.last_layer, self.world = last_layer, world
+        self.precision = training_precision(schedule.precision, world.device)
         self.discriminator = Discriminator(config).to(world.device).to(memory_format=torch.channels_last)
         groups = [{"params": list(self.discriminator.parameters()), "lr": config.lr, "base_lr": config.lr}]
         self.optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.0)
@@ -71,21 +69,22 @@ class Adversary:
 
         Gradients reach the reconstructions and not the discriminator.
         """
-        with self._frozen(), autocast(self.schedule, self.world.device):
+        self.discriminator.requires_grad_(False)
+        with autocast(self.precision, self.world.device):
             logits = self.discriminator(reconstructions)
+        self.discriminator.requires_grad_(True)
         loss = adversarial_loss(self.config, logits)
         if self.config.adaptive and step % ADAPT_EVERY == 0:
             gradients = [
                 torch.autograd.grad(each, self.last_layer, retain_graph=True)[0].float()
                 for each in (torch.stack(list(losses.values())).sum(), loss)
             ]
-            measured = torch.stack(gradients)  # (2, *last_layer)
-            self._gradients.append(measured)
+            self._gradients.append(torch.stack(gradients))  # (2, *last_layer)
         return self.weight(step) * loss
 
     def learn(self, images: Tensor, reconstructions: Tensor, *, step: int) -> dict[str, Tensor]:
         """Add the gradients of a micro-batch's discriminator loss to the discriminator; what is worth logging."""
-        with autocast(self.schedule, self.world.device):
+        with autocast(self.precision, self.world.device):
             real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
         loss = discriminator_loss(self.config, real=real, fake=fake)
         logged = {"d_loss": loss, "d_real": real.mean(), "d_fake": fake.mean()}
@@ -115,14 +114,11 @@ class Adversary:
             reconstruction, adversarial = (float(part.norm()) for part in mean)
             ratio = reconstruction / (adversarial + 1e-8)
             if math.isfinite(ratio):
-                self._follow(max(SMALLEST_FACTOR, min(ratio, self.config.adaptive_max)))
+                ratio = max(SMALLEST_FACTOR, min(ratio, self.config.adaptive_max))
+                keep = 0.5 ** (ADAPT_EVERY / ADAPT_HALF_LIFE) if self.factor else 0.0  # the first one is taken as it is
+                self.factor = self.factor**keep * ratio ** (1 - keep)
             self._gradients = []
         return {"gan_weight": weight, "d_skipped": float(self.num_skipped)}
-
-    def _follow(self, ratio: float) -> None:
-        """factor <- factor^k ratio^(1 - k); the first ratio is taken as it is."""
-        keep = 0.5 ** (ADAPT_EVERY / ADAPT_HALF_LIFE) if self.factor else 0.0
-        self.factor = self.factor**keep * ratio ** (1 - keep)
 
     def is_sound(self) -> bool:
         """Whether every weight is finite."""
@@ -134,27 +130,11 @@ class Adversary:
         write_optimiser(directory / OPTIMISER, self.optimiser)
         return {"factor": self.factor, "num_skipped": self.num_skipped}
 
-    def load(self, directory: Path, state: dict[str, Any]) -> None:
+    def load(self, directory: Path, *, factor: float, num_skipped: int) -> None:
         """Restore what `save` wrote and returned. Raises ArtefactError for a missing, damaged or other one."""
-        try:
-            self.discriminator.load_state_dict(read_tensors(directory / WEIGHTS))
-        except RuntimeError as error:
-            raise ArtefactError(
-                f"{directory / WEIGHTS} does not fit this discriminator ({str(error).splitlines()[0]})"
-            ) from None
+        load_network(self.discriminator, directory / WEIGHTS)
         read_optimiser(directory / OPTIMISER, self.optimiser)
-        try:
-            self.factor, self.num_skipped = float(state["factor"]), int(state["num_skipped"])
-        except (KeyError, TypeError, ValueError):
-            raise ArtefactError(f"{directory} is damaged: its state.json says {state} of the discriminator") from None
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        self.discriminator.requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.discriminator.requires_grad_(True)
+        self.factor, self.num_skipped = factor, num_skipped
 
 
 def build_adversary(recipe: AutoencoderRecipe, model: Autoencoder, *, world: World) -> Adversary | None:

@@ -6,19 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from brics_cli.autoencoder.losses import check_perceptual_weights
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
-from brics_cli.config import (
-    AutoencoderRecipe,
-    DiffusionRecipe,
-    Recipe,
-    default_autoencoder_recipe,
-    load_recipe,
-)
+from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, Recipe, default_autoencoder_recipe, load_recipe
+from brics_cli.config.loading import recipe_from_values
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
@@ -48,12 +44,12 @@ DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
 @dataclass(frozen=True)
 class TrainOptions:
     """What a training command was asked for; None is "not given". `data` is a collection or a key-code store; `subset`
-    chooses where it holds several collections."""
+    chooses where it holds several collections; `recipe` is a name, a path or a recipe."""
 
     data: str | None = None
     subset: str | None = None
     image_field: str | None = None
-    recipe: str | None = None
+    recipe: str | Recipe | None = None
     steps: int | None = None
     seed: int | None = None
     overrides: Sequence[str] = ()
@@ -65,15 +61,22 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class AutoencoderPlan:
-    """A run of `train-ae`. `resume`: `artefact` is there already, and is continued."""
+class Plan:
+    """A run to start or, with `resume`, one that is there to go on with."""
+
+    artefact: Artefact
+    resume: bool
+    init_from: Path | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class AutoencoderPlan(Plan):
+    """A run of `train-ae`."""
 
     recipe: AutoencoderRecipe
     collection: Collection
     val: Collection | None
-    artefact: Artefact
-    resume: bool
-    init_from: Path | None = None
 
     @property
     def data(self) -> str:
@@ -125,14 +128,11 @@ class AutoencoderPlan:
 
 
 @dataclass(frozen=True)
-class DiffusionPlan:
+class DiffusionPlan(Plan):
     """A run of `train-diffusion`."""
 
     recipe: DiffusionRecipe
     store: KeyCodeStore
-    artefact: Artefact
-    resume: bool
-    init_from: Path | None = None
 
     @property
     def data(self) -> str:
@@ -148,130 +148,124 @@ class DiffusionPlan:
         return self.store.code_shape
 
 
-def plan_autoencoder(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> AutoencoderPlan:
+def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> AutoencoderPlan:
     """Resolve what `train-ae` was asked for; images left out are the workspace's newest shards.
 
     Raises UsageError (recipe, settings, data), ArtefactError (no shards, or a run to resume is not one or has other
     data now).
     """
-    kind: Kind = "autoencoder"
-    if options.resume is not None:
-        artefact, recipe = _run_to_resume(options, kind=kind, reporter=reporter)
+    if asked.resume is not None:
+        artefact, recipe = _run_to_resume(asked, "autoencoder", reporter)
         assert isinstance(recipe, AutoencoderRecipe)
         check_perceptual_weights(recipe.loss)
         val = reopen_collection(artefact, "validation", workspace, reporter) if artefact.parent("validation") else None
         collection = reopen_collection(artefact, "collection", workspace, reporter)
-        return AutoencoderPlan(recipe, collection, val, artefact, resume=True, init_from=init_of(artefact))
-    path = options.data
+        return AutoencoderPlan(artefact, True, init_of(artefact), recipe, collection, val)
+    path = asked.data
     if path is None:
-        newest = workspace.newest("shards")
-        reporter.message(f"DATA not given: using {newest.path}")
-        path = str(newest.path)
+        path = str(workspace.resolve("shards", argument="DATA", reporter=reporter).path)
     collection = open_collection(
-        path, subset=options.subset, labels="none", image_field=options.image_field, reporter=reporter
+        path, subset=asked.subset, labels="none", image_field=asked.image_field, reporter=reporter
     )
     reporter.message(f"{collection.path}: {collection.describe()}")
-    name = options.recipe
+    name = asked.recipe
     if name is None:
         side = median_side(collection)
         name = default_autoencoder_recipe(side)
         reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
-    recipe = _load(name, options, kind=kind)
+    recipe = _load(name, asked, kind="autoencoder")
     assert isinstance(recipe, AutoencoderRecipe)
     check_perceptual_weights(recipe.loss)
-    _check_init(options, recipe)
-    val = open_collection(options.val, labels="none", reporter=reporter) if options.val is not None else None
+    _check_init(asked, recipe)
+    val = None if asked.val is None else open_collection(asked.val, labels="none", reporter=reporter)
     if val is not None:
         reporter.message(f"validating on {val.path}: {val.describe()}")
     parents = [Parent("collection", collection.path, identity_of(collection, reporter))]
     if val is not None:
         parents.append(Parent("validation", val.path, identity_of(val, reporter)))
-    artefact = _new_artefact(kind, recipe, parents, options, workspace)
-    begun = None if options.overwrite else begun_alike(artefact, recipe)
-    return AutoencoderPlan(
-        recipe, collection, val, begun or artefact, resume=begun is not None, init_from=options.init_from
-    )
+    return AutoencoderPlan(*_start(recipe, parents, asked, workspace), recipe, collection, val)
 
 
-def plan_diffusion(options: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> DiffusionPlan:
+def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> DiffusionPlan:
     """Resolve what `train-diffusion` was asked for; the store left out is the workspace's newest.
 
     Raises UsageError (recipe, settings), ArtefactError (no store, a damaged one, or one that changed).
     """
-    kind: Kind = "diffusion"
-    if options.resume is not None:
-        artefact, recipe = _run_to_resume(options, kind=kind, reporter=reporter)
+    if asked.resume is not None:
+        artefact, recipe = _run_to_resume(asked, "diffusion", reporter)
         assert isinstance(recipe, DiffusionRecipe)
-        store = reopen_store(artefact, workspace)
-        return DiffusionPlan(recipe, store, artefact, resume=True, init_from=init_of(artefact))
-    path = options.data
+        return DiffusionPlan(artefact, True, init_of(artefact), recipe, reopen_store(artefact, workspace))
+    path = asked.data
     if path is None:
-        newest = workspace.newest("store")
-        reporter.message(f"CODES not given: using {newest.path}")
-        path = str(newest.path)
+        path = str(workspace.resolve("store", argument="CODES", reporter=reporter).path)
     store = KeyCodeStore(path)
-    name = options.recipe
+    name = asked.recipe
     if name is None:
         name = DEFAULT_DIFFUSION_RECIPE
         reporter.message(f"--recipe not given: using {name}")
-    recipe = _load(name, options, kind=kind)
+    recipe = _load(name, asked, kind="diffusion")
     assert isinstance(recipe, DiffusionRecipe)
-    _check_init(options, recipe)
+    _check_init(asked, recipe)
     parents = [Parent("store", str(Path(path).resolve()), store.sha256)]
     autoencoder = store.artefact.parent("autoencoder")
     if autoencoder is not None:
         parents.append(autoencoder)
-    artefact = _new_artefact(kind, recipe, parents, options, workspace)
-    begun = None if options.overwrite else begun_alike(artefact, recipe)
-    return DiffusionPlan(recipe, store, begun or artefact, resume=begun is not None, init_from=options.init_from)
+    return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, store)
 
 
-def _load(name: str, options: TrainOptions, *, kind: str) -> Recipe:
-    recipe = load_recipe(
-        name, kind=kind, overrides=options.overrides, training__steps=options.steps, training__seed=options.seed
-    )
-    check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
-    return recipe
+def _load(recipe: str | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:
+    flags: dict[str, Any] = {"overrides": asked.overrides, "training__steps": asked.steps, "training__seed": asked.seed}
+    if isinstance(recipe, str):
+        loaded = load_recipe(recipe, kind=kind, **flags)
+    else:
+        values = recipe.model_dump(mode="json")
+        loaded = recipe_from_values(values, kind=kind, source=f"recipe {recipe.name}", **flags)
+    check_batch(loaded.training.batch_size, accumulate=loaded.training.accumulate)
+    return loaded
 
 
-def _check_init(options: TrainOptions, recipe: Recipe) -> None:
-    """Raise ArtefactError when the run to start from is none, or has another architecture than `recipe`."""
-    if options.init_from is None:
+def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
+    """Raise ArtefactError when the run to start from is not there, or has another architecture than `recipe`."""
+    if asked.init_from is None:
         return
-    theirs = read_model_config(options.init_from, kind=recipe.kind)[0]
+    theirs = read_model_config(asked.init_from, kind=recipe.kind)[0]
     part = "model" if isinstance(recipe, AutoencoderRecipe) else "denoiser"
     ours = getattr(recipe, part).model_dump(mode="json")
     differing = differences(flatten(theirs.get(part, {})), flatten(ours))
     if differing:
         raise ArtefactError(
-            f"{options.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",
+            f"{asked.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",
             next="Take its recipe: --recipe RUN/config.yaml.",
         )
 
 
-def _new_artefact(
-    kind: Kind, recipe: Recipe, parents: list[Parent], options: TrainOptions, workspace: Workspace
-) -> Artefact:
-    if options.out is not None:
-        form_of_output(options.out, RUN)
-    path = options.out if options.out is not None else workspace.new_run_path(kind, recipe.name)
-    if options.init_from is not None:
-        directory = read_model_config(options.init_from, kind=kind)[1]
-        parents.append(Parent("init", str(options.init_from.resolve()), sha256_of_file(directory / WEIGHTS_NAME)))
-    return Artefact(kind, path, now(), complete=False, parents=tuple(parents), details={"recipe": recipe.name})
+def _start(
+    recipe: Recipe, parents: list[Parent], asked: TrainOptions, workspace: Workspace
+) -> tuple[Artefact, bool, Path | None]:
+    """The run to make, whether an equal one has been begun there, and the run whose weights it starts from."""
+    if asked.out is not None:
+        form_of_output(asked.out, RUN)
+    path = asked.out or workspace.new_run_path(recipe.kind, recipe.name)
+    if asked.init_from is not None:
+        directory = read_model_config(asked.init_from, kind=recipe.kind)[1]
+        parents.append(Parent("init", str(asked.init_from.resolve()), sha256_of_file(directory / WEIGHTS_NAME)))
+    details = {"recipe": recipe.name}
+    artefact = Artefact(recipe.kind, path, now(), complete=False, parents=tuple(parents), details=details)
+    begun = None if asked.overwrite else begun_alike(artefact, recipe)
+    return begun or artefact, begun is not None, asked.init_from
 
 
-def _run_to_resume(options: TrainOptions, *, kind: str, reporter: Reporter) -> tuple[Artefact, Recipe]:
-    assert options.resume is not None
+def _run_to_resume(asked: TrainOptions, kind: Kind, reporter: Reporter) -> tuple[Artefact, Recipe]:
+    assert asked.resume is not None
     given = {
-        "the data": options.data,
-        "--subset": options.subset,
-        "--image-field": options.image_field,
-        "--recipe": options.recipe,
-        "--seed": options.seed,
-        "--val": options.val,
-        "--out": options.out,
-        "--init-from": options.init_from,
+        "the data": asked.data,
+        "--subset": asked.subset,
+        "--image-field": asked.image_field,
+        "--recipe": asked.recipe,
+        "--seed": asked.seed,
+        "--val": asked.val,
+        "--out": asked.out,
+        "--init-from": asked.init_from,
     }
     refused = [name for name, value in given.items() if value is not None]
     if refused:
@@ -279,9 +273,7 @@ def _run_to_resume(options: TrainOptions, *, kind: str, reporter: Reporter) -> t
             f"--resume goes on with the run's own settings, so it cannot be given with {', '.join(refused)}",
             next="--steps and --set may change; for anything else start a new run with --init-from.",
         )
-    artefact = open_for_resume(options.resume, kind=kind)
-    recipe = resumed_recipe(
-        options.resume, kind=kind, overrides=options.overrides, steps=options.steps, reporter=reporter
-    )
+    artefact = open_for_resume(asked.resume, kind=kind)
+    recipe = resumed_recipe(asked.resume, kind=kind, overrides=asked.overrides, steps=asked.steps, reporter=reporter)
     check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
     return artefact, recipe

@@ -1,10 +1,10 @@
-"""Going on with a run: its last checkpoint, its settings, what has changed since, and its data."""
+"""Going on with a run: its settings, what has changed since, and its data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection as Names
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from brics_cli.images import Collection, open_collection
 from brics_cli.images.fingerprints import fingerprint, known_digests
 from brics_cli.runtime.distributed import is_first_process
 from brics_cli.runtime.reporting import Reporter, command_line
-from brics_cli.training.state import STATE_FILE, read_state_file
+from brics_cli.training.state import checkpoints, newest_checkpoint, read_counts
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.differences import differences
 
@@ -43,33 +43,6 @@ def open_for_resume(path: Path, *, kind: str) -> Artefact:
     return artefact
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The run's complete checkpoints, oldest first. Copies that somebody keeps under other names are none of them."""
-    found = [path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE_FILE}")]
-    return sorted((path for path in found if path.name.removeprefix("step-").isdecimal()), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-@contextmanager
-def newest_checkpoint(run: Path) -> Iterator[Path]:
-    """The newest complete checkpoint, to be read in the block; there must be one.
-
-    When it cannot be read and there is one before it, the error says how to go on from that one.
-    """
-    found = checkpoints(run)
-    try:
-        yield found[-1]
-    except ArtefactError as error:
-        if error.next is not None or len(found) == 1:
-            raise
-        before = f"To go on from step {step_of(found[-2]):,} instead, remove {found[-1]}."
-        raise ArtefactError(error.what, next=before) from None
-
-
 def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int | None, reporter: Reporter) -> Recipe:
     """The recipe that a resumed run goes on with: its config.yaml, `--set` and `--steps`.
 
@@ -83,30 +56,29 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
     if not checkpoints(run):
         return recipe  # nothing is trained yet: it may still become any run of its kind
     with newest_checkpoint(run) as checkpoint:
-        trained = read_state_file(checkpoint).get("settings", {})
-    now = {key: value for key, value in settings_of(recipe).items() if key in trained}
-    trained = {key: value for key, value in trained.items() if key in now}
-    changed = {key for key in now if now[key] != trained[key]}
-    lines = differences(_only(trained, changed), _only(now, changed))
-    fixed = {key for key in changed if _is_fixed(key, trained, now)}
+        trained = read_counts(checkpoint).settings
+    now = settings_of(recipe)
+    changed = [key for key in sorted(now.keys() & trained.keys()) if now[key] != trained[key]]
+
+    def listed(keys: Names[str]) -> str:
+        return "; ".join(differences({key: trained[key] for key in keys}, {key: now[key] for key in keys}))
+
+    fixed = [key for key in changed if _is_fixed(key, trained, now)]
     if fixed:
         raise UsageError(
-            f"{run} cannot go on with other settings of this kind: "
-            f"{'; '.join(differences(_only(trained, fixed), _only(now, fixed)))}",
+            f"{run} cannot go on with other settings of this kind: {listed(fixed)}",
             next=f"Start a new run from its weights: --init-from {command_line(run)}",
         )
-    said = {override.partition("=")[0].strip() for override in overrides}
-    unsaid = {key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in said)}
+    said = [override.partition("=")[0].strip() for override in overrides]
+    unsaid = [key for key in changed if not _is_in(key, said)]
     if unsaid:
-        again = " ".join(_set_option(key, now[key]) for key in sorted(unsaid))
-        quoted = command_line(run)
+        again, quoted = " ".join(_set_option(key, now[key]) for key in unsaid), command_line(run)
         raise ArtefactError(
-            f"{path} has changed since {checkpoint.name}: "
-            f"{'; '.join(differences(_only(trained, unsaid), _only(now, unsaid)))}",
+            f"{path} has changed since {checkpoint.name}: {listed(unsaid)}",
             next=f"If that is meant, say it again: --resume {quoted} {again}; or start a new run: --init-from {quoted}",
         )
-    if lines:
-        reporter.message(f"settings that change from here on: {'; '.join(lines)}")
+    if changed:
+        reporter.message(f"settings that change from here on: {listed(changed)}")
     return recipe
 
 
@@ -182,11 +154,12 @@ def reopen_store(artefact: Artefact, workspace: Workspace) -> KeyCodeStore:
 def _is_fixed(key: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     if key == "gan.weight":  # a discriminator cannot appear from nowhere, nor be dropped from the checkpoint
         return not (trained[key] and now[key])
-    return any(key == name or key.startswith(f"{name}.") for name in FIXED)
+    return _is_in(key, FIXED)
 
 
-def _only(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key in keys}
+def _is_in(key: str, blocks: Names[str]) -> bool:
+    """Whether the dotted `key` is one of `blocks`, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in blocks)
 
 
 def _set_option(key: str, value: Any) -> str:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+import brics_cli
 from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
 from brics_cli.images.outputs import output_lock
+from brics_cli.isolation import child_environment
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter, command_line
-from brics_cli.training.environment import environment
-from brics_cli.training.resuming import CONFIG_FILE, checkpoints, newest_checkpoint, settings_of, step_of
-from brics_cli.training.state import DivergedError, TrainingState
+from brics_cli.training.plan import Plan
+from brics_cli.training.resuming import CONFIG_FILE, settings_of
+from brics_cli.training.state import DivergedError, TrainingState, checkpoints, newest_checkpoint, step_of
 from brics_cli.workspace import (
     Artefact,
     atomic_path,
@@ -33,82 +39,72 @@ from brics_cli.workspace import (
     write_text_atomically,
 )
 
+COMMANDS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
+"""Kind of run -> the command that trains it."""
 BEST = "best"
 ENVIRONMENT_FILE = "environment.json"
-
-
-class Plan(Protocol):
-    """What a run needs to know of the plan it carries out."""
-
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def artefact(self) -> Artefact: ...
-    @property
-    def resume(self) -> bool: ...
-    @property
-    def init_from(self) -> Path | None: ...
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors")
 
 
 class Run:
     """One training run on disk. In a world of several processes the first one writes, and the others write nothing."""
 
     def __init__(self, artefact: Artefact, *, recipe: Recipe, world: World, first_step: int = 0) -> None:
-        self.artefact = artefact
-        self.path = artefact.path
-        self.recipe = recipe
-        self.world = world
+        self.artefact, self.path, self.recipe, self.world = artefact, artefact.path, recipe, world
         self.writer = SummaryWriter(str(self.path), purge_step=first_step) if world.is_leader else None
-        self.best_score = _best_score(self.path, metric=recipe.training.keep_best)
+        self.best_score: float | None = None
+        with suppress(ArtefactError):  # of a run that has no best model yet
+            best = read_model_config(self.path / BEST, kind="autoencoder")[0]
+            score = best.get(f"val/{recipe.training.keep_best}")
+            self.best_score = score if isinstance(score, float) else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append `values` of `step` to metrics.jsonl and TensorBoard; what the first process has of them counts."""
-        self.world.lead(lambda: self._append(step, values))
 
-    def _append(self, step: int, values: Mapping[str, float]) -> None:
-        assert self.writer is not None
-        if not values:
-            return
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        def append() -> None:
+            assert self.writer is not None
+            if not values:
+                return
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
-    def snapshot(self, save: Callable[[Path], None], *, step: int) -> None:
-        """Let `save` write the picture of `step`."""
-        self.world.lead(lambda: save(self.path / "images" / f"step-{step:08d}.png"))
+        self.world.lead(append)
 
     def save_checkpoint(self, state: TrainingState[Any]) -> None:
         """Write a checkpoint atomically, then remove the oldest ones beyond `training.keep_checkpoints`."""
-        self.world.lead(lambda: self._write_checkpoint(state))
 
-    def _write_checkpoint(self, state: TrainingState[Any]) -> None:
-        with atomic_path(self.path / "checkpoints" / f"step-{state.step:08d}") as temporary:
-            temporary.mkdir()
-            state.save(temporary, settings=settings_of(self.recipe))
-        for old in checkpoints(self.path)[: -self.recipe.training.keep_checkpoints]:
-            shutil.rmtree(old)
+        def write() -> None:
+            with atomic_path(self.path / "checkpoints" / f"step-{state.step:08d}") as temporary:
+                temporary.mkdir()
+                state.save(temporary, settings=settings_of(self.recipe))
+            for old in checkpoints(self.path)[: -self.recipe.training.keep_checkpoints]:
+                shutil.rmtree(old)
+
+        self.world.lead(write)
 
     def publish(self, save: Callable[[Path], str], *, step: int, summary: str, **details: Any) -> None:
         """Let `save` write the run's model directory and return its sha256; then write the run's provenance.
 
         `details` are added to it; the run is complete when `step` is the recipe's last.
         """
-        self.world.lead(lambda: self._write_model(save, step=step, summary=summary, details=details))
 
-    def _write_model(self, save: Callable[[Path], str], *, step: int, summary: str, details: dict[str, Any]) -> None:
-        sha256 = save(self.path / "model")
-        details = {**self.artefact.details, **details, "sha256": sha256, "step": step, "summary": summary}
-        self.artefact = replace(self.artefact, complete=step == self.recipe.training.steps, details=details)
-        write_provenance(self.artefact)
+        def write() -> None:
+            sha256 = save(self.path / "model")
+            added = {**details, "sha256": sha256, "step": step, "summary": summary}
+            complete = step == self.recipe.training.steps
+            self.artefact = replace(self.artefact, complete=complete, details={**self.artefact.details, **added})
+            write_provenance(self.artefact)
+
+        self.world.lead(write)
 
     def keep_if_best(self, save: Callable[[Path], str], scores: Mapping[str, float]) -> None:
         """Let `save` write `best/`, a model directory, when the score that the recipe goes by is the best so far."""
         score = scores.get(f"val/{self.recipe.training.keep_best}")
-        if score is None or (self.best_score is not None and score <= self.best_score):
-            return
-        self.best_score = score
-        self.world.lead(lambda: save(self.path / BEST))
+        if score is not None and (self.best_score is None or score > self.best_score):
+            self.best_score = score
+            self.world.lead(lambda: save(self.path / BEST))
 
     def interrupted(self, state: TrainingState[Any]) -> InterruptedRunError:
         """The error that ends a run that was asked to stop, and has been saved."""
@@ -120,12 +116,11 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        command = "train-ae" if self.artefact.kind == "autoencoder" else "train-diffusion"
-        return f"brics {command} --resume {command_line(self.path)}"
+        return f"brics {COMMANDS[self.artefact.kind]} --resume {command_line(self.path)}"
 
     @contextmanager
     def going_on_explained(self) -> Iterator[None]:
-        """What the machine ends the block with (a full disk, no memory, losses that are no numbers) says what is
+        """What the machine ends the block with (a full disk, no memory, losses that are not finite) says what is
         intact, and the command that goes on. Raises MachineError."""
         try:
             yield
@@ -148,7 +143,8 @@ class Run:
         if error.what.startswith("out of memory"):
             per_process = schedule.batch_size // self.world.size
             finer = (num for num in range(schedule.accumulate + 1, per_process + 1) if per_process % num == 0)
-            return "".join(f" --set training.accumulate={num}" for num in islice(finer, 1))
+            if num := next(finer, None):
+                return f" --set training.accumulate={num}"
         return ""
 
 
@@ -161,28 +157,33 @@ def open_run(
     Raises MachineError when another process trains it, WouldOverwriteError, and ArtefactError when what it should
     continue or start from cannot be read.
     """
-    artefact, recipe = plan.artefact, plan.recipe
+    artefact, recipe, path = plan.artefact, plan.recipe, plan.artefact.path
     with ExitStack() as stack:
-        world.lead(lambda: stack.enter_context(output_lock(artefact.path)))
+        world.lead(lambda: stack.enter_context(output_lock(path)))
         if plan.resume:
-            world.lead(lambda: remove_half_written(artefact.path))
-            if checkpoints(artefact.path):
-                _load_newest(artefact.path, state, reporter)
-            elif plan.init_from is not None:
-                state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
-            if state.step > recipe.training.steps:
-                raise UsageError(
-                    f"{artefact.path} is at step {state.step:,} already, beyond --steps {recipe.training.steps:,}",
-                    next="Give more --steps.",
+            world.lead(lambda: remove_half_written(path))
+        if plan.resume and checkpoints(path):
+            with newest_checkpoint(path) as newest:
+                new = state.load(newest)
+            if new:
+                reporter.warning(
+                    f"{newest} holds no average of width {', '.join(new)}: it starts from the plain average of step "
+                    f"{state.step:,}"
                 )
-            world.lead(lambda: _take_up(artefact.path, recipe, step=state.step))
+        elif plan.init_from is not None:
+            state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
+        if state.step > recipe.training.steps:
+            raise UsageError(
+                f"{path} is at step {state.step:,} already, beyond --steps {recipe.training.steps:,}",
+                next="Give more --steps.",
+            )
+        if plan.resume:
+            world.lead(lambda: _take_up(path, recipe, step=state.step))
             before_any = "" if state.step else ", before its first checkpoint"
-            reporter.message(f"resuming {artefact.path} at step {state.step:,}{before_any}")
+            reporter.message(f"resuming {path} at step {state.step:,}{before_any}")
         else:
-            if plan.init_from is not None:
-                state.start_from(read_model_config(plan.init_from, kind=artefact.kind)[1])
-            world.lead(lambda: _create(artefact, recipe=recipe, device=world.device, overwrite=overwrite))
-            reporter.message(f"run: {artefact.path}")
+            world.lead(lambda: _create(artefact, recipe, world.device, overwrite=overwrite))
+            reporter.message(f"run: {path}")
         run = Run(artefact, recipe=recipe, world=world, first_step=state.step + 1 if plan.resume else 0)
         try:
             with run.going_on_explained():
@@ -193,59 +194,35 @@ def open_run(
                     run.writer.close()
 
 
-def _load_newest(run: Path, state: TrainingState[Any], reporter: Reporter) -> None:
-    with newest_checkpoint(run) as newest:
-        new = state.load(newest)
-    if new:
-        reporter.warning(
-            f"{newest} holds no average of width {', '.join(new)}: it starts from the plain average of step "
-            f"{state.step:,}"
-        )
-
-
-def _create(artefact: Artefact, *, recipe: Recipe, device: torch.device, overwrite: bool) -> None:
+def _create(artefact: Artefact, recipe: Recipe, device: torch.device, *, overwrite: bool) -> None:
     """Make the directory and write what is known before the first step."""
-    _clear_beginning(artefact.path)
-    inputs = [parent.path for parent in artefact.parents]
-    check_output(artefact.path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
-    artefact.path.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(artefact.path / ENVIRONMENT_FILE, environment(device, seed=recipe.training.seed))
-    write_text_atomically(artefact.path / CONFIG_FILE, dump_yaml(recipe))
-    write_provenance(artefact)
-
-
-def _clear_beginning(path: Path) -> None:
-    """Remove what a kill within `_create` left: its first files, and not one other."""
+    path = artefact.path
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     others = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
     if names and others <= {ENVIRONMENT_FILE, CONFIG_FILE} and (ENVIRONMENT_FILE in others or not others):
-        shutil.rmtree(path)
+        shutil.rmtree(path)  # a kill within this function left its first files, and not one other
+    inputs = [parent.path for parent in artefact.parents]
+    check_output(path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(path / ENVIRONMENT_FILE, environment(device, seed=recipe.training.seed))
+    write_text_atomically(path / CONFIG_FILE, dump_yaml(recipe))
+    write_provenance(artefact)
 
 
 def _take_up(path: Path, recipe: Recipe, *, step: int) -> None:
     """Write the settings that the run goes on with, and drop the metrics of steps after `step`: they come again."""
+
+    def is_kept(line: str) -> bool:  # whole and of a step up to then; a crash can leave one that is damaged
+        try:
+            return line.endswith("\n") and parse_json(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            return False
+
     write_text_atomically(path / CONFIG_FILE, dump_yaml(recipe))
     metrics = path / "metrics.jsonl"
     if metrics.is_file():
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        write_text_atomically(metrics, "".join(line for line in lines if _is_of(line, until=step)))
-
-
-def _is_of(line: str, *, until: int) -> bool:
-    """Whether a line of metrics is whole, and of a step up to `until`. A crash can leave one that is damaged."""
-    try:
-        return line.endswith("\n") and parse_json(line)["step"] <= until
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _best_score(run: Path, *, metric: str) -> float | None:
-    """What the run's best model scored; None when it has none, or none by this metric."""
-    try:
-        score = read_model_config(run / BEST, kind="autoencoder")[0].get(f"val/{metric}")
-    except ArtefactError:
-        return None
-    return score if isinstance(score, float) else None
+        write_text_atomically(metrics, "".join(filter(is_kept, lines)))
 
 
 def remove_half_written(run: Path) -> None:
@@ -264,11 +241,40 @@ def remove_half_written(run: Path) -> None:
                 path.unlink()
 
 
-@dataclass
-class TrainResult:
-    """What a training command returns: the run, how far it came, its last metrics by name, images left out."""
+def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
+    """What a run was made with: versions, device, seed, command line."""
+    return {
+        "brics": brics_cli.__version__,
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "seed": seed,
+        "command": ["brics", *sys.argv[1:]],
+    }
 
-    run: Path
-    step: int
-    metrics: dict[str, float]
-    num_failed: int = 0
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that brics runs from, `+` for uncommitted changes; None for an installed brics."""
+    checkout = Path(brics_cli.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    git = ["git", "-c", "core.fsmonitor=", "-C", str(checkout)]
+    describe = ["describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
+    try:
+        return subprocess.run(
+            git + describe, env=child_environment(), capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from brics_cli.codes import KeyCodeStore
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import SilentReporter
-from brics_cli.training.codes import TrainingCodes
-from brics_cli.training.levels import LevelMeans
+from brics_cli.training.codes import LevelMeans, TrainingCodes
 from brics_cli.training.order import SampleOrder
 
 pytestmark = pytest.mark.gpu

@@ -165,7 +165,7 @@ def damage(path: Path, how: str) -> None:
         ("optimiser.pt", "truncated", "cannot be read"),
         ("discriminator.safetensors", "foreign", "is damaged or truncated"),
         ("state.json", "truncated", "is damaged"),
-        ("state.json", "foreign", "is not one that brics wrote"),
+        ("state.json", "foreign", "was not written by brics"),
         ("state.json", "newer", "has checkpoint format 9, this brics reads 1. It was written by a newer brics"),
     ],
 )

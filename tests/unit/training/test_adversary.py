@@ -145,7 +145,7 @@ def test_damaged_counts_of_the_discriminator_are_refused(tmp_path: Path, counts:
     state.save(tmp_path)
     path = tmp_path / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"adversary": counts}))
-    with pytest.raises(ArtefactError, match=r"is damaged: its state\.json says"):
+    with pytest.raises(ArtefactError, match=r"state\.json is damaged \(adversary\."):
         state_with_gan().load(tmp_path)
 
 

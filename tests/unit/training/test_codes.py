@@ -18,8 +18,7 @@ from brics_cli.runtime.distributed import World
 from brics_cli.runtime.randomness import Stream, keyed_coins
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.training import codes as training_codes
-from brics_cli.training.codes import TrainingCodes, dequantise_on_device
-from brics_cli.training.levels import LevelMeans
+from brics_cli.training.codes import LevelMeans, TrainingCodes, dequantise_on_device
 from brics_cli.training.order import SampleOrder
 
 CPU = torch.device("cpu")

@@ -12,13 +12,21 @@ from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.images import open_collection
 from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.runtime.reporting import SilentReporter
-from brics_cli.training.ema import Ema, gamma_of, half_life_decay, power_decay
 from brics_cli.training.images import TrainingImages
-from brics_cli.training.optimiser import build_optimiser, lr_factor, read_optimiser
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.resuming import checkpoints, step_of
 from brics_cli.training.run import remove_half_written
-from brics_cli.training.state import TrainingState
+from brics_cli.training.state import (
+    Ema,
+    TrainingState,
+    build_optimiser,
+    checkpoints,
+    gamma_of,
+    half_life_decay,
+    lr_factor,
+    power_decay,
+    read_optimiser,
+    step_of,
+)
 
 
 def shards(*sizes: int) -> list[np.ndarray]:

@@ -1,18 +1,37 @@
-"""A batch of images as the autoencoder trains on it: on the device, mirrored, with its codes' noise; its parts, and the
-means of what comes out of them. B images of S px, codes (C, h, w)."""
+"""A step of the autoencoder's training, the same for the job, its estimate and the benchmarks: a batch on the device,
+its micro-batches, their losses, and the means of what is logged. B images of S px, codes (C, h, w)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from brics_cli.autoencoder.autoencoder import AutoencoderOutput
 from brics_cli.autoencoder.image_tensors import to_tensor
+from brics_cli.autoencoder.losses import Distance, reconstruction_loss
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.runtime.distributed import World
+from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
+from brics_cli.training.adversary import Adversary
 from brics_cli.training.images import Batch
+
+Forward = Callable[..., AutoencoderOutput]
+"""The autoencoder's training pass, as it is, compiled or in DDP."""
+
+
+def compiled(model: nn.Module, *, enabled: bool) -> nn.Module:
+    """`model`, compiled where the recipe asks for it.
+
+    Its parameters keep their names: EMA and checkpoints take them from the model that went in.
+    """
+    if not enabled:
+        return model
+    # The adaptive GAN weight goes through the graph of the losses twice, which donated buffers would not survive.
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 def prepare(batch: Batch, recipe: AutoencoderRecipe, *, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -32,6 +51,28 @@ def micro_batches(images: Tensor, noise: Tensor, *, num: int) -> Iterator[tuple[
     """`num` equal parts of a process's share of a batch, each with whether it is the last one."""
     for index, (some, their_noise) in enumerate(zip(images.chunk(num), noise.chunk(num), strict=True)):
         yield some, their_noise, index == num - 1
+
+
+def autoencoder_loss(
+    recipe: AutoencoderRecipe,
+    forward: Forward,
+    images: Tensor,
+    noise: Tensor,
+    *,
+    distance: Distance | None,
+    adversary: Adversary | None,
+    step: int,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """What the autoencoder minimises on a micro-batch (B, 3, S, S): a scalar, its terms and statistics by name, and
+    the reconstructions. `distance` is the recipe's perceptual one."""
+    with autocast(training_precision(recipe.training.precision, images.device), images.device):
+        out = forward(images, noise=noise)
+    terms = reconstruction_loss(recipe.loss, out.reconstructions, images, distance=distance)
+    loss = sum(terms.values(), out.aux_loss.float())
+    if adversary is not None:
+        terms["gan"] = adversary.judge(out.reconstructions, terms, step=step)
+        loss = loss + terms["gan"]
+    return loss, terms | out.stats, out.reconstructions
 
 
 class Means:

@@ -1,0 +1,31 @@
+"""The names that recipes, stores and options choose from, each list here alone, with its default.
+
+What a name stands for is registered beside the code that does it; `tests/unit/config/test_names.py` compares.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Transform = Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"]
+"""How an image becomes a square (`images.pixels`)."""
+DEFAULT_TRANSFORM: Transform = "crop-bicubic"
+
+Precision = Literal["fp32", "bf16"]
+"""What networks compute in (`runtime.precision`, which has the default of a device)."""
+
+CodeKind = Literal["bounded", "continuous"]
+"""Codes in [0, 1], or any real numbers."""
+Quantisation = Literal["uint8", "uint16", "float16"]
+"""How a key-code store keeps codes (`codes.format`)."""
+DEFAULT_QUANTISATIONS: dict[CodeKind, Quantisation] = {"bounded": "uint8", "continuous": "float16"}
+
+Objective = Literal["eps", "v", "x0", "edm", "flow"]
+Schedule = Literal["cosine", "cosine-shifted", "edm-lognormal", "logit-normal"]
+Weighting = Literal["none", "min-snr", "soft-min-snr", "edm"]
+"""Of diffusion (`diffusion.diffusion`). The names of samplers are those of its registry, `diffusion.samplers`."""
+
+Perceptual = Literal["none", "multiscale", "lpips", "vgg16"]
+"""Perceptual distances of the autoencoder's loss (`autoencoder.losses`)."""
+GanLoss = Literal["hinge", "non-saturating"]
+"""`autoencoder.discriminator`."""

@@ -1,0 +1,32 @@
+"""What networks compute in, decided here alone: bf16 autocast on CUDA, float32 elsewhere (DESIGN section 9).
+
+Weights, codes, interpolation, losses, samplers' state and the networks of metrics stay in float32 all the same.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from brics_cli.config.names import Precision
+
+
+def default_precision(device: torch.device) -> Precision:
+    """What networks compute in on `device` unless a user says otherwise."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def training_precision(asked: Precision, device: torch.device) -> Precision:
+    """A recipe's precision, as far as it pays on `device`: bf16 is slower than float32 on a CPU."""
+    return asked if default_precision(device) == "bf16" else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The forward passes inside compute in `precision`, fp32 or bf16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside. (Meta tensors, on which arithmetic is counted, have none.)"""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -1,0 +1,164 @@
+"""What both training jobs do around a step: count the time, log, validate, draw, save, stop.
+
+The job computes steps; after each it calls `Loop.end_step`, which does what is due.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Generic
+
+from brics_cli.runtime.distributed import World
+from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
+from brics_cli.runtime.stopping import StopRequest, stop_signals
+from brics_cli.training.plan import Plan
+from brics_cli.training.run import COMMANDS, Run, open_run
+from brics_cli.training.state import ModelT, TrainingState, Update
+
+EXPECTATION_AFTER_STEPS = 2
+WORTH_A_WARNING = timedelta(minutes=10)
+
+
+@dataclass
+class TrainResult:
+    """What a training command returns: the run, how far it came, its last metrics by name, images left out."""
+
+    run: Path
+    step: int
+    metrics: dict[str, float]
+    num_failed: int = 0
+
+
+@contextmanager
+def open_loop(
+    plan: Plan, state: TrainingState[ModelT], *, world: World, overwrite: bool, reporter: Reporter
+) -> Iterator[Loop[ModelT]]:
+    """The loop of a plan: its run opened or resumed, with `state` restored, signals caught, progress shown."""
+    with (
+        open_run(plan, state, world=world, overwrite=overwrite, reporter=reporter) as run,
+        stop_signals() as stop,
+        reporter.task(
+            COMMANDS[plan.artefact.kind], total=state.schedule.steps, unit="step", initial=state.step
+        ) as task,
+    ):
+        yield Loop(run, state, world=world, stop=stop, task=task, reporter=reporter)
+
+
+class Loop(Generic[ModelT]):
+    """The end of a training step; `metrics` are the newest of each name, `stop` says whether somebody asked to stop."""
+
+    def __init__(
+        self,
+        run: Run,
+        state: TrainingState[ModelT],
+        *,
+        world: World,
+        stop: StopRequest,
+        task: Task,
+        reporter: Reporter,
+    ) -> None:
+        self.run, self.state, self.world, self.stop = run, state, world, stop
+        self.metrics: dict[str, float] = {}
+        self.times = TimeSplit()
+        self._task, self._reporter = task, reporter
+        self._is_due = False
+        self._started = self._lap_started = time.perf_counter()
+        self._num_steps = self._steps_in_lap = 0
+
+    def end_step(
+        self,
+        update: Update,
+        values: Mapping[str, float],
+        *,
+        log_too: Callable[[], dict[str, float]] = dict,
+        validate: Callable[[], dict[str, float]] | None = None,
+        snapshot: Callable[[Path], dict[str, float]],
+        save: Callable[[Path, dict[str, float]], str],
+    ) -> None:
+        """Log, validate, draw and save as the recipe says.
+
+        `values` are of this step; `log_too` gives what has added up since the last line. `validate` returns scores,
+        in every process; `snapshot` draws into a file and may score too, in the first. `save` writes the average as a
+        model directory, with the scores it was given, and returns its sha256. Raises InterruptedRunError once all is
+        saved of a run that was asked to stop, MachineError when training has diverged.
+        """
+        state, run, schedule = self.state, self.run, self.state.schedule
+        last = state.step == schedule.steps
+        self._num_steps += 1
+        self._steps_in_lap += 1
+        self._warn_if_long()
+
+        if state.step % schedule.log_every == 0 or last:
+            logged = {f"train/{name}": value for name, value in values.items()} | log_too()
+            logged |= {"train/loss": update.loss, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
+            self._record(logged | {"train/skipped": float(state.num_skipped)} | self._lap())
+        self._task.advance(note=f"loss {update.loss:.4f}{_psnr(self.metrics, '  val')}{_times(self.metrics)}")
+
+        scores: dict[str, float] = {}
+        if validate is not None and (state.step % schedule.val_every == 0 or last):
+            scores = validate()
+            self._record(scores)
+            run.keep_if_best(lambda directory: save(directory, scores), scores)
+        if state.step % schedule.snapshot_every == 0 or last:
+            path = run.path / "images" / f"step-{state.step:08d}.png"
+            self._record(self.world.lead(lambda: snapshot(path)) or {})
+
+        stopping = self.world.any(self.stop.requested)
+        self._is_due = self._is_due or state.step % schedule.checkpoint_every == 0 or last or stopping
+        if self._is_due and state.is_sound():  # after a step that was skipped, the next good one is saved
+            summary = f"{run.recipe.name}, step {state.step:,}{_psnr(scores, ',')}"
+            run.publish(lambda directory: save(directory, scores), step=state.step, summary=summary, **scores)
+            run.save_checkpoint(state)
+            self._is_due = False
+            if stopping and not last:
+                raise run.interrupted(state)
+        elif last:
+            raise state.diverged("the last losses or weights are not finite")
+
+    def result(self, *, num_failed: int = 0) -> TrainResult:
+        """What the job returns."""
+        return TrainResult(self.run.path, self.state.step, self.metrics, num_failed)
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        self.metrics |= values
+        self.run.log(self.state.step, values)
+
+    def _lap(self) -> dict[str, float]:
+        """Images per second and the shares of time since the last log line, which sum to 1; starts the next lap."""
+        now = time.perf_counter()
+        seconds = now - self._lap_started
+        waiting, compute = (self.times.seconds.pop(name, 0.0) / seconds for name in ("waiting", "compute"))
+        img_per_s = self._steps_in_lap * self.state.schedule.batch_size / seconds
+        self._lap_started, self._steps_in_lap = now, 0
+        shares = {"img_per_s": img_per_s, "waiting": waiting, "compute": compute, "rest": 1.0 - waiting - compute}
+        return {f"time/{name}": value for name, value in shares.items()}
+
+    def _warn_if_long(self) -> None:
+        """After the first few steps on a CPU, say how long the others will take, if that is long."""
+        if self.world.device.type != "cpu" or self._num_steps != EXPECTATION_AFTER_STEPS:
+            return
+        num_steps = self.state.schedule.steps - self.state.step
+        per_step = (time.perf_counter() - self._started) / self._num_steps
+        expected = timedelta(seconds=round(per_step * num_steps))
+        if expected > WORTH_A_WARNING:
+            self._reporter.warning(
+                f"on this CPU a step takes {per_step:.2f} s, so {num_steps:,} take about {expected}. Ctrl-C saves "
+                "and --resume goes on; --recipe tiny takes minutes; this recipe is made for a GPU"
+            )
+
+
+def _psnr(scores: Mapping[str, float], before: str) -> str:
+    return f"{before} {scores['val/psnr']:.2f} dB" if "val/psnr" in scores else ""
+
+
+def _times(metrics: Mapping[str, float]) -> str:
+    """Images per second and where the time went; empty before the first log line."""
+    if "time/img_per_s" not in metrics:
+        return ""
+    shares = "  ".join(f"{name} {metrics[f'time/{name}']:.0%}" for name in ("waiting", "compute", "rest"))
+    return f"  {metrics['time/img_per_s']:,.0f} img/s  {shares}"

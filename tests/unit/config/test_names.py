@@ -1,0 +1,39 @@
+"""Every list of names in config has what it names registered, and nothing else is."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from brics_cli.codes.format import QUANTISATIONS
+from brics_cli.config import AutoencoderConfig, DiffusionConfig, names
+from brics_cli.config import bottlenecks as bottleneck_configs
+from brics_cli.diffusion import diffusion
+from brics_cli.images import TRANSFORM_VERSIONS
+
+
+def test_transforms_quantisations_and_their_defaults() -> None:
+    assert set(get_args(names.Transform)) == set(TRANSFORM_VERSIONS)
+    assert set(get_args(names.Quantisation)) == set(QUANTISATIONS)
+    assert set(names.DEFAULT_QUANTISATIONS) == set(get_args(names.CodeKind))
+
+
+@pytest.mark.parametrize(
+    ("key", "computes"),
+    [
+        ("objective", lambda config, x: diffusion.parametrisation(config, x).out),
+        ("schedule", diffusion.sampling_log_snr),
+        ("weighting", diffusion.weight),
+    ],
+)
+def test_every_name_of_diffusion_computes_something(key, computes) -> None:
+    times = torch.tensor([0.25, 0.75])
+    for name in get_args(getattr(names, key.capitalize())):
+        assert computes(DiffusionConfig.model_validate({key: name}), times).shape == times.shape, name
+
+
+def test_the_default_bottleneck_is_one_of_them() -> None:
+    kinds = {each.model_fields["kind"].default for each in get_args(get_args(bottleneck_configs.BottleneckConfig)[0])}
+    assert AutoencoderConfig(image_size=32, encoder={"widths": (8,)}, decoder={"widths": (8,)}).bottleneck.kind in kinds

@@ -28,6 +28,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
+from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
+
 if TYPE_CHECKING:
     from brics_cli.codes import Quantisation
     from brics_cli.diffusion.classes import Balance
@@ -281,11 +284,12 @@ def train_diffusion(
 def sample(
     model: str | Path | None = None,
     *,
-    num: int = 64,
-    seeds: range | None = None,
+    num: int | None = None,
+    seeds: str | range | None = None,
+    seed: int | None = None,
     out: str | Path | None = None,
     format: str | None = None,
-    sampler: str = "dpmpp-2m",
+    sampler: str = DEFAULT_SAMPLER,
     steps: int | None = None,
     guidance: float = 1.0,
     guide: str | Path | None = None,
@@ -294,8 +298,8 @@ def sample(
     clip: bool = True,
     ema: float | None = None,
     autoencoder: str | Path | None = None,
-    batch_size: int = 32,
-    shard_size: int = 1000,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    shard_size: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     workspace: str | Path = ".",
@@ -304,10 +308,11 @@ def sample(
     """Sample images from a diffusion model, one seed per image; the image of a seed is the same in every run.
 
     model: the run of a diffusion model. None: the newest in `workspace`.
-    num, seeds: the seeds 0 to `num` - 1; or those of the range `seeds`, of step 1.
+    num, seed: how many images, and the seed of the first. None: 64, or as many as `seeds`; 0.
+    seeds: the seeds instead, a range of step 1 or "A-B" with both ends.
     out: a folder, or one `*.zip`, `*.npz`, `*.tar` or `*.h5`. None: `runs/samples/DATE-RECIPE` in `workspace`.
     format: `wds`, `png`, `zip`, `npz`, or `h5` for the codes themselves. None: by `out`; wds for a folder.
-    sampler, steps: `dpmpp-2m`, `heun`, `ddim` or `ddpm`, and its steps. None: the sampler's own number.
+    sampler, steps: one of `brics_cli.diffusion.samplers.SAMPLERS`, and its steps. None: the sampler's own number.
     guidance: scale of guidance, by classes or by `guide`; 1 is none.
     guide: the run of a weaker model of the same codes, to be led away from (autoguidance).
     class_, class_balance: the class of every image, by number or name; or how classes are drawn, `proportional` as
@@ -315,7 +320,7 @@ def sample(
     clip: limit each estimate to the range that codes can have.
     ema: the width of the average of the weights, 0.05 say. None: the plain one.
     autoencoder: the run of the autoencoder of the codes. None: found by the model's own record of it.
-    batch_size, shard_size: images per batch, and per shard of wds and h5.
+    batch_size, shard_size: images per batch, and per shard of wds and h5. None: 1000 per shard.
     device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
     overwrite, workspace, reporter: see the module.
 
@@ -324,27 +329,30 @@ def sample(
 
     >>> brics_cli.sample("runs/diffusion/demo", seeds=range(100, 164), out="samples.npz").sheet
     """
-    from brics_cli.diffusion.samplers import SamplerSettings
     from brics_cli.jobs import sample as job
-    from brics_cli.runtime.device import resolve_devices
-    from brics_cli.sampling.sample_plan import plan_sampling, sampled_format
+    from brics_cli.sampling.plan import plan_sampling
 
-    reporter, place, devices = reporter or _default_reporter(), _workspace(workspace), resolve_devices(device)
+    reporter = reporter or _default_reporter()
     plan = plan_sampling(
-        _path(model) or place.resolve("diffusion", argument="model", reporter=reporter).path,
-        seeds=range(num) if seeds is None else seeds,
-        settings=SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip),
-        batch_size=batch_size,
-        workspace=place,
-        device=devices,
+        _path(model),
+        num=num,
+        seeds=seeds,
+        seed=seed,
         out=_path(out),
-        format=sampled_format(_path(out), asked=format),
-        class_=class_,
-        balance=class_balance,
-        shard_size=shard_size,
-        ema=ema,
+        format=format,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        clip=clip,
         guide=_path(guide),
-        ae_path=_path(autoencoder),
+        class_=class_,
+        class_balance=class_balance,
+        ema=ema,
+        autoencoder=_path(autoencoder),
+        batch_size=batch_size,
+        shard_size=shard_size,
+        device=device,
+        workspace=_workspace(workspace),
         reporter=reporter,
     )
     return job.sample(plan, overwrite=overwrite, reporter=reporter)

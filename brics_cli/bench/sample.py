@@ -14,14 +14,13 @@ from functools import partial
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.bench.sample_models import decoding_gflop, estimate_gflop
 from brics_cli.bench.timing import device_name, median_seconds, peak_bytes
 from brics_cli.diffusion.denoisers import Denoiser
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.batch_sizes import OutOfMemory, attempt
-from brics_cli.sampling.samples import SampleStream
+from brics_cli.sampling.models import Models
 
 RELEASE_GFLOP = 301_000.0
 """The authors' release as counted for it: 1000 ancestral steps of its U-Net at 64 x 64 x 4, 301 GFLOP each."""
@@ -98,7 +97,7 @@ def bench_sample(
     one. Raises UsageError for guidance that the model cannot have, ArtefactError for a guide that does not fit.
     """
     timer = _Timer(denoiser, autoencoder, guide=guide, guidance=guidance, repeats=repeats, budget_s=budget_s)
-    timer.stream(samplers[0], None, batch_size)  # what cannot be meant is said before anything is timed
+    timer.models(samplers[0], None)  # what cannot be meant is said before anything is timed
     evaluation_gflop = estimate_gflop(denoiser, guide=guide, guidance=guidance)
     decoder_gflop = decoding_gflop(autoencoder)
     reporter.message(f"timing {', '.join(samplers)} in batches of {batch_size}")
@@ -164,14 +163,14 @@ class _Timer:
         self.denoiser, self.autoencoder, self.guide, self.guidance = denoiser, autoencoder, guide, guidance
         self.repeats, self.budget_s, self.device = repeats, budget_s, denoiser.mean.device
 
-    def stream(self, sampler: str, steps: int | None, size: int) -> SampleStream:
+    def models(self, sampler: str, steps: int | None) -> Models:
         settings = SamplerSettings(sampler=sampler, steps=steps, guidance=self.guidance)
-        return SampleStream(self.denoiser, settings, batch_size=size, guide=self.guide)
+        return Models(self.denoiser, self.autoencoder, settings, self.guide)
 
     def walk_s(self, sampler: str, steps: int, size: int) -> float:
         """From seeds to the codes of `size` images."""
-        stream = self.stream(sampler, steps, size)
-        return self._seconds(lambda: stream.compute(range(size)))
+        models = self.models(sampler, steps)
+        return self._seconds(lambda: models.compute(range(size)))
 
     def estimate_s(self, sampler: str, size: int) -> float:
         """One estimate of `size` images, as part of a walk of SHORT_STEPS."""
@@ -181,19 +180,16 @@ class _Timer:
     def decoding_s(self, size: int) -> float:
         """From codes to the pixels of `size` images, in the memory of the machine."""
         codes = torch.full((size, *self.denoiser.code_shape), 0.5, device=self.device)
-        return self._seconds(lambda: self._decode(codes))
+        models = Models(self.denoiser, self.autoencoder)
+        return self._seconds(lambda: models.pixels(codes))
 
     def speed(self, settings: SamplerSettings, size: int) -> BatchSpeed:
         """Images per second in batches of `size`, scaled from a short walk."""
         estimate_s = self.estimate_s(settings.sampler, size)
         img_per_s = size / (settings.num_evaluations * estimate_s + self.decoding_s(size))
-        stream = self.stream(settings.sampler, 1, size)
-        peak = peak_bytes(lambda: self._decode(stream.compute(range(size))[0]), device=self.device)
+        models = self.models(settings.sampler, 1)
+        peak = peak_bytes(lambda: models.pixels(models.compute(range(size))[0]), device=self.device)
         return BatchSpeed(size, img_per_s, None if peak is None else peak / 2**20)
 
     def _seconds(self, work: Callable[[], object]) -> float:
         return median_seconds(work, device=self.device, repeats=self.repeats, warmup=1, budget_s=self.budget_s)
-
-    @torch.inference_mode()
-    def _decode(self, codes: torch.Tensor) -> object:
-        return to_uint8(self.autoencoder.decode(codes))

@@ -127,17 +127,16 @@ def _of_recipes(
 def _of_run(
     run: Path, guide: str | None, guidance: float, session: Session, device: torch.device
 ) -> tuple[str, Denoiser, Autoencoder, Denoiser | None]:
-    from brics_cli.sampling.sample_models import load_sample_models
+    from brics_cli.sampling.models import load_models
 
-    models = load_sample_models(
+    models = load_models(
         run,
-        settings=SamplerSettings(guidance=guidance),
-        batch_size=1,
+        guidance=guidance,
         workspace=session.workspace,
         device=device,
         guide=None if guide is None else Path(guide),
     )
-    return str(run), models.stream.denoiser, models.autoencoder, models.stream.guide
+    return str(run), models.denoiser, models.autoencoder, models.guide
 
 
 def _text(found: SampleCosts, name: str) -> list[RenderableType]:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brics_cli import api
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.cli.sample_options import (
-    DEFAULT_NUM,
-    ClassBalance,
-    SampleFormat,
-    check_picture,
-    chosen_format,
-    grid_sides,
-    seed_range,
-)
-from brics_cli.cli.sample_picture import PictureRequest, draw_picture
-from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLER_NAMES, SamplerSettings
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLER_NAMES
 from brics_cli.errors import InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import command_line
+from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, DEFAULT_FRAMES, DEFAULT_NUM, DEFAULT_SHARD_SIZE, Format
+
+if TYPE_CHECKING:
+    from brics_cli.sampling.plan import Plan
 
 app = options.command_app()
 
 PICTURES = "Pictures"
-DEFAULT_FRAMES, DEFAULT_SHARD_SIZE = 12, 1000
+
+
+class ClassBalance(StrEnum):
+    """How often each class is drawn."""
+
+    proportional = "proportional"
+    even = "even"
 
 
 @app.command()
@@ -57,7 +59,7 @@ def sample(
         typer.Option("--out", metavar="DIR|x.zip|x.npz|x.tar|x.h5", help="Default: runs/samples/DATE-RECIPE."),
     ] = None,
     sample_format: Annotated[
-        SampleFormat | None,
+        Format | None,
         typer.Option(
             "--format",
             help="WebDataset shards, PNG files, EDM's zip, ADM's npz, or a key-code store. Default: by --out; wds for "
@@ -124,7 +126,7 @@ def sample(
             rich_help_panel=PICTURES,
         ),
     ] = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: options.BatchSize = DEFAULT_BATCH_SIZE,
     shard_size: Annotated[
         int | None,
         typer.Option("--shard-size", min=1, help=f"Images per shard (wds, h5). Default: {DEFAULT_SHARD_SIZE:,}."),
@@ -144,102 +146,109 @@ def sample(
 
     Example: brics sample --n 1000 --sampler dpmpp-2m --steps 32
     """
-    settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
-    check_picture(
-        grid=grid, interpolate=interpolate, frames=frames, n=num, seeds=seeds, format=sample_format, codes=codes,
-        shard_size=shard_size, seed=seed if interpolate is not None else None,
-    )  # fmt: skip
-    sides = grid_sides(grid) if grid is not None else None
-    wanted = seed_range(num=num, seeds=seeds, seed=seed)
-    format = chosen_format(sample_format, codes=codes)
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-
-    from brics_cli.jobs.sample import sample as run
-    from brics_cli.runtime.device import resolve_devices
-    from brics_cli.sampling.sample_cost import estimate_seconds
-    from brics_cli.sampling.sample_plan import plan_sampling, sampled_format
-
-    devices = resolve_devices(device)
-    if sides is not None or interpolate is not None:
-        if class_balance is not None:
-            raise UsageError("--class-balance goes with --n or --seeds, not with a picture")
-        if len(devices) > 1:
-            raise UsageError(f"--device {device}: a picture is drawn on one device", next="Name one.")
-        draw_picture(
-            session,
-            PictureRequest(
-                model=model if model is not None else session.resolve("diffusion", argument="--model").path,
-                ema=ema,
-                guide=guide,
-                ae=ae,
-                settings=settings,
-                batch_size=batch_size,
-                class_=class_,
-                device=devices[0],
-                grid=sides,
-                first_seed=wanted.start,
-                interpolate=interpolate,
-                num_frames=frames or DEFAULT_FRAMES,
-            ),
-            out=out,
-            dry_run=dry_run,
-            overwrite=overwrite,
-        )
+    how: dict[str, Any] = {
+        "model": model, "seed": seed, "out": out, "sampler": sampler, "steps": steps, "guidance": guidance,
+        "clip": clip, "guide": guide, "class_": class_, "ema": ema, "autoencoder": ae, "batch_size": batch_size,
+        "device": device, "reporter": session.reporter,
+    }  # fmt: skip
+    if grid is not None or interpolate is not None:
+        _check_alone(
+            grid=grid, interpolate=interpolate, n=num, seeds=seeds, format=sample_format, codes=codes,
+            shard_size=shard_size, seed=seed if interpolate is not None else None, class_balance=class_balance,
+        )  # fmt: skip
+        how |= {"grid": grid, "interpolate": interpolate, "num_frames": frames}
+        _draw_picture(session, how, dry_run=dry_run, overwrite=overwrite)
         return
-    if out is not None:
-        session.say_format(out, sampled_format(out, asked=format), asked=format)  # before any work
-    plan = plan_sampling(
-        model if model is not None else session.resolve("diffusion", argument="--model").path,
-        seeds=wanted,
-        settings=settings,
-        batch_size=batch_size,
-        workspace=session.workspace,
-        device=devices,
-        out=out,
-        format=format.value if format is not None else None,
-        class_=class_,
-        balance=class_balance.value if class_balance is not None else None,
-        shard_size=shard_size or DEFAULT_SHARD_SIZE,
-        ema=ema,
-        guide=guide,
-        ae_path=ae,
-        reporter=session.reporter,
-    )
-    if dry_run:
-        seconds = estimate_seconds(plan)
-        shape = plan.stream.denoiser.code_shape
-        size = plan.autoencoder.config.image_size
-        num_bytes = len(wanted) * (shape[0] * shape[1] * shape[2] if plan.format == "h5" else 3 * size**2)
-        session.result(
-            {
-                "images": len(wanted),
-                "seeds": [wanted.start, wanted.stop - 1],
-                "code_shape": list(shape),
-                "image_size": size,
-                "format": plan.format,
-                "out": plan.out,
-                "settings": plan.settings,
-                "num_evaluations": settings.num_evaluations,
-                "max_bytes": num_bytes,
-                "seconds": seconds,
-            },
-            f"would sample {len(wanted):,} images of {size} px (seeds {wanted.start} to {wanted.stop - 1}; codes "
-            f"{' x '.join(map(str, shape))}, {sampler}, {settings.num_evaluations} evaluations each) as {plan.format} "
-            f"into {plan.out}: at most {human_bytes(num_bytes)}, about {seconds:,.0f} s",
+    if frames is not None:
+        raise UsageError("--frames goes with --interpolate", next="Example: --interpolate 3 7 --frames 12")
+    if codes and sample_format not in (None, Format.h5):
+        raise UsageError(
+            f"--codes and --format {sample_format} disagree", next="A key-code store is --codes or --format h5."
         )
+    how |= {
+        "num": num, "seeds": seeds, "format": Format.h5 if codes else sample_format, "class_balance": class_balance,
+        "shard_size": shard_size,
+    }  # fmt: skip
+    if dry_run:
+        from brics_cli.sampling.plan import plan_sampling
+
+        _say_plan(session, plan_sampling(**how, workspace=session.workspace))
         return
     try:
-        sampled = run(plan, overwrite=overwrite, reporter=session.reporter)
+        sampled = api.sample(**how, workspace=session.workspace.root, overwrite=overwrite)
     except InterruptedRunError as error:
+        from brics_cli.jobs.sample import SamplingInterrupted
+
+        assert isinstance(error, SamplingInterrupted)
         # what was left out is said now: the newest model may be another one by then
-        said = [] if model is not None else ["--model", str(plan.stream.denoiser.path)]
-        said += [] if out is not None else ["--out", str(plan.out)]
+        said = [] if model is not None else ["--model", str(error.plan.models.denoiser.path)]
+        said += [] if out is not None else ["--out", str(error.plan.out)]
         command = command_line("brics", *sys.argv[1:], *said)
         raise InterruptedRunError(error.what, next=f"Go on with: {command}") from None
-    if sampled.already_complete:
-        session.reporter.message(f"{plan.out} is complete already, of the same model and settings: nothing to do")
     speed = f" ({sampled.img_per_s:,.1f} img/s)" if sampled.img_per_s is not None and sampled.num_now else ""
     session.result(
         asdict(sampled), [f"{sampled.num_images:,} images{speed}: {sampled.path}", f"contact sheet: {sampled.sheet}"]
     )
     session.next_step("brics", "eval", "--metric", "fid", "--fake", sampled.path)
+
+
+def _say_plan(session: Session, plan: Plan) -> None:
+    from brics_cli.sampling.engine import estimate_seconds
+
+    seconds, models, num = estimate_seconds(plan), plan.models, len(plan.seeds)
+    shape, size, settings = models.denoiser.code_shape, models.autoencoder.config.image_size, models.settings
+    num_bytes = num * (shape[0] * shape[1] * shape[2] if plan.format == Format.h5 else 3 * size**2)
+    session.result(
+        {
+            "images": num,
+            "seeds": [plan.seeds.start, plan.seeds.stop - 1],
+            "code_shape": list(shape),
+            "image_size": size,
+            "format": plan.format,
+            "out": plan.out,
+            "settings": plan.settings,
+            "num_evaluations": settings.num_evaluations,
+            "max_bytes": num_bytes,
+            "seconds": seconds,
+        },
+        f"would sample {num:,} images of {size} px (seeds {plan.seeds.start} to {plan.seeds.stop - 1}; codes "
+        f"{' x '.join(map(str, shape))}, {settings.sampler}, {settings.num_evaluations} evaluations each) as "
+        f"{plan.format} into {plan.out}: at most {human_bytes(num_bytes)}, about {seconds:,.0f} s",
+    )
+
+
+def _check_alone(*, grid: str | None, interpolate: tuple[int, int] | None, **others: object) -> None:
+    """Raise UsageError when a picture was asked for together with options of whole runs; `others` by their names."""
+    if grid is not None and interpolate is not None:
+        raise UsageError("--grid and --interpolate were both given", next="They are two pictures: run it twice.")
+    picture, hint = "--interpolate", "It goes from seed A to seed B in --frames images."
+    if interpolate is None:
+        picture, hint = "--grid", "It shows ROWS x COLS seeds, from --seed A on."
+    for name, value in others.items():
+        if value not in (None, False):
+            raise UsageError(f"{picture} takes no --{name.replace('_', '-')}", next=hint)
+
+
+def _draw_picture(session: Session, how: dict[str, Any], *, dry_run: bool, overwrite: bool) -> None:
+    from brics_cli.jobs.sample_picture import draw, plan_picture
+
+    picture, out = plan_picture(**how, workspace=session.workspace)
+    models = picture.models
+    if dry_run:
+        evaluations = models.settings.num_evaluations
+        value = {
+            "images": picture.num_images,
+            "image_size": models.autoencoder.config.image_size,
+            "num_evaluations": evaluations,
+            "out": out,
+            "settings": {**models.record(batch_size=picture.batch_size), **picture.settings},
+        }
+        session.result(value, f"would draw {picture.summary}, {evaluations} evaluations each, into {out}")
+        return
+    drawn = draw(picture, out=out, overwrite=overwrite, reporter=session.reporter)
+    lines = [f"{picture.summary}: {drawn.path}"]
+    if drawn.frames:
+        lines.append(f"frames: {drawn.frames[0]} to {drawn.frames[-1].name}")
+    session.result(asdict(drawn), lines)
+    session.next_step("brics", "sample", "--model", models.denoiser.path, "--n", "1000")

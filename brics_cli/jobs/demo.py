@@ -13,7 +13,6 @@ from PIL import Image
 
 from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.codes import KeyCodeStore
-from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import WouldOverwriteError
 from brics_cli.evaluation.images import open_images
 from brics_cli.evaluation.reconstruction import psnr, ssim
@@ -30,7 +29,7 @@ from brics_cli.jobs.train_ae import train_autoencoder
 from brics_cli.jobs.train_diffusion import train_diffusion
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.sampling.sample_plan import plan_sampling
+from brics_cli.sampling.plan import plan_sampling
 from brics_cli.training.plan import TrainOptions, plan_autoencoder, plan_diffusion
 from brics_cli.workspace import Artefact, Workspace, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -127,11 +126,10 @@ def run_demo(
     with _timed(seconds, "sample"):
         sampling = plan_sampling(
             model_path,
-            seeds=range(NUM_SAMPLES),
-            settings=SamplerSettings(),
+            num=NUM_SAMPLES,
             batch_size=NUM_SAMPLES,
             workspace=workspace,
-            device=on,
+            device=device,
             out=out / "runs" / "samples" / "demo",
             reporter=reporter,
         )

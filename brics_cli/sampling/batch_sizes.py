@@ -76,26 +76,19 @@ class BatchSizes:
     def at(self, seed: int) -> int:
         """The batch size for `seed`: as recorded, elsewhere the smallest that was recorded."""
         recorded = next((size for first, last, size in self.runs if first <= seed <= last), None)
-        if recorded is None:
-            recorded = min((size for _, _, size in self.runs), default=self.asked)
-        return min(recorded, self.limit)
+        return min(recorded or min((size for _, _, size in self.runs), default=self.asked), self.limit)
 
     def record(self, seeds: range, size: int) -> None:
         """`seeds` (a range with step 1, not empty) are computed in batches of `size`, whatever was said before."""
         first, last = seeds.start, seeds.stop - 1
         kept = [(first, last, size)]
-        for begin, end, other in self.runs:
-            if begin < first:
-                kept.append((begin, min(end, first - 1), other))
-            if end > last:
-                kept.append((max(begin, last + 1), end, other))
+        kept += [(begin, min(end, first - 1), other) for begin, end, other in self.runs if begin < first]
+        kept += [(max(begin, last + 1), end, other) for begin, end, other in self.runs if end > last]
         self.runs = []
         for begin, end, each in sorted(kept):
-            before = self.runs[-1] if self.runs else None
-            if before is not None and before[1] + 1 == begin and before[2] == each:
-                self.runs[-1] = (before[0], end, each)
-            else:
-                self.runs.append((begin, end, each))
+            if self.runs and self.runs[-1][1:] == (begin - 1, each):
+                begin = self.runs.pop()[0]
+            self.runs.append((begin, end, each))
 
     def write(self, directory: Path, *, identity: Mapping[str, Any]) -> None:
         """Keep the record in `directory`, for the run of this `identity` to go on with."""

@@ -13,12 +13,10 @@ from pathlib import Path
 
 import torch
 
-from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SamplerSettings
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.images.reading import Image, ImageStream
-from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.sampling.sample_plan import SamplePlan, plan_sampling
-from brics_cli.sampling.sample_tasks import key_of
+from brics_cli.sampling.models import Models, load_models
+from brics_cli.sampling.tasks import key_of
 from brics_cli.workspace import Workspace
 
 
@@ -32,25 +30,25 @@ class DrawSettings:
 
 
 class DrawnStream(ImageStream):
-    """The images of seeds 0 to N - 1 of a diffusion model; the key of an image is its seed."""
+    """The images of seeds 0 to `num_images` - 1 of a diffusion model; the key of an image is its seed."""
 
     kind = "diffusion"
 
-    def __init__(self, plan: SamplePlan, *, path: str, batch_size: int) -> None:
+    def __init__(self, models: Models, num_images: int, *, path: str, batch_size: int) -> None:
         super().__init__(batch_size=batch_size)
-        self.plan = plan
+        self.models = models
         self.path = path
-        self.keys = [key_of(seed) for seed in plan.seeds]
-        denoiser = plan.stream.denoiser
-        identity = {"settings": plan.settings, "model": denoiser.weights_sha256}
+        self.keys = [key_of(seed) for seed in range(num_images)]
+        settings = {**models.record(batch_size=batch_size), "seeds": f"0-{num_images - 1}"}
+        identity = {"settings": settings, "model": models.denoiser.weights_sha256}
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> str:
-        settings, balance = self.plan.stream.settings, self.plan.stream.balance
-        classes = {"proportional": ", classes as often as in training", "even": ", each class alike"}.get(balance or "")
+        how = {"proportional": ", classes as often as in training", "even": ", each class alike"}
         return (
-            f"{len(self):,} images drawn from a diffusion model, {settings.sampler}, "
-            f"{settings.num_evaluations} evaluations each, seeds {self.plan.settings['seeds']}{classes or ''}"
+            f"{len(self):,} images drawn from a diffusion model, {self.models.settings.sampler}, "
+            f"{self.models.settings.num_evaluations} evaluations each, seeds 0-{len(self) - 1}"
+            f"{how.get(self.models.balance or '', '')}"
         )
 
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
@@ -59,7 +57,10 @@ class DrawnStream(ImageStream):
         waiting: list[Image | None] = []
         for position in range(len(self)) if positions is None else positions:
             if position not in drawn:
-                drawn = self._batch_of(position)
+                first = position - position % self.batch_size
+                seeds = range(first, first + self.batch_size)
+                codes, _ = self.models.compute(seeds)
+                drawn = dict(zip(seeds, self.models.pixels(codes), strict=True))  # (H, W, 3) each
             waiting.append(drawn[position])
             if len(waiting) == self.batch_size:
                 yield waiting
@@ -67,39 +68,10 @@ class DrawnStream(ImageStream):
         if waiting:
             yield waiting
 
-    def _batch_of(self, seed: int) -> dict[int, Image]:
-        """The images of the batch that `seed` is computed in, by seed."""
-        stream = self.plan.stream
-        first = seed - seed % stream.batch_size
-        seeds = range(first, first + stream.batch_size)
-        codes, _ = stream.compute(seeds)
-        with torch.inference_mode():
-            images = to_uint8(self.plan.autoencoder.decode(codes))  # (B, H, W, 3)
-        return dict(zip(seeds, images, strict=True))
-
 
 def draw_images(
-    model: Path,
-    settings: DrawSettings,
-    *,
-    workspace: Workspace,
-    device: torch.device,
-    batch_size: int,
-    reporter: Reporter | None = None,
+    model: Path, settings: DrawSettings, *, workspace: Workspace, device: torch.device, batch_size: int
 ) -> DrawnStream:
-    """The stream of the diffusion run (or its `model` directory) `model`.
-
-    Raises ArtefactError and UsageError as `plan_sampling` does.
-    """
-    plan = plan_sampling(
-        model,
-        seeds=range(settings.num_images),
-        settings=SamplerSettings(sampler=settings.sampler, steps=settings.steps),
-        batch_size=batch_size,
-        workspace=workspace,
-        device=device,
-        out=Path("drawn.h5"),  # nothing is written: a plan is of samples that go somewhere
-        format="h5",
-        reporter=reporter or SilentReporter(),
-    )
-    return DrawnStream(plan, path=str(model.resolve()), batch_size=batch_size)
+    """The stream of the diffusion run (or its `model` directory) `model`. Raises what `load_models` raises."""
+    models = load_models(model, sampler=settings.sampler, steps=settings.steps, workspace=workspace, device=device)
+    return DrawnStream(models, settings.num_images, path=str(model.resolve()), batch_size=batch_size)

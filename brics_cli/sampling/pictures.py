@@ -5,89 +5,132 @@ B images at once, (H, W, 3) uint8; latent noise (C, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.diffusion.samplers import SAMPLERS, Noise, listed
 from brics_cli.errors import UsageError
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.batch_sizes import OutOfMemory, attempt, halved
-from brics_cli.sampling.sample_models import SampleModels
+from brics_cli.sampling.models import Models, OnStep
+
+STRIP_COLUMNS = 16
 
 
 @dataclass(frozen=True)
-class Grid:
-    """`num_rows` x `num_columns` seeds from `first_seed` on; `classes`, one per row, called `class_names`, all have the
-    same seeds."""
+class Picture:
+    """`num_images` images of `models` to be looked at together, in rows of `num_columns`.
 
-    num_rows: int
+    `noise(places)` draws for the images at these places, and `labels` are the classes of all (None: no classes).
+    `seeds` are those of the images of a grid, with `row_labels`, or the two ends of an interpolation, whose images are
+    also `frames` on their own. `settings` is what the images depend on beside the models' settings.
+    """
+
+    models: Models
+    batch_size: int
+    num_images: int
     num_columns: int
-    first_seed: int
-    classes: tuple[int, ...] | None
-    class_names: tuple[str, ...] = ()
+    seeds: list[int]
+    labels: list[int] | None
+    noise: Callable[[Sequence[int]], Noise]
+    summary: str
+    settings: dict[str, Any]
+    row_labels: list[str] | None = None
+    frames: bool = False
 
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each image, row by row."""
-        if self.classes is not None:
-            return list(range(self.first_seed, self.first_seed + self.num_columns)) * self.num_rows
-        return list(range(self.first_seed, self.first_seed + self.num_rows * self.num_columns))
 
-    def labels(self, models: SampleModels) -> list[int] | None:
-        """The class of each image, row by row; None: the model has no classes."""
-        if self.classes is None:
-            return models.stream.labels(self.seeds)
-        return [class_ for class_ in self.classes for _ in range(self.num_columns)]
+def grid_of_seeds(models: Models, num_rows: int, num_columns: int, *, first_seed: int, batch_size: int) -> Picture:
+    """A grid of seeds from `first_seed` on. A model with classes shows one per row, all of the same seeds, unless all
+    images are to be of one class.
 
-    @property
-    def row_labels(self) -> list[str]:
-        """What stands above each row."""
-        rows = [self.seeds[i : i + self.num_columns] for i in range(0, len(self.seeds), self.num_columns)]
-        said = [f"seed {row[0]}" if len(row) == 1 else f"seeds {row[0]} to {row[-1]}" for row in rows]
-        if self.classes is None:
-            return said
-        return [f"class {name}, {seeds}" for name, seeds in zip(self.class_names, said, strict=True)]
+    Raises UsageError for more rows than classes.
+    """
+    denoiser, num_images = models.denoiser, num_rows * num_columns
+    per_class = denoiser.num_classes > 0 and models.class_ is None
+    seeds = list(range(first_seed, first_seed + num_images))
+    if per_class:
+        present = denoiser.classes.present
+        if num_rows > len(present):
+            raise UsageError(
+                f"--grid {num_rows}x{num_columns} has a row per class, and {denoiser.path} knows {len(present)}",
+                next=f"Use at most {len(present)} rows, or --class for a grid of one class.",
+            )
+        seeds = seeds[:num_columns] * num_rows
+        labels = [class_ for class_ in present[:num_rows] for _ in range(num_columns)]
+    ends = [(seeds[first], seeds[first + num_columns - 1]) for first in range(0, num_images, num_columns)]
+    row_labels = [f"seed {first}" if first == last else f"seeds {first} to {last}" for first, last in ends]
+    summary = f"grid of {num_rows} x {num_columns} from seed {first_seed}"
+    if per_class:
+        names = [denoiser.classes.shown(class_) for class_ in present[:num_rows]]
+        row_labels = [f"class {name}, {label}" for name, label in zip(names, row_labels, strict=True)]
+        summary += f", classes {labels[0]} to {labels[-1]}"
 
-    def noise(self, places: Sequence[int], models: SampleModels) -> Noise:
-        """What the images at `places` draw: the same as in any run."""
-        return ImageNoise(
-            [self.seeds[place] for place in places],
-            shape=models.stream.denoiser.code_shape,
-            device=models.stream.device,
+    def noise(places: Sequence[int]) -> Noise:
+        return ImageNoise([seeds[place] for place in places], shape=denoiser.code_shape, device=models.device)
+
+    return Picture(
+        models,
+        batch_size,
+        num_images,
+        num_columns,
+        seeds,
+        labels if per_class else models.labels(seeds),
+        noise,
+        summary,
+        settings={"grid": f"{num_rows}x{num_columns}", "first_seed": first_seed},
+        row_labels=row_labels,
+    )
+
+
+def interpolation(
+    models: Models, start: int, stop: int, *, num_frames: int, batch_size: int, reporter: Reporter
+) -> Picture:
+    """`num_frames` images from seed `start` to seed `stop`, both included, of the class of `start` unless one was asked
+    for.
+
+    Raises UsageError for a sampler that draws noise on the way, and for a way of no length.
+    """
+    sampler, denoiser = models.settings.sampler, models.denoiser
+    if SAMPLERS[sampler].stochastic:
+        names = [name for name, each in SAMPLERS.items() if not each.stochastic]
+        raise UsageError(
+            f"--interpolate with --sampler {sampler}: it draws new noise at every step, so nothing lies between seeds",
+            next=f"Use a deterministic sampler: {listed(names)}.",
         )
+    if start == stop:
+        raise UsageError(f"--interpolate {start} {stop}: both ends are the same seed", next="Give two seeds.")
+    labels = models.labels([start])
+    class_ = None if labels is None else labels[0]
+    if class_ is not None and models.class_ is None:
+        shown = denoiser.classes.shown(class_)
+        reporter.message(f"--class not given: class {shown}, that of seed {start}, for all frames")
 
-    def __len__(self) -> int:
-        return self.num_rows * self.num_columns
-
-
-@dataclass(frozen=True)
-class Interpolation:
-    """`num_frames` images from seed `start` to seed `stop`, both included, all of class `class_` (None: no classes)."""
-
-    start: int
-    stop: int
-    num_frames: int
-    class_: int | None
-
-    def labels(self, models: SampleModels) -> list[int] | None:
-        return None if self.class_ is None else [self.class_] * self.num_frames
-
-    def noise(self, places: Sequence[int], models: SampleModels) -> Noise:
+    def noise(places: Sequence[int]) -> Noise:
         """The latents on the way: drawn once, which is all that a deterministic sampler draws."""
-        shape = models.stream.denoiser.code_shape
-        start, stop = ImageNoise([self.start, self.stop], shape=shape)()  # (C, h, w) each
-        between = [spherical(start, stop, place / (self.num_frames - 1)) for place in places]
-        latent = torch.stack(between).to(models.stream.device)  # (B, C, h, w)
+        first, last = ImageNoise([start, stop], shape=denoiser.code_shape)()  # (C, h, w) each
+        between = [spherical(first, last, place / (num_frames - 1)) for place in places]
+        latent = torch.stack(between).to(models.device)  # (B, C, h, w)
         return lambda: latent
 
-    def __len__(self) -> int:
-        return self.num_frames
+    return Picture(
+        models,
+        batch_size,
+        num_frames,
+        min(STRIP_COLUMNS, num_frames),
+        [start, stop],
+        None if class_ is None else [class_] * num_frames,
+        noise,
+        f"{num_frames} frames from seed {start} to seed {stop}" + ("" if class_ is None else f", class {class_}"),
+        settings={"interpolate": [start, stop], "frames": num_frames, "class": class_},
+        frames=True,
+    )
 
 
 def spherical(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -101,82 +144,27 @@ def spherical(a: Tensor, b: Tensor, t: float) -> Tensor:
     return between.to(a.dtype).reshape(a.shape)
 
 
-def plan_grid(models: SampleModels, *, num_rows: int, num_columns: int, first_seed: int) -> Grid:
-    """The grid. A model with classes shows one per row, unless all images are to be of one.
+def draw_images(
+    picture: Picture, *, on_step: OnStep, on_shrink: Callable[[int, str], None]
+) -> Iterator[list[np.ndarray]]:
+    """The images of `picture` in order, (H, W, 3) uint8 each, batch by batch.
 
-    Raises UsageError for more rows than classes.
+    `on_step` is called between two evaluations of the network, `on_shrink` with the new batch size and the reason when
+    memory runs out.
     """
-    denoiser = models.stream.denoiser
-    if denoiser.num_classes == 0 or models.stream.class_ is not None:
-        return Grid(num_rows, num_columns, first_seed, None)
-    present = denoiser.classes.present
-    if num_rows > len(present):
-        raise UsageError(
-            f"--grid {num_rows}x{num_columns} has a row per class, and {denoiser.path} knows {len(present)}",
-            next=f"Use at most {len(present)} rows, or --class for a grid of one class.",
-        )
-    rows = tuple(present[:num_rows])
-    return Grid(num_rows, num_columns, first_seed, rows, tuple(map(denoiser.classes.shown, rows)))
+    models, size, num_done = picture.models, min(picture.batch_size, picture.num_images), 0
 
+    def draw(places: Sequence[int]) -> np.ndarray:
+        labels = None if picture.labels is None else [picture.labels[place] for place in places]
+        return models.pixels(models.codes(picture.noise(places), labels=labels, on_step=on_step))
 
-def plan_interpolation(models: SampleModels, *, start: int, stop: int, num_frames: int) -> Interpolation:
-    """The interpolation; of the class of seed `start` unless one class was asked for.
-
-    Raises UsageError for a sampler that draws noise on the way, and for a way of no length.
-    """
-    sampler = models.stream.settings.sampler
-    if SAMPLERS[sampler].stochastic:
-        names = [name for name, each in SAMPLERS.items() if not each.stochastic]
-        raise UsageError(
-            f"--interpolate with --sampler {sampler}: it draws new noise at every step, so nothing lies between seeds",
-            next=f"Use a deterministic sampler: {listed(names)}.",
-        )
-    if start == stop:
-        raise UsageError(f"--interpolate {start} {stop}: both ends are the same seed", next="Give two seeds.")
-    labels = models.stream.labels([start])
-    return Interpolation(start, stop, num_frames, None if labels is None else labels[0])
-
-
-def draw_picture(
-    models: SampleModels,
-    picture: Grid | Interpolation,
-    *,
-    on_step: Callable[[], None],
-    on_images: Callable[[int], None],
-    on_shrink: Callable[[int, str], None],
-) -> list[np.ndarray]:
-    """The images of `picture` in order, (H, W, 3) uint8 each, in batches of at most the stream's size.
-
-    `on_step` is called between two evaluations of the network, `on_images` with the number of images that a batch
-    added, `on_shrink` with the new batch size and the reason when memory runs out.
-    """
-    labels, size = picture.labels(models), min(models.stream.batch_size, len(picture))
-    images: list[np.ndarray] = []
-    while len(images) < len(picture):
+    while num_done < picture.num_images:
         # all batches are of one shape: the last one is padded
-        places = [min(place, len(picture) - 1) for place in range(len(images), len(images) + size)]
-        drawn = attempt(partial(_draw, models, picture, places, labels, on_step), device=models.stream.device)
+        places = [min(place, picture.num_images - 1) for place in range(num_done, num_done + size)]
+        drawn = attempt(partial(draw, places), device=models.device)
         if isinstance(drawn, OutOfMemory):
-            size = halved(size, drawn, device=models.stream.device)
+            size = halved(size, drawn, device=models.device)
             on_shrink(size, drawn.reason)
             continue
-        before = len(images)
-        images.extend(drawn[: len(picture) - before])
-        on_images(len(images) - before)
-    return images
-
-
-@torch.inference_mode()
-def _draw(
-    models: SampleModels,
-    picture: Grid | Interpolation,
-    places: Sequence[int],
-    labels: Sequence[int] | None,
-    on_step: Callable[[], None],
-) -> np.ndarray:
-    codes = models.stream.codes(
-        picture.noise(places, models),
-        labels=None if labels is None else [labels[place] for place in places],
-        on_step=on_step,
-    )  # (B, C, h, w)
-    return to_uint8(models.autoencoder.decode(codes))
+        yield list(drawn[: picture.num_images - num_done])
+        num_done += size

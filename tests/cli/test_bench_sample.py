@@ -69,14 +69,14 @@ def test_a_walk_within_the_budget_is_timed_in_full() -> None:
 
 
 def test_memory_that_runs_out_ends_the_table_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    models, compute = tiny(), bench.SampleStream.compute
+    models, compute = tiny(), bench.Models.compute
 
-    def small_memory(stream: bench.SampleStream, seeds: range) -> object:
+    def small_memory(stream: bench.Models, seeds: range) -> object:
         if len(seeds) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return compute(stream, seeds)
 
-    monkeypatch.setattr(bench.SampleStream, "compute", small_memory)
+    monkeypatch.setattr(bench.Models, "compute", small_memory)
     found = bench.bench_sample(
         models.denoiser, models.autoencoder, samplers=["ddim"], steps=[2], batch_size=1, repeats=1, budget_s=0,
         reporter=SilentReporter(),

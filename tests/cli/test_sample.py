@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from brics_cli.cli.app import run
-from brics_cli.cli.sample import seed_range
 from brics_cli.errors import ExitCode, UsageError
+from brics_cli.sampling.tasks import seed_range
 
 
 def test_help_names_every_flag_and_needs_no_torch():
@@ -34,10 +34,11 @@ def test_help_names_every_flag_and_needs_no_torch():
         ({"seeds": "3-7"}, range(3, 8)),
         ({"seeds": "9"}, range(9, 10)),
         ({"seeds": "0-4", "num": 5}, range(5)),
+        ({"seeds": range(3, 8)}, range(3, 8)),
     ],
 )
 def test_seed_range(given, wanted):
-    assert seed_range(**{"num": None, "seeds": None, "seed": None} | given) == wanted
+    assert seed_range(**given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,8 @@ def test_seed_range(given, wanted):
         ({"seeds": "a-b"}, "not a range"),
         ({"seeds": "5-"}, "not a range"),
         ({"seeds": "7-3"}, "empty"),
+        ({"seeds": range(-1, 3)}, "not from 0 to 2"),
+        ({"seeds": range(0, 9, 2)}, "step"),
         ({"seeds": "0-9", "num": 5}, "disagree"),
         ({"seeds": "0-9", "seed": 5}, "both"),
         ({"seeds": f"0-{10**23}"}, "not from 0 to 2"),
@@ -56,7 +59,7 @@ def test_seed_range(given, wanted):
 )
 def test_seeds_that_cannot_be_meant(given, said):
     with pytest.raises(UsageError, match=said):
-        seed_range(**{"num": None, "seeds": None, "seed": None} | given)
+        seed_range(**given)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ from commands import brics
 from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
-from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.sampling.batch_sizes import OutOfMemory, attempt
-from brics_cli.sampling.sample_models import load_sample_models
+from brics_cli.sampling.models import load_models
 from brics_cli.workspace import Workspace
 
 pytestmark = pytest.mark.gpu
@@ -44,23 +43,22 @@ def test_any_range_gives_the_image_of_a_seed_and_the_cpu_nearly(workspace, tmp_p
 
 
 def test_what_a_failed_batch_held_is_free_again(workspace):
-    models = load_sample_models(
+    models = load_models(
         workspace / "runs/diffusion/d",
-        settings=SamplerSettings(steps=1),
-        batch_size=8,
+        steps=1,
         workspace=Workspace(workspace),
         device=torch.device("cuda", 0),
     )
-    device = models.stream.device
-    models.stream.compute(range(8))
+    device = models.device
+    models.compute(range(8))
     before = torch.cuda.memory_allocated(device)
 
     def too_much() -> torch.Tensor:
-        codes, _ = models.stream.compute(range(8))
+        codes, _ = models.compute(range(8))
         held = [codes, torch.empty(2**28, device=device)]  # 1 GiB, held by this frame alone
         return torch.empty(2**50, device=held[1].device)
 
     said = attempt(too_much, device=device)
     assert isinstance(said, OutOfMemory) and "out of memory" in said.reason and "\n" not in said.reason
     assert torch.cuda.memory_allocated(device) <= before
-    models.stream.compute(range(8))
+    models.compute(range(8))

@@ -23,13 +23,13 @@ from PIL import Image
 
 from brics_cli.codes import KeyCodeStore
 from brics_cli.diffusion.denoisers import Denoiser
-from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.images.sinks import ImageSink
 from brics_cli.jobs.sample import sample
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.sampling.batch_sizes import BatchSizes
-from brics_cli.sampling.sample_plan import SamplePlan, plan_sampling
-from brics_cli.sampling.sampling import DeviceWork, Written
+from brics_cli.sampling.engine import DeviceWork
+from brics_cli.sampling.models import Models
+from brics_cli.sampling.plan import Plan, plan_sampling
 from brics_cli.workspace import Workspace, read_provenance
 
 SAMPLE = ("sample", "--steps", "3", "--batch-size", "8", "--n", "60", "--shard-size", "20")
@@ -44,10 +44,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def plan(workspace: Path, out: Path, format: str, **changed: object) -> SamplePlan:
-    values = {"seeds": range(60), "batch_size": 8, "shard_size": 20, "device": torch.device("cpu"), **changed}
+def plan(workspace: Path, out: Path, format: str, **changed: object) -> Plan:
+    values = {"seeds": range(60), "batch_size": 8, "shard_size": 20, "device": "cpu", **changed}
     return plan_sampling(
-        workspace / "runs/diffusion/d", settings=SamplerSettings(steps=3), workspace=Workspace(workspace), out=out,
+        workspace / "runs/diffusion/d", steps=3, workspace=Workspace(workspace), out=out,
         format=format, reporter=SilentReporter(), **values,
     )  # fmt: skip
 
@@ -63,21 +63,20 @@ def test_two_processes_write_the_shards_of_one(workspace, tmp_path):
 @pytest.mark.parametrize("format", ["png", "h5"])
 def test_tasks_may_be_taken_by_anybody_in_any_order(workspace, tmp_path, format, monkeypatch):
     """What the processes of two devices do, one after the other: then there is nothing left to draw."""
-    monkeypatch.setattr("brics_cli.sampling.sample_plan.PNG_TASK", 16)
+    monkeypatch.setattr("brics_cli.sampling.plan.PNG_TASK", 16)
     planned = plan(workspace, tmp_path / f"s{'.h5' if format == 'h5' else ''}", format)
     planned.folder.mkdir(parents=True)
-    sizes = BatchSizes(planned.stream.batch_size)
-    work = pickle.loads(pickle.dumps(DeviceWork(planned.models.files, planned.output, sizes, planned.sheet_seeds, 1)))
+    work = pickle.loads(pickle.dumps(DeviceWork(planned, BatchSizes(planned.batch_size), 1)))
     tasks = planned.tasks[::-1]
     assert len(tasks) > 2
     for taken in (tasks[::2], tasks[1::2]):
         events = list(work("cpu", iter(taken)))
-        written = sum(event.num_images for event in events if isinstance(event, Written))
+        written = sum(event.num_written for event in events)
         assert written == sum(len(task.seeds) for task in taken)
     if format == "png":
         assert tree(planned.folder) == tree(workspace / "pngs")
     else:
-        (planned.folder / "identity.json").write_text(json.dumps(planned.output.header.identity()))
+        (planned.folder / "identity.json").write_text(json.dumps(planned.store[0].identity()))
         assert sample(planned, reporter=SilentReporter()).num_now == 0
         assert KeyCodeStore(planned.out).sha256 == KeyCodeStore(workspace / "codes.h5").sha256
 
@@ -86,11 +85,11 @@ def test_a_model_that_changes_meanwhile_is_refused(workspace, tmp_path):
     root = tmp_path / "w"
     shutil.copytree(workspace, root)
     planned = plan(root, tmp_path / "s", "png")
-    files = planned.models.files
+    sent = pickle.dumps(planned)
     weights = root / "runs/diffusion/d/model/model.safetensors"
     shutil.copy(weights.with_name("ema-0.05.safetensors"), weights)
     with pytest.raises(Exception, match="was written again while it was being loaded"):
-        files.load(torch.device("cpu"))
+        pickle.loads(sent)
 
 
 class LittleMemory:
@@ -146,13 +145,13 @@ def test_a_run_that_was_short_of_memory_goes_on_as_it_was(workspace, tmp_path, m
     with monkeypatch.context() as short:
         memory = LittleMemory(short, fits=4, after=12)
 
-        def dies(denoiser: Denoiser) -> torch.device:
+        def dies(models: Models) -> torch.device:
             if memory.calls > 16:
                 raise KeyboardInterrupt
-            return original.fget(denoiser)
+            return original.fget(models)
 
-        original = type(plan(workspace, tmp_path / "unused", "png").stream).device
-        short.setattr("brics_cli.sampling.samples.SampleStream.device", property(dies))
+        original = Models.device
+        short.setattr("brics_cli.sampling.models.Models.device", property(dies))
         stopped = brics(*flags, tmp_path / "cut" / name, cwd=workspace, check=130)
         assert "going on with batches of 4" in stopped.stderr
     finished = brics(*flags, tmp_path / "cut" / name, "--json", cwd=workspace, check=0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from diffusion_workspace import AUTOENCODER
 
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import DiffusionConfig, DiTConfig
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import UsageError
-from brics_cli.sampling.samples import SampleStream
+from brics_cli.sampling.models import Models
 
 GUIDED = SamplerSettings(guidance=2.0)
 
@@ -25,9 +27,10 @@ def of_classes(class_dropout: float, *, dim: int = 16) -> Denoiser:
 
 
 def test_guidance_by_classes_needs_a_model_that_learnt_to_do_without() -> None:
-    SampleStream(of_classes(0.1), GUIDED, batch_size=2)
+    autoencoder = build_autoencoder(AUTOENCODER)
+    Models(of_classes(0.1), autoencoder, GUIDED)
     never_dropped = of_classes(0.0)
     with pytest.raises(UsageError, match="class_dropout 0, and knows no image without a class"):
-        SampleStream(never_dropped, GUIDED, batch_size=2)
-    SampleStream(never_dropped, SamplerSettings(), batch_size=2)
-    SampleStream(never_dropped, GUIDED, batch_size=2, guide=of_classes(0.0, dim=8))  # the guide knows the classes
+        Models(never_dropped, autoencoder, GUIDED)
+    Models(never_dropped, autoencoder)
+    Models(never_dropped, autoencoder, GUIDED, guide=of_classes(0.0, dim=8))  # the guide knows the classes

@@ -1,0 +1,257 @@
+"""The models of a sampling run: the denoiser (or one of its averages), its guide, and the autoencoder of its codes.
+
+Shapes: B images, codes (B, C, h, w), pixels (B, H, W, 3) uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
+from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
+from brics_cli.codes.lineage import load_autoencoder_of
+from brics_cli.diffusion.classes import Balance
+from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
+from brics_cli.diffusion.diffusion import ImageNoise
+from brics_cli.diffusion.samplers import (
+    DEFAULT_SAMPLER,
+    DEFAULT_SETTINGS,
+    Noise,
+    SamplerSettings,
+    check_guide,
+    sample_codes,
+)
+from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.runtime.reporting import Reporter, SilentReporter
+from brics_cli.workspace import Parent, Workspace, read_provenance, sha256_of_file
+from brics_cli.workspace.files import PROVENANCE_FILE
+
+OnStep = Callable[[], None]
+"""Called between two evaluations of the network; what it raises ends the sampling."""
+
+
+@dataclass
+class Models:
+    """Loaded models, and how images are drawn from them.
+
+    `guide` is the weaker model of autoguidance. `class_` is the class of all images; None: every image draws its own,
+    as `balance` says (see `Classes.draw`), or there are none. Where the models are from files: `ema` is the width of
+    the denoiser's average (None: the plain one), `parents` are what samples are made from, and `recipe` names the
+    denoiser's run.
+
+    Raises UsageError for classes that the model does not have, guidance that it was not trained for, a guide without
+    guidance; ArtefactError for a guide that does not fit.
+    """
+
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    settings: SamplerSettings = DEFAULT_SETTINGS
+    guide: Denoiser | None = None
+    class_: int | None = None
+    balance: Balance | None = None
+    ema: float | None = None
+    parents: tuple[Parent, ...] = ()
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        denoiser, guided = self.denoiser, self.settings.guidance != 1.0
+        if denoiser.num_classes == 0 and self.class_ is not None:
+            raise UsageError(f"--class: {denoiser.path} was trained without classes", next="Leave --class out.")
+        if denoiser.num_classes == 0 and self.guide is None and guided:
+            raise UsageError(
+                f"--guidance: {denoiser.path} was trained without classes",
+                next="Leave --guidance out, or give a weaker model with --guide.",
+            )
+        if denoiser.num_classes and self.guide is None and guided and denoiser.diffusion.class_dropout == 0:
+            raise UsageError(
+                f"--guidance: {denoiser.path} was trained with class_dropout 0, and knows no image without a class",
+                next="Train with --set diffusion.class_dropout=0.1, or give a weaker model with --guide.",
+            )
+        if self.class_ is not None:
+            denoiser.classes.check(self.class_, where=denoiser.path)
+        if self.balance is not None and (denoiser.num_classes == 0 or self.class_ is not None):
+            why = "with --class" if denoiser.num_classes else f"{denoiser.path} was trained without classes, so"
+            raise UsageError(f"--class-balance {self.balance}: {why} there is nothing to balance", next="Leave it out.")
+        if self.balance == "proportional" and not denoiser.class_counts:
+            raise UsageError(
+                f"--class-balance proportional: {denoiser.path} does not say how many images its classes have",
+                next="Train again, or use --class-balance even.",
+            )
+        if self.balance is None and self.class_ is None and denoiser.num_classes and denoiser.class_counts:
+            self.balance = "proportional"
+        if self.guide is not None:
+            if not guided:
+                raise UsageError(
+                    "--guide: with --guidance 1 the model alone is used", next="Give both, e.g. --guidance 2."
+                )
+            check_guide(self.guide, denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.mean.device
+
+    def to(self, device: torch.device) -> Self:
+        """Move all of them."""
+        for model in (self.denoiser, self.autoencoder, self.guide):
+            if model is not None:
+                model.to(device)
+        return self
+
+    def compute(self, seeds: Sequence[int], *, on_step: OnStep | None = None) -> tuple[Tensor, list[int] | None]:
+        """Codes (B, C, h, w) of the images of these seeds, computed together, and their labels (None: no classes)."""
+        labels = self.labels(seeds)
+        noise = ImageNoise(seeds, shape=self.denoiser.code_shape, device=self.device)
+        return self.codes(noise, labels=labels, on_step=on_step), labels
+
+    def labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """The class of each seed's image; None when there are no classes."""
+        if self.denoiser.num_classes == 0:
+            return None
+        if self.class_ is not None:
+            return [self.class_] * len(seeds)
+        return self.denoiser.classes.draw(seeds, self.balance)
+
+    @torch.inference_mode()
+    def codes(self, noise: Noise, *, labels: Sequence[int] | None, on_step: OnStep | None = None) -> Tensor:
+        """Codes (B, C, h, w) from what `noise` draws on this device, of classes `labels` (B,) or None.
+
+        Raises ArtefactError when they are not finite: the model has diverged.
+        """
+        classes = None if labels is None else torch.tensor(labels, device=self.device)
+        codes = sample_codes(
+            self.denoiser, noise=noise, settings=self.settings, labels=classes, guide=self.guide, on_step=on_step
+        )
+        if not bool(torch.isfinite(codes.sum())):  # one sum is finite when all are; the device is waited for
+            raise ArtefactError(
+                f"{self.denoiser.path} makes codes that are not finite",
+                next="Its weights are damaged, or its training diverged: take an earlier checkpoint, or train again.",
+            )
+        return codes
+
+    @torch.inference_mode()
+    def pixels(self, codes: Tensor) -> np.ndarray:
+        """Codes (B, C, h, w) -> (B, H, W, 3) uint8, in the memory of the host."""
+        return to_uint8(self.autoencoder.decode(codes))
+
+    def record(self, *, batch_size: int) -> dict[str, Any]:
+        """What images depend on beside their seeds and the parents. What was not asked for is not named."""
+        record = {
+            "sampler": self.settings.sampler,
+            "steps": self.settings.num_steps,
+            "guidance": self.settings.guidance,
+            "clip": self.settings.clip,
+            "class": self.class_,
+            "batch_size": batch_size,
+        }
+        if self.balance is not None:
+            record["class_balance"] = self.balance
+        if self.ema is not None:
+            record |= {"ema": self.ema, "ema_sha256": self.denoiser.weights_sha256}
+        return record
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is where the models are: another process loads the same files, on the CPU."""
+        models = (self.denoiser, self.guide)
+        files = [None if model is None else (model.path, model.weights_sha256) for model in models]
+        how = (self.settings, self.class_, self.balance, self.ema, self.parents, self.recipe)
+        return _load_again, (*files, self.autoencoder.path, *how)
+
+
+def _load_again(
+    denoiser: tuple[Path, str],
+    guide: tuple[Path, str] | None,
+    autoencoder: Path,
+    settings: SamplerSettings,
+    class_: int | None,
+    balance: Balance | None,
+    ema: float | None,
+    *origin: Any,
+) -> Models:
+    def load(path: Path, sha256: str, ema: float | None) -> Denoiser:
+        loaded = load_denoiser(path, ema=ema)
+        if loaded.weights_sha256 != sha256:
+            raise ArtefactError(
+                f"{path} was written again while it was being loaded (is it still being trained?)",
+                next="Run the same command again, or give the model of a checkpoint.",
+            )
+        return loaded
+
+    weaker = None if guide is None else load(*guide, None)
+    return Models(load(*denoiser, ema), load_autoencoder(autoencoder), settings, weaker, class_, balance, ema, *origin)
+
+
+def load_models(
+    model: Path | None,
+    *,
+    sampler: str = DEFAULT_SAMPLER,
+    steps: int | None = None,
+    guidance: float = 1.0,
+    clip: bool = True,
+    guide: Path | None = None,
+    class_: int | str | None = None,
+    class_balance: Balance | None = None,
+    ema: float | None = None,
+    autoencoder: Path | None = None,
+    workspace: Workspace,
+    device: torch.device,
+    reporter: Reporter | None = None,
+) -> Models:
+    """Load the run `model` (its average of width `ema`), the `guide` of autoguidance and the autoencoder of the codes.
+
+    What is left out is looked up, and the reporter told; see `brics_cli.api.sample` for the rest. Raises ArtefactError
+    for a missing or damaged model, average, guide or autoencoder, and what `SamplerSettings` and `Models` raise.
+    """
+    settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
+    reporter = reporter or SilentReporter()
+    model = _run_of(model or workspace.resolve("diffusion", argument="--model", reporter=reporter).path)
+    denoiser = load_denoiser(model, device=device, ema=ema)
+    weaker = None if guide is None else load_denoiser(_run_of(guide), device=device)
+    if weaker is not None and weaker.weights_sha256 == denoiser.weights_sha256:
+        raise UsageError(
+            f"--guide {guide} is the model itself, and would change nothing",
+            next="Give a smaller model, or one trained for fewer steps.",
+        )
+    if isinstance(class_, str):
+        class_ = denoiser.classes.find(class_, where=denoiser.path) if denoiser.num_classes else 0  # 0 is refused
+    lineage = denoiser.lineage
+    run = read_provenance(model)
+    origin = run or read_provenance(Path(lineage["store_path"]))
+    found = workspace.ancestor(origin, "autoencoder") if origin is not None else None
+    decoder = load_autoencoder_of(
+        model,
+        made_by="model",
+        sha256=lineage["autoencoder_sha256"],
+        recorded=found.path if found is not None else None,
+        workspace=workspace,
+        ae_path=autoencoder,
+        device=device,
+    )
+    if decoder.config.code_shape != denoiser.code_shape:
+        raise ArtefactError(
+            f"{model} makes codes {denoiser.code_shape}, {decoder.path} takes {decoder.config.code_shape}"
+        )
+    plain_sha256 = denoiser.weights_sha256  # what the run goes by, whichever average was loaded
+    if ema is not None:
+        plain_sha256 = sha256_of_file(read_model_config(model, kind="diffusion")[1] / WEIGHTS_NAME)
+    parents = [
+        Parent("diffusion", str(model.resolve()), plain_sha256),
+        Parent("store", lineage["store_path"], lineage["store_sha256"]),
+        Parent("autoencoder", str(decoder.path.resolve()), decoder.weights_sha256),
+    ]
+    if weaker is not None:
+        parents.append(Parent("guide", str(weaker.path.resolve()), weaker.weights_sha256))
+    recipe = str(run.details.get("recipe", model.name)) if run is not None else model.name
+    return Models(denoiser, decoder, settings, weaker, class_, class_balance, ema, tuple(parents), recipe)
+
+
+def _run_of(model: Path) -> Path:
+    """The run that `model` is inside: it says more than the model itself."""
+    return model.parent if model.name == "model" and (model.parent / PROVENANCE_FILE).is_file() else model

@@ -1,0 +1,204 @@
+"""A sampling run before its first image: models, seeds, settings, output. All that can be wrong is found here, before
+any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from brics_cli.codes import StoreHeader, StoreShard
+from brics_cli.config.suggestions import did_you_mean
+from brics_cli.errors import UsageError
+from brics_cli.images import TRANSFORM_VERSIONS, sinks
+from brics_cli.images.sinks import is_one_file, pieces
+from brics_cli.parsing import parse_json, read_bytes
+from brics_cli.runtime.device import resolve_devices
+from brics_cli.runtime.reporting import Reporter
+from brics_cli.sampling.models import Models, load_models
+from brics_cli.sampling.tasks import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_SHARD_SIZE,
+    Format,
+    Task,
+    cut,
+    key_of,
+    seed_range,
+)
+from brics_cli.workspace import Artefact, Workspace
+from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.naming import FOLDER, ending_of, form_of_output
+
+FORMS = {**{Format(name): endings for name, endings in sinks.FORMS.items()}, Format.h5: (".h5",)}
+"""Format -> what its --out ends in."""
+PNG_TASK = 250
+"""Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
+SHEET_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is sampled, with what, on which devices, and where to. `seeds` is a range with step 1.
+
+    On one device the models are there; for several they are on the CPU. Picklable: another process loads the models
+    again from their files.
+    """
+
+    models: Models
+    seeds: range
+    batch_size: int
+    out: Path
+    format: Format
+    shard_size: int
+    devices: tuple[torch.device, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs that write to one output must have in common, beside their parents."""
+        return {
+            **self.models.record(batch_size=self.batch_size),
+            "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
+            "format": self.format.value,
+            "shard_size": self.shard_size,
+        }
+
+    @property
+    def artefact(self) -> Artefact:
+        return Artefact("samples", self.out, now(), False, self.models.parents, {"settings": self.settings})
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is one file: a zip, an npz, a tar, a store."""
+        return is_one_file(self.out)
+
+    @property
+    def folder(self) -> Path:
+        """Where tasks are written: the output, or what the file is made of in the end."""
+        if self.format == "h5":
+            return self.out.with_name(self.out.name + ".parts")
+        return pieces.pieces_directory(self.out) if self.is_file else self.out
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet: out of the way of whoever reads the images."""
+        if self.format == "wds" and not self.is_file:
+            return self.out / "images" / "sheet.png"
+        return self.out.with_name(self.out.name + ".sheet.png")
+
+    @property
+    def sheet_seeds(self) -> range:
+        return self.seeds[:SHEET_IMAGES]
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """All seeds, cut as they are written: a file each, or some PNG files."""
+        if self.format == "png":  # whole batches, so that none is computed twice
+            return cut(self.seeds, max(1, round(PNG_TASK / self.batch_size)) * self.batch_size)
+        return cut(self.seeds, pieces.PIECE_SIZE if self.is_file and self.format != "h5" else self.shard_size)
+
+    def pending(self) -> list[Task]:
+        """The tasks whose images are not all there, each from its first missing one to its last. (Not of a store: its
+        writer says which parts are whole.)"""
+        left = []
+        for task in self.tasks:
+            if self.format == "png":
+                missing = [seed for seed in task.seeds if not (self.folder / f"{key_of(seed)}.png").is_file()]
+                if missing:
+                    left.append(Task(task.number, range(missing[0], missing[-1] + 1)))
+            elif not (self.folder / f"{task.number:05d}.tar").is_file():
+                left.append(task)
+        return left
+
+    @cached_property
+    def store(self) -> tuple[StoreHeader, list[StoreShard]]:
+        """The header and the shards of a key-code store of the samples; they stand for model and settings."""
+        denoiser, autoencoder = self.models.denoiser, self.models.autoencoder
+        identity = {"settings": self.settings, "model": denoiser.weights_sha256}
+        if self.models.guide is not None:
+            identity["guide"] = self.models.guide.weights_sha256
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        config = autoencoder.config
+        header = StoreHeader(
+            code_shape=config.code_shape,
+            image_size=config.image_size,
+            transform=f"{autoencoder.transform}/{TRANSFORM_VERSIONS[autoencoder.transform]}",
+            quantisation="uint8" if config.code_kind == "bounded" else "float16",
+            autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
+            source=str(denoiser.path.resolve()),
+            source_sha256=fingerprint,
+            num_images=len(self.seeds),
+            code_kind=config.code_kind,
+            class_names=denoiser.class_names,
+        )
+        shards = [(f"{task.number:05d}", len(task.seeds), f"{fingerprint}/{task.number}") for task in self.tasks]
+        return header, [StoreShard(name, num, 0, each) for name, num, each in shards]
+
+
+def plan_sampling(
+    model: Path | None = None,
+    *,
+    num: int | None = None,
+    seeds: str | range | None = None,
+    seed: int | None = None,
+    out: Path | None = None,
+    format: str | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    shard_size: int | None = None,
+    device: str = "auto",
+    workspace: Workspace,
+    reporter: Reporter,
+    **how: Any,
+) -> Plan:
+    """Check and resolve what was asked for (see `brics_cli.api.sample`), and load the models (`load_models`).
+
+    `how` are the settings that `load_models` takes. `out` None is an unfinished output of the same samples in the
+    workspace, else a new run. Raises UsageError for what cannot go together, and what `load_models` raises.
+    """
+    wanted = seed_range(num=num, seeds=seeds, seed=seed)
+    devices = tuple(resolve_devices(device))
+    form = _form(out, asked=format, reporter=reporter)
+    on = devices[0] if len(devices) == 1 else torch.device("cpu")
+    models = load_models(model, **how, workspace=workspace, device=on, reporter=reporter)
+    if models.balance is not None:
+        often = "as often as in training" if models.balance == "proportional" else "each as often as any other"
+        reporter.message(f"classes are drawn {often}: {models.denoiser.classes.listed()} (--class-balance, --class)")
+    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size or DEFAULT_SHARD_SIZE, devices)
+    return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
+
+
+def _form(out: Path | None, *, asked: str | None, reporter: Reporter) -> Format:
+    """The format that was asked for, or that `out` says; wds for a folder."""
+    if out is None:
+        if asked not in (None, *Format):
+            raise UsageError(f"--format {asked!r} is not a format{did_you_mean(str(asked), Format)}")
+        return Format(asked or "wds")
+    form = form_of_output(out, FORMS, asked=asked, default=Format.wds)
+    if asked is None and ending_of(out) != FOLDER:
+        reporter.message(f"--format not given: {form}, by the ending of {out}")
+    return form
+
+
+def _placed(plan: Plan, *, workspace: Workspace, reporter: Reporter) -> Plan:
+    """`plan` with an output: an interrupted one of the same samples, or a new run."""
+    new = workspace.new_run_path("samples", plan.models.recipe)
+    unfinished = [
+        pieces.file_of_pieces(artefact.path)
+        for artefact in workspace.artefacts()
+        if artefact.kind == "samples" and not artefact.complete
+        if artefact.details.get("settings") == plan.settings and artefact.parents == plan.models.parents
+    ]
+    if plan.format == "h5":  # a store that is not whole has parts, and no provenance yet
+        for folder in sorted(new.parent.glob("*.h5.parts"), reverse=True):
+            with suppress(OSError, ValueError):
+                if parse_json(read_bytes(folder / "identity.json")) == plan.store[0].identity():
+                    unfinished.append(folder.with_suffix(""))
+    if unfinished:
+        reporter.message(f"--out not given: going on with the unfinished {unfinished[0]}")
+        return replace(plan, out=unfinished[0])
+    return replace(plan, out=new.with_name(new.name + FORMS[plan.format][0]))

@@ -177,21 +177,21 @@ class ShardWork:
                 with PartWriter(self.parts_directory, self.header, self.shards[first.batch.shard_index]) as part:
                     for rows in chain([first], encoded):
                         batch = rows.batch
+                        good, failures = batch.good, batch.failures
                         with split.phase("write"):
                             part.add(
                                 rows.codes,
                                 flipped=rows.flipped,
-                                keys=batch.keys,
-                                indices=batch.indices,
-                                labels=batch.labels,
-                                metas=batch.metas,
-                                failures=batch.failures,
+                                keys=[image.key for image in good],
+                                indices=[image.index for image in good],
+                                labels=[image.label for image in good],
+                                metas=[image.meta for image in good],
+                                failures=failures,
                             )
                         seconds, split.seconds = split.seconds, {}
-                        yield Progress(batch.num_read, len(batch.keys), batch.failures, seconds, len(batch.enlarged))
+                        yield Progress(len(batch.loaded), len(good), failures, seconds, len(batch.enlarged))
                         if batch.content is not None:
                             part.digest = settled_digest(self.collection, batch.shard_index, batch.content)
-                        if batch.end_of_shard:
                             break
         finally:
             batches.close()

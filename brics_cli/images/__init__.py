@@ -1,7 +1,7 @@
 """Collections in (`open_collection`, `load_shards`), images out (`open_sink`, `contact_sheet`)."""
 
 from brics_cli.images.collection import Collection, RawImage, Shard
-from brics_cli.images.loader import Batch, load_shard, load_shards
+from brics_cli.images.loader import Batch, load_shards
 from brics_cli.images.opening import median_side, open_collection
 from brics_cli.images.outputs import claim_output
 from brics_cli.images.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
@@ -20,7 +20,6 @@ __all__ = [
     "claim_output",
     "contact_sheet",
     "decode_image",
-    "load_shard",
     "load_shards",
     "median_side",
     "open_collection",

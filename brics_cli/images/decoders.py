@@ -1,27 +1,32 @@
-"""Processes that decode images, for collections large enough to be worth their start.
+"""What fills a batch with pixels: memory that is used again, and the calling thread or processes that decode into it.
 
 Pillow lets go of the interpreter several times per image, and takes it again when no other thread has it: two threads
-decode small JPEGs hardly faster than one. Processes do not wait for each other (`brics bench encode --size 64`). And
-a file that crashes a decoder takes a process with it that can be replaced.
+decode small JPEGs hardly faster than one. Processes do not wait for each other (`brics bench encode --size 64`), and
+where a file crashes its decoder that process is replaced and the file alone has failed. Files go to a process by a
+pipe, pixels come back in shared memory, outcomes by the pipe; it ends with the pipe, as its parent does.
+N images, S pixels per side.
 """
 
 from __future__ import annotations
 
-import hashlib
+import mmap
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from math import prod
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from brics_cli.errors import MachineError
-from brics_cli.images.buffers import Buffers, SharedBuffers, above_standard_streams
-from brics_cli.images.decoding_process import Decoded, decode_files
+from brics_cli.images.pixels import ImageError, decode_image, load_with_side
 from brics_cli.isolation import child_command, child_environment
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -30,56 +35,118 @@ AGAIN = "Run the same command again."
 CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)}
 """Exit codes of a process that an image may have ended."""
 
-Decode = Callable[[Sequence[bytes], np.ndarray], list[Decoded]]
-"""N files into contiguous pixels (N, S, S, 3)."""
+Outcome = str | int | np.ndarray
+"""Why a file cannot be used; or the shorter side of the image as it was, px; or, without a transform, its pixels."""
+Decode = Callable[[Sequence[bytes], np.ndarray], list[Outcome]]
+"""N files into contiguous pixels (N, S, S, 3); without a transform S is 0, and images come back as they are."""
+
+
+def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str | None) -> list[Outcome]:
+    """Decode in the calling thread. Raises UsageError for an unknown transform."""
+    outcomes: list[Outcome] = []
+    for number, data in enumerate(files):
+        try:
+            if transform is None:
+                outcomes.append(np.array(decode_image(data)))
+            else:
+                pixels[number], side = load_with_side(data, transform=transform, size=pixels.shape[1])
+                outcomes.append(side)
+        except ImageError as error:
+            outcomes.append(str(error))
+    return outcomes
 
 
 @contextmanager
 def decoding(
-    shape: tuple[int, int, int, int], *, num: int, transform: str, num_processes: int
+    shape: tuple[int, int, int, int], *, num: int, transform: str | None, num_processes: int
 ) -> Iterator[tuple[Buffers, Decode]]:
     """`num` buffers for batches (B, S, S, 3), and what decodes into them: `num_processes` processes, 0: the caller.
 
-    The thread that calls decodes itself while processes start, and where no memory or no process is to be had.
+    The thread that calls decodes itself while processes start, and where no memory or no process can be had.
     """
 
-    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded]:
+    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome]:
         return decode_files(files, pixels, transform=transform)
 
     with ExitStack() as stack:
         buffers, decode = Buffers(shape, num=num), here
         if num_processes:
             with suppress(OSError):
-                shared = stack.enter_context(closing(SharedBuffers(shape, num=num)))
-                decoders = stack.enter_context(
-                    closing(Decoders(shared, transform=transform, size=shape[1], num=num_processes))
-                )
+                shared = stack.enter_context(closing(Buffers(shape, num=num, shared=True)))
+                decoders = stack.enter_context(closing(Decoders(shared, transform=transform, num=num_processes)))
                 buffers = shared
 
-                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded]:
-                    decoded = decoders.decode(files, pixels)
-                    return here(files, pixels) if decoded is None else decoded
+                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome]:
+                    outcomes = decoders.decode(files, pixels)
+                    return here(files, pixels) if outcomes is None else outcomes
 
         yield buffers, decode
 
 
-class Decoders:
-    """`num` processes for one transform and size, which decode into `buffers`. Threads may share them."""
+class Buffers:
+    """`num` places for batches of `shape`, each taken again once nobody holds an array in it.
 
-    def __init__(self, buffers: SharedBuffers, *, transform: str, size: int, num: int) -> None:
-        self._buffers, self._transform, self._size = buffers, transform, size
-        self._processes: deque[_Process] = deque()
+    Fresh memory costs a page fault and a page of zeros for every 4 KiB: a fifth of the time of decoding small JPEGs.
+    `shared` memory can be mapped by other processes. It is a memfd (Linux alone): without a name that could be left
+    behind, outside /dev/shm, of which containers have little, and gone with the last process that holds it. Raises
+    OSError; but memory is taken only when it is used.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], *, num: int, shared: bool = False) -> None:
+        self.shape, self.num_bytes = shape, max(num * prod(shape), 1)
+        self._free = deque(range(num))
+        if not shared:
+            self._memory = memoryview(mmap.mmap(-1, self.num_bytes))
+            return
+        created = os.memfd_create("brics-batches")
+        try:
+            self.descriptor = above_standard_streams(created)
+        finally:
+            os.close(created)
+        try:
+            os.ftruncate(self.descriptor, self.num_bytes)
+            self._memory = memoryview(mmap.mmap(self.descriptor, self.num_bytes))
+        except BaseException:
+            self.close()
+            raise
+        self._address = np.frombuffer(self._memory, np.uint8).ctypes.data
+
+    def take(self, num_images: int) -> np.ndarray:
+        """A place for so many images, of undefined content."""
+        shape = (num_images, *self.shape[1:])
+        if not self._free:
+            return np.empty(shape, np.uint8)
+        place = self._free.popleft()
+        start = place * prod(self.shape)
+        images = np.ndarray(shape, np.uint8, self._memory[start : start + prod(shape)])  # no view: views hold it
+        weakref.finalize(images, self._free.append, place).atexit = False
+        return images
+
+    def offset(self, images: np.ndarray) -> int | None:
+        """Where contiguous `images` begin in the shared memory, in bytes; None when they are not in it."""
+        offset = images.ctypes.data - self._address if images.size else 0
+        return offset if 0 <= offset < self.num_bytes else None
+
+    def close(self) -> None:
+        """Close the descriptor: no process can be given the memory any more. Batches stay whole."""
+        os.close(self.descriptor)
+
+
+class Decoders:
+    """`num` processes that decode into shared `buffers`. Threads may share them."""
+
+    def __init__(self, buffers: Buffers, *, transform: str | None, num: int) -> None:
+        self._buffers, self._transform = buffers, transform
+        self.processes: list[_Process] = []
+        self._idle: deque[_Process] = deque()
         try:
             for _ in range(num):
-                self._processes.append(self._start())
+                self._idle.append(self._start())
         except BaseException:
             self.close()
             raise
 
-    def _start(self) -> _Process:
-        return _Process(self._buffers, transform=self._transform, size=self._size)
-
-    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded] | None:
+    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome] | None:
         """Decode N files into the contiguous `pixels` (N, S, S, 3).
 
         None as a whole: no process is ready, or `pixels` are in other memory; nothing was done. When a process ends,
@@ -87,72 +154,68 @@ class Decoders:
         `decode_files` raises; MachineError when a process that ended cannot be replaced, or was killed again.
         """
         offset = self._buffers.offset(pixels)
-        if offset is None:
+        if offset is None or not self._idle:
             return None
         try:
-            process = self._processes.popleft()
-        except IndexError:
+            process = self._idle.popleft()
+        except IndexError:  # another thread was faster
             return None
         try:
             if not process.is_ready(wait_s=0):
-                self._processes.append(process)
+                self._idle.append(process)
                 return None
         except _EndedError:  # at its start: there is something about this machine, and threads do without
-            process.stop()
+            self._remove(process)
             return None
         try:
-            decoded = process.decode(files, offset)
+            outcomes = process.decode(files, offset)
         except _EndedError:
-            process.stop()
-            return self._one_by_one(files, pixels)
-        except BaseException:
-            process.stop()
-            raise
-        self._processes.append(process)
-        return decoded
+            self._remove(process)
+            return self._one_by_one(files, offset)
+        self._idle.append(process)
+        return outcomes
 
-    def _one_by_one(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Decoded]:
-        decoded: list[Decoded] = []
+    def _one_by_one(self, files: Sequence[bytes], offset: int) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         process = self._replacement()
-        try:
-            for data, image in zip(files, pixels, strict=True):
-                offset = self._buffers.offset(image)
-                assert offset is not None
-                try:
-                    decoded += process.decode([data], offset)
-                except _EndedError as ended:
-                    if ended.code not in CRASHES:  # the image is not to blame
-                        raise MachineError(f"a process that decodes images {ended}", next=AGAIN) from None
-                    decoded.append(Decoded(f"its decoder {ended}", hashlib.sha256(data).digest()))
-                    process.stop()
-                    process = self._replacement()
-        except BaseException:
-            process.stop()
-            raise
-        self._processes.append(process)
-        return decoded
+        for data in files:
+            try:
+                outcomes += process.decode([data], offset)
+            except _EndedError as ended:
+                self._remove(process)
+                if ended.code not in CRASHES:  # the image is not to blame
+                    raise MachineError(f"a process that decodes images {ended}", next=AGAIN) from None
+                outcomes.append(f"its decoder {ended}")
+                process = self._replacement()
+            offset += prod(self._buffers.shape[1:])
+        self._idle.append(process)
+        return outcomes
+
+    def _start(self) -> _Process:
+        process = _Process(self._buffers, transform=self._transform)
+        self.processes.append(process)
+        return process
 
     def _replacement(self) -> _Process:
         try:
             process = self._start()
+            process.is_ready(wait_s=None)
         except OSError as error:
             raise MachineError(f"no process that decodes images can be started ({error})", next=AGAIN) from None
-        try:
-            process.is_ready(wait_s=None)
         except _EndedError as ended:
-            process.stop()
             raise MachineError(f"a process that decodes images {ended} before it was ready", next=AGAIN) from None
-        except BaseException:
-            process.stop()
-            raise
         return process
+
+    def _remove(self, process: _Process) -> None:
+        process.stop()
+        self.processes.remove(process)
 
     def close(self) -> None:
         """End all processes."""
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
-        while self._processes:
-            self._processes.popleft().stop()
+        while self.processes:
+            self.processes.pop().stop()
 
 
 class _EndedError(Exception):
@@ -165,17 +228,17 @@ class _EndedError(Exception):
 
 
 class _Process:
-    def __init__(self, buffers: SharedBuffers, *, transform: str, size: int) -> None:
+    """The parent's side of a process that decodes."""
+
+    def __init__(self, buffers: Buffers, *, transform: str | None) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         descriptor = above_standard_streams(theirs.fileno())
         theirs.close()
         self._ready = False
+        arguments = (descriptor, buffers.descriptor, buffers.num_bytes, buffers.shape[1], transform or "")
         try:
             self._process = subprocess.Popen(
-                child_command(
-                    "brics_cli.images.decoding_process",
-                    *(descriptor, buffers.descriptor, buffers.num_bytes, transform, size),
-                ),
+                child_command("brics_cli.images.decoders", *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[descriptor, buffers.descriptor],
@@ -187,6 +250,7 @@ class _Process:
             raise
         finally:
             os.close(descriptor)  # so that its end is the end of the pipe
+        self.pid = self._process.pid
 
     def is_ready(self, *, wait_s: float | None) -> bool:
         """Whether it has started; waits for that, None: as long as it takes. Raises _EndedError when it ended."""
@@ -195,7 +259,7 @@ class _Process:
             self._ready = True
         return self._ready
 
-    def decode(self, files: Sequence[bytes], offset: int) -> list[Decoded]:
+    def decode(self, files: Sequence[bytes], offset: int) -> list[Outcome]:
         """Decode to `offset` of the shared memory. Raises _EndedError when it ends, or what it raised."""
         try:
             self._connection.send((offset, files))
@@ -204,8 +268,8 @@ class _Process:
         found = self._receive()
         if isinstance(found, BaseException):
             raise found
-        decoded: list[Decoded] = found
-        return decoded
+        outcomes: list[Outcome] = found
+        return outcomes
 
     def _receive(self) -> Any:
         try:
@@ -222,3 +286,37 @@ class _Process:
         self.kill()
         self._process.wait()
         self._connection.close()
+
+
+def main() -> None:
+    """The life of a process; its arguments: pipe, shared memory, its size, image size, transform (none: as they are).
+
+    A message in is (offset of the first image in the shared memory, files); a message out is what `decode_files`
+    returned, or the exception it raised. The first message out says that the process is ready.
+    """
+    connection: Connection = Connection(int(sys.argv[1]))
+    memory = np.frombuffer(mmap.mmap(int(sys.argv[2]), int(sys.argv[3])), np.uint8)
+    size, transform = int(sys.argv[4]), sys.argv[5] or None
+    try:
+        connection.send(None)
+        while True:
+            offset, files = connection.recv()
+            images = memory[offset : offset + len(files) * size * size * 3].reshape(len(files), size, size, 3)
+            try:
+                connection.send(decode_files(files, images, transform=transform))
+            except (MemoryError, Exception) as error:
+                connection.send(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+def above_standard_streams(descriptor: int) -> int:
+    """A duplicate with a number that no standard stream has, for a process that is started with it.
+
+    In a program whose standard streams are closed the next file gets one of their numbers, and what the process writes
+    to that stream would go into the file.
+    """
+    import fcntl  # not on every system
+
+    duplicate: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    return duplicate

@@ -1,24 +1,27 @@
-"""Batches of square uint8 images from a collection: a pool of threads decodes ahead, order is kept.
+"""The decode-ahead engine: images of a collection, asked for in batches, come back decoded and in order.
 
-Threads read, and decode too unless the collection is large enough to be worth starting processes (`decoders`). They
-take a few images at a time, so that small images are not outweighed by the queue, and pixels are written straight
-into their batch. An image that fails is counted and named in its batch, never raised from the middle. B images per
-batch, S pixels per side.
+Training, encoding, packing and evaluation all read through `decode_ahead`. A pool of threads reads files and decodes
+them ahead of their use, unless there are enough images to be worth starting processes that decode (`decoders`). Threads
+take a few images at a time, so that small images are not outweighed by the queue, and pixels are written straight into
+their batch. An image that fails is reported in its batch, never raised from the middle.
+B images per batch, S pixels per side.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from brics_cli.images.collection import Collection, RawImage
-from brics_cli.images.decoders import Decode, decoding
+from brics_cli.images.decoders import Decode, Outcome, decoding
 from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
 from brics_cli.images.pixels import CUDA, FAST, ImageError, device_of_threads
 from brics_cli.runtime.reporting import Reporter
@@ -34,6 +37,15 @@ MANY_WORKERS = 8
 """Where threads wait for the interpreter: at images this small, or with so many threads."""
 
 
+@dataclass(slots=True)
+class Place:
+    """An image of a collection. `read` gives its file where that is on its way already; it may raise ImageError."""
+
+    shard_index: int
+    index: int
+    read: Callable[[], RawImage] | None = None
+
+
 class Failure(NamedTuple):
     """An image that could not be used."""
 
@@ -41,99 +53,61 @@ class Failure(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive images of one shard, those that failed left out of `images` and listed in `failures`.
+@dataclass(slots=True)
+class Loaded:
+    """What became of an image: `pixels` are uint8, (S, S, 3) in the memory of its batch; None: failed, for `reason`.
 
-    `images` is uint8 (B, S, S, 3); `keys`, `labels`, `metas`, `indices` (position in the shard) and `short_sides` (of
-    the images as they were, in pixels) have B entries.
-    The last batch of a shard has `end_of_shard`, and may be empty; `content` is then what was read of the shard.
+    `short_side` is of the image as it was, in pixels. `digest` identifies what was read (`image_digest`).
     """
 
     shard_index: int
+    index: int
+    key: str
+    pixels: np.ndarray | None
+    reason: str = ""
+    short_side: int = 0
+    label: int | None = None
+    meta: dict[str, Any] | None = None
+    digest: bytes = b""
+    instead_of: tuple[Loaded, ...] = ()
+    """Those that failed, in whose place it stands."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one request: `loaded` has one entry per image asked for, in order.
+
+    `images` is uint8 (B, S, S, 3): the pixels of those that did not fail, B of them, as are `keys`. A batch from
+    `load_shards` has the `shard_index`, and the last one of a shard the `content`: what was read of it.
+    """
+
+    loaded: list[Loaded]
     images: np.ndarray
-    keys: list[str]
-    labels: list[int | None]
-    metas: list[dict[str, Any] | None]
-    indices: list[int]
-    failures: list[Failure]
-    failed_indices: list[int]
-    end_of_shard: bool
-    short_sides: Sequence[int] = ()
+    shard_index: int = -1
     content: Content | None = None
 
     @property
-    def enlarged(self) -> list[int]:
-        """`indices` of the images that were smaller than they are now."""
-        size = self.images.shape[1]
-        return [index for index, side in zip(self.indices, self.short_sides, strict=False) if side < size]
+    def good(self) -> list[Loaded]:
+        return [image for image in self.loaded if image.pixels is not None]
 
     @property
-    def num_read(self) -> int:
-        """Images consumed from the collection, failed ones included."""
-        return len(self.keys) + len(self.failures)
+    def keys(self) -> list[str]:
+        return [image.key for image in self.good]
 
+    @property
+    def failed(self) -> list[Loaded]:
+        """All that failed, those in whose place another stands included."""
+        attempts = (each for image in self.loaded for each in (*image.instead_of, image))
+        return [image for image in attempts if image.pixels is None]
 
-class _Image(NamedTuple):
-    """What is kept of an image whose pixels stand in its batch: its file's bytes are not."""
+    @property
+    def failures(self) -> list[Failure]:
+        return [Failure(image.key, image.reason) for image in self.failed]
 
-    key: str
-    label: int | None
-    meta: dict[str, Any] | None
-    short_side: int
-
-
-class _Loaded(NamedTuple):
-    """What became of an image, and its digest."""
-
-    image: _Image | Failure
-    digest: bytes
-
-
-@dataclass
-class _Pending:
-    """A batch that threads are filling: `images` has a place for each of `indices`."""
-
-    shard_index: int
-    indices: range
-    images: np.ndarray
-    end_of_shard: bool
-    chunks: list[Future[list[_Loaded]]]
-    reading: _Reading
-
-    def batch(self) -> Batch:
-        """Wait until it is filled, then close the gaps of images that failed."""
-        rows = [row for chunk in self.chunks for row in chunk.result()]
-        for row in rows:
-            self.reading.digest.add(row.digest)
-        loaded = [row.image for row in rows]
-        kept = [place for place, image in enumerate(loaded) if isinstance(image, _Image)]
-        failed = [place for place, image in enumerate(loaded) if isinstance(image, Failure)]
-        images = [image for image in loaded if isinstance(image, _Image)]
-        return Batch(
-            shard_index=self.shard_index,
-            images=self.images[kept] if failed else self.images,  # (B, S, S, 3)
-            keys=[image.key for image in images],
-            labels=[image.label for image in images],
-            metas=[image.meta for image in images],
-            indices=[self.indices[place] for place in kept],
-            failures=[image for image in loaded if isinstance(image, Failure)],
-            failed_indices=[self.indices[place] for place in failed],
-            end_of_shard=self.end_of_shard,
-            short_sides=[image.short_side for image in images],
-            content=self.reading.content() if self.end_of_shard else None,
-        )
-
-
-class _Reading:
-    """A shard that is read from its first image on."""
-
-    def __init__(self, collection: Collection, shard_index: int) -> None:
-        self.digest = ShardDigest(collection.shards[shard_index].name)
-        self._watch = Watch(collection, shard_index)
-
-    def content(self) -> Content:
-        return self._watch.content(self.digest.hexdigest())
+    @property
+    def enlarged(self) -> list[Loaded]:
+        """Those that were smaller than they are now."""
+        return [image for image in self.good if image.short_side < self.images.shape[1]]
 
 
 def default_num_workers() -> int:
@@ -141,29 +115,62 @@ def default_num_workers() -> int:
     return min(os.cpu_count() or 1, 16)
 
 
-def in_processes(num_images: int, *, transform: str, size: int, num_workers: int) -> bool:
-    """Whether processes, not threads, decode so many images for (size, size).
+def in_processes(num_images: int, *, transform: str | None, size: int | None, num_workers: int) -> bool:
+    """Whether processes, not threads, decode so many images for (size, size), or as they are.
 
-    Never for a transform that decodes with torchvision, which does without the interpreter, nor where `SharedBuffers`
-    are not to be had.
+    Never for a transform that decodes with torchvision, which does without the interpreter, nor where shared `Buffers`
+    are not available.
     """
-    worth = num_images >= WORTH_A_PROCESS * num_workers and (size <= SMALL_SIDE or num_workers >= MANY_WORKERS)
+    is_small = size is not None and size <= SMALL_SIDE
+    worth = num_images >= WORTH_A_PROCESS * num_workers and (is_small or num_workers >= MANY_WORKERS)
     return worth and transform not in (FAST, CUDA) and hasattr(os, "memfd_create")
 
 
-def load_shard(
+def decode_ahead(
     collection: Collection,
-    shard_index: int,
+    requests: Iterable[Sequence[Place]],
     *,
-    transform: str,
-    size: int,
+    transform: str | None,
+    size: int | None,
+    num_images: int,
+    batch_size: int,
     num_workers: int | None = None,
-    batch_size: int = 64,
+    digests: bool = True,
+    instead: Callable[[Place], Iterable[Place]] | None = None,
 ) -> Generator[Batch, None, None]:
-    """The batches of one shard, in order."""
-    return load_shards(
-        collection, [shard_index], transform=transform, size=size, num_workers=num_workers, batch_size=batch_size
-    )
+    """A batch for each of `requests`, of up to `batch_size` images by `transform` at `size` px, in order.
+
+    Without `transform` and `size` images stay as they are: their `pixels` are (H, W, 3), and `images` is empty.
+    `requests` is asked for the next one only when decoding gets there, at least three batches ahead of what was taken.
+    `num_images` in all, about, decide on processes; `digests=False` leaves them out; `instead` gives what to decode in
+    the place of an image that fails, in the order to try. Close the generator to stop the threads. Raises
+    ArtefactError when a shard cannot be read, UsageError for an unknown transform, MachineError when processes die.
+    """
+    workers = num_workers or default_num_workers()
+    ahead = max(3, -(-4 * workers // max(batch_size, 1)))  # batches
+    chunk = min(MAX_CHUNK, max(1, batch_size // (2 * workers)))
+    worth = in_processes(num_images, transform=transform, size=size, num_workers=workers)
+    shape, num_processes = (batch_size, size or 0, size or 0, 3), workers if worth else 0
+    with decoding(shape, num=ahead + 4, transform=transform, num_processes=num_processes) as (buffers, decode):
+        work = _Work(collection, decode, digests, instead)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
+        waiting = iter(requests)
+        pending: deque[tuple[np.ndarray, list[Future[list[Loaded]]]]] = deque()
+
+        def submit(places: Sequence[Place]) -> None:
+            pixels = buffers.take(len(places))
+            parts = [slice(start, start + chunk) for start in range(0, len(places), chunk)]
+            pending.append((pixels, [pool.submit(work, places[part], pixels[part]) for part in parts]))
+
+        try:
+            while True:
+                while len(pending) <= ahead and (places := next(waiting, None)) is not None:
+                    submit(places)
+                if not pending:
+                    return
+                yield _batch(*pending.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def load_shards(
@@ -175,45 +182,44 @@ def load_shards(
     num_workers: int | None = None,
     batch_size: int = 64,
 ) -> Generator[Batch, None, None]:
-    """The batches of the shards `shard_indices` (None: all), in order; no batch crosses a shard.
+    """The images of the shards `shard_indices` (None: all), in order; no batch crosses a shard.
 
-    A batch is of `batch_size` consecutive images, less those that failed; the last of a shard is of what is left.
-    Decoding runs ahead by at least two batches, across shards too: `shard_indices` is asked for the next shard only
-    when decoding gets there. Each shard ends with exactly one `end_of_shard` batch.
+    A batch is of `batch_size` consecutive images; the last of a shard is of what is left, may be empty, and has the
+    `content` of the shard. Decoding runs ahead across shards too: `shard_indices` is asked for the next one only when
+    decoding gets there.
     """
-    workers = num_workers or default_num_workers()
-    ahead = max(2, -(-4 * workers // batch_size))  # batches
-    chunk = min(MAX_CHUNK, max(1, batch_size // (2 * workers)))
-    spans = _spans(collection, shard_indices, batch_size=batch_size)
-    pending: deque[_Pending] = deque()
-    reading: _Reading | None = None
-    num_images = _num_images(collection, shard_indices)
-    worth = in_processes(num_images, transform=transform, size=size, num_workers=workers)
-    shape, num = (batch_size, size, size, 3), ahead + 4
-    with decoding(shape, num=num, transform=transform, num_processes=workers if worth else 0) as (buffers, decode):
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
+    indices = range(len(collection.shards)) if shard_indices is None else shard_indices
+    asked: deque[tuple[int, ShardDigest, Watch | None]] = deque()
 
-        def submit(shard_index: int, indices: range, end_of_shard: bool) -> _Pending:
-            nonlocal reading
-            if indices.start == 0 or reading is None:
-                reading = _Reading(collection, shard_index)
-            images = buffers.take(len(indices))
-            chunks = [
-                pool.submit(_load, collection, shard_index, indices[start : start + chunk], decode,
-                            images[start : start + chunk])
-                for start in range(0, len(indices), chunk)
-            ]  # fmt: skip
-            return _Pending(shard_index, indices, images, end_of_shard, chunks, reading)
+    def requests() -> Iterator[list[Place]]:
+        for shard_index in indices:
+            shard = collection.shards[shard_index]
+            digest, watch = ShardDigest(shard.name), Watch(collection, shard_index)
+            for start in range(0, shard.num_images, batch_size) or range(1):  # a shard of no images ends as well
+                stop = min(start + batch_size, shard.num_images)
+                asked.append((shard_index, digest, watch if stop == shard.num_images else None))
+                yield [Place(shard_index, index) for index in range(start, stop)]
 
-        try:
-            while True:
-                while len(pending) <= ahead and (span := next(spans, None)) is not None:
-                    pending.append(submit(*span))
-                if not pending:
-                    return
-                yield pending.popleft().batch()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    num_images = len(collection)  # at most, where shards are not known beforehand
+    if isinstance(indices, Sequence):
+        num_images = sum(collection.shards[index].num_images for index in indices)
+    batches = decode_ahead(
+        collection,
+        requests(),
+        transform=transform,
+        size=size,
+        num_images=num_images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    with closing(batches):
+        for batch in batches:
+            shard_index, digest, watch = asked.popleft()
+            for row in [image.digest for image in batch.loaded]:
+                digest.add(row)
+            batch = replace(batch, shard_index=shard_index)
+            yield batch if watch is None else replace(batch, content=watch.content(digest.hexdigest()))
+            del batch  # and with it its memory, which the next one may take
 
 
 def say_enlarged(reporter: Reporter, num_enlarged: int, num_images: int, *, size: int) -> None:
@@ -223,59 +229,71 @@ def say_enlarged(reporter: Reporter, num_enlarged: int, num_images: int, *, size
         reporter.message(f"{num_enlarged:,} of {num_images:,} images {were} enlarged: smaller than {size} px")
 
 
-def _num_images(collection: Collection, shard_indices: Iterable[int] | None) -> int:
-    """How many there are in these shards; at most, where they are not known beforehand."""
-    if isinstance(shard_indices, Sequence):
-        return sum(collection.shards[index].num_images for index in shard_indices)
-    return len(collection)
+def _batch(pixels: np.ndarray, parts: list[Future[list[Loaded]]]) -> Batch:
+    """Wait until it is filled, then close the gaps of images that failed."""
+    loaded = [image for part in parts for image in part.result()]
+    kept = [number for number, image in enumerate(loaded) if image.pixels is not None]
+    return Batch(loaded, pixels if len(kept) == len(loaded) else pixels[kept])  # (B, S, S, 3)
 
 
-def _spans(
-    collection: Collection, shard_indices: Iterable[int] | None, *, batch_size: int
-) -> Iterator[tuple[int, range, bool]]:
-    """(shard, its images, whether it ends with them) of every batch."""
-    for shard in range(len(collection.shards)) if shard_indices is None else shard_indices:
-        num_images = collection.shards[shard].num_images
-        for start in range(0, num_images, batch_size) or range(1):  # a shard of no images ends as well
-            stop = min(start + batch_size, num_images)
-            yield shard, range(start, stop), stop == num_images
+@dataclass(frozen=True)
+class _Work:
+    """What the threads of `decode_ahead` do; the arguments are its own."""
 
+    collection: Collection
+    decode: Decode
+    digests: bool
+    instead: Callable[[Place], Iterable[Place]] | None
 
-def _load(
-    collection: Collection, shard_index: int, indices: range, decode: Decode, pixels: np.ndarray
-) -> list[_Loaded]:
-    """Read and decode images into `pixels` (their number, S, S, 3)."""
-    loaded: list[_Loaded] = []
-    for group in _read_groups(collection, shard_index, indices):
-        files = [b"" if isinstance(image, Failure) else image.data for image in group]
-        decoded = decode(files, pixels[len(loaded) : len(loaded) + len(group)])
-        for image, (outcome, sha256) in zip(group, decoded, strict=True):
-            if isinstance(image, Failure):
-                loaded.append(_Loaded(image, image_digest(image.key, UNREADABLE, None, None)))
-                continue
-            digest = image_digest(image.key, sha256, image.label, image.meta)
-            if isinstance(outcome, str):
-                loaded.append(_Loaded(Failure(collection.key(shard_index, image.index), outcome), digest))
-            else:
-                loaded.append(_Loaded(_Image(image.key, image.label, image.meta, outcome), digest))
-    return loaded
+    def __call__(self, places: Sequence[Place], pixels: np.ndarray) -> list[Loaded]:
+        """Read and decode images into `pixels` (their number, S, S, 3), and others in place of those that fail."""
+        loaded = self._load(places, pixels)
+        for number, place in enumerate(places):
+            if loaded[number].pixels is None and self.instead is not None:
+                attempts = [loaded[number]]
+                for other in self.instead(place):
+                    attempts += self._load([other], pixels[number : number + 1])
+                    if attempts[-1].pixels is not None:
+                        break
+                loaded[number] = replace(attempts[-1], instead_of=tuple(attempts[:-1]))
+        return loaded
 
+    def _load(self, places: Sequence[Place], pixels: np.ndarray) -> list[Loaded]:
+        loaded: list[Loaded] = []
+        for group in self._read_groups(places):
+            out = pixels[len(loaded) : len(loaded) + len(group)]
+            outcomes = self.decode([b"" if isinstance(raw, ImageError) else raw.data for _, raw in group], out)
+            for (place, raw), outcome, image in zip(group, outcomes, out, strict=True):
+                loaded.append(self._loaded(place, raw, outcome, image))
+        return loaded
 
-def _read_groups(
-    collection: Collection, shard_index: int, indices: Iterable[int]
-) -> Iterator[list[RawImage | Failure]]:
-    """The files of images, a group at a time: a thread that reads gives up the interpreter, and if it decoded each
-    image at once it would wait for its turn once per file, a tenth of the time of decoding a small one."""
-    group: list[RawImage | Failure] = []
-    num_bytes = 0
-    for index in indices:
-        try:
-            raw = collection.read(shard_index, index)
-            group.append(raw)
-            num_bytes += len(raw.data)
-        except ImageError as error:
-            group.append(Failure(collection.key(shard_index, index), str(error)))
-        if num_bytes > READ_TOGETHER:
-            yield group
-            group, num_bytes = [], 0
-    yield group
+    def _loaded(self, place: Place, raw: RawImage | ImageError, outcome: Outcome, pixels: np.ndarray) -> Loaded:
+        shard_index, index = place.shard_index, place.index
+        if isinstance(raw, ImageError):
+            key = self.collection.key(shard_index, index)
+            return Loaded(shard_index, index, key, None, str(raw), digest=image_digest(key, UNREADABLE, None, None))
+        digest = b""
+        if self.digests:
+            digest = image_digest(raw.key, hashlib.sha256(raw.data).digest(), raw.label, raw.meta)
+        if isinstance(outcome, str):
+            return Loaded(shard_index, index, self.collection.key(shard_index, index), None, outcome, digest=digest)
+        decoded, side = (pixels, outcome) if isinstance(outcome, int) else (outcome, min(outcome.shape[:2]))
+        return Loaded(shard_index, index, raw.key, decoded, "", side, raw.label, raw.meta, digest)
+
+    def _read_groups(self, places: Sequence[Place]) -> Iterator[list[tuple[Place, RawImage | ImageError]]]:
+        """The files of images, a group at a time: a thread that reads gives up the interpreter, and if it decoded each
+        image at once it would wait for its turn once per file, a tenth of the time of decoding a small one."""
+        group: list[tuple[Place, RawImage | ImageError]] = []
+        num_bytes = 0
+        for place in places:
+            raw: RawImage | ImageError
+            try:
+                raw = place.read() if place.read is not None else self.collection.read(place.shard_index, place.index)
+                num_bytes += len(raw.data)
+            except ImageError as error:
+                raw = error
+            group.append((place, raw))
+            if num_bytes > READ_TOGETHER:
+                yield group
+                group, num_bytes = [], 0
+        yield group

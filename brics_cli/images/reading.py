@@ -6,30 +6,19 @@ B images, (H, W, 3) uint8 RGB.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brics_cli.images import Collection, ImageError, apply_transform, decode_image
-from brics_cli.images.fingerprints import ShardDigest, Watch, digested, fingerprint_of
-from brics_cli.images.loader import Failure, default_num_workers
+from brics_cli.images.collection import Collection
+from brics_cli.images.fingerprints import ShardDigest, Watch, fingerprint_of
+from brics_cli.images.loader import Failure, Place, decode_ahead
+from brics_cli.images.pixels import CUDA, FAST
 from brics_cli.images.selection import select_positions
 
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """Images of one size: `images` uint8 (B, H, W, 3), and their `keys`."""
-
-    keys: list[str]
-    images: Image
 
 
 class ImageStream(ABC):
@@ -59,17 +48,6 @@ class ImageStream(ABC):
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
         """The images at `positions` (None: all) in that order, `batch_size` at a time; None for one that failed."""
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        """All images in order, failed ones left out. A batch ends early where the size of the images changes."""
-        keys = iter(self.keys)
-        for images in self.read():
-            kept = [(key, image) for image, key in zip(images, keys, strict=False) if image is not None]
-            while kept:
-                shape = kept[0][1].shape
-                end = next((index for index, (_, image) in enumerate(kept) if image.shape != shape), len(kept))
-                yield ImageBatch([key for key, _ in kept[:end]], np.stack([image for _, image in kept[:end]]))
-                kept = kept[end:]
-
 
 class CollectionStream(ImageStream):
     """The images of a collection, through a transform, or with `transform=None` as they are."""
@@ -93,12 +71,8 @@ class CollectionStream(ImageStream):
         self.identity = ""
         self.transform = transform
         self.size = size
-        self.num_workers = num_workers or default_num_workers()
-        shards = collection.shards
-        self.keys = [
-            collection.key(shard, index) for shard in range(len(shards)) for index in range(shards[shard].num_images)
-        ]
-        self._starts = [0, *accumulate(shard.num_images for shard in shards)]
+        self.num_workers = num_workers
+        self.keys = list(collection.keys())
         self._digests = np.zeros((len(self.keys), 64), np.uint8)
         self._was_read = np.zeros(len(self.keys), bool)
         self._watches: dict[int, Watch] = {}
@@ -136,42 +110,26 @@ class CollectionStream(ImageStream):
         order = range(len(self)) if positions is None else positions
         if len(order) == len(self) and not self._watches:
             self._watches = {shard: Watch(self.collection, shard) for shard in range(len(self.collection.shards))}
-        waiting: deque[list[Future[Image | Failure]]] = deque()
-        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="brics-images") as pool:
-            try:
-                for batch in in_batches(order, self.batch_size):
-                    waiting.append([pool.submit(self._load, position) for position in batch])
-                    if len(waiting) > 2:  # two batches are decoded ahead of the one in use
-                        yield self._gather(waiting.popleft())
-                while waiting:
-                    yield self._gather(waiting.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _gather(self, batch: list[Future[Image | Failure]]) -> list[Image | None]:
-        images: list[Image | None] = []
-        for future in batch:
-            loaded = future.result()
-            if isinstance(loaded, Failure):
-                self.failures.append(loaded)
-                images.append(None)
-            else:
-                images.append(loaded)
-        return images
-
-    def _load(self, position: int) -> Image | Failure:
-        shard = bisect_right(self._starts, position) - 1
-        try:
-            raw, digest = digested(self.collection, shard, position - self._starts[shard])
-            self._digests[position], self._was_read[position] = np.frombuffer(digest, np.uint8), True
-            if isinstance(raw, ImageError):
-                raise raw
-            image = decode_image(raw.data)
-            if self.transform is None or self.size is None:
-                return np.array(image)  # (H, W, 3)
-            return apply_transform(image, self.transform, self.size)
-        except ImageError as error:
-            return Failure(self.keys[position], str(error))
+        requests = (
+            [Place(*place) for place in self.collection.places(batch)] for batch in in_batches(order, self.batch_size)
+        )
+        batches = decode_ahead(
+            self.collection,
+            requests,
+            transform=FAST if self.transform == CUDA else self.transform,  # what is measured needs no GPU
+            size=self.size,
+            num_images=len(order),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
+        with closing(batches):
+            for places, batch in zip(in_batches(order, self.batch_size), batches, strict=True):
+                digests = b"".join(image.digest for image in batch.loaded)
+                self._digests[places] = np.frombuffer(digests, np.uint8).reshape(-1, 64)
+                self._was_read[places] = True
+                self.failures += batch.failures
+                # copies: whoever keeps one image does not keep the memory of its batch
+                yield [None if image.pixels is None else image.pixels.copy() for image in batch.loaded]
 
 
 def in_batches(order: Sequence[int], batch_size: int) -> Iterator[list[int]]:

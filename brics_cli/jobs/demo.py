@@ -211,7 +211,7 @@ def _measure(result: DemoResult, held_out: Path, *, workspace: Workspace, device
 def _images(path: Path, *, workspace: Workspace, device: str) -> np.ndarray:
     """All images of a collection or store: (N, H, W, 3) uint8."""
     stream = open_images(str(path), workspace=workspace, device=resolve_device(device))
-    return np.concatenate([batch.images for batch in stream])
+    return np.stack([image for batch in stream.read() for image in batch if image is not None])
 
 
 def _draw(result: DemoResult, *, workspace: Workspace, device: str) -> None:

@@ -67,7 +67,7 @@ def estimate_seconds(plan: EncodePlan, *, batch_size: int, num_workers: int | No
     batch = next(load_shards(plan.collection.first(batch_size), transform=plan.transform, size=plan.header.image_size,
                              num_workers=num_workers, batch_size=batch_size))  # fmt: skip
     _encoder(plan).encode(batch)
-    seconds_per_image = (time.perf_counter() - start) / max(batch.num_read, 1)
+    seconds_per_image = (time.perf_counter() - start) / max(len(batch.loaded), 1)
     return seconds_per_image * plan.header.num_images / len(plan.devices)
 
 

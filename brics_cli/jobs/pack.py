@@ -198,21 +198,16 @@ def pack(
             try:
                 with reporter.task("pack", total=plan.num_images, unit="img", initial=place) as task:
                     for batch in batches:
-                        num_now += len(batch.keys)
+                        num_now += len(batch.images)
                         num_enlarged += len(batch.enlarged)
                         if batch.content is not None:
                             made_from.add(batch.shard_index, settled_digest(sources, batch.shard_index, batch.content))
-                        good = dict(zip(batch.indices, range(len(batch.keys)), strict=True))
-                        failed = dict(zip(batch.failed_indices, batch.failures, strict=True))
-                        for index in sorted({*good, *failed}):
-                            if index in failed:
-                                log.add(place, *failed[index])
-                                sink.skip(failed[index].key)
+                        for image in batch.loaded:
+                            if image.pixels is None:
+                                log.add(place, image.key, image.reason)
+                                sink.skip(image.key)
                             else:
-                                row = good[index]
-                                sink.write(
-                                    batch.keys[row], batch.images[row], label=batch.labels[row], meta=batch.metas[row]
-                                )
+                                sink.write(image.key, image.pixels, label=image.label, meta=image.meta)
                             place += 1
                         if max_failures is not None and len(log.failures) > max_failures:
                             _, key, reason = log.failures[-1]
@@ -221,7 +216,7 @@ def pack(
                                 f"the last, {key}: {reason}",
                                 next=f"All are listed in {log.path}.",
                             )
-                        task.advance(batch.num_read, note=f"{len(log.failures):,} failed" if log.failures else None)
+                        task.advance(len(batch.loaded), note=f"{len(log.failures):,} failed" if log.failures else None)
             except MemoryError as error:
                 raise _out_of_memory(error, next="Use fewer --workers; whole shards are kept.") from None
             except KeyboardInterrupt:

@@ -1,32 +1,36 @@
 """Images for training: a collection split into training and validation, decoded into memory or read ahead.
 
-A collection whose decoded pixels fit in `cache_gib` is decoded once and kept; of a larger one the files are read shard
-by shard (`reading`) and decoded several batches ahead of the device, by threads (Pillow and the file system release the
-interpreter lock).
+A collection whose decoded pixels fit in `cache_gib` is decoded once and kept. Of a larger one the files are read window
+by window, in file order (`WindowReader`), and decoded several batches ahead of the device (`images.loader`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
 
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.images import Collection, ImageError, load_shards
-from brics_cli.images.loader import say_enlarged
-from brics_cli.images.pixels import load_with_side
+from brics_cli.images import Collection, ImageError, RawImage, load_shards
+from brics_cli.images.loader import Batch as Decoded
+from brics_cli.images.loader import Loaded, Place, decode_ahead, say_enlarged
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.reading import WindowReader
 
-BATCHES_AHEAD = 4
 GIB = 2**30
+WINDOWS_AHEAD = 2
+SHARDS_AT_ONCE = 4
+"""Threads that read; a disk that seeks would not like more, and a network wants more than one."""
 
 
 class Batch(NamedTuple):
@@ -60,7 +64,8 @@ class TrainingImages:
         return len(self) * self.size**2 * 3
 
     def key(self, sample: int) -> str:
-        return self.collection.key(*self._position(sample))
+        place = self._place(sample)
+        return self.collection.key(place.shard_index, place.index)
 
     def cache(self, *, limit_gib: float, reporter: Reporter) -> bool:
         """Decode everything into memory if it fits in `limit_gib`; whether it did. Failures are recorded."""
@@ -70,12 +75,9 @@ class TrainingImages:
         loading = load_shards(self.collection, transform=self.transform, size=self.size, num_workers=self.num_workers)
         with reporter.task("decode", total=len(self), unit="img") as task:
             for batch in loading:
-                start = self.shard_starts[batch.shard_index]
-                images[start + np.asarray(batch.indices, np.int64)] = batch.images
-                for index, failure in zip(batch.failed_indices, batch.failures, strict=True):
-                    self.failures[start + index] = failure.reason
-                self.enlarged |= {start + index for index in batch.enlarged}
-                task.advance(batch.num_read)
+                images[[self._sample(image) for image in batch.good]] = batch.images
+                self._record(batch)
+                task.advance(len(batch.loaded))
         self.cached = images
         return True
 
@@ -108,10 +110,11 @@ class TrainingImages:
         """(up to len(samples), S, S, 3) uint8: for validation, where a sample that cannot be read is left out."""
         if self.cached is not None:
             return self.cached[[int(sample) for sample in samples if sample not in self.failures]]
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            decoded = pool.map(self._decode, [int(sample) for sample in samples])
-            images = [image for image in decoded if image is not None]
-        return np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
+        places = [self._place(int(sample)) for sample in samples]
+        with closing(self._decode_ahead([places], batch_size=len(places), num_images=len(places))) as batches:
+            batch = next(batches)
+        self._record(batch)
+        return batch.images
 
     def batches(
         self, order: SampleOrder, *, start: int, batch_size: int, world: World | None = None
@@ -119,35 +122,35 @@ class TrainingImages:
         """Batches of `order` from position `start` on, without end; read ahead unless they are in memory.
 
         In a `world` of several processes each gets its share of every batch, and reads no more. A sample that cannot
-        be read is replaced by the next one that can and is not held out.
+        be read is replaced by the next one that can and is not held out. Raises ArtefactError when none can.
         """
         mine = range(batch_size) if world is None else world.mine(range(batch_size))
         if self.cached is not None:
-            while True:
-                samples = [order[start + offset] for offset in mine]
-                yield Batch(samples, np.stack([self._load_or_next(sample) for sample in samples]))
-                start += batch_size
+            for first in count(start, batch_size):
+                samples = [order[first + offset] for offset in mine]
+                yield Batch(samples, self.cached[[self._usable(sample) for sample in samples]])
         reader = WindowReader(
             self.collection,
             order,
             start=start,
-            position_of=self._position,
-            is_mine=lambda position, first=start: (position - first) % batch_size in mine,  # type: ignore[misc]
+            place_of=self._place,
+            is_mine=lambda position: (position - start) % batch_size in mine,
         )
-        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="brics-decode") as pool:
-            ahead: deque[tuple[list[int], list[Future[np.ndarray]]]] = deque()
-            try:
-                while True:
-                    while len(ahead) < BATCHES_AHEAD:
-                        taken = [reader.take(start + offset) for offset in mine]
-                        futures = [pool.submit(self._load_or_next, *each) for each in taken]
-                        ahead.append(([sample for sample, _ in taken], futures))
-                        start += batch_size
-                    samples, futures = ahead.popleft()
-                    yield Batch(samples, np.stack([future.result() for future in futures]))
-            finally:
-                reader.close()
-                pool.shutdown(wait=False, cancel_futures=True)
+        asked: deque[list[int]] = deque()
+
+        def requests() -> Iterator[list[Place]]:
+            for first in count(start, batch_size):
+                taken = [reader.take(first + offset) for offset in mine]
+                asked.append([sample for sample, _ in taken])
+                yield [place for _, place in taken]
+
+        decoded = self._decode_ahead(requests(), batch_size=len(mine), num_images=len(self), substitute=True)
+        with closing(decoded), closing(reader):
+            for batch in decoded:
+                self._record(batch)
+                if len(batch.good) < len(mine):
+                    raise self._none_left()
+                yield Batch(asked.popleft(), batch.images)
 
     def warn_about_failures(self, reporter: Reporter) -> None:
         """Say how many images could not be decoded so far, and the first of them; and how many were enlarged."""
@@ -159,31 +162,128 @@ class TrainingImages:
                 f"first {self.key(sample)}: {reason}"
             )
 
-    def _load_or_next(self, sample: int, file: Callable[[], bytes] | None = None) -> np.ndarray:
-        image = self._decode(sample, file)
-        for offset in range(1, len(self)):
-            if image is not None:
-                return image
-            candidate = (sample + offset) % len(self)
-            image = None if candidate in self._held_out else self._decode(candidate)
-        if image is None:
-            raise ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")
-        return image
+    def _decode_ahead(
+        self, requests: Iterable[Sequence[Place]], *, batch_size: int, num_images: int, substitute: bool = False
+    ) -> Generator[Decoded, None, None]:
+        return decode_ahead(
+            self.collection,
+            requests,
+            transform=self.transform,
+            size=self.size,
+            num_images=num_images,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            digests=False,
+            instead=(lambda place: map(self._place, self._stand_ins(self._sample(place)))) if substitute else None,
+        )
 
-    def _decode(self, sample: int, file: Callable[[], bytes] | None = None) -> np.ndarray | None:
-        """The pixels of a sample: from memory, from `file`, or read now; None, recorded, when that fails."""
-        if self.cached is not None:
-            return None if sample in self.failures else self.cached[sample]
-        try:
-            data = file() if file is not None else self.collection.read(*self._position(sample)).data
-            pixels, short_side = load_with_side(data, transform=self.transform, size=self.size)
-        except ImageError as error:
-            self.failures[sample] = str(error)
-            return None
-        if short_side < self.size:
-            self.enlarged.add(sample)
-        return pixels
+    def _record(self, batch: Decoded) -> None:
+        self.failures |= {self._sample(image): image.reason for image in batch.failed}
+        self.enlarged |= {self._sample(image) for image in batch.enlarged}
 
-    def _position(self, sample: int) -> tuple[int, int]:
+    def _usable(self, sample: int) -> int:
+        """The sample itself or what stands in for it, of those in memory."""
+        for candidate in chain([sample], self._stand_ins(sample)):
+            if candidate not in self.failures:
+                return candidate
+        raise self._none_left()
+
+    def _stand_ins(self, sample: int) -> Iterator[int]:
+        """What may stand in for a sample that cannot be read: the next ones that are not held out."""
+        after = chain(range(sample + 1, len(self)), range(sample))
+        return (each for each in after if each not in self._held_out)
+
+    def _none_left(self) -> ArtefactError:
+        return ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")
+
+    def _place(self, sample: int) -> Place:
         shard = bisect_right(self.shard_starts, sample) - 1
-        return shard, sample - self.shard_starts[shard]
+        return Place(shard, sample - self.shard_starts[shard])
+
+    def _sample(self, image: Place | Loaded) -> int:
+        return self.shard_starts[image.shard_index] + image.index
+
+
+class _Window(NamedTuple):
+    first: int
+    samples: np.ndarray
+    files: dict[int, Future[dict[int, RawImage | ImageError]]]
+    """By shard, then by sample; a file that cannot be read is its error."""
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.samples)
+
+
+class WindowReader:
+    """The files of the samples at increasing positions of `order`, from `start` on.
+
+    Each window of the order is made of whole shards. Its files are read from front to back, one thread per shard, while
+    the window before it is being used: in memory are at most the files of two windows, not decoded (more only where a
+    batch spans several). `place_of` gives a sample's place; `is_mine` says of a position whether this process will ask
+    for it: others are not read.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        order: SampleOrder,
+        *,
+        start: int,
+        place_of: Callable[[int], Place],
+        is_mine: Callable[[int], bool],
+    ) -> None:
+        self.collection, self.start = collection, start
+        self._place_of, self._is_mine = place_of, is_mine
+        self._source = order.windows(start)
+        self._windows: deque[_Window] = deque()
+        self._pool = ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="brics-read")
+        self._closed = threading.Event()
+
+    def take(self, position: int) -> tuple[int, Place]:
+        """The sample at `position`, and its place, whose `read` waits for the file; it may be called once, in any
+        thread. Positions must not decrease."""
+        while self._windows and self._windows[0].end <= position:
+            self._windows.popleft()
+        while len(self._windows) < WINDOWS_AHEAD or self._windows[-1].end <= position:
+            self._windows.append(self._start_reading(*next(self._source)))
+        window = next(window for window in self._windows if position < window.end)
+        sample = int(window.samples[position - window.first])
+        place = self._place_of(sample)
+        files = window.files[place.shard_index]
+
+        def read() -> RawImage:
+            file = files.result().pop(sample)  # and is forgotten: memory falls while a window is used
+            if isinstance(file, ImageError):
+                raise file
+            return file
+
+        return sample, replace(place, read=read)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start_reading(self, first: int, samples: np.ndarray) -> _Window:
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for position, sample in enumerate(samples.tolist(), start=first):
+            if position >= self.start and self._is_mine(position):
+                place = self._place_of(sample)
+                by_shard.setdefault(place.shard_index, []).append((place.index, sample))
+        return _Window(
+            first,
+            samples,
+            {shard: self._pool.submit(self._read, shard, sorted(by_shard[shard])) for shard in sorted(by_shard)},
+        )
+
+    def _read(self, shard: int, wanted: list[tuple[int, int]]) -> dict[int, RawImage | ImageError]:
+        files: dict[int, RawImage | ImageError] = {}
+        for index, sample in wanted:
+            if self._closed.is_set():
+                break
+            try:
+                files[sample] = self.collection.read(shard, index)
+            except ImageError as error:
+                files[sample] = error
+        return files

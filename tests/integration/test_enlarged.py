@@ -28,8 +28,8 @@ def photographs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("size", [16, 32, 65])
 def test_every_transform_counts_them(photographs, transform, size):
     batches = list(load_shards(open_collection(photographs), transform=transform, size=size, batch_size=4))
-    assert [side for batch in batches for side in batch.short_sides] == list(SIDES)
-    found = [index for batch in batches for index in batch.enlarged]
+    assert [image.short_side for batch in batches for image in batch.good] == list(SIDES)
+    found = [image.index for batch in batches for image in batch.enlarged]
     assert found == [index for index, side in enumerate(SIDES) if side < size]
 
 

@@ -107,7 +107,7 @@ def test_without_a_word_it_measures_the_newest_store(
     real = open_images(made / "photos", workspace=Workspace(workspace), transform="crop-bicubic", size=SIDE)
     fake = open_images(workspace / "codes.h5", workspace=Workspace(workspace))
     assert real.keys == fake.keys
-    pixels = [np.concatenate([batch.images for batch in stream]) for stream in (real, fake)]
+    pixels = [np.stack([image for batch in stream.read() for image in batch]) for stream in (real, fake)]
     assert report["results"][0]["value"] == pytest.approx(psnr(*pixels).mean(), abs=1e-3)
     expected_error = ssim(*pixels).std(ddof=1) / np.sqrt(NUM_IMAGES)
     assert report["results"][1]["standard_error"] == pytest.approx(expected_error, rel=1e-2)
@@ -147,7 +147,7 @@ def test_samples_are_measured_against_the_training_collection(
 
     real = open_images(made / "photos", workspace=Workspace(workspace), transform="crop-bicubic", size=SIDE)
     files = []
-    for key, image in zip(real.keys, np.concatenate([batch.images for batch in real]), strict=True):
+    for key, image in zip(real.keys, (image for batch in real.read() for image in batch), strict=True):
         files.append(str(tmp_path / f"{key.replace('/', '-')}.png"))
         Image.fromarray(image).save(files[-1])
     network = load_inception(inception).network

@@ -20,7 +20,7 @@ from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.codes.encoding import CodeEncoder, encoding_network
 from brics_cli.codes.parts import PartWriter
 from brics_cli.config import load_recipe
-from brics_cli.images.loader import Batch
+from brics_cli.images.loader import Batch, Loaded
 from brics_cli.runtime.reporting import TimeSplit
 
 NAME = sys.argv[1] if len(sys.argv) > 1 else "brics-256"
@@ -98,19 +98,9 @@ def path(network_alone: float | None) -> None:
     encoder = CodeEncoder(encoding_network(model(), precision=precision), header, device=device, made_by="day")
 
     def batches(num: int):
-        for number in range(num):
-            first = number * BATCH
-            yield Batch(
-                shard_index=0,
-                images=images[number % 4],
-                keys=[f"{i:08d}" for i in range(first, first + BATCH)],
-                labels=[None] * BATCH,
-                metas=[None] * BATCH,
-                indices=list(range(first, first + BATCH)),
-                failures=[],
-                failed_indices=[],
-                end_of_shard=number == num - 1,
-            )
+        for first, number in zip(range(0, num * BATCH, BATCH), range(num), strict=True):
+            pixels = images[number % 4]
+            yield Batch([Loaded(0, first + i, f"{first + i:08d}", pixels[i]) for i in range(BATCH)], pixels, 0)
 
     list(encoder.stream(batches(3), TimeSplit()))
     rates, split = [], TimeSplit()
@@ -127,9 +117,9 @@ def path(network_alone: float | None) -> None:
                             rows.codes,
                             flipped=None,
                             keys=one.keys,
-                            indices=one.indices,
-                            labels=one.labels,
-                            metas=one.metas,
+                            indices=[image.index for image in one.loaded],
+                            labels=[None] * BATCH,
+                            metas=[None] * BATCH,
                             failures=one.failures,
                         )
             rates.append(BATCH * BATCHES / (time.perf_counter() - start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -19,8 +18,10 @@ from PIL import Image
 
 from brics_cli.errors import MachineError, UsageError
 from brics_cli.images import load_shards, loader, open_collection
-from brics_cli.images.buffers import SharedBuffers
-from brics_cli.images.decoders import Decoders, decoding
+from brics_cli.images.decoders import Buffers, Decoders, decoding
+from brics_cli.images.reading import CollectionStream
+from brics_cli.training.images import TrainingImages
+from brics_cli.training.order import SampleOrder
 
 SIZE = 4
 SHAPE = (8, SIZE, SIZE, 3)
@@ -47,21 +48,20 @@ PIL.Image.open = open
 
 
 @contextmanager
-def two_processes() -> Iterator[tuple[SharedBuffers, Decoders]]:
+def two_processes() -> Iterator[tuple[Buffers, Decoders]]:
     with (
-        closing(SharedBuffers(SHAPE, num=2)) as buffers,
-        closing(Decoders(buffers, transform="crop-bicubic", size=SIZE, num=2)) as decoders,
+        closing(Buffers(SHAPE, num=2, shared=True)) as buffers,
+        closing(Decoders(buffers, transform="crop-bicubic", num=2)) as decoders,
     ):
         yield buffers, decoders
 
 
 def decode(decoders: Decoders, files: list[bytes], pixels: np.ndarray) -> list[str | int]:
     """By a process, once all are ready."""
-    assert all(process.is_ready(wait_s=60) for process in decoders._processes)
-    decoded = decoders.decode(files, pixels)
-    assert decoded is not None
-    assert [each.sha256 for each in decoded] == [hashlib.sha256(data).digest() for data in files]
-    return [each.outcome for each in decoded]
+    assert all(process.is_ready(wait_s=60) for process in decoders.processes)
+    outcomes = decoders.decode(files, pixels)
+    assert outcomes is not None
+    return outcomes
 
 
 def importing_this() -> dict[str, str]:
@@ -72,11 +72,11 @@ def importing_this() -> dict[str, str]:
 def children() -> list[str]:
     """The command lines of this process' children that decode."""
     found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True)
-    return [line for line in found.stdout.splitlines() if "decoding_process" in line]
+    return [line for line in found.stdout.splitlines() if "brics_cli.images.decoders" in line]
 
 
 def pids(decoders: Decoders) -> list[int]:
-    return [process._process.pid for process in decoders._processes]
+    return [process.pid for process in decoders.processes]
 
 
 @pytest.fixture
@@ -93,7 +93,10 @@ def test_batches_are_those_of_threads(tmp_path, monkeypatch):
 
     def load():
         batches = load_shards(collection, transform="crop-bicubic", size=SIZE, batch_size=16, num_workers=2)
-        return [(batch.images.tolist(), batch.keys, batch.failures, batch.failed_indices) for batch in batches]
+        return [
+            (batch.images.tolist(), batch.keys, batch.failures, [image.index for image in batch.failed])
+            for batch in batches
+        ]
 
     threads, decode, taken = load(), Decoders.decode, []
     monkeypatch.setattr(loader, "WORTH_A_PROCESS", 60)
@@ -144,6 +147,45 @@ def test_a_file_that_crashes_its_decoder_fails_alone():
 
 
 @pytest.mark.usefixtures("faults")
+def test_a_crash_costs_one_image_whoever_reads(tmp_path, monkeypatch):
+    """Packing and encoding; evaluation with a transform, and as they are; training, where the next one stands in."""
+    write_tar(
+        tmp_path / "x.tar", [(f"{number:02d}.png", grey(number) if number != 5 else b"crash") for number in range(24)]
+    )
+    collection, decode, crashed = (
+        open_collection(tmp_path / "x.tar"),
+        Decoders.decode,
+        "its decoder was killed by signal 11",
+    )
+
+    def decode_there(self: Decoders, *arguments):
+        assert all(process.is_ready(wait_s=60) for process in self.processes)
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(Decoders, "decode", decode_there)
+    monkeypatch.setattr(loader, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(loader, "MANY_WORKERS", 1)
+
+    batches = list(load_shards(collection, transform="crop-bicubic", size=SIZE, batch_size=8, num_workers=1))
+    assert [failure.reason for batch in batches for failure in batch.failures] == [crashed]
+    assert [image.index for batch in batches for image in batch.good] == [*range(5), *range(6, 24)]
+    for transform, size, shape in (("crop-bicubic", SIZE, (SIZE, SIZE, 3)), (None, None, (6, 8, 3))):
+        stream = CollectionStream(collection, transform=transform, size=size, batch_size=8, num_workers=1)
+        found = [image for batch in stream.read() for image in batch]
+        assert found[5] is None and [failure.reason for failure in stream.failures] == [crashed]
+        assert all(
+            image.shape == shape and (image == number).all() for number, image in enumerate(found) if number != 5
+        )
+    images = TrainingImages(collection, transform="crop-bicubic", size=SIZE, num_workers=1)
+    with closing(images.batches(SampleOrder([np.arange(24)], seed=0), start=0, batch_size=8)) as reading:
+        for _ in range(3):
+            batch = next(reading)
+            expected = [6 if sample == 5 else sample for sample in batch.indices]
+            assert batch.images[:, 0, 0, 0].tolist() == expected
+    assert images.failures == {5: crashed}
+
+
+@pytest.mark.usefixtures("faults")
 def test_out_of_memory_is_no_failure_of_the_image():
     with two_processes() as (buffers, decoders):
         with pytest.raises(MemoryError):
@@ -157,8 +199,8 @@ def test_out_of_memory_is_no_failure_of_the_image():
 
 def test_an_error_of_ours_is_raised_as_in_a_thread():
     with (
-        closing(SharedBuffers(SHAPE, num=2)) as buffers,
-        closing(Decoders(buffers, transform="crop-bicubc", size=SIZE, num=1)) as decoders,
+        closing(Buffers(SHAPE, num=2, shared=True)) as buffers,
+        closing(Decoders(buffers, transform="crop-bicubc", num=1)) as decoders,
         pytest.raises(UsageError, match="did you mean 'crop-bicubic'"),
     ):
         decode(decoders, [grey(1)], buffers.take(1))
@@ -197,7 +239,7 @@ def test_it_does_not_matter_how_many_files_are_open():
 def test_closing_does_not_wait_for_a_process_to_start():
     with two_processes() as (_, decoders):
         pass
-    assert not decoders._processes and not children()
+    assert not decoders.processes and not children()
 
 
 def test_processes_that_cannot_start_leave_the_work_to_threads(monkeypatch):
@@ -210,7 +252,7 @@ def test_processes_that_cannot_start_leave_the_work_to_threads(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/does/not/exist")
     with decoding(SHAPE, num=2, transform="crop-bicubic", num_processes=2) as (buffers, decode_into):
         pixels = buffers.take(1)
-        assert [each.outcome for each in decode_into([grey(7)], pixels)] == [6]
+        assert decode_into([grey(7)], pixels) == [6]
         assert (pixels == 7).all()
 
 

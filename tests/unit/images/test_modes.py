@@ -10,9 +10,7 @@ import pytest
 from odd_images import CASES, random_values
 from PIL import Image
 
-from brics_cli.images.buffers import SharedBuffers
-from brics_cli.images.decoders import Decoders
-from brics_cli.images.decoding_process import decode_files
+from brics_cli.images.decoders import Buffers, Decoders, decode_files
 from brics_cli.images.modes import to_rgb
 from brics_cli.images.pixels import ImageError, decode_image, load_pixels
 
@@ -51,8 +49,8 @@ def test_processes_decode_the_same():
     here = np.zeros((len(files), 4, 4, 3), np.uint8)
     reasons = decode_files(files, here, transform="crop-bicubic")
     with (
-        closing(SharedBuffers(here.shape, num=1)) as shared,
-        closing(Decoders(shared, transform="crop-bicubic", size=4, num=1)) as decoders,
+        closing(Buffers(here.shape, num=1, shared=True)) as shared,
+        closing(Decoders(shared, transform="crop-bicubic", num=1)) as decoders,
     ):
         there = shared.take(len(files))
         deadline = time.monotonic() + 60

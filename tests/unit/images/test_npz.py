@@ -84,7 +84,7 @@ def test_it_goes_through_the_loader_in_processes_too(tmp_path):
     collection = pickle.loads(pickle.dumps(open_collection(tmp_path / "x.npz")))
     batches = list(load_shards(collection, transform="crop-bicubic", size=6, num_workers=2, batch_size=2))
     assert np.array_equal(np.concatenate([batch.images for batch in batches]), images())
-    assert [label for batch in batches for label in batch.labels] == NUMBERS
+    assert [image.label for batch in batches for image in batch.loaded] == NUMBERS
 
 
 def test_adms_reference_batch_gives_its_images_and_says_what_is_not_read(tmp_path):

@@ -13,10 +13,10 @@ from commands import brics
 
 from brics_cli.images import ImageError, RawImage, open_collection
 from brics_cli.images.collection import Collection, Shard
+from brics_cli.images.loader import Place
 from brics_cli.runtime.distributed import World
-from brics_cli.training.images import TrainingImages
+from brics_cli.training.images import TrainingImages, WindowReader
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.reading import WindowReader
 
 
 class Recorded(Collection):
@@ -59,7 +59,7 @@ def reader_of(
         collection,
         order,
         start=start,
-        position_of=lambda sample: divmod(sample, 10),
+        place_of=lambda sample: Place(*divmod(sample, 10)),
         is_mine=lambda position: position % world == rank,
     )
 
@@ -72,13 +72,13 @@ def test_shards_are_read_from_front_to_back_and_handed_out_in_the_training_order
     collection, order = Recorded(6), order_of(6)
     reader = reader_of(collection, order)
     for position in range(60):
-        sample, file = reader.take(position)
+        sample, place = reader.take(position)
         assert sample == order[position]
         if sample == 33:
             with pytest.raises(ImageError):
-                file()
+                place.read()
         else:
-            assert file() == bytes([sample])
+            assert place.read().data == bytes([sample])
     reader.close()
     assert all(reads[:10] == list(range(10)) for reads in collection.reads.values())
 
@@ -98,8 +98,8 @@ def test_resuming_inside_a_window_reads_what_is_left_of_it() -> None:
     reader = reader_of(collection, order, start=15)
     taken = [reader.take(position) for position in range(15, 40)]
     assert [sample for sample, _ in taken] == order.batch(15, 25)
-    for _, file in taken[:5]:
-        file()
+    for _, place in taken[:5]:
+        place.read()
     reader.close()
     read = {shard * 10 + index for shard, reads in collection.reads.items() for index in reads}
     assert not read & set(order.batch(0, 15))
@@ -110,10 +110,10 @@ def test_two_processes_read_each_file_once_between_them() -> None:
     for rank, collection in enumerate(collections):
         reader = reader_of(collection, order, world=2, rank=rank)
         for position in range(rank, 60, 2):
-            sample, file = reader.take(position)
+            sample, place = reader.take(position)
             assert sample == order[position]
             if sample != 33:
-                assert file() == bytes([sample])
+                assert place.read().data == bytes([sample])
         reader.close()
     epochs = [{(s, i) for s, reads in each.reads.items() for i in reads[: len(set(reads))]} for each in collections]
     assert all(len(epoch) < 60 for epoch in epochs) and len(epochs[0] | epochs[1]) == 60

@@ -13,7 +13,7 @@ from brics_cli.codes import Quantisation, StoreHeader, StoreShard
 from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.errors import UsageError
 from brics_cli.images import TRANSFORM_VERSIONS, Collection, open_collection
-from brics_cli.images.opening import Labels
+from brics_cli.images.collection import Labels
 from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.precision import default_precision
 from brics_cli.runtime.reporting import Reporter

@@ -16,12 +16,14 @@ from functools import cached_property
 from itertools import accumulate
 from os.path import commonpath
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Literal, NamedTuple, Self, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from brics_cli.images.fingerprints import StatRow, fingerprint, stat_row
 from brics_cli.images.passed_over import PassedOver
 from brics_cli.images.pixels import ImageError
-from brics_cli.images.wanted import ANYTHING, Wanted
 
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
@@ -31,6 +33,31 @@ VIRTUAL_SHARD_SIZE = 1000
 """Images per shard of a collection that has no shards of its own."""
 MAX_FILE_BYTES = 2**30
 """A larger file is no image that `pixels` would decode: 89 million pixels of 16-bit RGBA are 0.7 GiB."""
+
+
+Labels = Literal["folder", "none"]
+
+
+class Wanted(NamedTuple):
+    """What a user asks of a collection beside its path.
+
+    `subset` chooses where a path holds several collections or splits, `image_field` where samples hold several images;
+    `labels="folder"` makes folders classes, "none" reads no labels.
+    """
+
+    subset: str | None = None
+    labels: Labels | None = None
+    image_field: str | None = None
+
+    def of(self, path: str) -> str:
+        """A path that opens what `path` opens with this `image_field`: `shards/*.left.png`, `shards/*` for all."""
+        if self.image_field is None:
+            return path
+        fields = self.image_field.lower().replace(" ", "").lstrip(".")
+        return f"{path}/*" if fields == "all" else f"{path}/*.{fields}"
+
+
+ANYTHING = Wanted()
 
 
 @dataclass(frozen=True)
@@ -67,14 +94,14 @@ class RawImage:
 class Collection(ABC):
     """Any source of images. Sub-classes set `path`, `kind` and `shards`, and read; they can be pickled."""
 
-    opened_ns: int
-    """When it was opened, before anything of it was looked at (ns since 1970)."""
-    options: Wanted
-    """What was asked of it that decides keys, labels or metadata."""
     path: str
     """Absolute path (or brace pattern) as text."""
     kind: str
     shards: Sequence[Shard]
+    opened_ns: int = 0
+    """When it was opened, before anything of it was looked at (ns since 1970)."""
+    options: Wanted = ANYTHING
+    """What was asked of it that decides keys, labels or metadata."""
     note: str = ""
     """What `open_collection` chose among several, for `describe` to end with."""
     remark: str = ""
@@ -84,12 +111,10 @@ class Collection(ABC):
     passed_over: PassedOver = PassedOver()
     """What was found beside the images and is not read."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self = super().__new__(cls)
+    def __init__(self, wanted: Wanted = ANYTHING) -> None:
         self.opened_ns = time.time_ns()
-        wanted = next((each for each in (*args, *kwargs.values()) if isinstance(each, Wanted)), ANYTHING)
         self.options = wanted._replace(subset=None)
-        return self
+        self.passed_over = PassedOver()
 
     @abstractmethod
     def describe(self) -> str:
@@ -116,16 +141,19 @@ class Collection(ABC):
         for index in range(self.shards[shard_index].num_images):
             yield self.read(shard_index, index)
 
+    @cached_property
+    def starts(self) -> list[int]:
+        """The position of each shard's first image in the whole collection, and at the end the number of all."""
+        return [0, *accumulate(shard.num_images for shard in self.shards)]
+
     def __len__(self) -> int:
         return sum(shard.num_images for shard in self.shards)
 
     def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
         """(shard_index, index) of images by their position in the whole collection."""
-        ends = list(accumulate(shard.num_images for shard in self.shards))
-        shard_indices = [bisect_right(ends, position) for position in positions]
+        shard_indices = (bisect_right(self.starts, position) - 1 for position in positions)
         return [
-            (shard, position - ends[shard] + self.shards[shard].num_images)
-            for shard, position in zip(shard_indices, positions, strict=True)
+            (shard, position - self.starts[shard]) for shard, position in zip(shard_indices, positions, strict=True)
         ]
 
     def keys(self) -> Sequence[str]:
@@ -151,7 +179,7 @@ class Collection(ABC):
     def first(self, num_images: int) -> Self:
         """The collection of the first `num_images` images alone."""
         limited = copy.copy(self)
-        for name in ("layout", "fingerprint"):
+        for name in ("starts", "layout", "fingerprint"):
             limited.__dict__.pop(name, None)
         kept, left = [], num_images
         for shard in self.shards:
@@ -188,21 +216,22 @@ class _Keys(Sequence[str]):
                 yield self._collection.key(shard_index, index)
 
 
-class UnshardedCollection(Collection):
-    """A collection that has no shards of its own: it is cut into runs of `VIRTUAL_SHARD_SIZE` images in key order."""
+def virtual_shards(
+    sizes: Sequence[int] | npt.NDArray[np.int64],
+    *,
+    rows: Sequence[tuple[Any, ...]] = (),
+    also: Sequence[tuple[Any, ...]] = (),
+) -> list[Shard]:
+    """Runs of `VIRTUAL_SHARD_SIZE` images of a collection that has no shards of its own.
 
-    def _cut(self, rows: Sequence[tuple[Any, ...]], *, also: Sequence[tuple[Any, ...]] = ()) -> None:
-        """Set `shards` from the images' index rows (name, size in bytes, ...); every shard depends on `also` too."""
-        self._shard_size = VIRTUAL_SHARD_SIZE
-        self.shards = shards = []
-        for number, start in enumerate(range(0, len(rows), self._shard_size)):
-            part = rows[start : start + self._shard_size]
-            size_bytes = sum(row[1] for row in part)
-            name = f"{number:05d}"
-            shards.append(Shard(name, len(part), size_bytes, shard_layout(name, size_bytes, [*part, *also])))
-
-    def _position(self, shard_index: int, index: int) -> int:
-        return shard_index * self._shard_size + index
+    `sizes` are the images' in bytes, `rows` their rows in the index; every shard depends on `also` too.
+    """
+    shards = []
+    for number, start in enumerate(range(0, len(sizes), VIRTUAL_SHARD_SIZE)):
+        part = slice(start, start + VIRTUAL_SHARD_SIZE)
+        name, size_bytes = f"{number:05d}", int(np.sum(sizes[part]))
+        shards.append(Shard(name, len(sizes[part]), size_bytes, shard_layout(name, size_bytes, [*rows[part], *also])))
+    return shards
 
 
 def shard_layout(name: str, size_bytes: int, index: Sequence[tuple[Any, ...]]) -> str:
@@ -228,6 +257,11 @@ def split_extension(name: str) -> tuple[str, str] | None:
     if not dot or not stem or stem.endswith("/") or extension.lower() not in IMAGE_EXTENSIONS:
         return None
     return stem, extension.lower()
+
+
+def is_image(name: str) -> bool:
+    """Whether the extension of `name` is an image's."""
+    return split_extension(name) is not None
 
 
 def visible_path(path: Path) -> Path:

@@ -1,4 +1,8 @@
-"""`open_collection`: from a path or a brace pattern to a collection, by looking at what is there."""
+"""`open_collection`: from a path or a brace pattern to a collection, by looking at what is there.
+
+Of several collections side by side the only one for training is taken and said so, anything else is listed and asked
+for (`splits`). Which formats there are is the registry's to say (`sources.formats`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -15,34 +20,29 @@ from pathlib import Path
 from PIL import Image
 
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.images.collection import Collection, split_extension, visible_path
+from brics_cli.images.collection import ANYTHING, Collection, Labels, Wanted, is_image, visible_path
 from brics_cli.images.fields import ALL as ALL_IMAGES
-from brics_cli.images.forms import Choice, Form, choices_below, choose, form_of_file, has_suffix
-from brics_cli.images.manifest import check_manifest
+from brics_cli.images.packs import check_manifest
 from brics_cli.images.passed_over import OF_BRICS, PassedOver
-from brics_cli.images.pixels import PILLOW_FORMATS, ImageError
-from brics_cli.images.sources.arrow import NOT_IMAGES, ArrowCollection, arrow_files
-from brics_cli.images.sources.folder import FolderCollection, NoImagesError, files_beside
-from brics_cli.images.sources.lmdb import LmdbCollection, is_lmdb
-from brics_cli.images.sources.npz import ArrayCollection
-from brics_cli.images.sources.parquet import ParquetCollection
-from brics_cli.images.sources.webdataset import TAR_SUFFIXES, WebDatasetCollection
-from brics_cli.images.sources.zip import ZipCollection
+from brics_cli.images.pixels import PILLOW_FORMATS, ImageError, is_image_file
+from brics_cli.images.sources import tars
+from brics_cli.images.sources.folder import FolderCollection, files_beside
+from brics_cli.images.sources.format import Format, no_files
+from brics_cli.images.sources.formats import FORMATS
+from brics_cli.images.sources.members import MemberCollection, NoImagesError
 from brics_cli.images.splits import ALL, group_files, is_part, same_split
 from brics_cli.images.splits import choose as choose_part
 from brics_cli.images.unpacking import said_before
-from brics_cli.images.wanted import ANYTHING, Labels, Wanted
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.wording import count
 from brics_cli.workspace import read_provenance
 
-READS = (
-    "brics reads folders, WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar), zips, LMDBs, "
-    "parquet, Arrow (save_to_disk) and .npz."
-)
+READS = f"brics reads folders, {', '.join(each.reads for each in FORMATS[:-1])} and {FORMATS[-1].reads}."
 MAX_FILES = 1_000_000
 NUM_LOOKED_AT = 64
-"""Entries of a folder that are looked at to see whether a part of that name may be in it."""
-SHARD_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
+"""Entries of a folder that are looked at to see what is in it."""
+_HF_SPLIT = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}")
+"""Hugging Face's `train-00000-of-00004-<hash>.parquet`."""
 
 
 def open_collection(
@@ -61,7 +61,7 @@ def open_collection(
     never being mixed, and `image_field` where samples have several images (`left.png`); both can also stand at the end
     of the path (`faces.zip/val`, `shards/*.left.png`). `labels="folder"` makes the top-level folders classes; "none":
     there are none. The `reporter` hears what is not read. Raises UsageError (missing path, no images, several and no
-    choice, a format that is not read, a URL, labels that cannot be meant), ArtefactError (a damaged file, a pack that
+    choice, a format that is not read, a URL, labels that cannot be used), ArtefactError (a damaged file, a pack that
     has not finished).
     """
     text = os.fspath(path_or_pattern)
@@ -79,15 +79,59 @@ def open_collection(
     if reporter is not None and (unpacked := said_before(path)) is not None:
         reporter.message(unpacked)
     collection = _open(path, wanted)
-    if labels == "folder" and not isinstance(collection, (FolderCollection, WebDatasetCollection, ZipCollection)):
+    if labels == "folder" and not isinstance(collection, MemberCollection):
         raise UsageError(
             f"--labels folder goes with folders, tars and zips of images, not with {collection.kind}: {collection.path}"
         )
-    if reporter is not None and collection.passed_over:
-        reporter.message(f"{collection.path}: {collection.passed_over.describe()}")
-    if reporter is not None and collection.remark:
-        reporter.message(f"{collection.path}: {collection.remark}")
+    for told in (collection.passed_over.describe(), collection.remark):
+        if reporter is not None and told:
+            reporter.message(f"{collection.path}: {told}")
     return collection
+
+
+def collection_exists(path: str | Path) -> bool:
+    """Whether something is at a collection's path: a pattern and a split of parquet tables are no files."""
+    return _locate(os.fspath(path)) is not None
+
+
+def subset_path(path: str | Path, subset: str | None, image_field: str | None = None) -> str:
+    """A path that `open_collection` opens as it would open `path` with these. Raises UsageError where nothing is."""
+    text = os.fspath(path)
+    located = _locate(text)
+    if located is None:
+        raise UsageError(f"no such file or folder: {path}", next=READS)
+    if subset is not None:
+        folder = Path(located[0])
+        named = _named(choices_below(folder), subset) if folder.is_dir() else None
+        text = f"{text}/{subset}" if named is None else named.path
+        if _locate(text) is None:
+            raise UsageError(f"no subset or folder {subset!r} in {path}", next=f"brics info {path} says what is there.")
+    return Wanted(image_field=image_field).of(text)
+
+
+def median_side(collection: Collection, *, num: int = 64) -> int:
+    """Median over an evenly spread sample of `num` images of min(width, height), in pixels, from headers alone.
+
+    Raises UsageError when not one of them is an image.
+    """
+    total = len(collection)
+    num = min(num, total)
+    looked_at = sorted({round(step * (total - 1) / max(num - 1, 1)) for step in range(num)})
+    sides = []
+    for shard_index, index in collection.places(looked_at):
+        try:
+            with Image.open(BytesIO(collection.read(shard_index, index).data), formats=PILLOW_FORMATS) as image:
+                sides.append(min(image.size))
+        except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+    if not sides:
+        raise UsageError(
+            f"none of {count(len(looked_at), 'image')} looked at in {collection.path} can be read as an image"
+        )
+    return round(statistics.median(sides))
+
+
+# From text to a path that is there, and what the end of the text asks of it.
 
 
 def _locate(text: str) -> tuple[str, Wanted] | None:
@@ -95,11 +139,11 @@ def _locate(text: str) -> tuple[str, Wanted] | None:
     if _exists(Path(text)):
         return text, ANYTHING
     head, _, last = text.rpartition("/")
-    if (last == "*" or last.startswith("*.")) and not has_suffix(last, *SHARD_SUFFIXES):
+    if (last == "*" or last.startswith("*.")) and not _is_shard(last):
         located = _locate(head)
         return None if located is None else (located[0], located[1]._replace(image_field=last[2:] or ALL_IMAGES))
     if _is_pattern(text):
-        is_subset = _is_pattern(head) and not _is_pattern(last) and has_suffix(head, *SHARD_SUFFIXES)
+        is_subset = _is_pattern(head) and not _is_pattern(last) and _is_shard(head)
         return (head, Wanted(subset=last)) if is_subset else (text, ANYTHING)
     parent = Path(text).parent
     named = parent.is_file()
@@ -121,10 +165,30 @@ def _has_part(folder: Path, part: str, *, depth: int = 4) -> bool:
     with os.scandir(folder) as entries:
         below = []
         for entry in islice(entries, NUM_LOOKED_AT):
-            if has_suffix(entry.name, *SHARD_SUFFIXES) or (entry.name == part and entry.is_dir()):
+            if _is_shard(entry.name) or (entry.name == part and entry.is_dir()):
                 return True
             below += [Path(entry.path)] if entry.is_dir() else []
     return depth > 0 and any(_has_part(path, part, depth=depth - 1) for path in below)
+
+
+def _is_shard(name: str) -> bool:
+    """Whether a file of this name may be one of several that are one collection."""
+    return any(each.several in ("splits", "shards") and each.is_named(name) for each in FORMATS)
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether it stands for several shards or tables: `x-{000..003}.tar`, `data/*.parquet`."""
+    return "{" in text or any(glob.has_magic(part) and _is_shard(part) for part in Path(text).parts[-2:])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a long pattern is no file name
+        return False
+
+
+# Opening what is at a path.
 
 
 def _open(text: str, wanted: Wanted) -> Collection:
@@ -132,7 +196,10 @@ def _open(text: str, wanted: Wanted) -> Collection:
     if _is_pattern(text) and not _exists(path):
         return _open_pattern(text, wanted)
     if not path.is_dir():
-        return _open_file(path, wanted)
+        format = format_of_file(path)
+        if isinstance(format, str):
+            raise UsageError(f"{path} is {format}", next=READS)
+        return _open_as(format, str(visible_path(path)), [path], wanted)
     if wanted.subset is not None:
         named = _named(choices_below(path), wanted.subset)
         if named is not None:
@@ -143,65 +210,27 @@ def _open(text: str, wanted: Wanted) -> Collection:
     return _open_directory(path, wanted)
 
 
-def subset_path(path: str | Path, subset: str | None, image_field: str | None = None) -> str:
-    """A path that `open_collection` opens as it would open `path` with these. Raises UsageError where nothing is."""
-    text = os.fspath(path)
-    located = _locate(text)
-    if located is None:
-        raise UsageError(f"no such file or folder: {path}", next=READS)
-    if subset is not None:
-        folder = Path(located[0])
-        named = _named(choices_below(folder), subset) if folder.is_dir() else None
-        text = f"{text}/{subset}" if named is None else _path_of(named)
-        if _locate(text) is None:
-            raise UsageError(f"no subset or folder {subset!r} in {path}", next=f"brics info {path} says what is there.")
-    return Wanted(image_field=image_field).of(text)
+def format_of_file(path: Path) -> Format | str:
+    """The format of the file `path`; what it is instead, as words, where it is none that is read."""
+    with path.open("rb") as file:
+        first = file.read(512)
+    if first.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "a key-code store or another HDF5 file, not images"
+    found = next((format for format in FORMATS if format.is_file(path, first)), None)
+    if found is not None:
+        return found
+    if tars.compression_of(path) is not None:
+        return "a compressed file, not a tar"
+    if is_image_file(first) or is_image(path.name):
+        return "one image, not a collection"
+    named = next((format.name for format in FORMATS if format.is_named(path.name)), None)
+    return f"named like {named}, and is not {named}" if named is not None else "not a collection"
 
 
-def _named(choices: Sequence[Choice], subset: str) -> Choice | None:
-    """The choice that is called `subset`."""
-    named = [choice for choice in choices if subset in choice.names]
-    named = named or [choice for choice in choices if same_split(choice.name, subset)]
-    return named[0] if len(named) == 1 else None
-
-
-def collection_exists(path: str | Path) -> bool:
-    """Whether something is at a collection's path: a pattern and a split of parquet tables are no files."""
-    return _locate(os.fspath(path)) is not None
-
-
-def _is_pattern(text: str) -> bool:
-    """Whether it stands for several shards or tables: `x-{000..003}.tar`, `data/*.parquet`."""
-    return "{" in text or any(
-        glob.has_magic(part) and has_suffix(part, *SHARD_SUFFIXES) for part in Path(text).parts[-2:]
-    )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a long pattern is no file name
-        return False
-
-
-def _open_file(path: Path, wanted: Wanted) -> Collection:
-    form = form_of_file(path)
-    if form == "tar":
-        return WebDatasetCollection(str(visible_path(path)), [path], wanted)
-    if form == "zip":
-        return ZipCollection(path, wanted)
-    if form in ("lmdb", "parquet", "arrow", "array") and wanted.subset is not None:
+def _open_as(format: Format, path: str, files: Sequence[Path], wanted: Wanted) -> Collection:
+    if wanted.subset is not None and not format.has_subsets:
         raise UsageError(f"{path} holds one collection, so no subset {wanted.subset!r}")
-    if form == "lmdb":
-        # data.mdb is opened through its folder, whose name says what it is
-        return LmdbCollection(path.parent if path.name == "data.mdb" else path)
-    if form == "parquet":
-        return ParquetCollection(str(visible_path(path)), [path], wanted)
-    if form == "arrow":
-        return ArrowCollection(str(visible_path(path)), [path], wanted)
-    if form == "array":
-        return ArrayCollection(path, wanted)
-    raise UsageError(f"{path} is {form}", next=READS)
+    return format.open(path, files, wanted)
 
 
 def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
@@ -218,24 +247,23 @@ def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
     paths = [Path(path) for text in texts for path in (sorted(glob.glob(text)) if glob.has_magic(text) else [text])]  # noqa: PTH207
     if not paths:
         raise UsageError(f"no file is named like {pattern!r}", next=READS)
-    if all(has_suffix(path.name, ".parquet") for path in paths):
-        form: Form = "parquet"
-    else:
-        form = "tar"
-        wrong = next((path for path in paths if not has_suffix(path.name, *TAR_SUFFIXES)), None)
-        if wrong is not None:
-            raise UsageError(f"the pattern {pattern!r} names {wrong}, which is not a .tar", next=READS)
+    wrong = next((path for path in paths if not _is_shard(path.name)), paths[-1])
+    format = next((each for each in FORMATS if all(each.is_named(path.name) for path in paths)), None)
+    if format is None or not _is_shard(wrong.name):
+        raise UsageError(f"the pattern {pattern!r} names {wrong}, which is not a .tar", next=READS)
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise UsageError(f"{len(missing):,} of the {len(paths):,} tars of {pattern!r} are missing, first {missing[0]}")
+        raise UsageError(
+            f"{len(missing):,} of the {count(len(paths), 'file')} of {pattern!r} are missing, first {missing[0]}"
+        )
     if len(set(paths)) != len(paths):
         raise UsageError(f"the pattern {pattern!r} names a file twice")
     absolute = os.path.abspath(pattern)  # noqa: PTH100 - a pattern, not a path
-    return _open_files(form, absolute, paths, wanted)
+    return _open_files(format, absolute, paths, wanted)
 
 
-def _open_files(form: Form, path: str, files: Sequence[Path], wanted: Wanted) -> Collection:
-    """Shards or tables side by side: those of one split."""
+def _open_files(format: Format, path: str, files: Sequence[Path], wanted: Wanted) -> Collection:
+    """Files side by side: those of one split."""
     base = Path(os.path.commonpath([file.parent for file in files]))
     groups = group_files([file.relative_to(base).as_posix() for file in files])
     note = ""
@@ -248,11 +276,59 @@ def _open_files(form: Form, path: str, files: Sequence[Path], wanted: Wanted) ->
         elif wanted.subset is not None:
             path = f"{path}/{ALL}"
         wanted = wanted._replace(subset=None)
-    elif form == "parquet" and wanted.subset not in (None, ALL):
-        raise UsageError(f"{path} holds one collection, so no subset {wanted.subset!r}")
-    source = ParquetCollection if form == "parquet" else WebDatasetCollection
-    collection = source(path, files, wanted)
+    elif wanted.subset == ALL and not format.has_subsets:
+        wanted = wanted._replace(subset=None)
+    collection = _open_as(format, path, files, wanted)
     collection.note = note or collection.note
+    return collection
+
+
+def _open_directory(path: Path, wanted: Wanted) -> Collection:
+    artefact = read_provenance(path)
+    if artefact is not None and artefact.kind == "shards":
+        if not artefact.complete:
+            raise ArtefactError(f"brics pack has not finished {path}", next="Run the same brics pack command again.")
+        check_manifest(path)
+    for format in FORMATS:
+        if files := format.files_in(path):
+            collection = _open_as(format, str(visible_path(path)), files, wanted)
+            own = {file.name for file in files} | format.own_files
+            collection.passed_over += PassedOver(entry.name for entry in path.iterdir() if entry.name not in own)
+            return collection
+    with os.scandir(path) as listed:
+        names = sorted(entry.name for entry in listed if not entry.name.startswith(".") and _is_file(entry))
+    if "data.mdb" in names:
+        raise UsageError(f"{path} is named like an LMDB, and its data.mdb is not an LMDB", next=READS)
+    for format in FORMATS:
+        if format.several == "shards" and (shards := list(filter(format.is_named, names))):
+            if images := list(filter(is_image, names)):
+                raise UsageError(
+                    f"{path} holds {count(len(shards), format.word)} and {count(len(images), 'image')}: "
+                    "which are meant?",
+                    next="Move one kind to a folder of its own.",
+                )
+            collection = _open_files(format, str(path.resolve()), [path / name for name in shards], wanted)
+            collection.passed_over += files_beside(path, suffixes=format.suffixes, read=_read_beside(collection))
+            return collection
+    choices = choices_below(path)
+    if not any(choice.is_whole for choice in choices):
+        try:
+            return FolderCollection(path, wanted)
+        except NoImagesError as error:
+            if not choices:
+                raise (_file_meant(path, error) or error) from None
+    if wanted.subset == ALL and len(choices) > 1 and len({choice.format for choice in choices}) == 1:
+        format = choices[0].format
+        if format.joins:
+            files = [file for choice in choices for file in choice.files()]
+            return format.open(f"{path.resolve()}/{ALL}", files, wanted._replace(subset=None))
+    choice, note = _choose(choices, wanted.subset, where=path)
+    collection = _open_choice(choice, wanted)
+    collection.note = note + collection.note
+    if choice.is_folder or not choice.format.joins or choice.paths[0].parent != path:  # else counted with them
+        kinds = [format for format in FORMATS if format.several in ("choices", "splits")]
+        others = (name for name in names if not any(format.is_named(name) for format in kinds))
+        collection.passed_over += PassedOver(name for name in others if name not in OF_BRICS)
     return collection
 
 
@@ -263,120 +339,142 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _open_directory(path: Path, wanted: Wanted) -> Collection:
-    artefact = read_provenance(path)
-    if artefact is not None and artefact.kind == "shards" and not artefact.complete:
-        raise ArtefactError(f"brics pack has not finished {path}", next="Run the same brics pack command again.")
-    if artefact is not None and artefact.kind == "shards":
-        check_manifest(path)
-    if is_lmdb(path):
-        return LmdbCollection(path)
-    if tables := arrow_files(path):
-        arrow = ArrowCollection(str(path.resolve()), tables, wanted)
-        read = {table.name for table in tables} | NOT_IMAGES
-        arrow.passed_over += PassedOver(entry.name for entry in path.iterdir() if entry.name not in read)
-        return arrow
-    with os.scandir(path) as listed:
-        names = sorted(entry.name for entry in listed if not entry.name.startswith(".") and _is_file(entry))
-    if "data.mdb" in names:
-        raise UsageError(f"{path} is named like an LMDB, and its data.mdb is not an LMDB", next=READS)
-    tars = [name for name in names if has_suffix(name, *TAR_SUFFIXES)]
-    images = [name for name in names if split_extension(name) is not None]
-    if tars and images:
-        raise UsageError(
-            f"{path} holds {len(tars):,} tars and {len(images):,} images: which are meant?",
-            next="Move one kind to a folder of its own.",
-        )
-    if tars:
-        collection = _open_files("tar", str(path.resolve()), [path / name for name in tars], wanted)
-        collection.passed_over += files_beside(path, suffixes=TAR_SUFFIXES)
-        return collection
-    choices = choices_below(path)
-    if not any(choice.form == "lmdb" for choice in choices):
-        try:
-            return FolderCollection(path, wanted)
-        except NoImagesError as error:
-            if not choices:
-                raise (_arrays_meant(path, error) or error) from None
-    if wanted.subset == ALL and len(choices) > 1:
-        return _open_all(path, choices, wanted)
-    choice = choose(choices, wanted.subset, where=path)
-    collection = _open_choice(choice, wanted)
-    if choice.form != "parquet" or choice.paths[0].parent != path:  # those beside tables are counted with them
-        others = [name for name in names if not has_suffix(name, ".zip", ".parquet") and name not in OF_BRICS]
-        collection.passed_over += PassedOver(others)
-    return collection
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
-def _arrays_meant(folder: Path, error: NoImagesError) -> UsageError | None:
-    """`error`, naming the .npz or .npy files below `folder`, each a collection; None where there are none."""
-    files = sorted(file for file in folder.rglob("*") if has_suffix(file.name, ".npz", ".npy") and file.is_file())
-    first = next((file for file in files if form_of_file(file) == "array"), None)
+def _read_beside(collection: Collection) -> list[str]:
+    """The names of files that the first shard is read from: listings beside tars are among them."""
+    return [Path(file).name for file in collection.files(0)]
+
+
+def _file_meant(folder: Path, error: UsageError) -> UsageError | None:
+    """`error`, naming the files below `folder` that are each a collection (npz); None where there are none."""
+    alone = [format for format in FORMATS if format.several == "alone" and format.files_in is no_files]
+    files = sorted(
+        file for file in folder.rglob("*") if any(each.is_named(file.name) for each in alone) and file.is_file()
+    )
+    first = next((file for file in files if format_of_file(file) in alone), None)
     if first is None:
         return None
-    which = "the file" if len(files) == 1 else f"one of its {len(files):,} .npz and .npy files"
+    kinds = " and ".join(suffix for each in alone for suffix in each.suffixes)
+    which = "the file" if len(files) == 1 else f"one of its {len(files):,} {kinds} files"
     return UsageError(error.what, next=f"Give {which}: {first}")
 
 
-def _open_all(path: Path, choices: Sequence[Choice], wanted: Wanted) -> Collection:
-    forms = {choice.form for choice in choices}
-    where = f"{path.resolve()}/{ALL}"
-    if forms == {"parquet"}:
-        tables = [table for choice in choices for table in choice.paths]
-        return ParquetCollection(where, tables, wanted._replace(subset=None))
-    if forms == {"arrow"}:
-        tables = [table for choice in choices for table in arrow_files(choice.paths[0])]
-        return ArrowCollection(where, tables, wanted._replace(subset=None))
-    if forms == {"tar"}:
-        tars = [
-            tar
-            for choice in choices
-            for tar in sorted(choice.paths[0].iterdir())
-            if has_suffix(tar.name, *TAR_SUFFIXES)
-        ]
-        return WebDatasetCollection(where, tars, wanted._replace(subset=None))
-    return _open_choice(choose(choices, ALL, where=path), wanted)
+# Several collections below a folder.
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One collection below a folder: `names` are what --subset calls it, the first the one that is shown.
+
+    `paths` are its files, or its folder where `is_folder`; `is_whole` says that the folder as a whole is one.
+    """
+
+    format: Format
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    is_folder: bool = False
+    is_whole: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path that opens it again without --subset; a split of parquet tables is named like a folder."""
+        if self.is_folder or not self.format.joins:
+            return str(self.paths[0])
+        folder = visible_path(self.paths[0].parent)
+        return str(folder if self.names[0] == folder.name else folder / self.names[0])
+
+    def files(self) -> list[Path]:
+        """All its files."""
+        if not self.is_folder:
+            return list(self.paths)
+        (folder,) = self.paths
+        return self.format.files_in(folder) or sorted(
+            file for file in folder.iterdir() if self.format.is_named(file.name)
+        )
+
+
+def choices_below(folder: Path) -> list[Choice]:
+    """The collections that stand side by side in `folder`: LMDBs, zips, splits of parquet files, folders of shards."""
+    found: list[Path] = []
+    folders: list[Path] = []
+    with os.scandir(folder) as listed:  # of 100,000 images none is looked at
+        for entry in listed:
+            if not entry.name.startswith("."):
+                if any(format.several in ("choices", "splits") and format.is_named(entry.name) for format in FORMATS):
+                    found.append(Path(entry.path))
+                elif _is_folder(entry):
+                    folders.append(Path(entry.path))
+    files = sorted(filter(Path.is_file, found))
+    choices = []
+    for below in sorted(folders):
+        format = next((format for format in FORMATS if format.files_in(below)), None)
+        if format is not None:
+            names = (below.name.removesuffix("_lmdb"), below.name)
+            choices.append(Choice(format, names, (below,), is_folder=True, is_whole=True))
+    unpacked = {choice.names[-1] for choice in choices}
+    for file in files:
+        format = next((each for each in FORMATS if each.several == "choices" and each.is_named(file.name)), None)
+        if format is not None and file.stem not in unpacked:
+            choices.append(Choice(format, (file.stem.removesuffix("_lmdb"), file.stem, file.name), (file,)))
+    choices += _splits(files)
+    if choices:
+        return choices
+    for below in sorted(folders):
+        children = [child.name for child in islice(below.iterdir(), NUM_LOOKED_AT)]
+        shards = [each for each in FORMATS if each.several == "shards" and any(map(each.is_named, children))]
+        if shards:
+            choices.append(Choice(shards[0], (below.name,), (below,), is_folder=True))
+        elif any(each.several == "splits" and any(map(each.is_named, children)) for each in FORMATS):
+            choices += _splits(sorted(child for child in below.iterdir() if child.is_file()))
+    return choices
+
+
+def _splits(files: Sequence[Path]) -> list[Choice]:
+    """Tables by the split in their names; those that name none are one collection, called like their folder."""
+    choices = []
+    for format in FORMATS:
+        tables = [file for file in files if format.several == "splits" and format.is_named(file.name)]
+        tables = [table for table in tables if not table.name.startswith(".")]
+        of_words = group_files([table.name for table in tables]) or {}
+        splits: dict[str, list[Path]] = {}
+        for place, table in enumerate(tables):
+            found = _HF_SPLIT.match(table.name)
+            word = next((split for split, places in of_words.items() if place in places), "")
+            splits.setdefault(found["split"] if found else word or table.parent.name, []).append(table)
+        choices += [Choice(format, (name,), tuple(paths)) for name, paths in splits.items()]
+    return choices
+
+
+def _named(choices: Sequence[Choice], subset: str) -> Choice | None:
+    """The choice that is called `subset`."""
+    named = [choice for choice in choices if subset in choice.names]
+    named = named or [choice for choice in choices if same_split(choice.names[0], subset)]
+    return named[0] if len(named) == 1 else None
+
+
+def _choose(choices: Sequence[Choice], subset: str | None, *, where: Path) -> tuple[Choice, str]:
+    """The only choice, or the only one for training, and what was passed over for it in words.
+
+    Raises UsageError, listing them, when it is not clear which is meant.
+    """
+    if len(choices) == 1 and subset is None:
+        return choices[0], ""
+    can_join = all(choice.format.joins for choice in choices)
+    chosen = choose_part({choice.names[0]: None for choice in choices}, subset, where=where, can_join=can_join)
+    return next(choice for choice in choices if choice.names[0] == chosen.name), chosen.note
 
 
 def _open_choice(choice: Choice, wanted: Wanted) -> Collection:
-    collection: Collection
     wanted = wanted._replace(subset=None)
-    if choice.form == "parquet":
-        collection = ParquetCollection(_path_of(choice), choice.paths, wanted)
-        collection.passed_over += files_beside(choice.paths[0].parent, suffixes=(".parquet",))
-    elif choice.form in ("tar", "arrow"):
-        collection = _open_directory(choice.paths[0], wanted)
-    elif choice.form == "lmdb":
-        collection = LmdbCollection(choice.paths[0])
-    else:
-        collection = ZipCollection(choice.paths[0], wanted)
-    collection.note = choice.note + collection.note
+    if choice.is_folder:
+        return _open_directory(choice.paths[0], wanted)
+    collection = _open_as(choice.format, choice.path, choice.paths, wanted)
+    if choice.format.joins:
+        collection.passed_over += files_beside(choice.paths[0].parent, suffixes=choice.format.suffixes)
     return collection
-
-
-def _path_of(choice: Choice) -> str:
-    """The path that opens `choice` again without --subset; a split of parquet tables is named like a folder."""
-    if choice.form != "parquet":
-        return str(choice.paths[0])
-    folder = visible_path(choice.paths[0].parent)
-    return str(folder if choice.name == folder.name else folder / choice.name)
-
-
-def median_side(collection: Collection, *, num: int = 64) -> int:
-    """Median over an evenly spread sample of `num` images of min(width, height), in pixels, from headers alone.
-
-    Raises UsageError when not one of them is an image.
-    """
-    total = len(collection)
-    num = min(num, total)
-    wanted = sorted({round(step * (total - 1) / max(num - 1, 1)) for step in range(num)})
-    sides = []
-    for shard_index, index in collection.places(wanted):
-        try:
-            with Image.open(BytesIO(collection.read(shard_index, index).data), formats=PILLOW_FORMATS) as image:
-                sides.append(min(image.size))
-        except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue
-    if not sides:
-        raise UsageError(f"none of {len(wanted)} images looked at in {collection.path} can be read as an image")
-    return round(statistics.median(sides))

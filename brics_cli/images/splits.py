@@ -195,6 +195,11 @@ class Scope(NamedTuple):
         folder = name[: len(name) - len(name.rpartition("/")[2])]
         return not self.parts or any(image.startswith(folder) and self.holds(image) for image in images)
 
+    def common_folder(self, names: Iterable[str]) -> str:
+        """The first `depth` folders of `names` where all have the same; else empty."""
+        found = {"/".join(name.split("/", self.depth)[: self.depth]) for name in names}
+        return found.pop() if len(found) == 1 else ""
+
     def is_above(self, name: str) -> bool:
         """Whether the file `name` is in no part at all."""
         return bool(self.parts) and name.count("/") <= min(depth for depth, _ in self.parts)

@@ -12,18 +12,23 @@ from pathlib import Path
 
 from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresError, UsageError
 from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection, open_sink
-from brics_cli.images.companions import CARD, write_companions
+from brics_cli.images.collection import Labels, Wanted
 from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest
 from brics_cli.images.loader import say_enlarged
-from brics_cli.images.lost_failures import failures_of_finished, missing_places
-from brics_cli.images.manifest import ManifestShard, write_manifest
 from brics_cli.images.outputs import FailureLog, output_lock
+from brics_cli.images.packs import (
+    CARD,
+    ManifestShard,
+    SourceLog,
+    failures_of_finished,
+    missing_places,
+    write_companions,
+    write_manifest,
+)
 from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.images.recut import recut
 from brics_cli.images.sinks import PNG, Encoding
-from brics_cli.images.source_log import SourceLog
-from brics_cli.images.sources.webdataset import WebDatasetCollection
-from brics_cli.images.wanted import Labels, Wanted
+from brics_cli.images.sources.tars import TarCollection
 from brics_cli.jobs.pack_sources import checked_sources, claim_pack
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
@@ -242,7 +247,7 @@ def _finish(
 ) -> PackResult:
     """Hash the shards, write the manifest, and then mark the whole as complete."""
     tars = _tars(plan.out)
-    packed = WebDatasetCollection(str(plan.out.resolve()), tars, Wanted(labels="none"))
+    packed = TarCollection(str(plan.out.resolve()), tars, Wanted(labels="none"))
     shards = []
     is_long = sum(shard.size_bytes for shard in packed.shards) > LONG_HASH_BYTES
     with (reporter if is_long else SilentReporter()).task("hash", total=len(tars), unit="shards") as task:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from brics_cli.errors import ArtefactError
 from brics_cli.images import Collection, claim_output
 from brics_cli.images.fingerprints import changed_shards, check_unchanged
-from brics_cli.images.manifest import source_digests
 from brics_cli.images.outputs import Claim
-from brics_cli.images.source_log import SourceLog
+from brics_cli.images.packs import SourceLog, source_digests
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 

@@ -18,8 +18,8 @@ import torch
 from brics_cli.codes import StoreWriter
 from brics_cli.errors import InterruptedRunError
 from brics_cli.images import claim_output, contact_sheet, open_sink
-from brics_cli.images.companions import write_companions
 from brics_cli.images.outputs import output_lock
+from brics_cli.images.packs import write_companions
 from brics_cli.images.sinks import discard_pieces
 from brics_cli.images.sinks.base import remove_leftovers
 from brics_cli.runtime.executors import LocalExecutor

@@ -163,7 +163,7 @@ def test_labels_none_reads_none_and_goes_on(root, tmp_path):
     (tmp_path / "a.png").write_bytes(noise(1))
     (tmp_path / "dataset.json").write_text('{"labels": [["b.png", 1]]}')
     refused = brics("encode-dataset", tmp_path, "--ae", "ae", "--out", "n.h5", cwd=root, check=2)
-    assert "dataset.json names none of its 1 images: the first that it names is 'b.png', the first image 'a.png'" in (
+    assert "dataset.json names none of its 1 image: the first that it names is 'b.png', the first image 'a.png'" in (
         error_line(refused)
     )
     assert encode(root, str(tmp_path), "n.h5", "--labels", "none").labels.tolist() == [-1]

@@ -125,7 +125,7 @@ def _features(schema: pyarrow.Schema) -> dict[str, Any]:
     """Hugging Face's features by column, which stand in the schema as JSON; empty where they do not."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError):
         return {}
     if not isinstance(features, dict):
         return {}

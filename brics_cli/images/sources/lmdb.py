@@ -15,11 +15,11 @@ from weakref import WeakValueDictionary
 import lmdb
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError, machine_error
-from brics_cli.images.collection import RawImage, UnshardedCollection, check_num_bytes, visible_path
-from brics_cli.images.names import Names
-from brics_cli.images.passed_over import PassedOver
+from brics_cli.images.collection import ANYTHING, Collection, RawImage, Wanted, check_num_bytes, virtual_shards
 from brics_cli.images.pixels import ImageError, is_image_file
-from brics_cli.images.sources.process_cache import ProcessCache
+from brics_cli.images.sources.format import Format
+from brics_cli.images.sources.memory import Names, ProcessCache
+from brics_cli.wording import count
 
 MAGIC = b"\xde\xc0\xef\xbe"
 """At byte 16 of `data.mdb`."""
@@ -71,49 +71,51 @@ def _environment(path: Path) -> _Environment:
     return environment
 
 
-class LmdbCollection(UnshardedCollection):
-    """The images in the LMDB `path` (its folder or its file), in the order of their keys.
+class LmdbCollection(Collection):
+    """The images in an LMDB (its folder or its file), in the order of their keys.
 
     Raises UsageError when its values are no images, ArtefactError when it is damaged or truncated.
     """
 
     kind = "LMDB"
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(visible_path(path))
+    def __init__(self, path: str, files: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
+        super().__init__(wanted)
+        # data.mdb is opened through its folder, whose name says what it is
+        self._file = Path(path).parent if Path(path).name == "data.mdb" else Path(path)
+        self.path = str(self._file)
         self._environments = ProcessCache(_environment, limit=1)
         keys: list[bytes] = []
         sizes: list[int] = []
         sniffed: list[bool] = []
-        self.passed_over = passed = PassedOver()
-        environment = self._environments[Path(self.path)].environment
         try:
-            with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            with self._transaction() as transaction, transaction.cursor() as cursor:
                 for key, value in cursor:
                     if len(value) < SHORTEST_IMAGE:
-                        passed.reasons[f"values of fewer than {SHORTEST_IMAGE} bytes"] += 1
+                        self.passed_over.reasons[f"values of fewer than {SHORTEST_IMAGE} bytes"] += 1
                         continue
                     if len(sniffed) < _NUM_SNIFFED:
                         sniffed.append(is_image_file(bytes(value[:SHORTEST_IMAGE])))
                     keys.append(bytes(key))
                     sizes.append(len(value))
         except lmdb.Error as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable(self._file, error) from None
         if not any(sniffed):
             raise UsageError(
-                f"the LMDB {path} holds no image files" + (f" among its {len(keys):,} values" if keys else ""),
+                f"the LMDB {self._file} holds no image files"
+                + (f" among its {count(len(keys), 'value')}" if keys else ""),
                 next="brics reads LMDBs whose values are webp, jpeg or png files, such as LSUN's.",
             )
         self._keys = Names(key.decode("latin-1") for key in keys)
-        self.category = Path(self.path).name.removesuffix("_lmdb")
-        self._cut([(self._shown(position), size) for position, size in enumerate(sizes)])
+        shown = [self._shown(position) for position in range(len(keys))]
+        self.shards = virtual_shards(sizes, rows=list(zip(shown, sizes, strict=True)))
 
     def describe(self) -> str:
-        lsun = "LSUN LMDB" if Path(self.path).name.endswith("_lmdb") else "LMDB"
-        return f"{len(self):,} images, {lsun}, {self.category}{self.note}"
+        form = "LSUN LMDB" if self._file.name.endswith("_lmdb") else "LMDB"
+        return f"{count(len(self), 'image')}, {form}, {self._file.name.removesuffix('_lmdb')}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
-        return self._shown(self._position(shard_index, index))
+        return self._shown(self.starts[shard_index] + index)
 
     def _shown(self, position: int) -> str:
         """The key as text; in hexadecimal when it is not a plain word, so that it can name a file."""
@@ -121,10 +123,9 @@ class LmdbCollection(UnshardedCollection):
         return key.decode("ascii") if _SAFE_KEY.fullmatch(key) else key.hex()
 
     def read(self, shard_index: int, index: int) -> RawImage:
-        position = self._position(shard_index, index)
-        environment = self._environments[Path(self.path)].environment
+        position = self.starts[shard_index] + index
         try:
-            with environment.begin(buffers=True) as transaction:
+            with self._transaction() as transaction:
                 value = transaction.get(self._keys[position].encode("latin-1"))
                 if value is None:
                     raise ImageError("gone from the LMDB since it was opened")
@@ -135,7 +136,10 @@ class LmdbCollection(UnshardedCollection):
         return RawImage(self._shown(position), data, None, None, shard_index, index)
 
     def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
-        return [str(data_file(Path(self.path)))]
+        return [str(data_file(self._file))]
+
+    def _transaction(self) -> lmdb.Transaction:
+        return self._environments[self._file].environment.begin(buffers=True)
 
 
 def _unreadable(path: Path | str, error: lmdb.Error) -> BricsError:
@@ -156,3 +160,14 @@ def is_lmdb(path: Path) -> bool:
     with file.open("rb") as opened:
         opened.seek(_MAGIC_OFFSET)
         return opened.read(len(MAGIC)) == MAGIC
+
+
+FORMAT = Format(
+    "an LMDB",
+    reads="LMDBs",
+    suffixes=(".mdb", ".lmdb"),
+    open=LmdbCollection,
+    is_file=lambda path, first: is_lmdb(path),
+    files_in=lambda folder: [folder] if is_lmdb(folder) else [],
+    own_files=frozenset({"data.mdb", "lock.mdb"}),
+)

@@ -12,7 +12,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,42 +22,41 @@ import numpy as np
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.annotations import recorded_class_names
 from brics_cli.images.collection import (
-    VIRTUAL_SHARD_SIZE,
+    ANYTHING,
+    Collection,
     RawImage,
-    Shard,
-    UnshardedCollection,
+    Wanted,
     check_num_bytes,
     printable,
-    shard_layout,
-    visible_path,
+    virtual_shards,
 )
 from brics_cli.images.labels import Labelling, number_labels
-from brics_cli.images.names import Names
-from brics_cli.images.passed_over import PassedOver
 from brics_cli.images.pixels import ImageError
-from brics_cli.images.sources.process_cache import Descriptor, ProcessCache
-from brics_cli.images.sources.samples import tidy_name
+from brics_cli.images.sources.format import Format
+from brics_cli.images.sources.members import tidy_name
+from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
+from brics_cli.images.sources.zip import ENCRYPTED, start_of_member
 from brics_cli.images.unpacking import copy_unpacked
-from brics_cli.images.wanted import ANYTHING, Wanted
+from brics_cli.wording import count
 
 NPY_MAGIC = b"\x93NUMPY"
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 AGAIN = "Save it again: numpy.savez(path, images)."
 MAX_COLUMN_BYTES = 2**30
 """A larger array beside the images holds no labels and no keys."""
 _WANTED = "images are uint8 (N, H, W, 3)"
-_ENCRYPTED = 0x1
-_LOCAL_HEADER = struct.Struct("<26xHH")  # ..., lengths of the name and of the extra field
+_DAMAGE = (ValueError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
 
 
 @dataclass(frozen=True)
 class Array:
-    """The header of one array: what is in it, and how many bytes of its file the header takes."""
+    """The header of one array: what is in it, how many bytes of its file the header takes, and which file that is in a
+    `.npz`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran_order: bool
     header_bytes: int
+    member: zipfile.ZipInfo | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -89,115 +88,86 @@ class Array:
         return None
 
 
-class ArrayCollection(UnshardedCollection):
-    """The images in the `.npz` or `.npy` file `path`, in their order.
+class ArrayCollection(Collection):
+    """The images in a `.npz` or `.npy` file, in their order.
 
     Keys are those in `keys`, which `brics` writes, else the places: `00000012`. Raises UsageError when there are no
     images of the form that is read, ArtefactError when the file is truncated or damaged.
     """
 
-    def __init__(self, path: Path, wanted: Wanted = ANYTHING) -> None:
-        self.path = str(visible_path(path))
-        with path.open("rb") as file:
-            self.kind = "npy" if file.read(len(NPY_MAGIC)) == NPY_MAGIC else "npz"
-        arrays = read_headers(path)
-        self._member = _images_of(arrays, path)
-        images = arrays[self._member]
-        _, self._height, self._width, _ = images.shape
+    def __init__(self, path: str, files: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
+        super().__init__(wanted)
+        (file,) = files
+        self.path = path
+        arrays = read_headers(file)
+        self._name = _name_of_images(arrays, file)
+        images = arrays[self._name]
+        self.kind = "npz" if images.member is not None else "npy"
+        num_images, self._height, self._width, _ = images.shape
         self._image_bytes = 3 * self._height * self._width
         self._unpacked = ProcessCache(_unpack, limit=1)
         self._descriptors = ProcessCache(Descriptor.of, limit=1)
-        self._offset = self._find(path, images)
-        keys = self._column(path, arrays, "keys", "SU")
-        self._keys = None if keys is None else _names(keys)
-        self._digits = max(8, len(str(images.shape[0])))
-        classes = None if wanted.labels == "none" else self._column(path, arrays, "arr_1", "iufbSU")
-        values = None if classes is None else _label_values(classes)
+        self._offset, self._header_bytes = self._find(file, images), images.header_bytes
+        self._digits = max(8, len(str(num_images)))
+        keys = _column(file, arrays.get("keys"), "keys", "SU", num_images)
+        self._keys = None if keys is None else _as_keys(keys)
         self._labelling: Labelling | None = None
-        if values is not None:
-            names = recorded_class_names(path)
-            self._labelling = number_labels(values, source="arr_1", shown=self._key, names=names)
-            self.class_names = self._labelling.names
-        read = {
-            self._member: True,
-            "arr_1": values is not None or wanted.labels == "none",
-            "keys": self._keys is not None,
-        }
+        if wanted.labels != "none":
+            classes = _column(file, arrays.get("arr_1"), "arr_1", "iufbSU", num_images)
+            values = None if classes is None else _label_values(classes)
+            if values is not None:
+                names = recorded_class_names(file)
+                self._labelling = number_labels(values, source="arr_1", shown=self._key, names=names)
+                self.class_names = self._labelling.names
+        reads_labels = self._labelling is not None or wanted.labels == "none"
+        read = {self._name: True, "arr_1": reads_labels, "keys": self._keys is not None}
         if unread := [name for name in arrays if not read.get(name)]:
-            self.passed_over = PassedOver()
-            plural = "s" if len(unread) > 1 else ""
-            self.passed_over.reasons[f"array{plural} ({', '.join(map(printable, unread))})"] = len(unread)
-        self._shard_size, index = VIRTUAL_SHARD_SIZE, _checksums(path)
-        self.shards = []
-        for number, start in enumerate(range(0, images.shape[0], self._shard_size)):
-            num_images = min(self._shard_size, images.shape[0] - start)
-            name, num_bytes = f"{number:05d}", num_images * self._image_bytes
-            self.shards.append(Shard(name, num_images, num_bytes, shard_layout(name, num_bytes, index)))
+            what = "arrays" if len(unread) > 1 else "array"
+            self.passed_over.reasons[f"{what} ({', '.join(map(printable, unread))})"] = len(unread)
+        checksums = [(array.member.filename, array.member.CRC) for array in arrays.values() if array.member is not None]
+        self.shards = virtual_shards(np.broadcast_to(np.int64(self._image_bytes), num_images), also=checksums)
 
-    def _find(self, path: Path, images: Array) -> int | None:
+    def _find(self, file: Path, images: Array) -> int | None:
         """Where the first image begins in the file; None where the array is deflated. Raises ArtefactError."""
-        if self.kind == "npy":
-            start, num_bytes = 0, path.stat().st_size
-        else:
-            with _opened(path) as archive:
-                info = archive.getinfo(f"{self._member}.npy")
-            num_bytes = info.file_size
-            header = self._descriptors[path].read(info.header_offset, 30)
-            start = info.header_offset + 30 + sum(_LOCAL_HEADER.unpack(header)) if len(header) == 30 else 0
-            if info.compress_type == zipfile.ZIP_STORED and start + num_bytes > path.stat().st_size:
-                raise ArtefactError(f"{path} is truncated", next=AGAIN)
+        start, num_bytes, is_deflated = 0, file.stat().st_size, False
+        if images.member is not None:
+            start = start_of_member(self._descriptors[file], images.member.header_offset) or 0
+            num_bytes, is_deflated = images.member.file_size, images.member.compress_type != zipfile.ZIP_STORED
+            if not is_deflated and start + num_bytes > file.stat().st_size:
+                raise ArtefactError(f"{file} is truncated", next=AGAIN)
         if images.header_bytes + images.num_bytes != num_bytes:
             raise ArtefactError(
-                f"{path} is damaged: {self._member} takes {num_bytes:,} bytes, and its header says "
+                f"{file} is damaged: {self._name} takes {num_bytes:,} bytes, and its header says "
                 f"{images.header_bytes + images.num_bytes:,}",
                 next=AGAIN,
             )
-        if self.kind == "npz" and info.compress_type != zipfile.ZIP_STORED:
-            return None
-        return start + images.header_bytes
-
-    def _column(self, path: Path, arrays: Mapping[str, Array], name: str, kinds: str) -> np.ndarray | None:
-        """The array `name` where it says one thing of each image, or a vector; None else."""
-        array = arrays.get(name)
-        num_images = arrays[self._member].shape[0]
-        if self.kind == "npy" or array is None or array.dtype.kind not in kinds:
-            return None
-        if array.shape[:1] != (num_images,) or len(array.shape) > 2 or array.num_bytes > MAX_COLUMN_BYTES:
-            return None
-        with _opened(path) as archive, archive.open(f"{name}.npy") as member:
-            try:
-                return np.lib.format.read_array(member, allow_pickle=False)
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise ArtefactError(f"{path} is damaged: {name} ({error})", next=AGAIN) from None
+        return None if is_deflated else start + images.header_bytes
 
     def describe(self) -> str:
         deflated = ", compressed" if self._offset is None else ""
-        member = "" if self._member == "arr_0" or self.kind == "npy" else f", array {self._member!r}"
+        array = "" if self._name == "arr_0" or self.kind == "npy" else f", array {self._name!r}"
         labels = "" if self._labelling is None else f", labels from arr_1: {self._labelling.said}"
         keys = "" if self._keys is not None else ", named by their place"
         size = f"{self._width} x {self._height} px"
-        return f"{len(self):,} images, {size}, {self.kind}{member}{deflated}{keys}{labels}{self.note}"
+        return f"{count(len(self), 'image')}, {size}, {self.kind}{array}{deflated}{keys}{labels}{self.note}"
 
-    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> Iterable[str]:
+    def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
         """The one file that all is read from."""
         return [self.path]
 
     def key(self, shard_index: int, index: int) -> str:
-        return self._key(self._position(shard_index, index))
+        return self._key(self.starts[shard_index] + index)
 
     def _key(self, position: int) -> str:
         return f"{position:0{self._digits}d}" if self._keys is None else self._keys[position]
 
     def read(self, shard_index: int, index: int) -> RawImage:
-        position = self._position(shard_index, index)
+        position = self.starts[shard_index] + index
         check_num_bytes(self._image_bytes)
         path = Path(self.path)
-        if self._offset is None:
-            member = self._unpacked[path, self._member]
-            offset = os.fstat(member.number).st_size - self._image_bytes * len(self)
-        else:
-            member, offset = self._descriptors[path], self._offset
-        pixels = member.read(offset + position * self._image_bytes, self._image_bytes)
+        file = self._descriptors[path] if self._offset is not None else self._unpacked[path, self._name]
+        offset = self._header_bytes if self._offset is None else self._offset
+        pixels = file.read(offset + position * self._image_bytes, self._image_bytes)
         if len(pixels) != self._image_bytes:
             raise ImageError("damaged: the file became shorter")
         label, meta = -1, None
@@ -231,38 +201,31 @@ def read_headers(path: Path) -> dict[str, Array]:
             if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
                 file.seek(0)
                 return {"arr_0": _header(file)}
-        with _opened(path) as archive:
-            arrays = {}
+        arrays = {}
+        with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if info.flag_bits & _ENCRYPTED:
+                if info.flag_bits & ENCRYPTED:
                     raise UsageError(f"{path} is encrypted", next="Unpack it with its password, and save it again.")
                 if info.filename.endswith(".npy"):
                     with archive.open(info) as member:
-                        arrays[info.filename.removesuffix(".npy")] = _header(member)
-            return arrays
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error) as error:
+                        arrays[info.filename.removesuffix(".npy")] = _header(member, info)
+        return arrays
+    except _DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ArtefactError(f"{path} is truncated or damaged ({reason[:200]})", next=AGAIN) from None
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
-        raise ArtefactError(f"{path} is truncated or damaged ({error})", next=AGAIN) from None
-
-
-def _header(file: IO[bytes]) -> Array:
+def _header(file: IO[bytes], member: zipfile.ZipInfo | None = None) -> Array:
     """The header of an array, of any version. Raises ValueError."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"version {version} of the array format")
     shape, fortran_order, dtype = read(file)
-    return Array(shape, dtype, fortran_order, file.tell())
+    return Array(shape, dtype, fortran_order, file.tell(), member)
 
 
-def _images_of(arrays: Mapping[str, Array], path: Path) -> str:
+def _name_of_images(arrays: Mapping[str, Array], path: Path) -> str:
     """The name of the array that holds the images. Raises UsageError."""
     name = "arr_0" if "arr_0" in arrays else next((name for name, array in arrays.items() if array.is_images), None)
     if name is None and {"mu", "sigma"} <= arrays.keys():
@@ -281,6 +244,19 @@ def _images_of(arrays: Mapping[str, Array], path: Path) -> str:
     return name
 
 
+def _column(path: Path, array: Array | None, name: str, kinds: str, num_images: int) -> np.ndarray | None:
+    """The array `name` where it says one thing of each image, or a vector; None else."""
+    if array is None or array.member is None or array.dtype.kind not in kinds:
+        return None
+    if array.shape[:1] != (num_images,) or len(array.shape) > 2 or array.num_bytes > MAX_COLUMN_BYTES:
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(array.member) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    except _DAMAGE as error:
+        raise ArtefactError(f"{path} is damaged: {name} ({error})", next=AGAIN) from None
+
+
 def _label_values(array: np.ndarray) -> Any:
     """What `number_labels` takes for `array`, one label or vector per image; None for vectors that are not one-hot."""
     if array.ndim == 2 and array.shape[1] != 1:
@@ -297,7 +273,7 @@ def _label_values(array: np.ndarray) -> Any:
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in array.tolist()]
 
 
-def _names(keys: np.ndarray) -> Names | None:
+def _as_keys(keys: np.ndarray) -> Names | None:
     """`keys` as text where every image has one of its own that is a relative path; None else."""
     try:
         names = [key.decode() if isinstance(key, bytes) else str(key) for key in keys.tolist()]
@@ -307,26 +283,26 @@ def _names(keys: np.ndarray) -> Names | None:
     return Names(names) if tidy and len(set(names)) == len(names) else None
 
 
-def _checksums(path: Path) -> list[tuple[str, int]]:
-    """Of the arrays in a `.npz`; of a `.npy` none."""
-    with path.open("rb") as file:
-        if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
-            return []
-    with _opened(path) as archive:
-        return [(info.filename, info.CRC) for info in archive.infolist()]
-
-
-def _unpack(member: tuple[Path, str]) -> Descriptor:
+def _unpack(array: tuple[Path, str]) -> Descriptor:
     """An array of an `.npz`, unpacked to a temporary file without a name. Raises ArtefactError."""
-    path, name = member
-    with (
-        tempfile.TemporaryFile(prefix="brics-") as temporary,
-        _opened(path) as archive,
-        archive.open(f"{name}.npy") as source,
-    ):
-        try:
+    path, name = array
+    try:
+        with (
+            tempfile.TemporaryFile(prefix="brics-") as temporary,
+            zipfile.ZipFile(path) as archive,
+            archive.open(f"{name}.npy") as source,
+        ):
             copy_unpacked(source, temporary, where=path)
-        except (zlib.error, zipfile.BadZipFile, EOFError) as error:
-            raise ArtefactError(f"{path} is damaged: {name} ({error})", next=AGAIN) from None
-        temporary.flush()
-        return Descriptor(os.dup(temporary.fileno()))
+            temporary.flush()
+            return Descriptor(os.dup(temporary.fileno()))
+    except _DAMAGE as error:
+        raise ArtefactError(f"{path} is damaged: {name} ({error})", next=AGAIN) from None
+
+
+FORMAT = Format(
+    "an .npz or .npy array",
+    reads=".npz",
+    suffixes=(".npz", ".npy"),
+    open=ArrayCollection,
+    is_file=lambda path, first: is_array_file(first),
+)

@@ -1,4 +1,6 @@
-"""Tables of images, whatever file they stand in: a column of images, a label, and the rest as metadata.
+"""Tables of images: a column of images, a label, and the rest as metadata. Parquet files, as Hugging Face's hub and
+img2dataset write them, and the Arrow files of its `save_to_disk` (`dataset_info.json`, `state.json` and
+`data-00000-of-0000N.arrow` in one folder, streams of record batches).
 
 Needs pyarrow, the extra `parquet`. Footers and labels are read at once; of the images a group of rows, when the first
 of them is asked for, and the last few are kept.
@@ -20,31 +22,40 @@ import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.collection import (
+    ANYTHING,
     Collection,
     RawImage,
     Shard,
+    Wanted,
     check_num_bytes,
     shard_layout,
     shard_names,
     visible_path,
 )
 from brics_cli.images.labels import Labelling, number_labels
-from brics_cli.images.passed_over import PassedOver
 from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.columns import Columns, choose_columns
-from brics_cli.images.sources.process_cache import ProcessCache
-from brics_cli.images.wanted import ANYTHING, Wanted
+from brics_cli.images.sources.format import Format
+from brics_cli.images.sources.memory import ProcessCache
+from brics_cli.parsing import parse_json, read_bytes
+from brics_cli.wording import count
 
 if TYPE_CHECKING:
     import pyarrow
 
 SUCCESS = "success"
 """What img2dataset writes in `status` of a row that it could download."""
+STATE = "state.json"
+"""What `save_to_disk` writes into its folder last: the names of its files."""
+_PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
+
+Rows = tuple[Path, int | None, tuple[str, ...]]
+"""A file, the group of rows in it (None: all), and the columns."""
 
 
 class Layout(NamedTuple):
-    """A table before any image is read: the rows of each group that can be read alone, and what else tells two files
-    of one size apart."""
+    """A file before any image is read: the rows of each group that can be read alone, and what else tells two files of
+    one size apart."""
 
     schema: pyarrow.Schema
     rows_of_groups: list[int]
@@ -72,49 +83,55 @@ class TableCollection(Collection):
     """Of rows, kept in memory."""
 
     def __init__(self, path: str, files: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
+        super().__init__(wanted)
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise UsageError(
+                f"{files[0]} is a table of Arrow's, and pyarrow is not installed",
+                next="pip install 'brics-cli[parquet]'",
+            ) from None
         self.path = wanted.of(path)
-        self._groups = ProcessCache(self.read_group, limit=self.max_groups)
+        self._groups = ProcessCache(self.read_rows, limit=self.max_groups)
         self._tables: list[_Table] = []
         self._labelling: Labelling | None = None
         self.shards = []
-        self.passed_over = PassedOver()
         paths = [visible_path(file) for file in files]
         for file, name in zip(paths, shard_names(paths, [file.stem for file in paths]), strict=True):
             layout = self.read_layout(file)
             columns = choose_columns(layout.schema, wanted.image_field, where=file)
             starts = [0, *accumulate(layout.rows_of_groups)]
-            rows = self._downloaded(file, columns, starts) if columns.downloads else None
+            rows = self._downloaded(file, columns, starts[-1]) if columns.downloads else None
             self._tables.append(_Table(file, columns, starts, rows))
             size_bytes = file.stat().st_size
             num_images = starts[-1] if rows is None else len(rows)
             self.shards.append(Shard(name, num_images, size_bytes, shard_layout(name, size_bytes, layout.rows)))
-        if not len(self):
-            left_out = f"; {self.passed_over.describe()}" if self.passed_over else ""
-            raise UsageError(f"no rows in the {len(files)} {self.kind} files of {path}{left_out}")
-        for table, shard in zip(self._tables, self.shards, strict=True):
-            for column, kind in table.columns.unread.items():
+            for column, kind in columns.unread.items():
                 hint = f" (--image-field {column})" if kind == "images" else f" ({kind})"
                 what = "images" if kind == "images" else "values"
-                self.passed_over.reasons[f"{what} in the column {column}{hint}"] += shard.num_images
+                self.passed_over.reasons[f"{what} in the column {column}{hint}"] += num_images
+        if not len(self):
+            left_out = f"; {self.passed_over.describe()}" if self.passed_over else ""
+            raise UsageError(f"no rows in the {count(len(files), f'{self.kind} file')} of {path}{left_out}")
         if wanted.labels is None:
             self._number()
 
     @staticmethod
     @abstractmethod
     def read_layout(file: Path) -> Layout:
-        """What is in `file`, without its images."""
+        """What is in `file`, without its images. Raises ArtefactError."""
 
     @staticmethod
     @abstractmethod
-    def read_group(key: tuple[Path, int, tuple[str, ...]]) -> pyarrow.Table:
-        """The columns of one group of rows of a file."""
+    def read_rows(rows: Rows) -> pyarrow.Table:
+        """Some columns of one group of rows of a file, or of all. Raises ArtefactError."""
 
     def describe(self) -> str:
-        num_files = f"{len(self.shards):,} file" + ("s" if len(self.shards) != 1 else "")
         column = self._tables[0].columns
         chosen = f", column {column.image}" if "images" in column.unread.values() else ""
         labels = f", labels from the column {column.label}: {self._labelling.said}" if self._labelling else ""
-        return f"{len(self):,} images, {self.kind}, {num_files}{chosen}{labels}{self.note}"
+        files = count(len(self.shards), "file")
+        return f"{count(len(self), 'image')}, {self.kind}, {files}{chosen}{labels}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
         return f"{self.shards[shard_index].name}/{self._row(shard_index, index):08d}"
@@ -128,14 +145,14 @@ class TableCollection(Collection):
         label, meta = None, {}
         names = (columns.image, *columns.metadata)
         if self._labelling is not None:
-            position = self._starts[shard_index] + index
+            position = self.starts[shard_index] + index
             number = int(self._labelling.ids[position])
             label = number if number >= 0 else None
             meta = self._labelling.metas.get(position, {})
         elif columns.label is not None:
             names += (columns.label,)
-        table, place = self._place(shard_index, self._row(shard_index, index), names)
-        row = {name: table.column(name)[place].as_py() for name in names}
+        group, place = self._place(shard_index, self._row(shard_index, index), names)
+        row = {name: group.column(name)[place].as_py() for name in names}
         image = row.pop(columns.image)
         data = image.get("bytes") if isinstance(image, dict) else image
         path = image.get("path") if isinstance(image, dict) else None
@@ -155,32 +172,28 @@ class TableCollection(Collection):
         group = bisect_right(table.starts, row) - 1
         rows = self._groups[table.path, group, names]
         if rows.num_rows != table.starts[group + 1] - table.starts[group]:
-            raise damaged(table.path, ValueError("it holds another number of rows than it says"))
+            raise _damaged(table.path, _OTHER_NUMBER)
         return rows, row - table.starts[group]
 
-    def _column(self, file: Path, starts: Sequence[int], name: str) -> pyarrow.ChunkedArray:
-        import pyarrow as pa
+    def _column(self, file: Path, num_rows: int, name: str) -> pyarrow.ChunkedArray:
+        column = self.read_rows((file, None, (name,))).column(name)
+        if len(column) != num_rows:
+            raise _damaged(file, _OTHER_NUMBER)
+        return column
 
-        groups = [self.read_group((file, group, (name,))).column(name) for group in range(len(starts) - 1)]
-        if sum(map(len, groups)) != starts[-1]:
-            raise damaged(file, ValueError("it holds another number of rows than it says"))
-        chunks = [chunk for group in groups for chunk in group.chunks]
-        return pa.chunked_array(chunks, groups[0].type if groups else pa.null())
-
-    def _downloaded(self, file: Path, columns: Columns, starts: Sequence[int]) -> npt.NDArray[np.int64] | None:
+    def _downloaded(self, file: Path, columns: Columns, num_rows: int) -> npt.NDArray[np.int64] | None:
         """The rows of a table of img2dataset's that have an image; None: all of them."""
         if "status" in columns.metadata:
-            texts = [str(status).lower() for status in self._column(file, starts, "status").to_pylist()]
+            texts = [str(status).lower() for status in self._column(file, num_rows, "status").to_pylist()]
             if not any(text == SUCCESS or text.startswith("failed") for text in texts):
                 return None  # another's
             failed = Counter(text for text in texts if text != SUCCESS)
             kept = np.array([text == SUCCESS for text in texts], bool)
         else:
-            urls = self._column(file, starts, "url").is_null().to_numpy()
-            images = self._column(file, starts, columns.image) if urls.any() else None
-            if images is None:
+            without_url = self._column(file, num_rows, "url").is_null().to_numpy()
+            if not without_url.any():
                 return None
-            kept = ~(urls & _has_no_bytes(images))
+            kept = ~(without_url & _has_no_bytes(self._column(file, num_rows, columns.image)))
             failed = Counter({"no url": int((~kept).sum())})
         if kept.all():
             return None
@@ -192,7 +205,6 @@ class TableCollection(Collection):
         """Number the labels of all files together."""
         import pyarrow as pa
 
-        self._starts = [0, *accumulate(shard.num_images for shard in self.shards)]
         labels = {table.columns.label for table in self._tables}
         names = {table.columns.class_names for table in self._tables}
         if labels == {None}:
@@ -206,17 +218,101 @@ class TableCollection(Collection):
         columns = []
         for table, shard in zip(self._tables, self.shards, strict=True):
             label = table.columns.label
-            column = pa.nulls(shard.num_images) if label is None else self._column(table.path, table.starts, label)
-            columns.append(column if table.rows is None else column.take(pa.array(table.rows)))
+            column = pa.nulls(shard.num_images) if label is None else self._column(table.path, table.starts[-1], label)
+            columns.append(column if label is None or table.rows is None else column.take(pa.array(table.rows)))
         values: Any = [value for column in columns for value in column.to_pylist()]
         if all(pa.types.is_signed_integer(column.type) for column in columns):
             numbers = [column.fill_null(-1).to_numpy(zero_copy_only=False) for column in columns]
             values = np.concatenate(numbers).astype(np.int64)
-        source = f"the column {next(label for label in labels if label is not None)} of {self.path}"
         self._labelling = number_labels(
-            values, source=source, shown=lambda image: self.key(*self.places([image])[0]), names=names.pop()
+            values,
+            source=f"the column {next(label for label in labels if label is not None)} of {self.path}",
+            shown=lambda image: self.key(*self.places([image])[0]),
+            names=names.pop(),
         )
         self.class_names = self._labelling.names
+
+
+class ParquetCollection(TableCollection):
+    """Parquet files."""
+
+    kind = "parquet"
+
+    @staticmethod
+    def read_layout(file: Path) -> Layout:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            with ParquetFile(file) as opened:
+                groups = [opened.metadata.row_group(group) for group in range(opened.metadata.num_row_groups)]
+                index = [(group.num_rows, group.total_byte_size) for group in groups]
+                return Layout(opened.schema_arrow, [num_rows for num_rows, _ in index], index)
+        except (ArrowException, OSError) as error:
+            raise _damaged(file, error) from None
+
+    @staticmethod
+    def read_rows(rows: Rows) -> pyarrow.Table:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        file, group, names = rows
+        try:
+            with ParquetFile(file) as opened:
+                if group is None:
+                    return opened.read(columns=list(names), use_threads=False)
+                return opened.read_row_group(group, columns=list(names), use_threads=False)
+        except (ArrowException, OSError) as error:
+            raise _damaged(file, error) from None
+
+
+class ArrowCollection(TableCollection):
+    """Arrow files, or streams in files. They are mapped: nothing is read before it is asked for."""
+
+    kind = "Arrow"
+    max_groups = 64
+
+    @staticmethod
+    def read_layout(file: Path) -> Layout:
+        table = _mapped(file)
+        return Layout(table.schema, [table.num_rows], [(table.num_rows,)])
+
+    @staticmethod
+    def read_rows(rows: Rows) -> pyarrow.Table:
+        file, _, names = rows
+        return _mapped(file).select(list(names))
+
+
+def _mapped(file: Path) -> pyarrow.Table:
+    import pyarrow as pa
+
+    try:
+        source = pa.memory_map(str(file))
+        with file.open("rb") as opened:
+            is_file = opened.read(len(_ARROW_FILE)) == _ARROW_FILE
+        return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, error) from None
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """The files of the data set that was saved to `folder`, in their order; none where it is no such folder.
+
+    Raises ArtefactError when one of them is missing.
+    """
+    if not (folder / STATE).is_file():
+        return []
+    try:
+        listed = parse_json(read_bytes(folder / STATE))["_data_files"]
+        files = [folder / Path(row["filename"]).name for row in listed]
+    except (KeyError, TypeError, ValueError):
+        return sorted(folder.glob("*.arrow"))
+    if missing := [file for file in files if not file.is_file()]:
+        raise ArtefactError(
+            f"{len(missing):,} of the {len(files):,} files of {folder} are missing, first {missing[0].name}",
+            next="Copy or download it again.",
+        )
+    return files
 
 
 def _has_no_bytes(images: pyarrow.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -235,7 +331,10 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def damaged(file: Path, error: Exception) -> Exception:
+_OTHER_NUMBER = ValueError("it holds another number of rows than it says")
+
+
+def _damaged(file: Path, error: Exception) -> Exception:
     """What to raise for an error of pyarrow's: the machine's as it is, anything else as a damaged file."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -243,11 +342,24 @@ def damaged(file: Path, error: Exception) -> Exception:
     return ArtefactError(f"the table {file} is truncated or damaged ({first_line})", next="Download it again.")
 
 
-def need_pyarrow(file: Path) -> None:
-    """Raise UsageError, saying what to install, when pyarrow is missing."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"{file} is a table of Arrow's, and pyarrow is not installed", next="pip install 'brics-cli[parquet]'"
-        ) from None
+PARQUET = Format(
+    "a parquet table",
+    reads="parquet",
+    suffixes=(".parquet",),
+    open=ParquetCollection,
+    is_file=lambda path, first: first.startswith(_PARQUET),
+    joins=True,
+    several="splits",
+)
+ARROW = Format(
+    "an Arrow file",
+    reads="Arrow (save_to_disk)",
+    suffixes=(".arrow",),
+    open=ArrowCollection,
+    is_file=lambda path, first: (
+        first.startswith(_ARROW_FILE) or (first.startswith(_ARROW_STREAM) and path.name.lower().endswith(".arrow"))
+    ),
+    files_in=saved_files,
+    own_files=frozenset({STATE, "dataset_info.json"}),
+    joins=True,
+)

@@ -101,7 +101,7 @@ def test_top_level_folders_are_not_classes_unless_asked(folder):
         "cats/deep/b": (0, {"class": "cats"}),
         "dogs/a": (1, {"class": "dogs"}),
     }
-    assert asked.describe().endswith("2 of them classes, 1 of 4 images in none")
+    assert asked.describe().endswith("2 folders as classes, 1 of 4 images in none")
 
 
 def test_folders_are_classes_in_every_form_that_has_them(folder):

@@ -183,7 +183,7 @@ def test_inputs_that_cannot_be_meant(tmp_path):
         ("nowhere", "no such file"), ("empty", "is empty"), ("notes", r"1 \.txt"), ("both", "which are meant"),
         ("lmdb", "an LMDB"), ("none.tar", "no images"), ("a.zip", "a zip file"), ("a.parquet", "a parquet table"),
         ("a.h5", "HDF5"), ("a.txt", "not a collection"), ("a.png", "one image"), ("a.gz", "compressed"),
-        ("renamed.tar", "no images"), ("a.mdb", "LMDB"), ("x-{000..002}.tar", "3 of the 3 tars"),
+        ("renamed.tar", "no images"), ("a.mdb", "LMDB"), ("x-{000..002}.tar", "3 of the 3 files"),
         ("x-{0..2", "not balanced"),
         ("{a,b}.zip", "not a .tar"), ("{0..99999999}.tar", "more than"),
     ]:  # fmt: skip

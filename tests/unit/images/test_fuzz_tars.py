@@ -15,8 +15,8 @@ from image_files import grey, read_all
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.images import load_shards, open_collection, open_sink
 from brics_cli.images.pixels import load_pixels
-from brics_cli.images.sources.process_cache import Descriptor
-from brics_cli.images.sources.tar_index import Window, plain_members, tarfile_members
+from brics_cli.images.sources.memory import Descriptor
+from brics_cli.images.sources.tar_index import plain_members, tarfile_members
 
 IMAGES = [grey(value) for value in range(4)]
 # parts that have tripped others, and any text at all
@@ -52,9 +52,9 @@ def check_any_tar(folder: Path, members: list[tuple[str, str, int, str]], format
     files = write(path, members, format)
     if files is None:
         return
-    window = Window(Descriptor.of(path), 0, path.stat().st_size)
-    plain = plain_members(window)
-    assert plain is None or plain == tarfile_members(str(path), window)
+    window = Descriptor.of(path), 0, path.stat().st_size
+    plain = plain_members(*window)
+    assert plain is None or plain == tarfile_members(str(path), *window)
     try:
         collection = open_collection(path)
     except (ArtefactError, UsageError) as error:
@@ -113,7 +113,7 @@ def test_our_reading_of_headers_is_tarfiles(tmp_path_factory, changes):
     for position, value in changes:
         data[position % 2560] = value
     path.write_bytes(data)
-    window = Window(Descriptor.of(path), 0, path.stat().st_size)
-    plain = plain_members(window)
+    window = Descriptor.of(path), 0, path.stat().st_size
+    plain = plain_members(*window)
     if plain is not None:
-        assert plain == tarfile_members(str(path), window)
+        assert plain == tarfile_members(str(path), *window)

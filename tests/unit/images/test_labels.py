@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from brics_cli.errors import UsageError
 from brics_cli.images.labels import MAX_CLASSES, as_class, number_labels
-from brics_cli.images.matching import match_names
+from brics_cli.images.listings import match_names
 
 
 def number(values, **settings):

@@ -166,7 +166,7 @@ def test_listings_that_cannot_be_used(tmp_path, name, text, said):
 def test_a_listing_that_cannot_be_read_is_one_line(tmp_path):
     as_folder(tmp_path, images())
     (tmp_path / "dataset.json").symlink_to("nowhere")
-    with pytest.raises(ArtefactError, match=r"its dataset\.json cannot be read: No such file"):
+    with pytest.raises(ArtefactError, match=r"its dataset\.json: cannot be read: No such file"):
         open_collection(tmp_path)
 
 

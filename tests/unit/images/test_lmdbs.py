@@ -86,7 +86,7 @@ def test_where_it_is_not_clear_they_are_listed(tmp_path, names):
 
 def test_one_alone_is_taken_whatever_its_name(tmp_path):
     lsun(tmp_path / "test_lmdb", 1)
-    assert open_collection(tmp_path).describe() == "1 images, LSUN LMDB, test"
+    assert open_collection(tmp_path).describe() == "1 image, LSUN LMDB, test"
 
 
 def test_a_truncated_lmdb_is_seen_before_it_is_mapped(tmp_path):

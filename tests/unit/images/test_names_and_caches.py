@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import holds_in_child
 
-from brics_cli.images.names import Names
-from brics_cli.images.sources.process_cache import Descriptor, ProcessCache
+from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
 
 
 @given(st.lists(st.text(max_size=6) | st.just("caf\udce9")))

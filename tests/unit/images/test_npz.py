@@ -288,5 +288,5 @@ def test_a_folder_of_nothing_else_names_the_file_to_give(tmp_path, names):
 
 def test_a_folder_of_what_is_only_named_like_arrays_says_what_to_give(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"no archive")
-    with pytest.raises(UsageError, match=r"1 \.npz.*Give a folder with png"):
+    with pytest.raises(UsageError, match=r"1 \.npz.*Give png"):
         open_collection(tmp_path)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from brics_cli.bench.bottleneck_scores import Scores
+from brics_cli.bench.timing import Table
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json
@@ -74,46 +75,27 @@ def read_results(path: Path) -> list[Trained]:
     return rows
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A variant over its seeds: (mean, standard deviation; None for one seed) of every figure that is a number."""
+class Summary(NamedTuple):
+    """The rows of a variant, one per seed, and (mean, standard deviation; None for one seed) of every score."""
 
-    variant: str
-    noise: float | None
-    num_seeds: int
-    gflop: float
-    params_m: float
-    bits_per_pixel: float
-    img_per_s: float
+    rows: list[Trained]
     figures: dict[str, tuple[float, float | None]]
 
 
 def summarise(rows: Sequence[Trained]) -> list[Summary]:
-    """One summary per variant and training noise, in the order in which they first stand in `rows`."""
+    """One summary per variant and training noise, in the order in which they first appear in `rows`."""
     groups: dict[tuple[str, float | None], list[Trained]] = {}
     for row in rows:
         groups.setdefault((row.job.variant, row.job.noise), []).append(row)
     summaries = []
-    for (variant, noise), members in groups.items():
+    for members in groups.values():
         by_seed = [_figures(row.scores) for row in members]
         figures = {
             name: (mean(values), stdev(values) if len(values) > 1 else None)
             for name in by_seed[0]
             if (values := [figures[name] for figures in by_seed if name in figures])
         }
-        first = members[0]
-        summaries.append(
-            Summary(
-                variant,
-                noise,
-                len(members),
-                first.gflop,
-                first.params_m,
-                first.bits_per_pixel,
-                mean(row.img_per_s for row in members),
-                figures,
-            )
-        )
+        summaries.append(Summary(members, figures))
     return summaries
 
 
@@ -128,6 +110,36 @@ def _figures(scores: Scores) -> dict[str, float]:
     return flat | scores.usage
 
 
+def table(summaries: Sequence[Summary], *, title: str) -> Table:
+    """One line per summary; scores as mean, and standard deviation over seeds where there are several."""
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.figures if "/" not in name))
+    shown = Table(title, ["bottleneck", "noise", "MFLOP", "M", "bpp", "img/s", *map(_short, names)])
+    for members, figures in summaries:
+        first = members[0]
+        cells = [
+            first.job.variant,
+            "-" if first.job.noise is None else f"{first.job.noise:g}",
+            f"{1000 * first.gflop:.4g}",
+            f"{first.params_m:.3g}",
+            f"{first.bits_per_pixel:.3g}",
+            f"{mean(row.img_per_s for row in members):,.0f}",
+        ]
+        for name in names:
+            value, deviation = figures.get(name, (None, None))
+            digits = 2 if name.startswith("psnr") else 3
+            cell = "-" if value is None else f"{value:.{digits}f}"
+            cells.append(cell if deviation is None else f"{cell} ±{deviation:.{digits}f}".replace("±0", "±"))
+        shown.rows.append(cells)
+    return shown
+
+
+def _short(name: str) -> str:
+    """`psnr noise 0.05` -> `at .05`, `psnr 8 bit` -> `8 bit`, `path length` -> `path`, `largest step` -> `jump`."""
+    if name.startswith("psnr noise "):
+        return "at " + name.removeprefix("psnr noise ").lstrip("0")
+    return {"path length": "path", "largest step": "jump", "perplexity": "perpl."}.get(name, name.removeprefix("psnr "))
+
+
 def plot(summaries: Sequence[Summary], path: Path, *, title: str) -> None:
     """PSNR of every variant against the noise on its codes, as a PNG."""
     import matplotlib
@@ -137,20 +149,14 @@ def plot(summaries: Sequence[Summary], path: Path, *, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     prefix = "psnr noise "
-    for summary in summaries:
-        levels = [0.0, *(float(name.removeprefix(prefix)) for name in summary.figures if name.startswith(prefix))]
-        values = [
-            summary.figures["psnr"],
-            *(value for name, value in summary.figures.items() if name.startswith(prefix)),
-        ]
-        trained = f", trained with noise {summary.noise:g}" if summary.noise else ""
+    for members, figures in summaries:
+        job = members[0].job
+        disturbed = {float(name.removeprefix(prefix)): name for name in figures if name.startswith(prefix)}
+        values = [figures[name] for name in ("psnr", *disturbed.values())]
+        label = f"{job.variant}, trained with noise {job.noise:g}" if job.noise else job.variant
+        errors = [deviation or 0.0 for _, deviation in values]
         axes.errorbar(
-            levels,
-            [value[0] for value in values],
-            yerr=[value[1] or 0.0 for value in values],
-            marker="o",
-            capsize=3,
-            label=f"{summary.variant}{trained}",
+            [0.0, *disturbed], [value for value, _ in values], yerr=errors, marker="o", capsize=3, label=label
         )
     axes.set_xlabel("noise on the codes (in standard deviations of the codes)")
     axes.set_ylabel("PSNR of held-out images (dB)")

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.flops import count
 from brics_cli.autoencoder.losses import perceptual_distance
-from brics_cli.bench.bottleneck_results import Job, Trained, append_result, read_results
-from brics_cli.bench.bottleneck_scores import Scores, score
-from brics_cli.bench.timing import device_name
+from brics_cli.bench.bottleneck_results import Job, Trained, append_result, plot, read_results, summarise, table
+from brics_cli.bench.bottleneck_scores import score
+from brics_cli.bench.choices import DEFAULT_VARIANTS, VARIANTS
+from brics_cli.bench.timing import Report, device_name
 from brics_cli.config import AutoencoderRecipe, load_recipe
 from brics_cli.errors import UsageError
 from brics_cli.images import apply_transform, open_collection
+from brics_cli.images.loader import default_num_workers
 from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.weights import find
@@ -36,28 +38,6 @@ from brics_cli.training.order import SampleOrder
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import autoencoder_loss, compiled, prepare
 
-# Name -> what it changes in the recipe. `grid` is the recipe as it is.
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "grid": (),
-    "grid-1d": ("model.bottleneck.key_dim=1",),
-    "grid-3d": ("model.bottleneck.key_dim=3", "model.bottleneck.resolutions=[4,8,12,16]", "model.code_channels=15"),
-    "grid-positions": (
-        "model.bottleneck.positions=image",
-        "model.bottleneck.key_dim=1",
-        "model.bottleneck.resolutions=[4,8,16]",
-    ),
-    "grid-cell": (
-        "model.bottleneck.positions=cell",
-        "model.bottleneck.key_dim=1",
-        "model.bottleneck.resolutions=[4,8,16]",
-    ),
-    "hash": ("model.bottleneck.kind=hash", "model.bottleneck.table_cap=256"),
-    "none": ("model.bottleneck.kind=none",),
-    "kl": ("model.bottleneck.kind=kl",),
-    "fsq": ("model.bottleneck.kind=fsq",),
-    "vq": ("model.bottleneck.kind=vq",),
-    "rq": ("model.bottleneck.kind=rq",),
-}
 COST_TOLERANCE = 0.01
 HOLD_OUT = 0.1
 SQUARES_PER_BLOCK = 64
@@ -118,8 +98,7 @@ def at_cost(recipe: AutoencoderRecipe, gflop: float) -> AutoencoderRecipe:
     return matched
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """A collection in memory, (N, S, S, 3) uint8, split into training and held-out images."""
 
     name: str
@@ -194,24 +173,29 @@ def train(
 
 
 def bench_bottlenecks(
-    jobs: Sequence[Job],
+    variants: Sequence[str] = (),
     *,
-    data: str | None,
-    val: str | None,
-    recipe: str,
-    overrides: Sequence[str],
-    steps: int | None,
-    equal_cost: bool,
-    results: Path | None,
+    data: str | None = None,
+    val: str | None = None,
+    noise: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+    recipe: str = "tiny",
+    overrides: Sequence[str] = (),
+    steps: int | None = None,
+    equal_cost: bool = True,
+    results: Path | None = None,
+    plot_to: Path | None = None,
     device: torch.device,
-    num_workers: int,
+    num_workers: int | None = None,
     reporter: Reporter,
-) -> list[Trained]:
-    """Train and score every job, one after the other, on the same images; rows that `results` holds are not repeated.
+) -> Report:
+    """Train and score every job of `jobs_of`, one after the other, on the same images.
 
-    `results` is a file of JSON lines that every finished row is appended to. Raises UsageError for settings that do
-    not fit, before anything is trained, ArtefactError for a damaged results file.
+    `results` is a file of JSON lines that every finished row is appended to; rows that it holds are not repeated.
+    `plot_to` is a PNG of PSNR against the noise on the codes. Raises UsageError for settings that do not fit, before
+    anything is trained, ArtefactError for a damaged results file.
     """
+    jobs = jobs_of(variants or DEFAULT_VARIANTS, noise=noise, seeds=seeds or [0], recipe=recipe, overrides=overrides)
     done = read_results(results) if results is not None else []
     recipes = {}
     reference = _load(recipe, overrides)
@@ -220,9 +204,11 @@ def bench_bottlenecks(
         own = recipe_of(job, recipe=recipe, overrides=overrides, steps=steps)
         recipes[job] = at_cost(own, gflop) if equal_cost else own
         build_autoencoder(recipes[job].model)  # a missing extra is said now, not hours later
+    num_workers = num_workers or default_num_workers()
     split = load_split(data, val, recipe=reference, num_workers=num_workers, reporter=reporter)
     reporter.message(f"{split.name}: {len(split.train):,} images to train on, {len(split.val):,} held out")
-    lpips = _lpips_if_there(device)
+    backbone = find("alexnet")
+    lpips = None if backbone is None else load_lpips(backbone.path, net="alex", device=device)
     rows = []
     for job, wanted in recipes.items():
         row = next((row for row in done if row.is_of(job, wanted, data=split.name)), None)
@@ -230,34 +216,28 @@ def bench_bottlenecks(
             title = f"{job.variant}, seed {job.seed}"
             model, img_per_s = train(wanted, split.train, device=device, reporter=reporter, title=title)
             scores = score(model, split.val, device=device, lpips=lpips)
-            row = _row(job, wanted, split, scores, img_per_s=img_per_s, device=device)
+            cost, (_, height, width) = count(wanted)[-1], wanted.model.code_shape
+            bits = wanted.model.bottleneck.bits_per_position(wanted.model.code_channels) * height * width
+            row = Trained(
+                job=job,
+                data=split.name,
+                num_train=len(split.train),
+                num_val=len(split.val),
+                recipe=wanted.model_dump(mode="json"),
+                gflop=cost.gflop,
+                params_m=cost.params_m,
+                bits_per_pixel=bits / wanted.model.image_size**2,
+                img_per_s=img_per_s,
+                device=device_name(device),
+                scores=scores,
+            )
             if results is not None:
                 append_result(results, row)
         rows.append(row)
-    return rows
-
-
-def _row(
-    job: Job, recipe: AutoencoderRecipe, split: HeldOut, scores: Scores, *, img_per_s: float, device: torch.device
-) -> Trained:
-    cost = count(recipe)[-1]
-    _, height, width = recipe.model.code_shape
-    bits = recipe.model.bottleneck.bits_per_position(recipe.model.code_channels) * height * width
-    return Trained(
-        job=job,
-        data=split.name,
-        num_train=len(split.train),
-        num_val=len(split.val),
-        recipe=recipe.model_dump(mode="json"),
-        gflop=cost.gflop,
-        params_m=cost.params_m,
-        bits_per_pixel=bits / recipe.model.image_size**2,
-        img_per_s=img_per_s,
-        device=device_name(device),
-        scores=scores,
-    )
-
-
-def _lpips_if_there(device: torch.device) -> nn.Module | None:
-    backbone = find("alexnet")
-    return None if backbone is None else load_lpips(backbone.path, net="alex", device=device)
+    summaries, first = summarise(rows), rows[0]
+    num_steps = first.recipe["training"]["steps"]
+    title = f"{recipe}, {num_steps:,} steps, {first.num_val:,} held-out images of {first.data}, on {first.device}"
+    if plot_to is not None:
+        plot(summaries, plot_to, title=title)
+        reporter.message(f"plot: {plot_to}")
+    return Report({"rows": [asdict(row) for row in rows]}, [table(summaries, title=title)])

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import statistics
-import sys
 import tarfile
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BytesIO
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +26,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.bench.timing import device_name
+from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.codes import StoreHeader, StoreShard, StoreWriter
 from brics_cli.codes.encoding import CodeEncoder, Network, ShardWork, encoding_network
 from brics_cli.config import AutoencoderRecipe, load_recipe
@@ -45,65 +42,33 @@ SAMPLE = SHARD_SIZE
 """Images that are decoded for the figure they are compared with, each time: all the different ones there are."""
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """One way through: images per second, and where the time went (`wait` for images, `compute`, `write`).
-
-    `early_peak_mib` is the peak of the process' memory after the first tenth of the images, `peak_mib` at the end.
-    """
-
-    network: str
-    img_per_s: float
-    cpu_us_per_img: float
-    merge_s: float
-    split: str
-    early_peak_mib: float
-    peak_mib: float
-
-
-@dataclass(frozen=True)
-class EncodeBench:
-    """Medians of the repeats. `ratio` is of pairs taken in turn: a machine's load changes while it is measured.
-
-    `alone_*` are of threads; `processes_img_per_s` is of processes, None where the collection is too small for them.
-    `encodings` are the last repeat's: without a network, and with that of the recipe, if any.
-    """
-
-    device: str
-    num_images: int
-    size: int
-    num_workers: int
-    alone_img_per_s: float
-    alone_cpu_us_per_img: float
-    processes_img_per_s: float | None
-    pipeline_img_per_s: float
-    ratio: float
-    encodings: list[Encoding]
-
-
 def bench_encode(
     *,
-    num_images: int,
-    width: int,
-    height: int,
-    file_format: str,
-    size: int,
-    repeats: int,
+    num_images: int = 4000,
+    width: int = 341,
+    file_format: str = "jpg",
+    size: int = 256,
+    repeats: int = 3,
     recipe: str | None = None,
     device: torch.device,
     num_workers: int | None = None,
     batch_size: int = 64,
-) -> EncodeBench:
-    """Encode `num_images` photographs of `width` x `height` px at `size` px, `repeats` times.
+) -> Report:
+    """Encode `num_images` photographs of `width` x 3/4 `width` px at `size` px, `repeats` times.
 
     Codes are of 16 channels with a position per 8 x 8 px, and no more than 16 x 16 positions, as those of brics-64,
-    brics-128 and brics-256 are. With a `recipe` size and codes are the recipe's. At most SHARD_SIZE images are
-    different ones: further shards are links to the same file, so that a long run needs no disk, and the files stay in
-    the page cache.
+    brics-128 and brics-256 are. With a `recipe` (None: brics-256 on CUDA, else none) size and codes are the recipe's.
+    At most SHARD_SIZE images are different ones: further shards are links to the same file, so that a long run needs no
+    disk, and the files stay in the page cache.
+
+    The value holds medians of the repeats. `ratio` is of pairs taken in turn: a machine's load changes while it is
+    measured. `alone_*` are of threads; `processes_img_per_s` is of processes, None where the collection is too small
+    for them. `encodings` are the last repeat's: without a network, and with that of the recipe, if any.
     """
     workers = num_workers or default_num_workers()
     networks: dict[str, Network] = {}
     code_shape = (16, min(16, size // 8), min(16, size // 8))
+    recipe = recipe or ("brics-256" if device.type == "cuda" else None)
     if recipe is not None:
         loaded = load_recipe(recipe, kind="autoencoder")
         assert isinstance(loaded, AutoencoderRecipe)
@@ -119,9 +84,10 @@ def bench_encode(
     )  # fmt: skip
     ratios, alone, alone_cpu_us, by_processes, pipeline = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
-        write_shards(Path(folder, "shards"), num_images=num_images, width=width, height=height, file_format=file_format)
+        write_shards(Path(folder, "shards"), num_images=num_images, width=width, file_format=file_format)
         collection = open_collection(Path(folder, "shards"))
-        files = _read(collection.first(SAMPLE))
+        sample = collection.first(SAMPLE)
+        files = [raw.data for shard in range(len(sample.shards)) for raw in sample.iter_shard(shard)]
         processes = in_processes(num_images, transform="crop-bicubic", size=size, num_workers=workers)
         _decode_alone(files, size=size, workers=workers)  # warms up
         before, _ = _decode_alone(files, size=size, workers=workers)
@@ -132,30 +98,59 @@ def bench_encode(
                 encodings.append(_encode(collection, encoder, Path(folder, "codes.h5"), name, workers, batch_size))
                 if name == "none":
                     after, cpu_us = _decode_alone(files, size=size, workers=workers)
-                    ratios.append(encodings[0].img_per_s / statistics.mean([before, after]))
+                    ratios.append(encodings[0]["img_per_s"] / statistics.mean([before, after]))
                     before = after
             if processes:
                 by_processes.append(_decode_in_processes(files, size=size, num_processes=workers))
             alone.append(after)
             alone_cpu_us.append(cpu_us)
-            pipeline.append(encodings[0].img_per_s)
-    return EncodeBench(
-        device=device_name(device),
-        num_images=num_images,
-        size=size,
-        num_workers=workers,
-        alone_img_per_s=statistics.median(alone),
-        alone_cpu_us_per_img=statistics.median(alone_cpu_us),
-        processes_img_per_s=statistics.median(by_processes) if by_processes else None,
-        pipeline_img_per_s=statistics.median(pipeline),
-        ratio=statistics.median(ratios),
-        encodings=encodings,
+            pipeline.append(encodings[0]["img_per_s"])
+    value = {
+        "device": device_name(device),
+        "num_images": num_images,
+        "size": size,
+        "num_workers": workers,
+        "alone_img_per_s": statistics.median(alone),
+        "alone_cpu_us_per_img": statistics.median(alone_cpu_us),
+        "processes_img_per_s": statistics.median(by_processes) if by_processes else None,
+        "pipeline_img_per_s": statistics.median(pipeline),
+        "ratio": statistics.median(ratios),
+        "encodings": encodings,
+    }
+    return Report(value, [_table(value, f"{file_format} images of {width} x {width * 3 // 4} px")])
+
+
+def _table(found: dict[str, Any], images: str) -> Table:
+    alone, processes = found["alone_img_per_s"], found["processes_img_per_s"]
+    title = (
+        f"{found['num_images']:,} {images} at {found['size']} px, {found['num_workers']} decoding "
+        f"{'threads' if processes is None else 'processes'}, on {found['device']}"
     )
+    table = Table(title, ["", "img/s", "of decode + crop", "CPU µs/img", "time", "merge s", "peak MiB", "at 10%"])
+    cpu = f"{found['alone_cpu_us_per_img']:,.0f}"
+    table.rows.append(["decode + crop alone, threads", f"{alone:,.0f}", "1.00", cpu, "", "", "", ""])
+    if processes is not None:
+        cells = ["decode + crop alone, processes", f"{processes:,.0f}", f"{processes / alone:.2f}"]
+        table.rows.append([*cells, "", "", "", "", ""])
+    for each in found["encodings"]:
+        plain = each["network"] == "none"
+        table.rows.append([
+            "encode-dataset, no network" if plain else f"encode-dataset, {each['network']}",
+            f"{found['pipeline_img_per_s'] if plain else each['img_per_s']:,.0f}",
+            f"{found['ratio']:.2f}" if plain else "",
+            f"{each['cpu_us_per_img']:,.0f}",
+            each["split"],
+            f"{each['merge_s']:.2f}",
+            f"{each['peak_mib']:,.0f}",
+            f"{each['early_peak_mib']:,.0f}",
+        ])  # fmt: skip
+    return table
 
 
-def write_shards(folder: Path, *, num_images: int, width: int, height: int, file_format: str) -> None:
+def write_shards(folder: Path, *, num_images: int, width: int, file_format: str) -> None:
     """WebDataset shards of crops of the bundled photographs, as `file_format` (jpg or png)."""
     folder.mkdir(parents=True)
+    height = width * 3 // 4
     sources = [photographs.astronaut(), photographs.coffee(), photographs.chelsea(), photographs.rocket()]
     generator = np.random.default_rng(0)
     first = folder / "000000.tar"
@@ -177,10 +172,6 @@ def write_shards(folder: Path, *, num_images: int, width: int, height: int, file
         os.link(first, folder / f"{shard:06d}.tar")
 
 
-def _read(collection: Collection) -> list[bytes]:
-    return [raw.data for shard in range(len(collection.shards)) for raw in collection.iter_shard(shard)]
-
-
 def _decode_alone(files: list[bytes], *, size: int, workers: int) -> tuple[float, float]:
     """Images per second, and microseconds of CPU per image, of `workers` threads that decode and crop files in memory,
     each its share, and no more."""
@@ -196,15 +187,8 @@ def _decode_alone(files: list[bytes], *, size: int, workers: int) -> tuple[float
     return len(files) / seconds, 1e6 * cpu_s / len(files)
 
 
-class _Held(NamedTuple):
-    """What a process that decodes alone has in memory."""
-
-    files: list[bytes]
-    size: int
-    together: Barrier
-
-
-_held: _Held
+_held: tuple[list[bytes], int, Barrier]
+"""The files, the size and the barrier of a process that decodes alone."""
 
 
 def _decode_in_processes(files: list[bytes], *, size: int, num_processes: int) -> float:
@@ -218,47 +202,48 @@ def _decode_in_processes(files: list[bytes], *, size: int, num_processes: int) -
         return len(files) / (time.perf_counter() - start)
 
 
-def _hold(files: list[bytes], size: int, together: Barrier) -> None:
+def _hold(*held: Any) -> None:
     global _held
-    _held = _Held(files, size, together)
+    _held = held
 
 
 def _decode_share(share: tuple[int, int]) -> None:
     """Decode every n-th file, one share per process: each waits for the others before it begins."""
-    _held.together.wait()
-    first, step = share
-    for data in _held.files[first::step]:
-        load_pixels(data, transform="crop-bicubic", size=_held.size)
+    (files, size, together), (first, step) = _held, share
+    together.wait()
+    for data in files[first::step]:
+        load_pixels(data, transform="crop-bicubic", size=size)
 
 
 def _encode(
     collection: Collection, encoder: CodeEncoder, out: Path, name: str, num_workers: int, batch_size: int
-) -> Encoding:
-    """As `jobs.encode_dataset` does it: parts shard by shard, then the merge, timed apart: it is no part of a rate."""
+) -> dict[str, Any]:
+    """As `jobs.encode_dataset` does it: parts shard by shard, then the merge, timed apart: it is no part of a rate.
+
+    `early_peak_mib` is the peak of the process' memory after the first tenth of the images, `peak_mib` at the end;
+    `split` is where the time went: waiting for images, computing, writing.
+    """
     header, split = encoder.header, TimeSplit()
     shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
     num_read, early = 0, 0.0
     with StoreWriter(out, header, shards) as writer:
         work = ShardWork(collection, header, shards, writer.parts_directory, "crop-bicubic", batch_size, num_workers)
-        start, cpu_start = time.perf_counter(), _cpu_s()
+        start, cpu_start = time.perf_counter(), sum(os.times()[:4])  # of this process and its ended children
         for progress in work.encode(writer.pending, encoder):
             split.add(progress.seconds)
             num_read += progress.num_read
             if not early and 10 * num_read >= header.num_images:
-                early = peak_mib()
-        seconds, cpu_s = time.perf_counter() - start, _cpu_s() - cpu_start
+                early = peak_process_mib()
+        seconds, cpu_s = time.perf_counter() - start, sum(os.times()[:4]) - cpu_start
         writer.merge(parents=(Parent("autoencoder", "bench", "0" * 64),))
         merge_s = time.perf_counter() - start - seconds
     out.unlink()
-    return Encoding(name, num_read / seconds, 1e6 * cpu_s / num_read, merge_s, str(split), early, peak_mib())
-
-
-def _cpu_s() -> float:
-    """CPU seconds of this process, and of those it started that have ended."""
-    return sum(os.times()[:4])
-
-
-def peak_mib() -> float:
-    """The peak of this process' resident memory so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return {
+        "network": name,
+        "img_per_s": num_read / seconds,
+        "cpu_us_per_img": 1e6 * cpu_s / num_read,
+        "merge_s": merge_s,
+        "split": str(split),
+        "early_peak_mib": early,
+        "peak_mib": peak_process_mib(),
+    }

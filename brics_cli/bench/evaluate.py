@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 
 from brics_cli.bench.evaluation_networks import Networks, standin_networks
 from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, frechet_step, gathering_memory
-from brics_cli.bench.timing import device_name, median_seconds
+from brics_cli.bench.timing import Report, Table, device_name, median_seconds
 from brics_cli.evaluation.extraction import Extraction, Gathering
 from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
@@ -36,10 +37,8 @@ from brics_cli.runtime.reporting import Reporter
 SIDE = 256
 
 
-def bench_evaluate(
-    *, num_images: int, memory_images: int, device: torch.device, reporter: Reporter
-) -> tuple[str, list[Row]]:
-    """The device's name and the rows of the table. `memory_images`: for the peak memory of gathering features."""
+def bench_evaluate(*, num_images: int, memory_images: int, device: torch.device, reporter: Reporter) -> Report:
+    """Every row of the table. `memory_images`: for the peak memory of gathering features."""
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own, and of random weights: none is about what is measured
         folder = Path(directory) / "images"
@@ -60,7 +59,12 @@ def bench_evaluate(
             for step in steps:
                 rows += step()
                 task.advance()
-    return device_name(device), rows
+    name = device_name(device)
+    table = Table(f"brics bench eval, on {name}", ["measured", "brics", "beside", "is", "ratio", "bar"])
+    for row in rows:
+        ours, beside = (f"{value:,.2f} {row.unit}" for value in (row.ours, row.beside))
+        table.rows.append([row.what, ours, beside, row.beside_name, f"{row.ratio:.2f}x", row.bar])
+    return Report({"device": name, "rows": [asdict(row) for row in rows]}, [table])
 
 
 def write_images(folder: Path, num_images: int, *, seed: int) -> None:

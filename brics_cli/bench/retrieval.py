@@ -7,93 +7,76 @@ beat; and `corners`, every corner of every query read (and, backward, added) on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from math import ceil
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from brics_cli.bench.timing import copy_bytes_per_s, device_name, median_seconds, peak_bytes
+from brics_cli.bench import choices
+from brics_cli.bench.timing import Report, Table, copy_bytes_per_s, device_name, median_seconds, peak_bytes
+from brics_cli.config.suggestions import did_you_mean
+from brics_cli.errors import UsageError
 from brics_cli.kernels import GridSpec, reference, torch_retrieve
 
 PAPER_RESOLUTIONS = tuple(ceil(round(16 * 4 ** (level / 15), 9)) for level in range(16))  # 16 .. 64 (DESIGN 3.1)
 PAPER_SPEC = GridSpec(1, PAPER_RESOLUTIONS, 4, "image", table_cap=2**18)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """Tokens of an image, and the grids that they look up."""
 
-    title: str
     lattice: tuple[int, int]
     num_groups: int
     spec: GridSpec
 
 
 SCALES = {
-    "code": Scale("16 x 16 tokens, 8 groups of 2 keys, 4 levels", (16, 16), 8, GridSpec(2, (4, 8, 16, 32), 4)),
-    "paper": Scale("64 x 64 tokens, 4 groups of (key, y, x), 16 levels", (64, 64), 4, PAPER_SPEC),
-    "paper-16": Scale("64 x 64 tokens, 16 groups of (key, y, x), 16 levels", (64, 64), 16, PAPER_SPEC),
+    "code": Scale((16, 16), 8, GridSpec(2, (4, 8, 16, 32), 4)),
+    "paper": Scale((64, 64), 4, PAPER_SPEC),
+    "paper-16": Scale((64, 64), 16, PAPER_SPEC),
 }
-
-
-@dataclass(frozen=True)
-class Work:
-    """Milliseconds per image of one pass, and what share of it each floor would take (1: as fast as the floor)."""
-
-    ms_per_img: float
-    of_unique_floor: float
-    of_corner_floor: float
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One backend at one scale. `not_measured` says why there are no figures; peak memory is above the arguments'."""
-
-    scale: str
-    backend: str
-    forward: Work | None = None
-    forward_backward: Work | None = None
-    peak_memory_mib: float | None = None
-    not_measured: str | None = None
-
-
-@dataclass(frozen=True)
-class RetrievalSpeed:
-    """What `bench_retrieval` found."""
-
-    device: str
-    copy_gb_per_s: float
-    timings: list[Timing]
 
 
 def bench_retrieval(
     *,
     device: torch.device,
-    batch_size: int,
-    repeats: int,
-    scales: list[str],
-    tables_dtype: torch.dtype,
-    budget_s: float,
-) -> RetrievalSpeed:
-    """Every backend at `scales` (of SCALES), on random codes; at most about `budget_s` seconds a figure."""
+    batch_size: int = 8,
+    repeats: int = 10,
+    scales: list[str] | None = None,
+    tables_dtype: str = "fp32",
+    budget_s: float = 10.0,
+) -> Report:
+    """Every backend at `scales` (of SCALES; None: all), on random codes; at most about `budget_s` seconds a figure.
+
+    `timings` of the value: milliseconds per image, what share of that each floor would take (1: as fast as the floor),
+    and the peak memory above the arguments'.
+    """
+    scales = list(dict.fromkeys(scales or SCALES))
+    for name in scales:
+        if name not in SCALES:
+            raise UsageError(f"no scale {name!r}{did_you_mean(name, SCALES)}")
     bytes_per_s = copy_bytes_per_s(device)
-    timings = []
+    timings: list[dict[str, Any]] = []
     for name in scales:
         scale = SCALES[name]
         spec, num_tokens = scale.spec, batch_size * scale.lattice[0] * scale.lattice[1]
         generator = torch.Generator().manual_seed(0)
         keys = torch.rand(scale.num_groups, num_tokens, spec.key_dim, generator=generator).to(device)
         tables = torch.randn(scale.num_groups, spec.num_vertices, spec.level_dim, generator=generator)
-        tables = tables.to(device, tables_dtype)
+        tables = tables.to(device, DTYPES[tables_dtype])
         grad = torch.randn(scale.num_groups, num_tokens, spec.num_features, generator=generator).to(device)
         lattice = None if spec.positions == "none" else scale.lattice
         floors = _floor_bytes(keys, tables, spec, lattice)
         for backend, module in _backends(device).items():
+            timing: dict[str, Any] = {"scale": name, "backend": backend, "forward": None, "forward_backward": None}
+            timing |= {"peak_memory_mib": None, "not_measured": None}
+            timings.append(timing)
             if isinstance(module, str):
-                timings.append(Timing(name, backend, not_measured=module))
+                timing["not_measured"] = module
                 continue
 
             def forward(retrieve=module.retrieve) -> object:
@@ -103,15 +86,41 @@ def bench_retrieval(
                 kept = module.retrieve(keys, tables, spec, lattice)  # noqa: B023 - as training keeps the features
                 return kept, module.retrieve_backward(grad, keys, tables, spec, lattice)  # noqa: B023
 
-            works = []
-            for work, (unique, corners) in zip((forward, both), floors, strict=True):
+            works = {"forward": forward, "forward_backward": both}
+            for (what, work), (unique, corners) in zip(works.items(), floors, strict=True):
                 seconds = median_seconds(work, device=device, repeats=repeats, budget_s=budget_s)
-                shares = unique / bytes_per_s / seconds, corners / bytes_per_s / seconds
-                works.append(Work(1000 * seconds / batch_size, *shares))
+                timing[what] = {
+                    "ms_per_img": 1000 * seconds / batch_size,
+                    "of_unique_floor": unique / bytes_per_s / seconds,
+                    "of_corner_floor": corners / bytes_per_s / seconds,
+                }
             peak = peak_bytes(both, device=device)
-            peak_mib = None if peak is None else peak / 2**20
-            timings.append(Timing(name, backend, forward=works[0], forward_backward=works[1], peak_memory_mib=peak_mib))
-    return RetrievalSpeed(device_name(device), bytes_per_s / 1e9, timings)
+            timing["peak_memory_mib"] = None if peak is None else peak / 2**20
+    value = {"device": device_name(device), "copy_gb_per_s": bytes_per_s / 1e9, "timings": timings}
+    value |= {"batch_size": batch_size, "tables_dtype": tables_dtype}
+    return Report(value, [_table(value), *(f"{name}: {choices.SCALES[name]}" for name in scales)])
+
+
+def _table(found: dict[str, Any]) -> Table:
+    columns = ["scale", "backend", "forward ms/img", "of unique / corners", "fwd + bwd ms/img", "of unique / corners"]
+    title = (
+        f"retrieval, tables {found['tables_dtype']}, batch {found['batch_size']}, on {found['device']}, copy "
+        f"{found['copy_gb_per_s']:.1f} GB/s"
+    )
+    table = Table(title, [*columns, "peak MiB"])
+    for timing in found["timings"]:
+        cells = [timing["scale"], timing["backend"]]
+        for work in (timing["forward"], timing["forward_backward"]):
+            if work is None:
+                cells += ["", ""]
+            else:
+                cells.append(f"{work['ms_per_img']:.3f}")
+                cells.append(f"{work['of_unique_floor']:.1%} / {work['of_corner_floor']:.1%}")
+        if timing["not_measured"] is not None:
+            cells[2] = timing["not_measured"]
+        peak = timing["peak_memory_mib"]
+        table.rows.append([*cells, "" if peak is None else f"{peak:,.0f}"])
+    return table
 
 
 def _backends(device: torch.device) -> dict[str, ModuleType | str]:

@@ -10,7 +10,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 import torch
 
-from brics_cli.bench.timing import device_name
+from brics_cli.bench.timing import Report, Table, device_name
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter
 from brics_cli.codes.dataset import KeyCodeDataset
 from brics_cli.workspace import Parent
@@ -28,29 +27,14 @@ BATCHES = 100
 """Random batches per repeat."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One way of reading random batches: rows per second, and that over numpy.memmap's, medians of the repeats."""
+def bench_store(
+    *, num_rows: int = 50_000, batch_size: int = 256, repeats: int = 5, code_shape: tuple[int, int, int] = (16, 16, 16)
+) -> Report:
+    """Write and read a store of `num_rows` random uint8 codes (C, h, w), in the page cache, in a temporary folder.
 
-    how: str
-    rows_per_s: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class StoreBench:
-    """`write_rows_per_s` counts parts, hashes, statistics, fsync and merge."""
-
-    device: str
-    num_rows: int
-    code_shape: tuple[int, int, int]
-    batch_size: int
-    write_rows_per_s: float
-    readings: list[Reading]
-
-
-def bench_store(*, num_rows: int, code_shape: tuple[int, int, int], batch_size: int, repeats: int) -> StoreBench:
-    """Write and read a store of `num_rows` random uint8 codes (C, h, w), in the page cache, in a temporary folder."""
+    `write_rows_per_s` of the value counts parts, hashes, statistics, fsync and merge; `ratio` of each of `readings` is
+    its rows per second over numpy.memmap's, the median of the repeats.
+    """
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
         path, raw = Path(folder, "codes.h5"), Path(folder, "codes.npy")
         write_rows_per_s = num_rows / _write(path, num_rows=num_rows, code_shape=code_shape)
@@ -69,33 +53,28 @@ def bench_store(*, num_rows: int, code_shape: tuple[int, int, int], batch_size: 
                 "h5py, rows sorted, uint8": lambda rows: codes[np.unique(rows)],
                 "as_dataset items, float32 and labels": lambda rows: items.__getitems__(rows.tolist()),
             }
-            seconds = _in_turn(ways, num_rows=num_rows, batch_size=batch_size, repeats=repeats)
+            seconds: dict[str, list[float]] = {how: [] for how in ways}
+            generator = np.random.default_rng(0)
+            for repeat in range(repeats + 1):  # the first one warms up
+                batches = [generator.integers(0, num_rows, batch_size) for _ in range(BATCHES)]
+                for how, read in ways.items():
+                    start = time.perf_counter()
+                    for rows in batches:
+                        read(rows)
+                    if repeat:
+                        seconds[how].append(time.perf_counter() - start)
+    device, shape = device_name(torch.device("cpu")), " x ".join(map(str, code_shape))
+    title = f"{num_rows:,} rows of {shape} uint8, random batches of {batch_size}, warm, on {device}; "
+    title += f"written at {write_rows_per_s:,.0f} rows/s"
+    table, readings = Table(title, ["read by", "rows/s", "of numpy.memmap"]), []
     reference = seconds["numpy.memmap, uint8"]
-    readings = [
-        Reading(
-            how,
-            BATCHES * batch_size / statistics.median(taken),
-            statistics.median(base / each for base, each in zip(reference, taken, strict=True)),
-        )
-        for how, taken in seconds.items()
-    ]
-    return StoreBench(device_name(torch.device("cpu")), num_rows, code_shape, batch_size, write_rows_per_s, readings)
-
-
-def _in_turn(
-    ways: dict[str, Callable[[np.ndarray], Any]], *, num_rows: int, batch_size: int, repeats: int
-) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {how: [] for how in ways}
-    generator = np.random.default_rng(0)
-    for repeat in range(repeats + 1):  # the first one warms up
-        batches = [generator.integers(0, num_rows, batch_size) for _ in range(BATCHES)]
-        for how, read in ways.items():
-            start = time.perf_counter()
-            for rows in batches:
-                read(rows)
-            if repeat:
-                seconds[how].append(time.perf_counter() - start)
-    return seconds
+    for how, taken in seconds.items():
+        rows_per_s = BATCHES * batch_size / statistics.median(taken)
+        ratio = statistics.median(base / each for base, each in zip(reference, taken, strict=True))
+        readings.append({"how": how, "rows_per_s": rows_per_s, "ratio": ratio})
+        table.rows.append([how, f"{rows_per_s:,.0f}", f"{ratio:.2f}"])
+    value = {"device": device, "num_rows": num_rows, "code_shape": list(code_shape), "batch_size": batch_size}
+    return Report({**value, "write_rows_per_s": write_rows_per_s, "readings": readings}, [table])
 
 
 def _write(path: Path, *, num_rows: int, code_shape: tuple[int, int, int]) -> float:

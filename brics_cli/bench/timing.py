@@ -1,13 +1,34 @@
-"""Timing that is honest about asynchronous devices: warm-up, synchronise, median of repeats."""
+"""What benchmarks share: timing that is honest about asynchronous devices, memory, and the report they end in."""
 
 from __future__ import annotations
 
 import os
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show: the first column left, the others right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found: `value` as JSON, and what is shown of it, in order."""
+
+    value: dict[str, Any]
+    shown: list[Table | str]
 
 
 def median_seconds(
@@ -50,6 +71,12 @@ def peak_bytes(work: Callable[[], object], *, device: torch.device) -> int | Non
     work()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def peak_process_mib() -> float:
+    """The peak of this process' resident memory so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def device_name(device: torch.device) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
-from brics_cli.bench.timing import device_name
+from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.images import open_collection
 from brics_cli.images.loader import default_num_workers
@@ -30,29 +28,14 @@ WARMUP_STEPS = 3
 RANDOM_BATCHES = 4
 
 
-@dataclass(frozen=True)
-class TrainTiming:
-    """A step of `batch_size` images: median over the steps, and the mean milliseconds of each of its phases.
-
-    Phases were timed in further steps that wait for the device after each. `memory_gib` is the peak, of the device's
-    memory on CUDA, of this process elsewhere.
-    """
-
-    device: str
-    batch_size: int
-    ms_per_step: float
-    img_per_s: float
-    phases_ms: dict[str, float]
-    memory_gib: float
-    memory_of: str
-
-
 def bench_train(
     recipe: AutoencoderRecipe, *, device: torch.device, repeats: int, reporter: Reporter, data: str | None = None
-) -> TrainTiming:
+) -> Report:
     """Time `repeats` steps of `recipe` on images of the collection `data`, or on random ones kept in memory.
 
-    With the discriminator when the recipe has one, compiled when the recipe says so.
+    With the discriminator when the recipe has one, compiled when the recipe says so. The value holds the median over
+    the steps, and the mean milliseconds of each of the phases, timed in further steps that wait for the device after
+    each. `memory_gib` is the peak, of the device's memory on CUDA, of this process elsewhere.
     """
     check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
     torch.manual_seed(0)
@@ -101,16 +84,29 @@ def bench_train(
     total = sum(_seconds(lambda: step(split, wait=True), device) for _ in range(repeats))
     batches.close()
     phases = {name: 1000 * each / repeats for name, each in split.seconds.items()}
-    median = statistics.median(seconds)
-    return TrainTiming(
-        device=device_name(device),
-        batch_size=schedule.batch_size,
-        ms_per_step=1000 * median,
-        img_per_s=schedule.batch_size / median,
-        phases_ms=phases | {"rest": 1000 * (total - sum(split.seconds.values())) / repeats},
-        memory_gib=_peak_memory_gib(device),
-        memory_of="the device" if device.type == "cuda" else "this process",
-    )
+    phases["rest"] = 1000 * (total - sum(split.seconds.values())) / repeats
+    ms_per_step = 1000 * statistics.median(seconds)
+    on_cuda = device.type == "cuda"
+    value = {
+        "recipe": recipe.name,
+        "compile": schedule.compile,
+        "gan_weight": recipe.gan.weight,
+        "device": device_name(device),
+        "batch_size": schedule.batch_size,
+        "ms_per_step": ms_per_step,
+        "img_per_s": 1000 * schedule.batch_size / ms_per_step,
+        "phases_ms": phases,
+        "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if on_cuda else peak_process_mib() / 2**10,
+        "memory_of": "the device" if on_cuda else "this process",
+    }
+    settings = [schedule.precision, "compiled" if schedule.compile else "not compiled"]
+    settings += [f"GAN {recipe.gan.loss}"] if recipe.gan.weight else []
+    title = f"{recipe.name}, batch {schedule.batch_size}, {', '.join(settings)}, on {value['device']}"
+    table = Table(title, ["phase of a step", "ms", "share"])
+    for phase, milliseconds in phases.items():
+        table.rows.append([phase, f"{milliseconds:.1f}", f"{milliseconds / sum(phases.values()):.0%}"])
+    speed = f"{value['img_per_s']:,.1f} img/s, {ms_per_step:.1f} ms per step (median of {repeats})"
+    return Report(value, [table, speed, f"peak memory of {value['memory_of']} {value['memory_gib']:.2f} GiB"])
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -144,9 +140,3 @@ def _batches_of(data: str, recipe: AutoencoderRecipe, *, reporter: Reporter) -> 
     shards, _ = images.split(val_fraction=None)
     order = SampleOrder(shards, seed=recipe.training.seed, window=recipe.data.shuffle_window)
     return images.batches(order, start=0, batch_size=recipe.training.batch_size)
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

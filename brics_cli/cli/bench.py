@@ -1,19 +1,20 @@
-"""`brics bench`: one subcommand per benchmark."""
+"""`brics bench`: one subcommand per benchmark. What a benchmark measures and shows is in `brics_cli.bench`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from brics_cli.bench.choices import DEFAULT_VARIANTS, SCALES, VARIANTS
 from brics_cli.cli import options
-from brics_cli.cli.bench_bottlenecks import bottlenecks
-from brics_cli.cli.bench_codes import encode, store
-from brics_cli.cli.bench_eval import evaluation
-from brics_cli.cli.bench_retrieval import retrieval
-from brics_cli.cli.bench_sample import sample
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.cli.waiting import wait_passively
+from brics_cli.diffusion.samplers import SAMPLER_NAMES
+
+if TYPE_CHECKING:
+    from brics_cli.bench.timing import Report
 
 app = options.command_app(no_args_is_help=True)
 
@@ -28,12 +29,246 @@ def bench() -> None:
     """
 
 
-app.command()(bottlenecks)
-app.command()(encode)
-app.command("eval")(evaluation)
-app.command()(retrieval)
-app.command()(sample)
-app.command()(store)
+def _show(session: Session, report: Report) -> None:
+    shown = []
+    for part in report.shown:
+        if not isinstance(part, str):
+            table = plain_table(*part.columns, title=part.title)
+            for row in part.rows:
+                table.add_row(*row)
+        shown.append(part if isinstance(part, str) else table)
+    session.result(report.value, shown)
+
+
+@app.command()
+def bottlenecks(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="A collection of images: folder, shards, ... Default: squares of the photographs inside scikit-image.",
+        ),
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option("--val", help="Held-out images. Default: a tenth of DATA, whole clusters of look-alikes."),
+    ] = None,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            help=f"One of {', '.join(VARIANTS)}. Repeatable. Default: {', '.join(DEFAULT_VARIANTS)}.",
+        ),
+    ] = None,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--noise", min=0, max=0.5, help="Training noise on bounded codes. Repeatable. Default: the recipe's."
+        ),
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|PATH", help="An autoencoder recipe.")] = "tiny",
+    steps: options.Steps = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Repeatable. Default: 0.")] = None,
+    overrides: options.Set = None,
+    own_cost: Annotated[
+        bool,
+        typer.Option("--own-cost", help="Leave the feature MLP as it is; else it is widened to the recipe's GFLOP."),
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="FILE", help="Keep every finished row here; a second call does the rest."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="PNG", help="Plot PSNR against the noise on the codes.")
+    ] = None,
+    num_workers: options.NumWorkers = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train every bottleneck under the same encoder, decoder, losses, steps and cost, and score it on held-out images.
+
+    Cost is counted from codes to pixels: what a variant saves against the recipe's own bottleneck goes into the hidden
+    width of its feature MLP. PSNR in dB with clean codes, with noise on the codes (`at .1`: of a tenth of the codes'
+    standard deviation) and with codes of 8 and 5 bits; `path` is the length of the decoded path between two images'
+    codes over the distance of its ends (1: a cross-fade), `jump` its largest step over its mean step (1: even).
+    """
+    from brics_cli.bench.bottlenecks import bench_bottlenecks
+    from brics_cli.runtime.device import resolve_device
+
+    session = Session(as_json=as_json, quiet=quiet)
+    report = bench_bottlenecks(
+        variants or (), data=data, val=val, noise=noise or (), seeds=seeds or (), recipe=recipe,
+        overrides=overrides or (), steps=steps, equal_cost=not own_cost, results=results, plot_to=plot,
+        device=resolve_device(device), num_workers=num_workers, reporter=session.reporter,
+    )  # fmt: skip
+    _show(session, report)
+
+
+@app.command()
+def encode(
+    num_images: Annotated[int, typer.Option("--num-images", min=100, help="Images to encode.")] = 4000,
+    image_format: Annotated[Literal["jpg", "png"], typer.Option("--format", help="Of the image files.")] = "jpg",
+    width: Annotated[int, typer.Option("--width", min=16, help="Of the image files, px; they are 3/4 as high.")] = 341,
+    size: Annotated[int, typer.Option("--size", min=16, help="Of the square that is encoded, px.")] = 256,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Encode with this recipe's network too. Default: brics-256 on CUDA, else none."),
+    ] = None,
+    batch_size: options.BatchSize = 64,
+    num_workers: options.NumWorkers = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 3,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """encode-dataset without its network against decoding and cropping alone, and peak memory."""
+    wait_passively()
+    from brics_cli.bench.encode import bench_encode
+    from brics_cli.runtime.device import resolve_device
+
+    report = bench_encode(
+        num_images=num_images, width=width, file_format=image_format, size=size, repeats=repeats, recipe=recipe,
+        device=resolve_device(device), num_workers=num_workers, batch_size=batch_size,
+    )  # fmt: skip
+    _show(Session(as_json=as_json), report)
+
+
+@app.command("eval")
+def evaluation(
+    num_images: Annotated[int, typer.Option("--num-images", min=32, help="Images of 256 px to score.")] = 1000,
+    memory_images: Annotated[
+        int, typer.Option("--memory-images", min=5000, help="Images whose features are gathered for the peak memory.")
+    ] = 50_000,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """FID and all metrics beside the networks' forwards alone; the Fréchet step beside scipy's; memory.
+
+    Each row is one timed run: measure on a machine that has nothing else to do.
+    """
+    from brics_cli.bench.evaluate import bench_evaluate
+    from brics_cli.runtime.device import resolve_device
+
+    session = Session(quiet=quiet, as_json=as_json)
+    report = bench_evaluate(
+        num_images=num_images, memory_images=memory_images, device=resolve_device(device), reporter=session.reporter
+    )
+    _show(session, report)
+
+
+@app.command()
+def retrieval(
+    scales: Annotated[
+        list[str] | None,
+        typer.Option("--scale", metavar="NAME", help=f"{', '.join(SCALES)}. Repeatable. Default: all."),
+    ] = None,
+    tables_dtype: Annotated[
+        Literal["fp32", "bf16"], typer.Option("--tables-dtype", help="Numbers in the grids.")
+    ] = "fp32",
+    batch_size: options.BatchSize = 8,
+    repeats: Repeats = 10,
+    budget: Annotated[
+        float, typer.Option("--budget", min=0, help="Seconds per figure after which it makes do with fewer repeats.")
+    ] = 10.0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Feature-grid retrieval: milliseconds per image of each backend, and how near the memory's floors that is.
+
+    The floors are bytes over the bandwidth of a copy on the same device: `unique` moves every byte once, `corners`
+    reads every corner of every look-up. 50% means twice the floor's time; caches can go beyond 100% of `corners`. Peak
+    memory (CUDA only) is that of a forward and backward pass, above keys, tables and gradient.
+    """
+    from brics_cli.bench.retrieval import bench_retrieval
+    from brics_cli.runtime.device import resolve_device
+
+    report = bench_retrieval(
+        device=resolve_device(device), batch_size=batch_size, repeats=repeats, scales=scales,
+        tables_dtype=tables_dtype, budget_s=budget,
+    )  # fmt: skip
+    _show(Session(as_json=as_json), report)
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A diffusion run. Default: the newest in the workspace.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME|PATH", help="A diffusion recipe with random weights instead of a run."),
+    ] = None,
+    ae_recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--ae-recipe",
+            metavar="NAME|PATH",
+            help="Its autoencoder, random too. Default: the recipe of the same name, or brics-256.",
+        ),
+    ] = None,
+    overrides: options.Set = None,
+    samplers: Annotated[
+        list[str] | None,
+        typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}. Repeatable. Default: all."),
+    ] = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option("--steps", min=1, help="Repeatable. Default: each sampler's own, and a figure beside it."),
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
+    ] = 1.0,
+    guide: Annotated[
+        str | None,
+        typer.Option("--guide", metavar="RUN|RECIPE", help="Autoguidance: a weaker run or, with --recipe, a recipe."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images per batch. Default: 64 on CUDA, else 4."),
+    ] = None,
+    repeats: Repeats = 3,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", min=0, help="Seconds per figure, after which it is scaled from a shorter walk (~)."),
+    ] = 20.0,
+    device: options.Device = "auto",
+    workspace: options.Workspace = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """What an image costs: seconds and GFLOP of each sampler and step count, the decoder's share, img/s by batch size.
+
+    GFLOP are counted, 2 per multiply-add, and stand beside the 301 TFLOP counted for the authors' release. Seconds are
+    those of `brics sample` without its writing.
+    """
+    from brics_cli.bench.sample import bench_sample
+    from brics_cli.runtime.device import resolve_device
+
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    report = bench_sample(
+        model, recipe=recipe, ae_recipe=ae_recipe, overrides=overrides or (), samplers=samplers or (),
+        steps=steps or (), guidance=guidance, guide=guide, batch_size=batch_size, repeats=repeats, budget_s=budget,
+        device=resolve_device(device), workspace=session.workspace, reporter=session.reporter,
+    )  # fmt: skip
+    _show(session, report)
+
+
+@app.command()
+def store(
+    num_rows: Annotated[
+        int, typer.Option("--num-rows", min=1000, help="Rows of 16 x 16 x 16 uint8, 4 KiB each.")
+    ] = 50000,
+    batch_size: options.BatchSize = 256,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 5,
+    as_json: options.Json = False,
+) -> None:
+    """Writing a key-code store, and reading random batches of it against numpy.memmap."""
+    from brics_cli.bench.store import bench_store
+
+    report = bench_store(num_rows=num_rows, batch_size=batch_size, repeats=repeats)
+    _show(Session(as_json=as_json), report)
 
 
 @app.command()
@@ -63,18 +298,5 @@ def train(
     session = Session(as_json=as_json)
     loaded = load_recipe(recipe, kind="autoencoder", overrides=overrides or (), training__compile=compile_)
     assert isinstance(loaded, AutoencoderRecipe)
-    timing = bench_train(loaded, device=resolve_device(device), repeats=repeats, reporter=session.reporter, data=data)
-    schedule = loaded.training
-    settings = [schedule.precision, "compiled" if schedule.compile else "not compiled"]
-    settings += [f"GAN {loaded.gan.loss}"] if loaded.gan.weight else []
-    title = f"{loaded.name}, batch {timing.batch_size}, {', '.join(settings)}, on {timing.device}"
-    table = plain_table("phase of a step", "ms", "share", title=title)
-    total = sum(timing.phases_ms.values())
-    for phase, milliseconds in timing.phases_ms.items():
-        table.add_row(phase, f"{milliseconds:.1f}", f"{milliseconds / total:.0%}")
-    lines = [
-        f"{timing.img_per_s:,.1f} img/s, {timing.ms_per_step:.1f} ms per step (median of {repeats})",
-        f"peak memory of {timing.memory_of} {timing.memory_gib:.2f} GiB",
-    ]
-    value = {"recipe": loaded.name, "compile": schedule.compile, "gan_weight": loaded.gan.weight, **asdict(timing)}
-    session.result(value, [table, *lines])
+    on = resolve_device(device)
+    _show(session, bench_train(loaded, device=on, repeats=repeats, reporter=session.reporter, data=data))

@@ -11,7 +11,7 @@ from commands import brics, error_line
 
 from brics_cli.autoencoder import flops as autoencoders
 from brics_cli.bench import sample as bench
-from brics_cli.bench.sample_models import RandomModels, estimate_gflop, random_models
+from brics_cli.bench.sample import estimate_gflop, random_models
 from brics_cli.config import load_recipe
 from brics_cli.diffusion import flops as denoisers
 from brics_cli.diffusion.samplers import SAMPLERS
@@ -21,7 +21,7 @@ TINY = ("--recipe", "tiny", "--batch-size", 2, "--repeats", 1, "--budget", 0, "-
 CPU = torch.device("cpu")
 
 
-def tiny(**settings: object) -> RandomModels:
+def tiny(**settings: object) -> bench.Models:
     return random_models("tiny", ae_recipe="tiny", device=CPU, **settings)
 
 
@@ -48,7 +48,7 @@ def test_the_table_has_the_release_beside_it(tmp_path: Path) -> None:
 
 
 def test_guidance_is_counted() -> None:
-    plain = tiny(overrides=["denoiser.depth=1"], guide_recipe="tiny")
+    plain = tiny(overrides=["denoiser.depth=1"], guide_recipe="tiny", guidance=2.0)
     alone, of_guide = (estimate_gflop(each) for each in (plain.denoiser, plain.guide))
     assert estimate_gflop(plain.denoiser, guide=plain.guide, guidance=2.0) == pytest.approx(alone + of_guide)
     assert estimate_gflop(plain.denoiser, guide=plain.guide) == alone < of_guide
@@ -60,12 +60,11 @@ def test_guidance_is_counted() -> None:
 
 def test_a_walk_within_the_budget_is_timed_in_full() -> None:
     models = tiny()
-    found = bench.bench_sample(
-        models.denoiser, models.autoencoder, samplers=["ddim"], steps=[3], batch_size=1, repeats=1, budget_s=60,
-        reporter=SilentReporter(),
-    )  # fmt: skip
-    (cost,) = found.costs
-    assert cost.timed_in_full and cost.num_evaluations == 3 and found.speeds_steps == 3
+    found = bench.measure(
+        models, samplers=["ddim"], steps=[3], batch_size=1, repeats=1, budget_s=60, reporter=SilentReporter()
+    )
+    (cost,) = found["costs"]
+    assert cost["timed_in_full"] and cost["num_evaluations"] == 3 and found["speeds_steps"] == 3
 
 
 def test_memory_that_runs_out_ends_the_table_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +76,10 @@ def test_memory_that_runs_out_ends_the_table_of_batches(monkeypatch: pytest.Monk
         return compute(stream, seeds)
 
     monkeypatch.setattr(bench.Models, "compute", small_memory)
-    found = bench.bench_sample(
-        models.denoiser, models.autoencoder, samplers=["ddim"], steps=[2], batch_size=1, repeats=1, budget_s=0,
-        reporter=SilentReporter(),
-    )  # fmt: skip
-    assert [(speed.batch_size, speed.img_per_s is None) for speed in found.speeds] == [(1, False), (4, True)]
+    found = bench.measure(
+        models, samplers=["ddim"], steps=[2], batch_size=1, repeats=1, budget_s=0, reporter=SilentReporter()
+    )
+    assert [(speed["batch_size"], speed["img_per_s"] is None) for speed in found["speeds"]] == [(1, False), (4, True)]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from common import DEVICE, QUICK, attempt, put
 from brics_cli.bench import retrieval as bench
 from brics_cli.bench.timing import copy_bytes_per_s, median_seconds
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def measure(scales: list[str], dtype: str, batch: int) -> None:
     found = bench.bench_retrieval(
@@ -23,48 +21,48 @@ def measure(scales: list[str], dtype: str, batch: int) -> None:
         batch_size=batch,
         repeats=2 if QUICK else 20,
         scales=scales,
-        tables_dtype=DTYPES[dtype],
+        tables_dtype=dtype,
         budget_s=1.0 if QUICK else 2.0,
-    )
+    ).value
     by_name = {}
-    for timing in found.timings:
-        if timing.forward is None:
-            put("retrieval", scale=timing.scale, backend=timing.backend, not_measured=timing.not_measured)
+    for timing in found["timings"]:
+        if timing["forward"] is None:
+            put("retrieval", scale=timing["scale"], backend=timing["backend"], not_measured=timing["not_measured"])
             continue
-        by_name[timing.scale, timing.backend] = timing
-        fwd, both = timing.forward, timing.forward_backward
+        by_name[timing["scale"], timing["backend"]] = timing
+        fwd, both = timing["forward"], timing["forward_backward"]
         put(
             "retrieval",
-            scale=timing.scale,
-            backend=timing.backend,
+            scale=timing["scale"],
+            backend=timing["backend"],
             tables=dtype,
             batch=batch,
-            copy_gb_per_s=round(found.copy_gb_per_s, 1),
-            forward_us_per_img=round(1000 * fwd.ms_per_img, 2),
-            both_us_per_img=round(1000 * both.ms_per_img, 2),
-            forward_of_unique=round(fwd.of_unique_floor, 3),
-            forward_of_corners=round(fwd.of_corner_floor, 3),
-            both_of_unique=round(both.of_unique_floor, 3),
-            both_of_corners=round(both.of_corner_floor, 3),
-            forward_unique_gb_per_s=round(fwd.of_unique_floor * found.copy_gb_per_s, 1),
-            both_unique_gb_per_s=round(both.of_unique_floor * found.copy_gb_per_s, 1),
-            both_corner_gb_per_s=round(both.of_corner_floor * found.copy_gb_per_s, 1),
-            peak_mib=timing.peak_memory_mib,
+            copy_gb_per_s=round(found["copy_gb_per_s"], 1),
+            forward_us_per_img=round(1000 * fwd["ms_per_img"], 2),
+            both_us_per_img=round(1000 * both["ms_per_img"], 2),
+            forward_of_unique=round(fwd["of_unique_floor"], 3),
+            forward_of_corners=round(fwd["of_corner_floor"], 3),
+            both_of_unique=round(both["of_unique_floor"], 3),
+            both_of_corners=round(both["of_corner_floor"], 3),
+            forward_unique_gb_per_s=round(fwd["of_unique_floor"] * found["copy_gb_per_s"], 1),
+            both_unique_gb_per_s=round(both["of_unique_floor"] * found["copy_gb_per_s"], 1),
+            both_corner_gb_per_s=round(both["of_corner_floor"] * found["copy_gb_per_s"], 1),
+            peak_mib=timing["peak_memory_mib"],
         )
     for scale in scales:
         if (scale, "triton") in by_name and (scale, "torch") in by_name:
             ours, torchs = by_name[scale, "triton"], by_name[scale, "torch"]
-            both = torchs.forward_backward.ms_per_img / ours.forward_backward.ms_per_img
+            both = torchs["forward_backward"]["ms_per_img"] / ours["forward_backward"]["ms_per_img"]
             put(
                 "retrieval-bar",
                 scale=scale,
                 tables=dtype,
                 batch=batch,
-                times_torch_forward=round(torchs.forward.ms_per_img / ours.forward.ms_per_img, 2),
+                times_torch_forward=round(torchs["forward"]["ms_per_img"] / ours["forward"]["ms_per_img"], 2),
                 times_torch_both=round(both, 2),
                 at_least_4=both >= 4,
-                both_of_unique=round(ours.forward_backward.of_unique_floor, 3),
-                both_of_corners=round(ours.forward_backward.of_corner_floor, 3),
+                both_of_unique=round(ours["forward_backward"]["of_unique_floor"], 3),
+                both_of_corners=round(ours["forward_backward"]["of_corner_floor"], 3),
             )
 
 

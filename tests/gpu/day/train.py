@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 
 import torch
 from common import DEVICE, QUICK, attempt, put
@@ -59,15 +58,15 @@ def run(spec: str) -> None:
     )
 
     def bench_once(repeats: int):
-        return bench.bench_train(recipe, device=torch.device(DEVICE), repeats=repeats, reporter=SilentReporter())
+        return bench.bench_train(recipe, device=torch.device(DEVICE), repeats=repeats, reporter=SilentReporter()).value
 
     def measure() -> None:
         timing = bench_once(1 if "warm" in flags else REPEATS)
         if "warm" in flags:
             put("train-warm", **about)
             return
-        rounded = json.loads(json.dumps(asdict(timing)), parse_float=lambda text: round(float(text), 2))
-        put("train", **about, **rounded)
+        rounded = json.loads(json.dumps(timing), parse_float=lambda text: round(float(text), 2))
+        put("train", **{**rounded, **about})
 
     def profile() -> None:
         """The kernels that one step's time goes to, milliseconds and launches per step."""

@@ -14,7 +14,8 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.flops import count
 from brics_cli.bench.bottleneck_results import Job, Trained, append_result, plot, read_results, summarise
 from brics_cli.bench.bottleneck_scores import Scores, score
-from brics_cli.bench.bottlenecks import VARIANTS, at_cost, jobs_of, recipe_of
+from brics_cli.bench.bottlenecks import at_cost, jobs_of, recipe_of
+from brics_cli.bench.choices import VARIANTS
 from brics_cli.cli.app import run
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.errors import ArtefactError, UsageError
@@ -102,7 +103,7 @@ def test_summary_is_mean_and_deviation_over_seeds() -> None:
     rows = [row(Job("grid", 0.0, seed), recipe, psnr=psnr) for seed, psnr in enumerate((23.0, 24.0, 25.0))]
     rows.append(row(Job("none", 0.0, 0), recipe, psnr=20.0))
     grid, none = summarise(rows)
-    assert grid.num_seeds == 3
+    assert len(grid.rows) == 3
     assert grid.figures["psnr"] == (24.0, 1.0)
     assert none.figures["psnr"] == (20.0, None)
     assert grid.figures["psnr noise 0.1"][0] == 23.0

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from brics_cli.images.opening import Labels
     from brics_cli.jobs.decode import DecodeResult
     from brics_cli.jobs.encode_dataset import EncodeResult
-    from brics_cli.jobs.evaluate import NeighbourSettings
     from brics_cli.jobs.sample import SampleResult
     from brics_cli.runtime.reporting import Reporter
     from brics_cli.sampling.drawn import DrawSettings
@@ -366,11 +365,10 @@ def evaluate(
     limit: int | None = None,
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
-    neighbours: NeighbourSettings | None = None,
     statistics_by: str | None = None,
     allow_unverified: bool = False,
     use_cache: bool = True,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     out: str | Path | None = None,
     dry_run: bool = False,
@@ -385,13 +383,13 @@ def evaluate(
     real, fake: collections, key-code stores (decoded on the fly), a diffusion run (images are drawn from it), or
         saved statistics (`*.npz`). None: the newest in `workspace`, and what it was made from.
     limit: the first so many pairs, and the first so many images of each side. None: all.
-    settings: how images are resized for Inception, and the features of precision and recall.
+    settings: `brics_cli.evaluation.registry.Settings`: how images are resized for Inception, the features of precision
+        and recall, how many nearest neighbours are looked for, in which features, and where their sheet goes.
     draw: how many images are drawn from a diffusion run, and by which sampler.
-    neighbours: of the metric `neighbours`: how many, in which features, and where its sheet goes.
     statistics_by: the network that saved statistics are of, where they do not tell.
     allow_unverified: use weights of unknown sha256; their figures are marked not comparable.
     use_cache: keep the features of `real`, and take them from there the next time.
-    batch_size: images per batch of the networks.
+    batch_size: images per batch of the networks. None: 32.
     num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
     out: also write the report there, as JSON.
     dry_run: only say what would be measured (`EvaluationReport.planned`).
@@ -417,7 +415,6 @@ def evaluate(
         allow_unverified=allow_unverified,
         settings=settings,
         draw=draw,
-        neighbours=neighbours,
         statistics_by=statistics_by,
         use_cache=use_cache,
         out=_path(out),

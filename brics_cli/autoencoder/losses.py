@@ -12,16 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brics_cli.autoencoder.ms_ssim import filtered, ms_ssim, weights_that_fit
 from brics_cli.config import LossConfig
 from brics_cli.networks.weights import require
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(B, 3, H, W) and (B, 3, H, W) in [-1, 1] -> a scalar."""
 
-# Wang, Simoncelli and Bovik, "Multiscale structural similarity", Asilomar 2003: weights of scales, finest first.
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_RANGE = 2.0
 LAPLACIAN_LEVELS = 4
 LEAST_CONTRAST = 1e-4
 """Structure may be negative, and a fractional power of it is no number; its gradient at 0 is infinite."""
@@ -79,9 +76,14 @@ def _named(kind: str) -> str:
 
 
 def multiscale(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """L1 + L1 of the Laplacian pyramid + (1 - MS-SSIM): a perceptual distance without learned weights; a scalar."""
+    """L1 + L1 of the Laplacian pyramid + (1 - MS-SSIM): a perceptual distance without learned weights; a scalar.
+
+    Images too small for five scales of MS-SSIM take those that fit. Raises ValueError below 11 px.
+    """
     difference = reconstructions - images
-    return difference.abs().mean() + laplacian_l1(difference) + 1 - ms_ssim(reconstructions, images).mean()
+    weights = weights_that_fit(*images.shape[2:])
+    similarity = ms_ssim(reconstructions, images, value_range=2.0, weights=weights, least=LEAST_CONTRAST)
+    return difference.abs().mean() + laplacian_l1(difference) + 1 - similarity.mean()
 
 
 def laplacian_l1(difference: Tensor) -> Tensor:
@@ -101,46 +103,4 @@ def laplacian_l1(difference: Tensor) -> Tensor:
 def _binomial(images: Tensor) -> Tensor:
     """Blur by the separable kernel 1 2 1, edges reflected: with the averaging of pairs after it, 1 3 3 1."""
     kernel = images.new_tensor([1.0, 2.0, 1.0]) / 4
-    return _filter(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel)
-
-
-def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """MS-SSIM (B,) of images (B, 3, H, W) in [-1, 1]: mean over channels, valid windows only.
-
-    Images too small for five scales of the 11 x 11 window take those that fit, with weights that still sum to 1; one
-    scale alone is SSIM. Raises ValueError below 11 px.
-    """
-    num_scales = sum(min(a.shape[2:]) // 2**scale >= SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS)))
-    if not num_scales:
-        raise ValueError(f"MS-SSIM needs images of at least {SSIM_WINDOW} px, these are {tuple(a.shape[2:])}")
-    weights = [weight / sum(MS_SSIM_WEIGHTS[:num_scales]) for weight in MS_SSIM_WEIGHTS[:num_scales]]
-    product = a.new_ones(a.shape[:2])  # (B, 3)
-    for scale, weight in enumerate(weights):
-        luminance, contrast = _ssim_parts(a, b)  # (B, 3, H', W') each
-        last = scale == num_scales - 1
-        score = (luminance * contrast if last else contrast).mean(dim=(2, 3))
-        product = product * score.clamp(min=LEAST_CONTRAST) ** weight
-        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return product.mean(dim=1)
-
-
-def _ssim_parts(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The luminance term and the contrast-structure term of SSIM at every valid window, (B, 3, H - 10, W - 10)."""
-    c1, c2 = (0.01 * SSIM_RANGE) ** 2, (0.03 * SSIM_RANGE) ** 2
-    offsets = torch.arange(SSIM_WINDOW, device=a.device, dtype=a.dtype) - SSIM_WINDOW // 2
-    kernel = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    kernel = kernel / kernel.sum()
-    mean_a, mean_b = _filter(a, kernel), _filter(b, kernel)
-    var_a = _filter(a * a, kernel) - mean_a**2
-    var_b = _filter(b * b, kernel) - mean_b**2
-    covariance = _filter(a * b, kernel) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return luminance, (2 * covariance + c2) / (var_a + var_b + c2)
-
-
-def _filter(images: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate each channel of (B, 3, H, W) with `kernel` along both axes, no padding."""
-    channels, size = images.shape[1], len(kernel)
-    rows = kernel.view(1, 1, size, 1).expand(channels, 1, size, 1)
-    columns = kernel.view(1, 1, 1, size).expand(channels, 1, 1, size)
-    return F.conv2d(F.conv2d(images, rows, groups=channels), columns, groups=channels)
+    return filtered(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel)

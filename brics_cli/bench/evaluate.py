@@ -6,58 +6,80 @@ arithmetic, and so the time, is the same. N images, D features.
 
 from __future__ import annotations
 
+import logging
+import shutil
 import tempfile
 import time
+import tracemalloc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from brics_cli.bench.evaluation_networks import Networks, standin_networks
-from brics_cli.bench.evaluation_numerics import BATCH_SIZE, NUM_FEATURES, Row, frechet_step, gathering_memory
 from brics_cli.bench.timing import Report, Table, device_name, median_seconds
-from brics_cli.evaluation.extraction import Extraction, Gathering
-from brics_cli.evaluation.frechet import frechet_distance
-from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
-from brics_cli.evaluation.moments import FeatureMoments
-from brics_cli.evaluation.registry import REGISTRY, Settings
-from brics_cli.evaluation.scores import SetScorer
+from brics_cli.evaluation.family import SIDES, Context, Score
+from brics_cli.evaluation.frechet import NUM_GROUPS, frechet_distance
+from brics_cli.evaluation.measuring import Input, Measurement
+from brics_cli.evaluation.moments import FeatureMoments, Gaussian
+from brics_cli.evaluation.pairing import Pairing
+from brics_cli.evaluation.registry import REGISTRY, Settings, network_of
+from brics_cli.evaluation.selection import Chosen
+from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images import open_collection
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.photographs import PHOTOGRAPHS
 from brics_cli.images.reading import CollectionStream
-from brics_cli.networks.features import FeatureNetwork
-from brics_cli.runtime.reporting import Reporter
+from brics_cli.networks.clip import ClipFeatures, load_clip
+from brics_cli.networks.features import FeatureNetwork, quiet_jit
+from brics_cli.networks.inception import INCEPTION_FILE, NUM_CLASSES, fid_inception, load_inception
+from brics_cli.networks.weights import find
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 
 SIDE = 256
+BATCH_SIZE = 32
+NUM_FEATURES = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: ours, what it is measured against, and the ratio that must hold."""
+
+    what: str
+    unit: str
+    ours: float
+    beside: float
+    beside_name: str
+    ratio: float
+    bar: str
 
 
 def bench_evaluate(*, num_images: int, memory_images: int, device: torch.device, reporter: Reporter) -> Report:
     """Every row of the table. `memory_images`: for the peak memory of gathering features."""
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own, and of random weights: none is about what is measured
-        folder = Path(directory) / "images"
-        folder.mkdir()
-        write_images(folder, num_images, seed=0)
-        (Path(directory) / "real").mkdir()
-        write_images(Path(directory) / "real", -(-num_images * 5 // 4), seed=1)
+        fake, real = Path(directory) / "images", Path(directory) / "real"
+        write_images(fake, num_images, seed=0)
+        # The real side is the larger one, so that KID has subsets to draw, as many as it has by default.
+        write_images(real, -(-num_images * 5 // 4), seed=1)
         reporter.message("building networks of the published architectures")
         networks = standin_networks(Path(directory), device=device)
-        steps: list[Callable[[], Sequence[Row]]] = [
+        steps: list[Callable[[], Row]] = [
             frechet_step,
             lambda: gathering_memory(memory_images),
-            lambda: _fid(folder, num_images, networks, device, reporter),
-            lambda: _all_metrics(folder, Path(directory) / "real", networks, device),
+            lambda: _fid(fake, num_images, networks, device, reporter),
+            lambda: _all_metrics(fake, real, networks, device),
         ]
         rows: list[Row] = []
         with reporter.task("bench eval", total=len(steps), unit="step") as task:
             for step in steps:
-                rows += step()
+                rows.append(step())
                 task.advance()
     name = device_name(device)
     table = Table(f"brics bench eval, on {name}", ["measured", "brics", "beside", "is", "ratio", "bar"])
@@ -71,6 +93,7 @@ def write_images(folder: Path, num_images: int, *, seed: int) -> None:
     """Crops of SIDE px of the bundled photographs, at places drawn with `seed`, as PNG."""
     import skimage.data
 
+    folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(seed)
     photographs = []
     for name in PHOTOGRAPHS:
@@ -85,49 +108,111 @@ def write_images(folder: Path, num_images: int, *, seed: int) -> None:
         Image.fromarray(crop).save(folder / f"{number:06d}.png")
 
 
-def _fid(folder: Path, num_images: int, networks: Networks, device: torch.device, reporter: Reporter) -> list[Row]:
-    """One FID of the folder against fixed statistics, from files to figure and error bar, beside the network alone."""
+def measure(
+    metrics: Sequence[str],
+    *,
+    real: Path | Gaussian,
+    fake: Path,
+    networks: Mapping[str, FeatureNetwork],
+    device: torch.device,
+) -> list[Score]:
+    """The figures of a folder against another, or against known moments, in one pass as `brics eval` makes it."""
+    sides: dict[str, Input] = {}
+    for side, source in zip(SIDES, (real, fake), strict=True):
+        if isinstance(source, Gaussian):
+            sides[side] = SavedStatistics("moments", source, "", None, None, None)
+        else:
+            collection = open_collection(source)
+            sides[side] = CollectionStream(
+                collection, transform=None, size=None, batch_size=BATCH_SIZE, num_workers=None
+            )
+    chosen = [Chosen(REGISTRY[name], network_of(REGISTRY[name], Settings()), None) for name in metrics]
+    with ThreadPoolExecutor(default_num_workers()) as pool:
+        context = Context(Settings(), device, pool, SilentReporter(), BATCH_SIZE, use_cache=False)
+        unpaired = Pairing([], [], *(list(range(len(source))) for source in sides.values()))
+        used = {each.network: networks[each.network] for each in chosen if each.network is not None}
+        measurement = Measurement(sides, unpaired, chosen, used, context)  # type: ignore[arg-type]
+        measurement.run()
+        try:
+            return [measurement.family(each).result(each.metric) for each in chosen]
+        finally:
+            measurement.close()
+
+
+def frechet_step() -> Row:
+    """Ours and scipy's matrix root on the same two covariances of full rank."""
+    import scipy.linalg
+
+    generator = np.random.default_rng(0)
+    sides = []
+    for _ in range(2):
+        factor = generator.normal(size=(NUM_FEATURES, NUM_FEATURES)) / np.sqrt(NUM_FEATURES)
+        covariance = factor @ factor.T + 0.01 * np.eye(NUM_FEATURES)
+        sides.append(Gaussian(generator.normal(size=NUM_FEATURES), covariance, num=5 * NUM_FEATURES))
+    start = time.perf_counter()
+    frechet_distance(*sides)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    scipy.linalg.sqrtm(sides[0].covariance @ sides[1].covariance)
+    theirs = time.perf_counter() - start
+    return Row("Fréchet step, 2,048 features", "s", ours, theirs, "scipy's sqrtm", theirs / ours, ">= 5x")
+
+
+def gathering_memory(num_images: int) -> Row:
+    """Peak memory of a FID's features, above what was there: gathered as moments, for distance and error bar, against
+    storing them for numpy's mean and covariance."""
+
+    def batches() -> Iterator[np.ndarray]:
+        generator = np.random.default_rng(0)
+        for start in range(0, num_images, BATCH_SIZE):
+            yield generator.random((min(BATCH_SIZE, num_images - start), NUM_FEATURES), dtype=np.float32)
+
+    def ours() -> None:
+        moments = FeatureMoments(NUM_FEATURES, num_groups=NUM_GROUPS)
+        for batch in batches():
+            moments.update(batch)
+        _ = moments.gaussian(), moments.gaussian(without=0)
+
+    def theirs() -> None:
+        rows = np.concatenate(list(batches()))
+        _ = np.mean(rows, axis=0), np.cov(rows, rowvar=False)
+
+    peaks = []
+    for work in (ours, theirs):
+        tracemalloc.start()
+        work()
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    what = f"peak memory of the moments of {num_images:,} images"
+    return Row(what, "MiB", peaks[0], peaks[1], "stored features", peaks[1] / peaks[0], ">= 2.5x")
+
+
+def _fid(
+    folder: Path, num_images: int, networks: Mapping[str, FeatureNetwork], device: torch.device, reporter: Reporter
+) -> Row:
+    """One FID of the folder against fixed moments, from files to figure and error bar, beside the network alone."""
     reference = FeatureMoments(NUM_FEATURES)
     reference.update(np.random.default_rng(0).random((NUM_FEATURES + 100, NUM_FEATURES)))
     start = time.perf_counter()
-    with ThreadPoolExecutor(default_num_workers()) as pool:
-        moments = gather(folder, [networks.inception], device, pool, num_groups=NUM_GROUPS)[
-            networks.inception.key
-        ].moments
-        value, error = frechet_distance(reference, moments), frechet_standard_error(reference, moments)
+    (score,) = measure(["fid"], real=reference.gaussian(), fake=folder, networks=networks, device=device)
     ours = time.perf_counter() - start
-    reporter.message(f"FID {value:.6g}, standard error {error or 0.0:.3g}")
-    alone = _forward_seconds(networks.inception, folder, device) * num_images
+    reporter.message(f"FID {score.value:.6g}, standard error {score.error or 0.0:.3g}")
+    alone = _forward_seconds(networks["inception-clean"], folder, device) * num_images
     what = f"FID of {num_images:,} images of {SIDE} px"
-    return [Row(what, "img/s", num_images / ours, num_images / alone, "the network alone", alone / ours, ">= 0.85x")]
+    return Row(what, "img/s", num_images / ours, num_images / alone, "the network alone", alone / ours, ">= 0.85x")
 
 
-def _all_metrics(fake: Path, real: Path, networks: Networks, device: torch.device) -> list[Row]:
+def _all_metrics(fake: Path, real: Path, networks: Mapping[str, FeatureNetwork], device: torch.device) -> Row:
     """FID, KID, precision, recall and CLIP-FID of one folder against another, from files to figures, beside the
-    networks' forwards of the same images alone.
-
-    The real side is the larger one, so that KID has subsets to draw, as many as it has by default.
-    """
-    both = {"inception": networks.inception, "clip": networks.clip}
-    names = {"inception": ("fid", "kid", "precision", "recall"), "clip": ("clip-fid",)}
+    networks' forwards of the same images alone."""
+    names = ("fid", "kid", "precision", "recall", "clip-fid")
     start = time.perf_counter()
-    with ThreadPoolExecutor(default_num_workers()) as pool:
-        of_real, of_fake = (
-            gather(folder, list(both.values()), device, pool, num_groups=num_groups, rows_of=networks.inception)
-            for folder, num_groups in ((real, 1), (fake, NUM_GROUPS))
-        )
-        for name, network in both.items():
-            sides = of_real[network.key].result(), of_fake[network.key].result()
-            scorer = SetScorer(*sides, network, settings=Settings(), device=device)
-            for metric in names[name]:
-                scorer.score(REGISTRY[metric])
+    measure(names, real=real, fake=fake, networks=networks, device=device)
     total = time.perf_counter() - start
-    num_images = sum(gatherings[networks.clip.key].moments.num for gatherings in (of_real, of_fake))
-    for gathering in (*of_real.values(), *of_fake.values()):
-        gathering.close()
-    forwards = sum(_forward_seconds(network, fake, device) for network in both.values()) * num_images
+    num_images = sum(len(list(folder.iterdir())) for folder in (real, fake))
+    forwards = sum(_forward_seconds(network, fake, device) for network in networks.values()) * num_images
     what = f"FID, KID, P/R, CLIP-FID of {num_images:,} images, over the networks' forwards alone"
-    return [Row(what, "s", total, forwards, "forwards alone", total / forwards, "<= 1.15x")]
+    return Row(what, "s", total, forwards, "forwards alone", total / forwards, "<= 1.15x")
 
 
 def _forward_seconds(network: FeatureNetwork, folder: Path, device: torch.device) -> float:
@@ -138,32 +223,47 @@ def _forward_seconds(network: FeatureNetwork, folder: Path, device: torch.device
     return seconds / len(prepared)
 
 
-def gather(
-    folder: Path,
-    networks: Sequence[FeatureNetwork],
-    device: torch.device,
-    pool: ThreadPoolExecutor,
-    *,
-    num_groups: int = 1,
-    rows_of: FeatureNetwork | None = None,
-) -> dict[str, Gathering]:
-    """One pass over the folder, as `brics eval` makes it; the rows of `rows_of` are kept as well."""
-    stream = CollectionStream(
-        open_collection(folder), transform=None, size=None, batch_size=BATCH_SIZE, num_workers=None
-    )
-    gatherings = {
-        network.key: Gathering(
-            network,
-            name_of=lambda position: stream.keys[position],
-            keep_rows=network is rows_of,
-            num_groups=num_groups,
-        )
-        for network in networks
-    }
-    extraction = Extraction({(key, "fake"): gathering for key, gathering in gatherings.items()}, pool)
-    start = 0
-    for batch in stream.read():
-        extraction.add("fake", batch, list(range(start, start + len(batch))))
-        start += len(batch)
-    extraction.drain()
-    return gatherings
+class _Inception(nn.Module):
+    """The signature of NVIDIA's file around `layers`."""
+
+    def __init__(self, layers: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.layers = layers
+        self.output = nn.Linear(2048, NUM_CLASSES)
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        features: Tensor = self.layers((img - 128) / 128)
+        if return_features:
+            return features
+        logits: Tensor = self.output(features)
+        return logits
+
+
+def standin_networks(directory: Path, *, device: torch.device) -> dict[str, FeatureNetwork]:
+    """`inception-clean` and `clip` on `device`; Inception's file is in `directory`."""
+    with torch.random.fork_rng(), warnings.catch_warnings(), quiet_jit():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = fid_inception(init_weights=True).eval()
+        published = find("inception")
+        file = directory / INCEPTION_FILE
+        if published is not None:
+            shutil.copy(published.path, file)
+        else:
+            model.fc = nn.Identity()
+            layers = torch.jit.trace(model, torch.zeros(2, 3, 299, 299), check_trace=False)
+            torch.jit.script(_Inception(layers)).save(str(file))
+        inception = load_inception(file, device=device)
+        found = find("clip-vit-b-32")
+        if found is not None:
+            clip = load_clip(found.path, device=device)
+        else:
+            logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of the random weights that are wanted
+            network = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None, precision="fp32", device=device)
+            network.visual.image_mean, network.visual.image_std = (
+                open_clip.OPENAI_DATASET_MEAN,
+                open_clip.OPENAI_DATASET_STD,
+            )
+            clip = ClipFeatures(network, device)
+    inception.key, clip.key = "inception-clean", "clip"
+    return {"inception-clean": inception, "clip": clip}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +13,7 @@ from brics_cli.cli.evaluation import checks_table, comparison_table, footnotes, 
 from brics_cli.cli.output import Session
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES
 from brics_cli.errors import ExitCode, UsageError
+from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, Settings, metrics_help
 
 app = options.command_app()
 
@@ -22,35 +22,10 @@ DRAWN = "Images drawn from a diffusion run"
 NEIGHBOURS = "Nearest neighbours"
 
 
-class ModeOption(StrEnum):
-    """How images are resized for Inception, by clean-fid's names."""
-
-    clean = "clean"
-    legacy_tensorflow = "legacy-tensorflow"
-    legacy_pytorch = "legacy-pytorch"
-
-
-class PresetOption(StrEnum):
-    """What precision, recall, density and coverage are computed of."""
-
-    adm = "adm"
-    stylegan3 = "stylegan3"
-    prdc = "prdc"
-
-
 @app.callback(invoke_without_command=True)
 def eval(
     context: typer.Context,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            help="Pairs of images: psnr, ssim, ms-ssim, lpips, lpips-vgg, rfid. Sets of images: fid, clip-fid, "
-            "fd-dinov2, kid, is, precision, recall, density, coverage, neighbours; fd-random needs no weights. "
-            "Codes: usage. Or all: whatever the weights at hand allow. Repeatable. Default: psnr, ssim, and lpips, "
-            "lpips-vgg, fid, clip-fid where their weights are there.",
-        ),
-    ] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help=metrics_help())] = None,
     real: Annotated[
         str | None,
         typer.Option(
@@ -89,20 +64,28 @@ def eval(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Measure only the first so many pairs, or images of each side.")
     ] = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per batch of the networks. Default: 32.")
+    ] = None,
     mode: Annotated[
-        ModeOption,
-        typer.Option("--mode", help="How images are resized for Inception (clean-fid's).", rich_help_panel=FEATURES),
-    ] = ModeOption.clean,
-    preset: Annotated[
-        PresetOption,
+        str | None,
         typer.Option(
-            "--preset",
-            help="Precision, recall, density, coverage: adm (Inception, k = 3; its published figures need --mode "
-            "legacy-tensorflow), stylegan3 (NVIDIA's VGG16, k = 3) or prdc (torchvision's VGG16, k = 5, 10k images).",
+            "--mode",
+            metavar="NAME",
+            help=f"How images are resized for Inception (clean-fid's): {', '.join(MODES)}. Default: {Settings.mode}.",
             rich_help_panel=FEATURES,
         ),
-    ] = PresetOption.adm,
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help=f"Features, k and numbers of precision, recall, density, coverage: {', '.join(PRESETS)}. Default: "
+            f"{Settings.preset}, whose published figures need --mode legacy-tensorflow.",
+            rich_help_panel=FEATURES,
+        ),
+    ] = None,
     statistics_by: Annotated[
         str | None,
         typer.Option(
@@ -139,12 +122,20 @@ def eval(
         ),
     ] = False,
     num_samples: Annotated[
-        int, typer.Option("--num-samples", min=1, help="Images to draw, from seed 0 on.", rich_help_panel=DRAWN)
-    ] = 1000,
+        int | None,
+        typer.Option(
+            "--num-samples", min=1, help="Images to draw, from seed 0 on. Default: 1000.", rich_help_panel=DRAWN
+        ),
+    ] = None,
     sampler: Annotated[
-        str,
-        typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}.", rich_help_panel=DRAWN),
-    ] = DEFAULT_SAMPLER,
+        str | None,
+        typer.Option(
+            "--sampler",
+            metavar="NAME",
+            help=f"{SAMPLER_NAMES}. Default: {DEFAULT_SAMPLER}.",
+            rich_help_panel=DRAWN,
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", min=1, help="Sampler steps. Default: the sampler's own.", rich_help_panel=DRAWN),
@@ -154,19 +145,28 @@ def eval(
         typer.Option(
             "--neighbours-by",
             metavar="NETWORK",
-            help="lpips-alex, lpips-vgg, dinov2, inception-clean or clip. Default: the first whose weights are there.",
+            help=f"In whose features: {', '.join(NEIGHBOUR_NETWORKS)}. Default: the first whose weights are there.",
             rich_help_panel=NEIGHBOURS,
         ),
     ] = None,
     neighbours_of: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--neighbours-of", min=1, help="Look up the first so many fake images.", rich_help_panel=NEIGHBOURS
+            "--neighbours-of",
+            min=1,
+            help=f"Look up the first so many fake images. Default: {Settings.num_queries}.",
+            rich_help_panel=NEIGHBOURS,
         ),
-    ] = 64,
+    ] = None,
     sheet: Annotated[
-        Path, typer.Option("--sheet", metavar="PNG", help="Where the sheet goes.", rich_help_panel=NEIGHBOURS)
-    ] = Path("neighbours.png"),
+        Path | None,
+        typer.Option(
+            "--sheet",
+            metavar="PNG",
+            help=f"Where the sheet goes. Default: {Settings.sheet}.",
+            rich_help_panel=NEIGHBOURS,
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
@@ -194,28 +194,34 @@ def eval(
     fake = _chosen(fake, fake_subset, fake_image_field, side="fake")
     if self_test:
         return _self_test(session, real, fake, device=device)
-    from brics_cli.evaluation.registry import Settings
-    from brics_cli.jobs.evaluate import NeighbourSettings, evaluate
+    from brics_cli.api import evaluate
     from brics_cli.sampling.drawn import DrawSettings
 
+    settings = {
+        "mode": mode,
+        "preset": preset,
+        "neighbours_by": neighbours_by,
+        "num_queries": neighbours_of,
+        "sheet": sheet,
+    }
+    draw = {"num_images": num_samples, "sampler": sampler, "steps": steps}
     report = evaluate(
         metric,
         real=real,
         fake=fake,
-        workspace=session.workspace,
-        reporter=session.reporter,
-        device=device,
-        batch_size=batch_size,
         limit=limit,
-        allow_unverified=allow_unverified,
-        settings=Settings(mode=mode.value, preset=preset.value),
-        draw=DrawSettings(num_samples, sampler, steps),
-        neighbours=NeighbourSettings(num_queries=neighbours_of, by=neighbours_by, sheet=sheet),
+        settings=Settings(**_given(settings)),
+        draw=DrawSettings(**_given(draw)),
         statistics_by=statistics_by,
+        allow_unverified=allow_unverified,
         use_cache=not no_cache,
+        batch_size=batch_size,
         out=out,
-        overwrite=overwrite,
         dry_run=dry_run,
+        device=device,
+        overwrite=overwrite,
+        workspace=session.workspace.root,
+        reporter=session.reporter,
     )
     if dry_run:
         lines = [
@@ -267,6 +273,11 @@ def compare_reports(
     session.result(value, comparison_table(loaded, rows))
     session.next_step("brics", "status")
     return ExitCode.DONE
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """What was given on the command line."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _chosen(path: str | None, subset: str | None, image_field: str | None, *, side: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.evaluation.registry import REGISTRY
 from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 NUM_FAILURES_SHOWN = 10
 _NOT_COMPARABLE = {
     OWN_WEIGHTS: "the weights are not the published file",
-    UNKNOWN_STATISTICS: "nobody says which network made the saved statistics",
+    UNKNOWN_STATISTICS: "it is unknown which network made the saved statistics",
 }
 NO_FIGURE = "-"
 
@@ -109,7 +110,7 @@ def _number(result: MetricResult) -> str:
     real, fake = ("?" if num is None else f"{num:,}" for num in (result.num_real, result.num_fake))
     if result.num_real == result.num_fake:
         return real
-    if result.num_real is None and result.metric in {"is", "usage"}:
+    if REGISTRY[result.metric].one_sided:
         return fake
     return f"{real} real, {fake} fake"
 
@@ -117,8 +118,7 @@ def _number(result: MetricResult) -> str:
 def _figure(result: MetricResult, value: float) -> str:
     if math.isinf(value):
         return "∞"
-    digits = 2 if result.unit == "dB" else 6 if result.metric == "kid" else 4
-    return f"{value:.{digits}f} {result.unit}".strip()
+    return f"{value:.{REGISTRY[result.metric].decimals}f} {result.unit}".strip()
 
 
 def _arrow(better: str) -> str:

@@ -1,5 +1,5 @@
-"""What is measured: the registry of metrics, and their arithmetic on uint8 images and on rows of features.
+"""What is measured: the registry of metrics, one file per family of them, the pass over the images, and the report.
 
-`registry` (no torch), `reconstruction` (`psnr`, `ssim`: one value per image), `perceptual` (LPIPS), `frechet`
-(`FeatureMoments`, `frechet_distance`). Import the module you need: each brings only its own dependencies.
+`registry`, `selection`, `report`, `comparing` and `cache` need no torch. Import the module you need: each brings only
+its own dependencies.
 """

@@ -65,7 +65,7 @@ def load_report(path: Path) -> LoadedReport:
         steps = {name: models.get(result["fake"], {}).get("step") for name, result in results.items()}
         for step in steps.values():
             _check_number(step)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise ArtefactError(f"the report {path} is damaged ({error!r})", next=again) from None
     return LoadedReport(str(path), results, steps)
 
@@ -74,8 +74,9 @@ def _weights(name: str, provenance: dict[str, Any]) -> dict[str, str] | None:
     """The weights that the metric `name` was measured with: id -> sha256; None where the report does not say."""
     if name not in REGISTRY or "weights" not in provenance:
         return None
-    needed = weights_of(REGISTRY[name], Settings(provenance.get("mode", "clean"), provenance.get("preset", "adm")))
-    return {found["id"]: found["sha256"] for found in provenance["weights"] if found["id"] in needed}
+    settings = Settings(provenance.get("mode", Settings.mode), provenance.get("preset", Settings.preset))
+    needed = weights_of(REGISTRY[name], settings)
+    return {found["id"]: found["sha256"] for found in provenance["weights"] if found["id"] == needed}
 
 
 def _check_number(value: object) -> None:

@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from brics_cli.errors import UsageError
+from brics_cli.evaluation.family import Needs, Score, SetFamily, Side
+from brics_cli.evaluation.registry import Metric
+from brics_cli.evaluation.rows import in_blocks
+from brics_cli.networks.inception import Inception
 
 NUM_SPLITS = 10
 SHUFFLE_SEED = 2020
+NUM_COMPARABLE = 5000
 
 
 @dataclass(frozen=True)
-class InceptionScore:
+class SplitScore:
     """`value`: mean over the splits; `deviation`: their standard deviation (None for one split)."""
 
     value: float
@@ -28,7 +33,7 @@ class InceptionScore:
 
 def inception_score(
     logits: NDArray[np.floating], *, num_splits: int = NUM_SPLITS, shuffle_seed: int | None = SHUFFLE_SEED
-) -> InceptionScore:
+) -> SplitScore:
     """IS in [1, K] of class scores (N, K) before the softmax.
 
     Images are shuffled by `shuffle_seed` first, as torch-fidelity does (None: in the order they come, StyleGAN3's
@@ -50,4 +55,23 @@ def inception_score(
             divergence = np.where(p > 0, p * (log_p - log_marginal), 0.0).sum(axis=1)  # (n,), 0 log 0 = 0
         scores.append(np.exp(divergence.mean()))
     deviation = float(np.std(scores)) if num_splits > 1 else None
-    return InceptionScore(float(np.mean(scores)), deviation, num_splits)
+    return SplitScore(float(np.mean(scores)), deviation, num_splits)
+
+
+class InceptionScore(SetFamily):
+    """IS of the fake images."""
+
+    @classmethod
+    def needs(cls, side: Side) -> Needs | None:
+        return Needs(rows=True) if side == "fake" else None
+
+    def result(self, metric: Metric) -> Score:
+        rows, network = self.rows("fake"), self.network
+        assert isinstance(network, Inception)
+        logits = [network.class_scores(rows.take(block)) for block in in_blocks(rows)]
+        found = inception_score(np.concatenate(logits))
+        kind = None if found.deviation is None else f"standard deviation over {found.num_splits} splits"
+        note = None
+        if len(rows) < NUM_COMPARABLE:
+            note = f"{len(rows):,} images in {found.num_splits} splits: IS grows with N, compare at equal N only"
+        return Score(found.value, found.deviation, kind, note, num_fake=len(rows))

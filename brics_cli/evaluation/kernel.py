@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import UsageError
+from brics_cli.evaluation.family import Needs, Score, SetFamily, Side, on_device
+from brics_cli.evaluation.registry import Metric, Settings
 from brics_cli.evaluation.rows import RowSource
 
 Indices = NDArray[np.int64]
@@ -65,7 +67,7 @@ def kernel_distance(
     else:
         values = []
         for of_real, of_fake in subsets:
-            x, y = _to_device(real.take(of_real), device), _to_device(fake.take(of_fake), device)
+            x, y = on_device(real.take(of_real), device), on_device(fake.take(of_fake), device)
             values.append(_unbiased(_kernel(x, x), _kernel(y, y), _kernel(x, y)))
     deviation = float(np.std(values)) if num_subsets > 1 else None
     return KernelDistance(math.fsum(values) / num_subsets, deviation, num_subsets, size)
@@ -75,7 +77,7 @@ def _of_whole_kernels(
     real: RowSource, fake: RowSource, subsets: Sequence[tuple[Indices, Indices]], *, device: torch.device | str
 ) -> list[float]:
     """Equation 4 of every subset, from the kernels of all pairs: a subset's sum is that of a 0/1 vector's form."""
-    x, y = (_to_device(side.take(np.arange(len(side))), device) for side in (real, fake))
+    x, y = (on_device(side.take(np.arange(len(side))), device) for side in (real, fake))
     in_real, in_fake = x.new_zeros(len(subsets), len(x)), y.new_zeros(len(subsets), len(y))  # (S, N), (S, N')
     for number, (of_real, of_fake) in enumerate(subsets):
         in_real[number, torch.from_numpy(of_real)] = 1
@@ -102,8 +104,29 @@ def _unbiased(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
     return float(within - 2 * xy.sum() / (m * m))
 
 
-def _to_device(rows: np.ndarray, device: torch.device | str) -> Tensor:
-    device = torch.device(device)
-    if device.type == "mps":  # no float64 there
-        device = torch.device("cpu")
-    return torch.from_numpy(np.ascontiguousarray(rows)).to(device, torch.float64)
+class Kernel(SetFamily):
+    """KID."""
+
+    @classmethod
+    def min_images(cls, settings: Settings) -> int:
+        return 2
+
+    @classmethod
+    def needs(cls, side: Side) -> Needs:
+        return Needs(rows=True)
+
+    def result(self, metric: Metric) -> Score:
+        real, fake = self.rows("real"), self.rows("fake")
+        found = kernel_distance(real, fake, device=self.context.device)
+        notes, kind = [], None
+        if found.deviation is not None:
+            kind = f"standard deviation over {found.num_subsets} subsets of {found.subset_size:,}"
+        if found.num_subsets == 1:
+            notes.append(f"both sets are one subset of {found.subset_size:,}, so there is no deviation over subsets")
+        elif found.subset_size < SUBSET_SIZE:
+            notes.append(
+                f"subsets of {found.subset_size:,} images, as many as the smaller set has: compare at equal N only"
+            )
+        if found.value < 0:
+            notes.append("below zero, as an unbiased estimate of zero may be")
+        return Score(found.value, found.deviation, kind, "; ".join(notes) or None, len(real), len(fake))

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import UsageError
-from brics_cli.evaluation.rows import RowSource, in_blocks
+from brics_cli.evaluation.family import SIDES, Needs, Score, SetFamily, Side, on_device
+from brics_cli.evaluation.registry import PRESETS, Metric, Settings, caveat_of
+from brics_cli.evaluation.rows import RowSource, SubsetRows, in_blocks
 
 Array = NDArray[np.float64]
+
+SUBSET_SEED = 2020
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,6 @@ class ManifoldScores:
     recall: Array
     density: Array
     coverage: Array
-
-    def of(self, name: str) -> Array:
-        """The values of one of the four, by name."""
-        values: Array = getattr(self, name)
-        return values
 
 
 def manifold_scores(
@@ -62,9 +61,9 @@ def manifold_scores(
     recall = torch.zeros(len(real), dtype=torch.bool)
     coverage = torch.zeros(len(real), dtype=torch.bool)
     for i in in_blocks(real, num_rows=block):
-        x = _load(real, i, device)
+        x = on_device(real.take(i), device)
         for j in in_blocks(fake, num_rows=block):
-            squared = squared_distances(x, _load(fake, j, device))  # (n, m)
+            squared = squared_distances(x, on_device(fake.take(j), device))  # (n, m)
             of_real = real_radii[i].to(squared.device)[:, None]
             of_fake = fake_radii[j].to(squared.device)[None, :]
             within = squared < of_real
@@ -96,10 +95,10 @@ def _radii(rows: RowSource, *, k: int, device: torch.device | str, block: int) -
     """Squared distance of every row to its k-th nearest other row: (N,) on the CPU."""
     radii = []
     for i in in_blocks(rows, num_rows=block):
-        x = _load(rows, i, device)
+        x = on_device(rows.take(i), device)
         nearest = torch.empty(len(i), 0, dtype=torch.float64, device=x.device)
         for j in in_blocks(rows, num_rows=block):
-            squared = squared_distances(x, _load(rows, j, device))
+            squared = squared_distances(x, on_device(rows.take(j), device))
             smallest = squared.topk(min(k + 1, len(j)), dim=1, largest=False).values
             nearest = torch.cat([nearest, smallest], dim=1)
             nearest = nearest.topk(min(k + 1, nearest.shape[1]), dim=1, largest=False).values
@@ -107,8 +106,41 @@ def _radii(rows: RowSource, *, k: int, device: torch.device | str, block: int) -
     return torch.cat(radii)
 
 
-def _load(rows: RowSource, indices: NDArray[np.integer], device: torch.device | str) -> Tensor:
-    device = torch.device(device)
-    if device.type == "mps":  # no float64 there
-        device = torch.device("cpu")
-    return torch.from_numpy(rows.take(indices)).to(device, torch.float64)
+class Manifold(SetFamily):
+    """The four scores, by their names, computed at once."""
+
+    _found: tuple[ManifoldScores, list[str]] | None = None
+
+    @classmethod
+    def min_images(cls, settings: Settings) -> int:
+        return PRESETS[settings.preset].k + 1
+
+    @classmethod
+    def needs(cls, side: Side) -> Needs:
+        return Needs(rows=True)
+
+    def result(self, metric: Metric) -> Score:
+        if self._found is None:
+            preset = PRESETS[self.context.settings.preset]
+            taken, notes = [], []
+            for side, most in zip(SIDES, (preset.max_real, preset.max_fake), strict=True):
+                rows = self.rows(side)
+                if most is not None and len(rows) > most:
+                    notes.append(f"{most:,} of {len(rows):,} {side} images drawn with seed {SUBSET_SEED}")
+                    drawn = np.random.RandomState(SUBSET_SEED).permutation(len(rows))[:most]
+                    rows = SubsetRows(rows, np.sort(drawn))
+                taken.append(rows)
+            real, fake = taken
+            scores = manifold_scores(real, fake, k=preset.k, closed=preset.closed, device=self.context.device)
+            self._found = scores, notes
+        scores, notes = self._found
+        values: Array = getattr(scores, metric.name)
+        side = "fake" if values is scores.precision or values is scores.density else "real"
+        return Score(
+            float(values.mean()),
+            float(values.std(ddof=1) / np.sqrt(len(values))),
+            f"standard error over {side} images, the other side held fixed",
+            "; ".join(filter(None, (*notes, caveat_of(metric, self.context.settings)))) or None,
+            num_real=len(scores.recall),
+            num_fake=len(scores.precision),
+        )

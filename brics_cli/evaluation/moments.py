@@ -5,12 +5,11 @@ N rows, D features, G groups. Kept are G sums of outer products (D, D), whatever
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from brics_cli.evaluation.frechet import Gaussian, StoredGaussian
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.floating]
@@ -20,40 +19,53 @@ NUM_WAITING = 1024
 GROUP_SEED = 2020
 
 
-class RowGaussian:
-    """The Gaussian of a few rows (N, D), N <= D: its covariance has rank below D, its factor is the centred rows."""
+@dataclass(frozen=True)
+class Gaussian:
+    """A mean (D,) and a covariance of `num` images (None: unknown): either whole, (D, D), or as the `centred` rows
+    (D, N), N <= D, which it is the product of: its rank is below D."""
 
-    is_full = False
-
-    def __init__(self, rows: Rows) -> None:
-        self.num = len(rows)
-        self._rows = rows
-
-    @property
-    def mean(self) -> Array:
-        """(D,)"""
-        return np.asarray(self._rows.mean(axis=0, dtype=np.float64))
+    mean: Array
+    whole: Array | None
+    num: int | None = None
+    centred: Array | None = None
 
     @property
     def covariance(self) -> Array:
         """(D, D), divided by N - 1."""
-        factor = self.factor()
-        return factor @ factor.T
+        if self.whole is not None:
+            return self.whole
+        assert self.centred is not None
+        return self.centred @ self.centred.T
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the covariance can have full rank."""
+        return self.centred is None
 
     def factor(self) -> Array:
-        """F (D, N) with F Fᵀ = covariance."""
-        return np.asarray((self._rows - self.mean).T / np.sqrt(self.num - 1))
+        """F with F Fᵀ = covariance: (D, N) from the rows, else (D, D) by Cholesky or, when singular, eigenvectors."""
+        if self.whole is None:
+            assert self.centred is not None
+            return self.centred
+        try:
+            return np.asarray(np.linalg.cholesky(self.whole), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(self.whole)
+            return np.asarray(vectors * np.sqrt(values.clip(min=0)))
+
+    def gaussian(self) -> Gaussian:
+        return self
 
 
 class FeatureMoments:
-    """Mean and covariance (ddof = 1, as np.cov) of rows that arrive in batches; a `Gaussian`.
+    """Mean and covariance (ddof = 1, as np.cov) of rows that arrive in batches.
 
     While N <= D the rows themselves are kept: the covariance then has rank below D. Beyond that they are folded into
     sums about the mean of the first ones, which keeps the digits.
 
-    With `num_groups` > 1 every row belongs to a group, and `without` gives the moments of all others: the groups of a
-    jackknife. Each run of G rows is dealt to the G groups at random (by a fixed seed), so groups are of equal size and
-    no order of the images, by class say, makes them differ.
+    With `num_groups` > 1 every row belongs to a group, and `gaussian(without=group)` is that of all others: the groups
+    of a jackknife. Each run of G rows is dealt to the G groups at random (by a fixed seed), so groups are of equal size
+    and no order of the images, by class say, makes them differ.
     """
 
     def __init__(self, num_features: int, *, num_groups: int = 1) -> None:
@@ -79,23 +91,32 @@ class FeatureMoments:
         if self.num - self._nums.sum() >= NUM_WAITING if self.is_full else self.num > self.num_features:
             self._fold()
 
+    def gaussian(self, *, without: int | None = None) -> Gaussian:
+        """The Gaussian of all rows, or of all but those of the group `without`."""
+        if not self.is_full:
+            rows = self._rows()
+            rows = rows if without is None else rows[self._groups(len(rows)) != without]
+            mean = np.asarray(rows.mean(axis=0, dtype=np.float64))
+            centred = np.asarray((rows - mean).T / np.sqrt(max(len(rows) - 1, 1)))
+            return Gaussian(mean, None, len(rows), centred)
+        self._fold()
+        kept = np.arange(self.num_groups) != (-1 if without is None else without)
+        num = int(self._nums[kept].sum())
+        offset = self._sums[kept].sum(axis=0) / num  # (D,)
+        covariance = np.einsum("g,gij->ij", kept.astype(float), self._products)
+        covariance -= num * np.outer(offset, offset)
+        covariance /= num - 1
+        return Gaussian(self._shift + offset, covariance, num)
+
     @property
     def mean(self) -> Array:
         """(D,)"""
-        return self._gaussian().mean
+        return self.gaussian().mean
 
     @property
     def covariance(self) -> Array:
         """(D, D), divided by N - 1."""
-        return self._gaussian().covariance
-
-    def factor(self) -> Array:
-        """F with F Fᵀ = covariance: (D, N) from the rows, else (D, D) by Cholesky or, when singular, eigenvectors."""
-        return self._gaussian().factor()
-
-    def without(self, group: int) -> Gaussian:
-        """The Gaussian of all rows but those of `group`."""
-        return self._gaussian(without=group)
+        return self.gaussian().covariance
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What `from_state` makes the same moments of, to the last bit; of moments without groups."""
@@ -146,16 +167,3 @@ class FeatureMoments:
             self._nums[group] += len(centred)
             self._sums[group] += centred.sum(axis=0)
             self._products[group] += centred.T @ centred
-
-    def _gaussian(self, *, without: int | None = None) -> Gaussian:
-        if not self.is_full:
-            rows = self._rows()
-            return RowGaussian(rows if without is None else rows[self._groups(len(rows)) != without])
-        self._fold()
-        kept = np.arange(self.num_groups) != (-1 if without is None else without)
-        num = int(self._nums[kept].sum())
-        offset = self._sums[kept].sum(axis=0) / num  # (D,)
-        covariance = np.einsum("g,gij->ij", kept.astype(float), self._products)
-        covariance -= num * np.outer(offset, offset)
-        covariance /= num - 1
-        return StoredGaussian(self._shift + offset, covariance, num=num)

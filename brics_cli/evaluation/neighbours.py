@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 from torch import Tensor
 
 from brics_cli.errors import UsageError
-from brics_cli.networks.perceptual import OTHER_FEATURES
+from brics_cli.evaluation.family import Family, Needs, Output, Score, Side
+from brics_cli.evaluation.registry import Metric, Settings
+from brics_cli.images.sheets import contact_sheet
+from brics_cli.networks.features import Image
+from brics_cli.networks.perceptual import OTHER_FEATURES, LpipsFeatures
 
-Image = NDArray[np.uint8]
+NUM_SHEET_ROWS = 16
+SHEET_SIDE = 128
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Found:
     """The result for one query: its position in the fake stream, the nearest real positions and their distances."""
 
     query: int
@@ -86,13 +93,13 @@ class NeighbourSearch:
         kept = set(self._positions.flatten().tolist())
         self.images = {position: image for position, image in self.images.items() if position in kept}
 
-    def results(self) -> list[Neighbours]:
+    def results(self) -> list[Found]:
         """One entry per query. Raises UsageError when either side had no image."""
         if not self._query_positions or not self.num_real:
             raise UsageError("nearest neighbours need at least 1 image on each side")
         distances = self._distances if self.squared else self._distances.sqrt()
         return [
-            Neighbours(query, self._positions[row].tolist(), distances[row].tolist())
+            Found(query, self._positions[row].tolist(), distances[row].tolist())
             for row, query in enumerate(self._query_positions)
         ]
 
@@ -100,3 +107,79 @@ class NeighbourSearch:
 def _squared(queries: Tensor, rows: Tensor) -> Tensor:
     """(Q, E), (B, E) float32 -> squared distances (Q, B) float64, by differences: copies come out as exactly zero."""
     return torch.stack([(rows - query).square().sum(dim=1, dtype=torch.float64) for query in queries])
+
+
+class Neighbours(Family):
+    """The median distance to the nearest real image, every neighbour found, and the sheet: a fake image per row, then
+    its neighbours, the rows nearest to a copy first."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        settings = self.context.settings
+        self.search = NeighbourSearch(
+            num_queries=settings.num_queries,
+            k=settings.num_neighbours,
+            squared=isinstance(self.network, LpipsFeatures),
+        )
+
+    @classmethod
+    def outputs(cls, settings: Settings) -> Sequence[Output]:
+        return (Output(settings.sheet, "the sheet of nearest neighbours", "--sheet"),)
+
+    @classmethod
+    def needs(cls, side: Side) -> Needs:
+        return Needs(batches=True)
+
+    def add(self, *what: Any) -> None:
+        side, features, positions, images = what
+        if side == "real":
+            self.search.add_real(features, positions, images)
+        else:
+            self.search.add_fake(features, positions, images)
+
+    @property
+    def wants_fake_first(self) -> bool:
+        return not self.search.is_full
+
+    @property
+    def num(self) -> int:
+        return min(self.search.num_real, len(self.search.query_images))
+
+    def result(self, metric: Metric) -> Score:
+        real, fake, sheet = self.sides["real"], self.sides["fake"], self.context.settings.sheet
+        results = self.search.results()
+        nearest = np.array([found.distances[0] for found in results])
+        rows, labels = [], []
+        for index in np.argsort(nearest, kind="stable")[:NUM_SHEET_ROWS]:
+            found = results[index]
+            pictures = (self.search.query_images[index], *(self.search.images[at] for at in found.positions))
+            rows.append([_tile(picture) for picture in pictures])
+            named = zip(found.positions, found.distances, strict=True)
+            shown = ", ".join(f"{real.keys[at]} {distance:.4f}" for at, distance in named)
+            labels.append(f"{fake.keys[found.query]}: {shown}")
+        contact_sheet(rows, path=sheet, row_labels=labels, title="each fake image, then the real ones nearest to it")
+        copies, note = int((nearest <= 1e-12).sum()), f"sheet: {sheet}"
+        if copies:
+            note = f"{copies:,} of {len(results):,} are copies of a real image; {note}"
+        neighbours = [
+            {
+                "fake": fake.keys[found.query],
+                "real": [real.keys[at] for at in found.positions],
+                "distances": found.distances,
+            }
+            for found in results
+        ]
+        return Score(
+            float(np.median(nearest)),
+            note=note,
+            num_real=self.search.num_real,
+            num_fake=len(results),
+            details={"sheet": str(sheet), "neighbours": neighbours},
+        )
+
+
+def _tile(image: Image) -> Image:
+    """At most SHEET_SIDE px, square: images of a sheet have one size."""
+    if image.shape[:2] == (SHEET_SIDE, SHEET_SIDE):
+        return image
+    return np.array(PillowImage.fromarray(image).resize((SHEET_SIDE, SHEET_SIDE), PillowImage.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of pairs of uint8 images, one value per image.
+"""PSNR, SSIM, MS-SSIM and LPIPS of pairs of uint8 images, one value per image.
 
 N images, (N, H, W, 3) RGB. Every convention is one that others get wrong: PSNR is averaged over images, not taken
 of the data set's MSE; SSIM is scikit-image's with the window of Wang et al. 2004 (11 x 11, sigma 1.5, range 255).
@@ -7,14 +7,24 @@ of the data set's MSE; SSIM is scikit-image's with the window of Wang et al. 200
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from brics_cli.autoencoder import ms_ssim as of_tensors
 from brics_cli.errors import UsageError
+from brics_cli.evaluation.family import PairFamily, on_device
+
+if TYPE_CHECKING:
+    from brics_cli.networks.perceptual import LpipsFeatures  # lpips takes seconds to import
 
 SSIM_WINDOW = 11
+MS_SSIM_SIDE = (of_tensors.WINDOW - 1) * 2 ** (len(of_tensors.WEIGHTS) - 1) + 1
+"""Below this the window does not fit into the coarsest scale."""
 IDENTICAL_DB = 100.0
 
 
@@ -40,20 +50,52 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, pool: ThreadPoolExecutor
 
     Raises ValueError when the arrays are not uint8 of one shape, UsageError for images smaller than the window.
     """
-    _check(a, b)
-    if min(a.shape[1:3]) < SSIM_WINDOW:
-        raise UsageError(f"SSIM needs images of at least {SSIM_WINDOW} px, these are {a.shape[2]} x {a.shape[1]}")
-    return np.array(list((pool.map if pool else map)(_ssim_of_pair, a, b)), dtype=np.float64)
-
-
-def _ssim_of_pair(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    return float(
-        structural_similarity(  # type: ignore[no-untyped-call]
-            a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        )
+    _check(a, b, title="SSIM", smallest=SSIM_WINDOW)
+    of_pair = partial(
+        structural_similarity,
+        channel_axis=-1,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
     )
+    return np.array(list((pool.map if pool else map)(of_pair, a, b)), dtype=np.float64)
 
 
-def _check(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
+def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, device: torch.device | str = "cpu") -> NDArray[np.float64]:
+    """MS-SSIM in [0, 1] of each pair of (N, H, W, 3), five scales; 1 where two images are identical.
+
+    Negative contrast and structure count as zero. Raises ValueError when the arrays are not uint8 of one shape,
+    UsageError for images smaller than 161 px.
+    """
+    _check(a, b, title="MS-SSIM", smallest=MS_SSIM_SIDE)
+    with torch.inference_mode():
+        x, y = (on_device(side, device).permute(0, 3, 1, 2) for side in (a, b))  # (N, 3, H, W)
+        return np.asarray(of_tensors.ms_ssim(x, y, value_range=255).cpu().numpy())
+
+
+def _check(a: NDArray[np.uint8], b: NDArray[np.uint8], *, title: str = "", smallest: int = 1) -> None:
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 4 or a.shape != b.shape:
         raise ValueError(f"expected two uint8 arrays (N, H, W, 3), got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    if min(a.shape[1:3]) < smallest:
+        raise UsageError(f"{title} needs images of at least {smallest} px, these are {a.shape[2]} x {a.shape[1]}")
+
+
+class Psnr(PairFamily):
+    def values(self, real: NDArray[np.uint8], fake: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return psnr(real, fake)
+
+
+class Ssim(PairFamily):
+    def values(self, real: NDArray[np.uint8], fake: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return ssim(real, fake, pool=self.context.pool)
+
+
+class MsSsim(PairFamily):
+    def values(self, real: NDArray[np.uint8], fake: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return ms_ssim(real, fake, device=self.context.device)
+
+
+class Lpips(PairFamily):
+    def values(self, real: NDArray[np.uint8], fake: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return cast("LpipsFeatures", self.network).distance(real, fake)

@@ -15,7 +15,7 @@ class MetricResult:
     """One figure of `fake` against `real` (paths).
 
     `standard_error` is the error bar and `error_kind` says of what kind (None: there is none); `num_real` and
-    `num_fake` are None where nobody knows (saved statistics) or the side plays no part; `resize` says how a network's
+    `num_fake` are None where it is unknown (saved statistics) or the side plays no part; `resize` says how a network's
     input was made; `comparable`, with published figures, is False for a metric that nobody else has, and where
     `not_comparable` says what else is in the way; `note` is what a reader must know besides; `details` is what the
     metric found beside its value.
@@ -40,13 +40,13 @@ class MetricResult:
     not_comparable: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """One side of a comparison. `sha256` is a store's, a model's or a file's, or of a collection the
     fingerprint of the images that were measured; empty where none was read.
 
     `cached`: the networks whose features of it came from the cache. `model`: kind, path and step of the trained model
-    it came from, where one is known. `image_size`: the median of the shorter sides, px (None: nobody knows).
+    it came from, where one is known. `image_size`: the median of the shorter sides, px (None: unknown).
     `transform`: what made a collection's images so (None: nothing).
     """
 

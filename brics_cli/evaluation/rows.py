@@ -96,3 +96,20 @@ class SpooledRows:
 def in_blocks(rows: RowSource, *, num_rows: int = 4096) -> list[NDArray[np.int64]]:
     """The indices of all rows, `num_rows` at a time."""
     return [np.arange(start, min(start + num_rows, len(rows))) for start in range(0, len(rows), num_rows)]
+
+
+class SubsetRows:
+    """The rows `indices` of another source."""
+
+    def __init__(self, rows: RowSource, indices: NDArray[np.int64]) -> None:
+        self._rows, self._indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def num_features(self) -> int:
+        return self._rows.num_features
+
+    def take(self, indices: NDArray[np.integer]) -> Rows:
+        return self._rows.take(self._indices[indices])

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.evaluation.frechet import Array, StoredGaussian
+from brics_cli.evaluation.moments import Array, Gaussian
+from brics_cli.networks.features import Image, first_line
 from brics_cli.workspace import sha256_of_file
 
 NUM_FEATURES: dict[str, int] = {
@@ -38,43 +41,60 @@ _OTHER_ARRAYS = {
     "feats": "Those are clean-fid's features for KID; the statistics for FID stand in the file without _kid.",
     "reps": "Those are dgm-eval's features of each image, not their mean and covariance.",
 }
-_CLEAN_FID = re.compile(r".+_(clean|legacy_tensorflow|legacy_pytorch)(_clip_vit_b_32)?_[^_]+_(\d+|na)\.npz", re.I)
-_EDM = re.compile(r"(cifar10|ffhq|afhqv2|imagenet)-(\d+)x\2\.npz", re.I)
-_ADM_STATS = re.compile(r"adm_in(\d+)_stats\.npz", re.I)
+_NAMES = {
+    "clean-fid's": r".+_(?P<mode>clean|legacy_tensorflow|legacy_pytorch)(?P<clip>_clip_vit_b_32)?_[^_]+_"
+    r"(?P<size>\d+|na)\.npz",
+    "EDM's": r"(cifar10|ffhq|afhqv2|imagenet)-(?P<size>\d+)x(?P=size)\.npz",
+    "that of ADM's statistics": r"adm_in(?P<size>\d+)_stats\.npz",
+}
+"""Whose names they are -> pattern. `mode`: clean-fid's; the others resize as TensorFlow did. `size`: of the images."""
 
 
 @dataclass(frozen=True)
 class SavedStatistics:
-    """The Gaussian of a set of images whose pixels are elsewhere.
+    """The Gaussian of a set of images whose pixels are elsewhere: a side without images.
 
-    `network`: what made the features, as the registry names it, and `evidence`, how that is known; None: nobody says.
-    `image_size`: of the images, where the name tells.
+    `network`: what made the features, as the registry names it, and `evidence`, how that is known; None: unknown.
+    `image_size`: of the images, where the name tells. `identity`: the sha256 of the file.
     """
 
     path: str
-    gaussian: StoredGaussian
-    sha256: str
+    gaussian: Gaussian
+    identity: str
     network: str | None
     evidence: str | None
     image_size: int | None
 
+    kind = "statistics"
+    keys: Sequence[str] = ()
+    failures: Sequence[Any] = ()
+
+    def __len__(self) -> int:
+        return 0
+
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        return iter(())
+
+    @property
+    def num_features(self) -> int:
+        return len(self.gaussian.mean)
+
     def describe(self) -> str:
         """`saved statistics of 2,048 features, inception-clean (by the name that clean-fid gives)`."""
-        of = "a network that nobody names" if self.network is None else f"{self.network} ({self.evidence})"
-        return f"saved statistics of {self.gaussian.num_features:,} features, {of}"
+        of = "an unknown network" if self.network is None else f"{self.network} ({self.evidence})"
+        return f"saved statistics of {self.num_features:,} features, {of}"
 
     def how_to_say(self) -> str:
         """What a user types who knows which network it was."""
-        known = [name for name, num in NUM_FEATURES.items() if num == self.gaussian.num_features]
+        known = [name for name, num in NUM_FEATURES.items() if num == self.num_features]
         return f"If you know it: --statistics-by {' or '.join(known)}." if known else ""
 
     def check_made_by(self, network: str) -> None:
         """Raise ArtefactError unless these can be statistics of `network`, as the registry names it."""
         num_features = NUM_FEATURES.get(network)
-        if num_features not in (None, self.gaussian.num_features):
+        if num_features not in (None, self.num_features):
             raise ArtefactError(
-                f"{self.path} holds statistics of {self.gaussian.num_features:,} features, and {network} "
-                f"has {num_features:,}",
+                f"{self.path} holds statistics of {self.num_features:,} features, and {network} has {num_features:,}",
                 next="2,048 go with fid, 512 with clip-fid, 1,024 with fd-dinov2.",
             )
         if self.network not in (None, network):
@@ -84,12 +104,11 @@ class SavedStatistics:
             )
 
 
-def check_network(name: str) -> str:
-    """`name` as a network that saved statistics may be of. Raises UsageError with the nearest."""
+def check_network(name: str) -> None:
+    """Raise UsageError, with the nearest, unless saved statistics may be of the network `name`."""
     if name not in NUM_FEATURES:
         near = did_you_mean(name, NUM_FEATURES) or f"; there are: {', '.join(NUM_FEATURES)}"
         raise UsageError(f"--statistics-by: no network {name!r}{near}")
-    return name
 
 
 def read_statistics(path: Path, *, network: str | None = None) -> SavedStatistics:
@@ -118,42 +137,33 @@ def read_statistics(path: Path, *, network: str | None = None) -> SavedStatistic
                     or "Statistics are an .npz with mu (D) and sigma (D, D), as clean-fid and pytorch-fid write.",
                 )
             mean, covariance = file["mu"], file["sigma"]
+    except PermissionError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise ArtefactError(f"{path} is not an .npz of statistics ({_line(error)})") from None
+        raise ArtefactError(f"{path} is not an .npz of statistics ({first_line(error)})") from None
     _check_gaussian(path, mean, covariance)
     known, evidence, image_size = _maker(path, names, len(mean))
     if network is not None and known != network:
         if names & {"mu_s", "sigma_s"}:
             raise UsageError(f"--statistics-by {network}: {path} holds statistics of {known} ({evidence})")
         known, evidence = network, "as --statistics-by says"
-    return SavedStatistics(
-        path=str(path.resolve()),
-        gaussian=StoredGaussian(mean.astype(np.float64), covariance.astype(np.float64)),
-        sha256=sha256_of_file(path),
-        network=known,
-        evidence=evidence,
-        image_size=image_size,
-    )
+    gaussian = Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+    return SavedStatistics(str(path.resolve()), gaussian, sha256_of_file(path), known, evidence, image_size)
 
 
 def _maker(path: Path, names: set[str], num_features: int) -> tuple[str | None, str | None, int | None]:
     """Network, how that is known, and image size, by the arrays and by the name that the maker gives."""
-    tensorflow = "inception-legacy-tensorflow"
     if names & {"mu_s", "sigma_s"}:
-        return tensorflow, "its arrays mu_s and sigma_s are those of ADM's evaluator", None
-    if found := _CLEAN_FID.fullmatch(path.name):
-        mode, clip, size = found.groups()
-        network = "clip" if clip else f"inception-{mode.lower().replace('_', '-')}"
-        known = network, "by its name, which is clean-fid's", int(size) if size.isdigit() else None
-    elif found := _EDM.fullmatch(path.name):
-        known = tensorflow, "by its name, which is EDM's", int(found[2])
-    elif found := _ADM_STATS.fullmatch(path.name):
-        known = tensorflow, "by its name, which is that of ADM's statistics", int(found[1])
-    else:
-        return None, None, None
-    return known if NUM_FEATURES[known[0]] == num_features else (None, None, known[2])
+        return "inception-legacy-tensorflow", "its arrays mu_s and sigma_s are those of ADM's evaluator", None
+    for whose, pattern in _NAMES.items():
+        if found := re.fullmatch(pattern, path.name, re.IGNORECASE):
+            told: dict[str, str] = {"mode": "legacy_tensorflow", "clip": "", **found.groupdict("")}
+            network = "clip" if told["clip"] else f"inception-{told['mode'].lower().replace('_', '-')}"
+            size = int(told["size"]) if told["size"].isdigit() else None
+            if NUM_FEATURES.get(network) == num_features:
+                return network, f"by its name, which is {whose}", size
+            return None, None, size
+    return None, None, None
 
 
 def _check_gaussian(path: Path, mean: Array, covariance: Array) -> None:
@@ -175,7 +185,3 @@ def _check_gaussian(path: Path, mean: Array, covariance: Array) -> None:
         raise ArtefactError(
             f"the sigma in {path} has negative variances (is not positive semidefinite), so it is no covariance"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

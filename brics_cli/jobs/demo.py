@@ -178,7 +178,7 @@ def _measure(result: DemoResult, held_out: Path, *, workspace: Workspace, device
     store = KeyCodeStore(held_out)
     choice = choose_metrics(None)
     result.left_out = choice.left_out
-    of_pairs, of_sets = ([metric.name for metric in choice.metrics if metric.compares == what] for what in PAIRS_SETS)
+    of_pairs, of_sets = ([each.name for each in choice.metrics if each.metric.compares == what] for what in PAIRS_SETS)
     real = result.workspace / "held-out"
     report = evaluate(of_pairs, real=real, fake=held_out, workspace=workspace, device=device, reporter=reporter)
     result.reports.append(report)

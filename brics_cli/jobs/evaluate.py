@@ -1,15 +1,15 @@
 """`brics eval`: reconstructions beside their originals, samples beside the collection they should look like.
 
-Which weights are there is settled first. Then each pair of sources is read once, every image goes through every
-metric, and the figures come back with all that is needed to compare them: N, definition, weights, resize, versions.
+Which weights are there is settled first. Then each pair of sides is read once, every image goes through every metric,
+and the figures come back with all that is needed to compare them: N, definition, weights, resize, versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,30 @@ from typing import Any
 import brics_cli
 from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.evaluation.extraction import Side
-from brics_cli.evaluation.registry import Metric, Settings
-from brics_cli.evaluation.report import EvaluationReport, FailedImage
-from brics_cli.evaluation.scores import Score, SetScorer
-from brics_cli.evaluation.selection import Choice, choose_metrics
-from brics_cli.evaluation.statistics import check_network
+from brics_cli.evaluation.family import SIDES, Context, Output, Score, Side, family_of, needs_images
+from brics_cli.evaluation.images import StoreStream, open_images
+from brics_cli.evaluation.measuring import Input, Measurement
+from brics_cli.evaluation.pairing import Pairing, match_keys
+from brics_cli.evaluation.registry import Settings, definition_of
+from brics_cli.evaluation.report import (
+    OWN_WEIGHTS,
+    UNKNOWN_STATISTICS,
+    EvaluationReport,
+    FailedImage,
+    MetricResult,
+    Source,
+)
+from brics_cli.evaluation.selection import Choice, Chosen, choose_metrics
+from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, check_network, read_statistics
 from brics_cli.images.loader import default_num_workers
+from brics_cli.images.opening import median_side
 from brics_cli.images.outputs import absent_unless_done, output_lock
-from brics_cli.jobs.evaluation_inputs import open_sides, pair_inputs, say_sizes, why_not
-from brics_cli.jobs.evaluation_pass import Input, Machinery, Measured, measure
-from brics_cli.jobs.evaluation_results import neighbour_score, pair_score, result_of, usage_of_store
+from brics_cli.images.reading import CollectionStream
+from brics_cli.images.sources.npz import holds_images, read_headers
+from brics_cli.networks.features import FeatureNetwork, load_network
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.sampling.drawn import DrawSettings
+from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import (
     Artefact,
     Parent,
@@ -45,17 +55,7 @@ from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
-
-
-@dataclass(frozen=True)
-class NeighbourSettings:
-    """Of `--metric neighbours`: how many fake images are looked up, how many nearest real ones each, in which
-    features (None: the best that is there), and where the sheet goes."""
-
-    num_queries: int = 64
-    num_neighbours: int = 3
-    by: str | None = None
-    sheet: Path = Path("neighbours.png")
+BATCH_SIZE = 32
 
 
 def evaluate(
@@ -66,13 +66,12 @@ def evaluate(
     workspace: Workspace | None = None,
     reporter: Reporter | None = None,
     device: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     limit: int | None = None,
     allow_unverified: bool = False,
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
-    neighbours: NeighbourSettings | None = None,
     statistics_by: str | None = None,
     use_cache: bool = True,
     out: Path | None = None,
@@ -90,56 +89,52 @@ def evaluate(
     there. Raises UsageError (unknown metric, no pairs, sizes that differ, too few images), ArtefactError (weights or
     inputs missing), MachineError (features that are not finite), WouldOverwriteError.
     """
-    workspace = workspace or Workspace(Path())
-    reporter = reporter or SilentReporter()
-    settings, neighbours = settings or Settings(), neighbours or NeighbourSettings()
-    choice = choose_metrics(metrics, allow_unverified=allow_unverified, settings=settings, neighbours_by=neighbours.by)
-    outputs: list[tuple[Path, str, str]] = []
+    workspace, reporter = workspace or Workspace(Path()), reporter or SilentReporter()
+    batch_size, num_workers = batch_size or BATCH_SIZE, num_workers or default_num_workers()
+    choice = choose_metrics(metrics, allow_unverified=allow_unverified, settings=settings)
+    outputs: list[Output] = []
     if out is not None:
         form_of_output(out, REPORT)
-        outputs.append((out, "the report", "--out"))
-    if any(chosen.family == "neighbours" for chosen in choice.metrics):
-        form_of_output(neighbours.sheet, PICTURE, option="--sheet")
-        outputs.append((neighbours.sheet, "the sheet of nearest neighbours", "--sheet"))
-    for path, what, flag in outputs:
-        check_output(path, overwrite=overwrite, what=what, flag=flag)
-        check_writable(path)
+        outputs.append(Output(out, "the report", "--out"))
+    for written in dict.fromkeys(each for m in choice.metrics for each in family_of(m.metric).outputs(choice.settings)):
+        form_of_output(written.path, PICTURE, option=written.option)
+        outputs.append(written)
+    for output in outputs:
+        check_output(output.path, overwrite=overwrite, what=output.what, flag=output.option)
+        check_writable(output.path)
     if statistics_by is not None:
         check_network(statistics_by)
         if not any(str(path).endswith(".npz") for path in (real, fake)):
             raise UsageError(f"--statistics-by {statistics_by} goes with saved statistics, an .npz, and there are none")
     torch_device = resolve_device(device)
-    plan, without_inputs = _plan(choice, real, fake, workspace, reporter)
-    report = EvaluationReport(left_out={**choice.left_out, **without_inputs})
+    report = EvaluationReport(left_out=dict(choice.left_out))
+    plan = _plan(choice, real, fake, workspace, report, reporter)
     if dry_run:
-        report.planned = [
-            {"metrics": [chosen.name for chosen in group], **asdict(inputs)} for inputs, group in plan.items()
-        ]
+        for inputs, group in plan.items():
+            report.planned.append({"metrics": [each.name for each in group], **asdict(inputs)})
         return report
-    with _claimed(outputs, overwrite=overwrite):
-        workers = num_workers or default_num_workers()
-        with ThreadPoolExecutor(workers, thread_name_prefix="brics-metrics") as pool:
-            machinery = Machinery(
-                device=torch_device,
-                batch_size=batch_size,
-                num_workers=workers,
-                pool=pool,
-                reporter=reporter,
-                settings=settings,
-                use_cache=use_cache,
-                limit=limit,
-                num_queries=neighbours.num_queries,
-                num_neighbours=neighbours.num_neighbours,
-            )
-            for inputs, group in plan.items():
-                real_side, fake_side = open_sides(
-                    inputs, machinery, report, workspace, draw or DrawSettings(), statistics_by=statistics_by
-                )
-                _compare(real_side, fake_side, group, choice, machinery, report, neighbours.sheet)
+    with ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(output_lock(output.path))
+            # Who held the lock until now may have written there.
+            check_output(output.path, overwrite=overwrite, what=output.what, flag=output.option)
+        stack.enter_context(absent_unless_done([output.path for output in outputs]))
+        pool = stack.enter_context(ThreadPoolExecutor(num_workers, thread_name_prefix="brics-metrics"))
+        context = Context(choice.settings, torch_device, pool, reporter, batch_size, limit, use_cache)
+        for inputs, group in plan.items():
+            sides = {
+                side: _open_side(path, inputs, context, workspace, draw or DrawSettings(), num_workers, statistics_by)
+                for side, path in zip(SIDES, (inputs.real, inputs.fake), strict=True)
+            }
+            for side, source in sides.items():
+                _say_source(side, source, workspace, report, reporter)
+            _compare(sides, group, choice, context, report)
         if not report.results:
             raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
-        order = [chosen.name for chosen in choice.metrics]
+        order = [each.name for each in choice.metrics]
         report.results.sort(key=lambda result: order.index(result.metric))
+        measured = {result.metric for result in report.results}
+        used = {each.weights.id: each.weights for each in choice.metrics if each.weights and each.name in measured}
         report.provenance = {
             "brics_version": brics_cli.__version__,
             "created": now(),
@@ -147,9 +142,9 @@ def evaluate(
             "dtype": "float32",
             "batch_size": batch_size,
             "limit": limit,
-            "mode": settings.mode,
-            "preset": settings.preset,
-            "weights": _weights_used(report, choice),
+            "mode": choice.settings.mode,
+            "preset": choice.settings.preset,
+            "weights": [{**asdict(found), "path": str(found.path)} for found in used.values()],
             "packages": {package: version(package) for package in PACKAGES},
             "comparable": all(result.comparable for result in report.results),
         }
@@ -158,30 +153,23 @@ def evaluate(
     return report
 
 
-@contextmanager
-def _claimed(outputs: Sequence[tuple[Path, str, str]], *, overwrite: bool) -> Iterator[None]:
-    """Hold the locks of (path, what it is, its option); who held one until now may have written there."""
-    with ExitStack() as stack:
-        for path, what, flag in outputs:
-            stack.enter_context(output_lock(path))
-            check_output(path, overwrite=overwrite, what=what, flag=flag)
-        stack.enter_context(absent_unless_done([path for path, _, _ in outputs]))
-        yield
-
-
 def _plan(
-    choice: Choice, real: str | Path | None, fake: str | Path | None, workspace: Workspace, reporter: Reporter
-) -> tuple[dict[ComparisonInputs, list[Metric]], dict[str, str]]:
+    choice: Choice,
+    real: str | Path | None,
+    fake: str | Path | None,
+    workspace: Workspace,
+    report: EvaluationReport,
+    reporter: Reporter,
+) -> dict[ComparisonInputs, list[Chosen]]:
     """Which metrics go with which inputs; metrics of the same inputs share one reading of them.
 
-    When metrics were not asked for by name, those without inputs are left out, and the second value says why.
+    When metrics were not asked for by name, those without inputs are left out.
     """
-    plan: dict[ComparisonInputs, list[Metric]] = {}
-    left_out: dict[str, str] = {}
+    plan: dict[ComparisonInputs, list[Chosen]] = {}
     problem: BricsError | None = None
-    kinds: tuple[tuple[str, Compares], ...] = (("reconstructions", "pairs"), ("samples", "sets"))
-    for wanted, compares in kinds:
-        members = [chosen for chosen in choice.metrics if chosen.inputs == wanted]
+    kinds: dict[str, Compares] = {"reconstructions": "pairs", "samples": "sets"}
+    for wanted, compares in kinds.items():
+        members = [each for each in choice.metrics if each.metric.inputs == wanted]
         if not members:
             continue
         try:
@@ -191,111 +179,224 @@ def _plan(
             if choice.asked:
                 raise
             problem = problem or error
-            left_out.update({chosen.name: error.what for chosen in members})
+            report.left_out.update({each.name: error.what for each in members})
     if problem is not None and not plan:
         raise problem
-    return plan, left_out
+    return plan
+
+
+def _open_side(
+    path: str,
+    inputs: ComparisonInputs,
+    context: Context,
+    workspace: Workspace,
+    draw: DrawSettings,
+    num_workers: int,
+    statistics_by: str | None,
+) -> Input:
+    """Images of a collection, a store or a diffusion run, or saved statistics.
+
+    ADM's reference batches hold both: statistics of all images, and some of these. `statistics_by` takes the first.
+    """
+    if path.endswith((".npz", *PICKLES)) and Path(path).is_file():
+        has_images = holds_images(Path(path))
+        has_both = has_images and {"mu", "sigma"} <= read_headers(Path(path)).keys()
+        if not has_images or (has_both and statistics_by is not None):
+            return read_statistics(Path(path), network=statistics_by)
+        if has_both:
+            context.reporter.warning(
+                f"{path} holds images and statistics, and its images are measured; ADM's evaluator takes the "
+                "statistics, as --statistics-by inception-legacy-tensorflow does"
+            )
+    made = read_provenance(Path(path)) if Path(path).exists() else None
+    if made is not None and made.kind == "diffusion":
+        return draw_images(Path(path), draw, workspace=workspace, device=context.device, batch_size=context.batch_size)
+    return open_images(
+        path,
+        workspace=workspace,
+        transform=inputs.transform,
+        size=inputs.size,
+        device=context.device,
+        batch_size=context.batch_size,
+        num_workers=num_workers,
+        reporter=context.reporter,
+    )
+
+
+def _say_source(side: Side, source: Input, workspace: Workspace, report: EvaluationReport, reporter: Reporter) -> None:
+    """Say what one side is, and add it to the report."""
+    transform = source.transform if isinstance(source, CollectionStream) else None
+    model, size = _model_behind(source.path, workspace), _image_size(source)
+    report.sources.append(
+        Source(side, source.kind, source.path, source.describe(), source.identity, [], model, size, transform)
+    )
+    reporter.message(f"{side}: {source.path}: {source.describe()}")
+    if isinstance(source, SavedStatistics) and source.network is None:
+        reporter.warning(
+            f"{side}: nothing in {source.path} says which network made it (clean-fid's and pytorch-fid's files "
+            f"look the same), so its figures are marked not comparable. {source.how_to_say()}"
+        )
+
+
+def _image_size(source: Input) -> int | None:
+    """The median of the images' shorter sides, px; None where it is unknown."""
+    if isinstance(source, SavedStatistics):
+        return source.image_size
+    if isinstance(source, StoreStream):
+        return source.store.image_size
+    if not isinstance(source, CollectionStream) or source.size is not None:
+        return getattr(source, "size", None)
+    with suppress(UsageError):  # not one is an image, which reading them says
+        return median_side(source.collection, num=16)
+    return None
+
+
+def _model_behind(path: str, workspace: Workspace) -> dict[str, Any] | None:
+    """The trained model that what stands at `path` came from, and the step it was at; None when it is unknown.
+
+    A run that has been trained on since no longer has the weights that made it, and is not named.
+    """
+    with suppress(ArtefactError):
+        made = read_provenance(Path(path)) if Path(path).exists() else None
+        for kind in ("diffusion", "autoencoder"):
+            run = None if made is None else workspace.ancestor(made, kind)  # type: ignore[arg-type]
+            if run is not None:
+                return {"kind": kind, "path": str(run.path.resolve()), "step": run.details.get("step")}
+    return None
 
 
 def _compare(
-    real: Input,
-    fake: Input,
-    group: Sequence[Metric],
-    choice: Choice,
-    machinery: Machinery,
-    report: EvaluationReport,
-    sheet: Path,
+    sides: dict[Side, Input], group: Sequence[Chosen], choice: Choice, context: Context, report: EvaluationReport
 ) -> None:
-    """Measure the metrics of one pair of inputs and add what was found to `report`."""
+    """Measure the metrics of one pair of sides and add what was found to `report`."""
+    listed = dict(zip(SIDES, report.sources[-2:], strict=True))
 
-    def leave_out(chosen: Metric, error: BricsError) -> None:
+    def leave_out(chosen: Chosen, error: BricsError) -> None:
         if choice.asked:
             raise error
         report.left_out[chosen.name] = error.what
 
-    pairing = pair_inputs(real, fake, group, report)
-    measured = []
-    for chosen in group:
-        problem = why_not(chosen, choice.networks.get(chosen.name), real, fake, pairing, machinery)
-        if problem is None:
-            measured.append(chosen)
+    pairing = Pairing([], [], list(range(len(sides["real"]))), list(range(len(sides["fake"]))))
+    if any(each.metric.compares == "pairs" for each in group):
+        matched = match_keys(sides["real"].keys, sides["fake"].keys)
+        if len(matched):
+            pairing = matched
+            report.unmatched_real = [sides["real"].keys[position] for position in pairing.unmatched_real]
+            report.unmatched_fake = [sides["fake"].keys[position] for position in pairing.unmatched_fake]
+    wanted = []
+    for each in group:
+        if (problem := _why_not(each, sides, pairing, context)) is None:
+            wanted.append(each)
         else:
-            leave_out(chosen, problem)
-    if any(chosen.compares == "sets" for chosen in measured):
-        say_sizes(report, machinery.reporter)
-    found = measure(real, fake, pairing, measured, choice, machinery)
+            leave_out(each, problem)
+    sizes = [source.image_size for source in listed.values()]
+    if any(each.metric.compares == "sets" for each in wanted) and None not in sizes and sizes[0] != sizes[1]:
+        context.reporter.warning(
+            f"the real images are of {sizes[0]} px, the fake ones of {sizes[1]}: published figures compare images of "
+            "one size, and those of other sizes differ by their blur alone"
+        )
+    networks: dict[str, FeatureNetwork] = {}
+    for each in wanted:
+        if each.network is not None and each.network not in networks:
+            path, sha256 = (each.weights.path, each.weights.sha256) if each.weights else (None, None)
+            networks[each.network] = load_network(each.network, path, sha256=sha256, device=context.device)
+    found = Measurement(sides, pairing, wanted, networks, context, strict=choice.asked)
+    found.run()
     try:
-        sides: tuple[Side, Side] = ("real", "fake")
-        report.sources[-2:] = [
-            replace(listed, sha256=found.fingerprints.get(side, listed.sha256))
-            for side, listed in zip(sides, report.sources[-2:], strict=True)
-        ]
-        for side, listed in zip(sides, report.sources[-2:], strict=True):
+        for side, source in listed.items():
+            source.sha256 = found.fingerprints.get(side, source.sha256)
             report.failures += [FailedImage(side, *failure) for failure in found.failures.get(side, [])]
-            listed.cached.extend(
-                key for (key, of), features in found.features.items() if of == side and features.from_cache
-            )
-        scorers: dict[str, SetScorer] = {}
-        for chosen in measured:
+        listed["real"].cached.extend(found.from_cache)
+        for each in wanted:
             try:
-                score = _score(chosen, found, choice, machinery, scorers, real, fake, report, sheet)
+                family = found.family(each)
+                if family.num == 0:
+                    failures = [failure for side in SIDES for failure in found.failures.get(side, [])]
+                    first = f" (first {failures[0][0]}: {failures[0][1]})" if failures else ""
+                    raise ArtefactError(f"{each.metric.title}: not one image could be read{first}")
+                score = family.result(each.metric)
             except UsageError as error:
-                leave_out(chosen, error)
+                leave_out(each, error)
                 continue
-            report.results.append(result_of(chosen, score, found, choice, machinery.settings, real, fake))
+            if each.metric.compares == "pairs":
+                report.num_pairs = family.num
+            report.sheets += [str(output.path) for output in family.outputs(context.settings)]
+            report.results.append(_result(each, score, networks.get(each.network or ""), sides, context.settings))
     finally:
         found.close()
 
 
-def _score(
-    chosen: Metric,
-    found: Measured,
-    choice: Choice,
-    machinery: Machinery,
-    scorers: dict[str, SetScorer],
-    real: Input,
-    fake: Input,
-    report: EvaluationReport,
-    sheet: Path,
-) -> Score:
-    """The figure of one metric from what the pass found."""
-    if chosen.name in found.refused:
-        raise found.refused[chosen.name]
-    if chosen.compares == "codes":
-        return usage_of_store(fake, limit=machinery.limit, reporter=machinery.reporter)
-    if chosen.compares == "pairs":
-        meter = next(meter for meter in found.pairs if meter.metric is chosen)
-        report.num_pairs = meter.num
-        _check_read(chosen, meter.num, found)
-        return pair_score(meter)
-    key = choice.networks[chosen.name]
-    assert key is not None
-    if chosen.family == "neighbours":
-        search = found.searches[key]
-        _check_read(chosen, min(search.num_real, len(search.query_images)), found)
-        return neighbour_score(search, real, fake, sheet=sheet, report=report)
-    sides = [found.features.get((key, "fake")), found.features.get((key, "real"))]
-    nums = [features.num for features in sides if features is not None and features.num is not None]
-    _check_read(chosen, min(nums, default=1), found)  # nobody knows of how many images saved statistics are
-    if key not in scorers:
-        of_fake = found.features[key, "fake"]
-        of_real = found.features.get((key, "real"), of_fake)  # IS alone has no real side
-        scorers[key] = SetScorer(
-            of_real, of_fake, found.networks[key], settings=machinery.settings, device=machinery.device
+def _why_not(chosen: Chosen, sides: dict[Side, Input], pairing: Pairing, context: Context) -> BricsError | None:
+    """Why a metric has no figure on these sides, as far as can be said before reading them; else None."""
+    metric, family, fake = chosen.metric, family_of(chosen.metric), sides["fake"]
+    if metric.compares == "codes":
+        if fake.kind == "store":
+            return None
+        return UsageError(
+            f"{metric.title} is of a key-code store, and {fake.path} is none", next="Give --fake CODES.h5."
         )
-    return scorers[key].score(chosen)
+    if metric.compares == "pairs":
+        if any(isinstance(source, SavedStatistics) for source in sides.values()):
+            return UsageError(f"{metric.title} needs pairs of images, and saved statistics hold none")
+        if not len(pairing):
+            examples = [
+                f"{source.path} ({source.keys[0]!r}, …)" if len(source) else f"{source.path} (which is empty)"
+                for source in sides.values()
+            ]
+            return UsageError(
+                f"no key of {examples[0]} matches one of {examples[1]}",
+                next="PSNR, SSIM and LPIPS need pairs: images of the same key on both sides.",
+            )
+        return None
+    for side, source in sides.items():
+        needs = family.needs(side)
+        if not isinstance(source, SavedStatistics):
+            num, smallest = min(len(source), context.limit or len(source)), family.min_images(context.settings)
+            if num < smallest:
+                plural = "s" if smallest > 1 else ""
+                return UsageError(
+                    f"{metric.title} needs at least {smallest} image{plural} on each side, {source.path} gives {num}"
+                )
+        elif needs is not None and (needs.rows or needs.batches):
+            return needs_images(metric.title, side, source.path)
+        elif needs is not None:
+            try:
+                source.check_made_by(chosen.network or "")
+            except ArtefactError as error:
+                return error
+    return None
 
 
-def _check_read(chosen: Metric, num: int, found: Measured) -> None:
-    if num == 0:
-        failures = [failure for side in found.failures.values() for failure in side]
-        why = f" (first {failures[0][0]}: {failures[0][1]})" if failures else ""
-        raise ArtefactError(f"{chosen.title}: not one image could be read{why}")
-
-
-def _weights_used(report: EvaluationReport, choice: Choice) -> list[dict[str, Any]]:
-    used = {found.id: found for result in report.results for found in choice.weights[result.metric]}
-    return [{**asdict(found), "path": str(found.path)} for found in used.values()]
+def _result(
+    chosen: Chosen, score: Score, network: FeatureNetwork | None, sides: dict[Side, Input], settings: Settings
+) -> MetricResult:
+    """A figure with everything needed to compare it."""
+    metric = chosen.metric
+    obstacles = []
+    if chosen.weights is not None and not chosen.weights.verified:
+        obstacles.append(OWN_WEIGHTS)
+    needed = [source for side, source in sides.items() if family_of(metric).needs(side) is not None]
+    if any(isinstance(source, SavedStatistics) and source.network is None for source in needed):
+        obstacles.append(UNKNOWN_STATISTICS)
+    return MetricResult(
+        metric=metric.name,
+        title=metric.title,
+        real=sides["real"].path,
+        fake=sides["fake"].path,
+        value=score.value,
+        standard_error=score.error,
+        num_real=score.num_real,
+        num_fake=score.num_fake,
+        unit=metric.unit,
+        better=metric.better,
+        definition=definition_of(metric, settings),
+        resize=None if network is None or metric.compares != "sets" else network.resize,
+        comparable=metric.published and not obstacles,
+        note=score.note,
+        error_kind=score.error_kind,
+        details=score.details,
+        not_comparable=", ".join(obstacles) or None,
+    )
 
 
 def _save(report: EvaluationReport, out: Path) -> None:

@@ -17,11 +17,11 @@ import torch
 from cleanfid.resize import build_resizer
 
 from brics_cli.errors import UsageError
-from brics_cli.evaluation.frechet import StoredGaussian, frechet_distance
+from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.inception_score import inception_score
 from brics_cli.evaluation.kernel import kernel_distance
 from brics_cli.evaluation.manifold import manifold_scores
-from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.moments import FeatureMoments, Gaussian
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.images.photographs import photograph_crops
 from brics_cli.jobs.evaluate import evaluate
@@ -69,7 +69,7 @@ def _closed_forms() -> list[Check]:
     moments, shifted = FeatureMoments(64), FeatureMoments(64)
     moments.update(rows)
     shifted.update(rows.astype(np.float64) + offset)
-    scaled = StoredGaussian(1.5 * moments.mean, 2.25 * moments.covariance)
+    scaled = Gaussian(1.5 * moments.mean, 2.25 * moments.covariance)
     of_scaled = 0.25 * (moments.mean @ moments.mean + np.trace(moments.covariance))
     one_hot = 1e4 * np.eye(10, dtype=np.float32)[np.arange(1000) % 10]
     near, far = ArrayRows(rows), ArrayRows(rows + 1e3)

@@ -79,6 +79,8 @@ class FeatureNetwork(ABC):
     resize: str
     key: str = ""
     weights_sha256: str = ""
+    num_remembered: int = 0
+    """Rows that are kept for images which come again at once; only some networks keep any."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)

@@ -44,7 +44,7 @@ _PATCHED = {
 }
 
 
-class _Inception(FeatureNetwork):
+class Inception(FeatureNetwork):
     """What the modes share: 2048 features, and class scores of them."""
 
     num_features = 2048
@@ -59,7 +59,7 @@ class _Inception(FeatureNetwork):
         return scores
 
 
-class InceptionFeatures(_Inception):
+class InceptionFeatures(Inception):
     """Pool features (B, 2048), equal to clean-fid's mode `clean`, or with `resize_inside` `legacy_tensorflow`."""
 
     name = "inception-2015-12-05"
@@ -84,7 +84,7 @@ class InceptionFeatures(_Inception):
         return features
 
 
-class LegacyPytorchInception(_Inception):
+class LegacyPytorchInception(Inception):
     """Pool features (B, 2048), equal to clean-fid's mode `legacy_pytorch`."""
 
     name = "pt_inception-2015-12-05"

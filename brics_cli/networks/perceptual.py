@@ -72,8 +72,6 @@ class LpipsFeatures(FeatureNetwork):
     """
 
     resize = "none: images in [-1, 1] as they are"
-    num_remembered = 0
-    """Rows kept for images that come again at once, in a metric of pairs."""
 
     def __init__(self, model: lpips.LPIPS, *, device: torch.device | str) -> None:
         super().__init__(device)

@@ -66,7 +66,7 @@ def test_an_empty_workspace_says_what_to_make(
     ("words", "line"),
     [
         (["--metric", "neighbours", "--neighbours-by", "lpips"], "--neighbours-by: no network 'lpips'"),
-        (["--mode", "cleen"], "brics eval: invalid value for '--mode'"),
+        (["--mode", "cleen"], "--mode: no mode 'cleen'; did you mean 'clean'?"),
         (["compare", "nowhere.json", "nowhere.json"], "no such file: nowhere.json. Write one: brics eval --out"),
         (["compare"], "brics eval compare: missing argument"),
         (["report.json"], "brics eval: no such command 'report.json'"),

@@ -11,7 +11,7 @@ import torch
 
 from brics_cli.evaluation.kernel import kernel_distance
 from brics_cli.evaluation.manifold import manifold_scores
-from brics_cli.evaluation.ms_ssim import ms_ssim
+from brics_cli.evaluation.reconstruction import ms_ssim
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.networks.features import load_network
 from brics_cli.networks.perceptual import load_lpips_features

@@ -154,7 +154,7 @@ def test_statistics_stand_in_for_the_real_images(evaluate, folders: Path, tmp_pa
     assert "left out: fid:" in said.stderr and "512 features, and inception-clean" in said.stderr
     assert f"nothing in {path} says which network made it" in said.stderr
     assert "--statistics-by clip." in said.stderr
-    assert "statistics of an unknown network" in said.stdout and "nobody says which network made" in said.stdout
+    assert "statistics of an unknown network" in said.stdout and "it is unknown which network made" in said.stdout
     stated = evaluate(*flags("clip-fid"), "--real", path, *fake, "--statistics-by", "clip", "--json")
     assert measured(stated)["clip-fid"]["not_comparable"] == "own weights" and "nothing in" not in stated.stderr
     (source, _) = json.loads(stated.stdout)["sources"]
@@ -238,7 +238,7 @@ def test_rows_are_kept_only_where_a_metric_needs_them(evaluate, folders: Path, m
         def __init__(self, num_features: int) -> None:
             raise OSError(errno.ENOSPC, "full", f"rows of {num_features} features")
 
-    monkeypatch.setattr("brics_cli.evaluation.extraction.SpooledRows", NoRows)
+    monkeypatch.setattr("brics_cli.evaluation.measuring.SpooledRows", NoRows)
     sides = ("--real", folders / "fake", "--fake", folders / "real")  # 20 images: enough for an error bar
     found = measured(evaluate(*flags("clip-fid"), *sides, "--json"))["clip-fid"]
     assert found["standard_error"] > 0 and "jackknife over 10 groups" in found["error_kind"]

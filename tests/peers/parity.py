@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import nn
 
-from brics_cli.bench.evaluate import write_images
-from brics_cli.bench.evaluation_networks import Networks, standin_networks
-from brics_cli.bench.evaluation_numerics import BATCH_SIZE
+from brics_cli.bench.evaluate import BATCH_SIZE, standin_networks, write_images
 from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.inception_score import inception_score
 from brics_cli.evaluation.kernel import kernel_distance
 from brics_cli.evaluation.manifold import manifold_scores
 from brics_cli.evaluation.moments import FeatureMoments
-from brics_cli.evaluation.ms_ssim import ms_ssim
-from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.reconstruction import ms_ssim, psnr, ssim
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.networks.clip import ClipFeatures
 from brics_cli.networks.features import FeatureNetwork
@@ -57,13 +54,16 @@ class Parity:
         return abs(self.ours - self.peer) / (abs(self.peer) or 1.0)
 
 
-def parity(directory: Path, real: Path, fake: Path, *, networks: Networks, device: torch.device) -> list[Parity]:
-    """The table. `real` and `fake` hold PNG files; what has to be written goes to `directory`."""
+def parity(
+    directory: Path, real: Path, fake: Path, *, networks: Mapping[str, FeatureNetwork], device: torch.device
+) -> list[Parity]:
+    """The table. `real` and `fake` hold PNG files; the file of Inception is in `directory`, and what has to be written
+    goes there."""
     images = {side: [np.array(Image.open(file)) for file in sorted(side.iterdir())] for side in (real, fake)}
     inception, clip = (
-        [_features(network, images[side]) for side in (real, fake)] for network in (networks.inception, networks.clip)
+        [_features(networks[name], images[side]) for side in (real, fake)] for name in ("inception-clean", "clip")
     )
-    network = clean_fid_network(networks, device=device)
+    network = clean_fid_network(directory, device=device)
     by_clean_fid = [clean_fid_features(side, network, device=device, num_workers=0) for side in (real, fake)]
     by_open_clip = [_open_clip_features(images[side], networks) for side in (real, fake)]
     rows = [
@@ -110,11 +110,11 @@ def _clean_fid(real: Features, fake: Features) -> float:
     return clean_fid_distance(fake, (np.mean(real, axis=0), np.cov(real, rowvar=False)))
 
 
-def clean_fid_network(networks: Networks, *, device: torch.device) -> nn.Module:
-    """clean-fid's wrapper of the file that brics reads too."""
+def clean_fid_network(directory: Path, *, device: torch.device) -> nn.Module:
+    """clean-fid's wrapper of the file of Inception in `directory`, which brics reads too."""
     from cleanfid.inception_torchscript import InceptionV3W
 
-    network: nn.Module = InceptionV3W(str(networks.inception_file.parent), download=False).to(device).eval()
+    network: nn.Module = InceptionV3W(str(directory), download=False).to(device).eval()
     return network
 
 
@@ -129,12 +129,12 @@ def clean_fid_features(folder: Path, network: nn.Module, *, device: torch.device
 
 
 @torch.inference_mode()
-def _open_clip_features(images: Sequence[Pixels], networks: Networks) -> Features:
+def _open_clip_features(images: Sequence[Pixels], networks: Mapping[str, FeatureNetwork]) -> Features:
     """open_clip's own preprocessing, and its model."""
     preprocess = open_clip.image_transform(
         224, is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
     )
-    clip = networks.clip
+    clip = networks["clip"]
     assert isinstance(clip, ClipFeatures)
     parts = []
     for start in range(0, len(images), BATCH_SIZE):
@@ -234,7 +234,6 @@ def main() -> None:
         warnings.simplefilter("ignore")
         sides = [Path(directory) / name for name in ("real", "fake")]
         for seed, side in enumerate(sides):
-            side.mkdir()
             write_images(side, num_images, seed=seed)
         for file in sides[1].iterdir():  # far from the other side, so that a distance is not mere rounding
             Image.open(file).filter(ImageFilter.GaussianBlur(6)).save(file)

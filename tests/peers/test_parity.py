@@ -10,7 +10,6 @@ import torch
 from peers.parity import parity
 
 from brics_cli.bench.evaluate import write_images
-from brics_cli.bench.evaluation_networks import Networks
 from brics_cli.networks.clip import load_clip
 from brics_cli.networks.inception import load_inception
 
@@ -22,7 +21,7 @@ def test_every_metric_equals_the_peer_that_defines_it(tmp_path: Path) -> None:
         write_images(tmp_path / side, 12, seed=seed)
     file = standin_weights.save_random_inception(tmp_path)
     clip = load_clip(standin_weights.save_clip(tmp_path))
-    networks = Networks(load_inception(file), clip, inception_file=file)
+    networks = {"inception-clean": load_inception(file), "clip": clip}
     rows = parity(tmp_path, tmp_path / "real", tmp_path / "fake", networks=networks, device=torch.device("cpu"))
     assert [row.metric.split(",")[0] for row in rows] == [
         *("fid", "clip-fid", "kid", "is", "precision", "recall", "psnr", "ssim", "ms-ssim", "lpips (alex)")

@@ -8,10 +8,11 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
+from brics_cli.autoencoder import ms_ssim as of_tensors
 from brics_cli.autoencoder.losses import (
+    LEAST_CONTRAST,
     check_perceptual_weights,
     laplacian_l1,
-    ms_ssim,
     multiscale,
     perceptual_distance,
     reconstruction_loss,
@@ -27,6 +28,12 @@ def pair(size: int, *, batch: int = 2) -> tuple[Tensor, Tensor]:
     coarse = torch.rand(batch, 3, 4, 4, generator=generator) * 2 - 1
     images = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
     return images, (images + 0.1 * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """As in the loss."""
+    weights = of_tensors.weights_that_fit(*a.shape[2:])
+    return of_tensors.ms_ssim(a, b, value_range=2.0, weights=weights, least=LEAST_CONTRAST)
 
 
 def loss_config(**values: object) -> LossConfig:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from brics_cli.evaluation import moments as moments_module
-from brics_cli.evaluation.frechet import FrechetReference, frechet_distance
-from brics_cli.evaluation.jackknife import NUM_GROUPS, frechet_standard_error
+from brics_cli.evaluation.frechet import NUM_GROUPS, FrechetReference, frechet_distance
 from brics_cli.evaluation.moments import FeatureMoments
 
 D = 24
@@ -30,7 +29,7 @@ def groups_of(num: int, num_groups: int) -> np.ndarray:
     """The group of each of `num` rows: rows are told apart by a one of their own."""
     moments = gathered(np.eye(num, dtype=np.float32), num_groups=num_groups)
     assert not moments.is_full
-    left_out = np.stack([moments.without(group).mean == 0 for group in range(num_groups)])  # (G, N)
+    left_out = np.stack([moments.gaussian(without=group).mean == 0 for group in range(num_groups)])  # (G, N)
     assert (left_out.sum(axis=0) == 1).all()
     return left_out.argmax(axis=0)
 
@@ -49,16 +48,16 @@ def test_the_jackknife_is_the_spread_of_distances_without_a_group(
     expected = np.sqrt(0.9 * np.square(np.array(distances) - np.mean(distances)).sum())
     assert expected > 1e-3
     moments = gathered(fake, num_groups=NUM_GROUPS)
-    assert frechet_standard_error(reference, moments) == pytest.approx(expected, rel=1e-5)
+    assert FrechetReference(reference).standard_error(moments) == pytest.approx(expected, rel=1e-5)
     assert frechet_distance(reference, moments) == pytest.approx(
         FrechetReference(gathered(fake, num_groups=1)).distance(reference), rel=1e-9
     )
 
 
 def test_there_is_no_error_bar_of_too_few_images_or_without_groups() -> None:
-    reference = gathered(rows(150, seed=0), num_groups=1)
-    assert frechet_standard_error(reference, gathered(rows(19, seed=1), num_groups=NUM_GROUPS)) is None
-    assert frechet_standard_error(reference, gathered(rows(100, seed=1), num_groups=1)) is None
+    reference = FrechetReference(gathered(rows(150, seed=0), num_groups=1))
+    assert reference.standard_error(gathered(rows(19, seed=1), num_groups=NUM_GROUPS)) is None
+    assert reference.standard_error(gathered(rows(100, seed=1), num_groups=1)) is None
 
 
 def test_groups_are_of_equal_size_and_follow_no_order_of_the_images() -> None:
@@ -74,7 +73,7 @@ def test_memory_does_not_grow_with_the_number_of_images() -> None:
         features = rows(num, num_features, seed=0)
         tracemalloc.start()
         moments = gathered(features, num_groups=NUM_GROUPS, batch=32)
-        assert moments.without(0).covariance.shape == (num_features, num_features)
+        assert moments.gaussian(without=0).covariance.shape == (num_features, num_features)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.05 * peaks[0]

@@ -18,16 +18,18 @@ from skimage import data
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.evaluation import cache
 from brics_cli.evaluation.comparing import compare, load_report, plot_against_steps
-from brics_cli.evaluation.extraction import Extraction, Gathering
+from brics_cli.evaluation.family import Context, Needs
 from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.measuring import Extraction, Gathering
 from brics_cli.evaluation.moments import FeatureMoments
-from brics_cli.evaluation.ms_ssim import MIN_SIDE, ms_ssim
 from brics_cli.evaluation.neighbours import NeighbourSearch
-from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS
+from brics_cli.evaluation.reconstruction import MS_SSIM_SIDE, ms_ssim
+from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS, Settings
 from brics_cli.evaluation.rows import ArrayRows
 from brics_cli.evaluation.statistics import read_statistics
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.networks.perceptual import OTHER_FEATURES, load_lpips_features
+from brics_cli.runtime.reporting import SilentReporter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -44,7 +46,7 @@ def test_ms_ssim_equals_pytorch_msssims() -> None:
     np.testing.assert_allclose(ours, expected, rtol=1e-5)  # its window is float32
     np.testing.assert_allclose(ms_ssim(images, images), 1)
     with pytest.raises(UsageError, match="at least 161 px, these are 192 x 160"):
-        ms_ssim(images[:, : MIN_SIDE - 1], noisy[:, : MIN_SIDE - 1])
+        ms_ssim(images[:, : MS_SSIM_SIDE - 1], noisy[:, : MS_SSIM_SIDE - 1])
 
 
 def moments(num: int, num_features: int = 8, *, seed: int = 0) -> tuple[FeatureMoments, np.ndarray]:
@@ -201,9 +203,10 @@ class CountingNetwork(FeatureNetwork):
 def test_each_image_goes_once_through_the_network_and_failed_ones_not_at_all() -> None:
     network = CountingNetwork()
     images = [np.full((4 + number % 2, 4, 3), 10 * number, np.uint8) for number in range(9)]
-    gathering = Gathering(network, name_of=str, keep_rows=True)
+    gathering = Gathering(network, "fake", [], needs=[Needs(rows=True)])
     with ThreadPoolExecutor(2) as pool:
-        extraction = Extraction({("counting", "fake"): gathering}, pool)
+        context = Context(Settings(), torch.device("cpu"), pool, SilentReporter())
+        extraction = Extraction([gathering], context, strict=True)
         assert extraction.wants("fake") and not extraction.wants("real")
         for start in range(0, 9, 2):
             batch: list[np.ndarray | None] = list(images[start : start + 2])
@@ -212,15 +215,15 @@ def test_each_image_goes_once_through_the_network_and_failed_ones_not_at_all() -
             extraction.add("fake", batch, list(range(start, start + len(batch))))
         extraction.drain()
     assert network.num_run == 8
-    assert gathering.rows is not None
+    assert gathering.rows is not None and gathering.moments is not None and gathering.moments.num == 8
     np.testing.assert_allclose(gathering.rows.take(np.arange(8))[:, 0], [0, 10, 20, 30, 50, 60, 70, 80])
-    gathering.close()
+    gathering.rows.close()
 
 
 def test_features_that_are_not_finite_name_the_image() -> None:
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
-    gathering = Gathering(CountingNetwork(), name_of=lambda position: f"fake key-{position}")
+    gathering = Gathering(CountingNetwork(), "fake", [f"key-{number}" for number in range(9)], needs=[Needs()])
     with pytest.raises(MachineError, match=r"not finite for 1 of 2 images, first fake key-8\. Check its weights"):
         gathering.add([red // 2, red], [7, 8], [red, red])
 

@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from brics_cli.errors import UsageError
-from brics_cli.evaluation.meters import PairMeter
-from brics_cli.evaluation.reconstruction import psnr, ssim
-from brics_cli.evaluation.registry import REGISTRY
+from brics_cli.evaluation.family import Context, Score
+from brics_cli.evaluation.reconstruction import Psnr, psnr, ssim
+from brics_cli.evaluation.registry import REGISTRY, Settings
+from brics_cli.runtime.reporting import SilentReporter
 
 
 @pytest.fixture(scope="module")
@@ -59,28 +61,33 @@ def test_ssim_by_its_definition(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     assert ssim(*grey)[0] == pytest.approx(np.mean(values), rel=1e-10)
 
 
+def psnr_score(real: np.ndarray, fake: np.ndarray) -> Score:
+    with ThreadPoolExecutor(1) as pool:
+        family = Psnr(Context(Settings(), torch.device("cpu"), pool, SilentReporter()), None, {})
+        family.add(real, fake)
+        return family.result(REGISTRY["psnr"])
+
+
 def test_psnr_is_averaged_over_images_and_not_taken_of_the_whole() -> None:
     a = np.zeros((2, 16, 16, 3), np.uint8)
     b = a.copy()
     b[0] += 1
     b[1] += 100
     per_image = 20 * np.log10(255 / np.array([1.0, 100.0]))
-    meter = PairMeter(REGISTRY["psnr"], psnr)
-    meter.update(a, b)
-    assert meter.value == pytest.approx(per_image.mean())
-    assert meter.standard_error == pytest.approx(per_image.std(ddof=1) / np.sqrt(2))
+    score = psnr_score(a, b)
+    assert score.value == pytest.approx(per_image.mean())
+    assert score.error == pytest.approx(per_image.std(ddof=1) / np.sqrt(2))
     of_the_whole = 10 * np.log10(255**2 / 5000.5)
-    assert abs(meter.value - of_the_whole) > 5
+    assert abs(score.value - of_the_whole) > 5
 
 
 def test_identical_pairs_are_infinite_and_said_so(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     images = pairs[0]
     assert np.isinf(psnr(images, images)).all()
     np.testing.assert_allclose(ssim(images, images), 1)
-    meter = PairMeter(REGISTRY["psnr"], psnr)
-    meter.update(images, images)
-    assert (meter.value, meter.standard_error) == (np.inf, None)
-    assert meter.note is not None and "3 pairs are identical" in meter.note
+    score = psnr_score(images, images)
+    assert (score.value, score.error) == (np.inf, None)
+    assert score.note is not None and "3 pairs are identical" in score.note
 
 
 def test_what_cannot_be_compared_is_refused(pairs: tuple[np.ndarray, np.ndarray]) -> None:

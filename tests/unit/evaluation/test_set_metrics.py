@@ -117,7 +117,7 @@ def test_manifold_scores_by_their_definition(k: int, closed: bool, block: int) -
     expected = brute_force(real.astype(np.float32), fake.astype(np.float32), k=k, closed=closed)
     assert 0 < expected["precision"] < 1 and 0 < expected["recall"] < 1
     for name in SCORES:
-        assert scores.of(name).mean() == pytest.approx(expected[name], abs=1e-12), name
+        assert getattr(scores, name).mean() == pytest.approx(expected[name], abs=1e-12), name
 
 
 def test_precision_and_recall_equal_torch_fidelitys() -> None:
@@ -140,10 +140,10 @@ def test_manifold_scores_of_identical_disjoint_and_constant_sets() -> None:
     same = manifold_scores(real, real, k=3, closed=True)
     assert same.precision.mean() == same.recall.mean() == same.coverage.mean() == 1
     far = manifold_scores(real, ArrayRows(rows(20, seed=0, shift=1e3)), k=3, closed=True)
-    assert [far.of(name).mean() for name in SCORES] == [0, 0, 0, 0]
+    assert [getattr(far, name).mean() for name in SCORES] == [0, 0, 0, 0]
     constant = ArrayRows(np.full((9, 5), 0.1, np.float32))  # every radius is zero, and only <= reaches
     closed = manifold_scores(constant, constant, k=3, closed=True)
-    assert [closed.of(name).mean() for name in SCORES] == [1, 1, 0, 0]
+    assert [getattr(closed, name).mean() for name in SCORES] == [1, 1, 0, 0]
     with pytest.raises(UsageError, match="with k = 3 need more than 3 images on each side, there are 20 and 3"):
         manifold_scores(real, ArrayRows(rows(3, seed=0)), k=3, closed=True)
 

@@ -51,7 +51,7 @@ MAKERS = [
 def test_makers_are_known_by_arrays_and_names(name, num_features, more, network, size, tmp_path):
     found = read_statistics(saved(tmp_path / name, {**gaussian(num_features), **more}))
     assert (found.network, found.image_size) == (network, size)
-    assert ("nobody names" in found.describe()) == (network is None)
+    assert ("an unknown network" in found.describe()) == (network is None)
     for key, width in NUM_FEATURES.items():
         if width != num_features:
             with pytest.raises(ArtefactError, match=f"{num_features:,} features, and {key} has {width:,}"):

@@ -92,7 +92,7 @@ def test_a_checksum_is_remembered_until_the_file_changes(
 
 def test_the_missing_line_says_what_where_and_how(places: dict[str, Path]) -> None:
     with pytest.raises(ArtefactError) as caught:
-        require("toy", "FID", instead=metrics.NEEDS_NO_WEIGHTS)
+        require("toy", "FID", instead=metrics.need_no_weights())
     line = str(caught.value)
     assert line.startswith(f"FID needs toy.pt (0.0 MB), not found in {places['root']}, {places['tmp']}, ")
     assert "On a connected machine: curl -LO http://127.0.0.1:9/toy.pt; then brics weights import toy.pt." in line

@@ -1,0 +1,332 @@
+"""The pass over one pair of sides: every image is decoded once and goes through every network once.
+
+Moments are gathered as the features come; rows wait on disk only where a metric needs them. Features of the real side
+that an earlier run has cached are not computed again; what is left of that side is read only for what still needs it.
+B images per batch, D features.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import chain, zip_longest
+
+import numpy as np
+
+from brics_cli.errors import MachineError, UsageError
+from brics_cli.evaluation.cache import ReferenceFeatures
+from brics_cli.evaluation.family import SIDES, Context, Family, Needs, SetFeatures, Side, family_of
+from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.pairing import Pairing
+from brics_cli.evaluation.rows import SpooledRows
+from brics_cli.evaluation.selection import Chosen
+from brics_cli.evaluation.statistics import SavedStatistics
+from brics_cli.images.reading import CollectionStream, ImageStream
+from brics_cli.networks.features import FeatureNetwork, Image, Prepared
+
+Input = ImageStream | SavedStatistics
+
+# Batches that are resized ahead of the one in the network: enough to keep the pool busy, few enough to hold.
+NUM_AHEAD = 2
+
+
+class Gathering:
+    """The features of one side in one network, as they come in."""
+
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        side: Side,
+        keys: Sequence[str],
+        *,
+        needs: Sequence[Needs],
+        hearers: Sequence[Family] = (),
+    ) -> None:
+        """`needs`: of all families; `hearers`: those that are handed every batch."""
+        self.network, self.side, self.hearers = network, side, hearers
+        self._keys = keys
+        num_groups = max(each.num_groups for each in needs)
+        kept = any(not each.batches for each in needs)
+        self.moments = FeatureMoments(network.num_features, num_groups=num_groups) if kept else None
+        self.rows = SpooledRows(network.num_features) if any(each.rows for each in needs) else None
+        self.refused: UsageError | None = None
+        """Why these images cannot go through this network; set when the pass is not strict."""
+
+    def add(self, prepared: Sequence[Prepared], positions: Sequence[int], images: Sequence[Image]) -> None:
+        """Run one batch of prepared images through the network. Raises MachineError for features not finite."""
+        features = self.network.of_prepared(prepared)  # (B, D)
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            raise MachineError(
+                f"{self.network.name} gave features that are not finite for {len(bad):,} of {len(features):,} images, "
+                f"first {self.side} {self._keys[positions[bad[0]]]}",
+                next="Check its weights: brics weights verify",
+            )
+        if self.moments is not None:
+            self.moments.update(features)
+        if self.rows is not None:
+            self.rows.append(features, list(positions))
+        for family in self.hearers:
+            family.add(self.side, features, positions, images)
+
+
+class Extraction:
+    """Images of either side go in batch by batch; the gatherings of that side get their features, two batches later."""
+
+    def __init__(self, gatherings: Sequence[Gathering], context: Context, *, strict: bool) -> None:
+        """`strict`: images that a network cannot take raise UsageError; else that network is left alone from then."""
+        self.gatherings, self._pool, self._strict = gatherings, context.pool, strict
+        self._waiting: deque[list[tuple[Gathering, list[Future[Prepared]], list[int], list[Image]]]] = deque()
+
+    def wants(self, side: Side) -> bool:
+        """Whether any network still needs the images of `side`."""
+        return any(gathering.side == side for gathering in self.gatherings)
+
+    def add(self, side: Side, images: Sequence[Image | None], positions: Sequence[int]) -> None:
+        """Take the images (None: could not be read) of `side` that stand at `positions` of their source."""
+        places = [position for image, position in zip(images, positions, strict=True) if image is not None]
+        pixels = [image for image in images if image is not None]
+        if pixels:
+            self._waiting.append(
+                [
+                    (gathering, gathering.network.submit(pixels, self._pool), places, pixels)
+                    for gathering in self.gatherings
+                    if gathering.side == side and gathering.refused is None
+                ]
+            )
+        self.drain(NUM_AHEAD)
+
+    def drain(self, num_left: int = 0) -> None:
+        """Run what was handed in, but for the newest `num_left` batches."""
+        while len(self._waiting) > num_left:
+            for gathering, futures, places, pixels in self._waiting.popleft():
+                if gathering.refused is not None:
+                    continue
+                try:
+                    gathering.add([future.result() for future in futures], places, pixels)
+                except UsageError as error:
+                    if self._strict:
+                        raise
+                    gathering.refused = error
+
+
+class Measurement:
+    """The families that measure `chosen` on `sides`, and what one pass over these hands them.
+
+    `networks` are loaded, by their names. `strict`: a metric that cannot be measured on these images raises
+    UsageError; otherwise it is refused, and the others go on. `close` when all results are taken.
+    """
+
+    def __init__(
+        self,
+        sides: Mapping[Side, Input],
+        pairing: Pairing,
+        chosen: Sequence[Chosen],
+        networks: Mapping[str, FeatureNetwork],
+        context: Context,
+        *,
+        strict: bool = True,
+    ) -> None:
+        self.sides, self.chosen, self.networks, self.context = sides, chosen, networks, context
+        self.strict = strict
+        self.families: dict[tuple[str, str | None], Family] = {}
+        for each in chosen:
+            key = each.metric.family, each.network
+            if key not in self.families:
+                family = family_of(each.metric)
+                self.families[key] = family(context, networks.get(each.network or ""), sides)
+        self.refused: dict[str, UsageError] = {}
+        """Metric -> why it has no figure."""
+        self.failures: dict[Side, list[tuple[str, str]]] = {}
+        """Key and reason of every image that could not be read."""
+        self.fingerprints: dict[Side, str] = {}
+        """Of the images that were measured of a side, where these are a collection's."""
+        self.from_cache: list[str] = []
+        """The networks whose features of the real side were cached."""
+
+        # Partners come first, side by side, then everything without a partner.
+        limit = context.limit
+        self._paired = {"real": pairing.real[:limit], "fake": pairing.fake[:limit]}
+        self._order = {
+            "real": (pairing.real + pairing.unmatched_real)[:limit],
+            "fake": (pairing.fake + pairing.unmatched_fake)[:limit],
+        }
+        real = sides["real"]
+        self._reference: ReferenceFeatures | None = None
+        if context.use_cache and isinstance(real, CollectionStream) and self._order["real"]:
+            self._reference = ReferenceFeatures(real, self._order["real"], reporter=context.reporter)
+        self._features: dict[tuple[str, Side], SetFeatures] = {}
+        self._gatherings: dict[tuple[str, Side], Gathering] = {}
+
+    def family(self, chosen: Chosen) -> Family:
+        """What measures `chosen`. Raises UsageError when it was refused."""
+        if chosen.name in self.refused:
+            raise self.refused[chosen.name]
+        return self.families[chosen.metric.family, chosen.network]
+
+    def run(self) -> None:
+        """Read what must be read, and hand every family what it needs."""
+        try:
+            for network in self.networks:
+                for side in SIDES:
+                    self._prepare(network, side)
+            self._read()
+            self._know_fingerprints()
+            for (network, side), gathering in self._gatherings.items():
+                if gathering.refused is not None:
+                    of_sets = (each for each in self._users(network) if each.metric.compares == "sets")
+                    self.refused.update({each.name: gathering.refused for each in of_sets})
+                elif gathering.moments is not None:
+                    self._features[network, side] = SetFeatures(gathering.moments, gathering.rows)
+                    if side == "real":
+                        self._remember(gathering)
+            for (_, of), family in self.families.items():
+                for side in SIDES:
+                    features, needs = self._features.get((of or "", side)), family.needs(side)
+                    if features is not None and needs is not None and not needs.batches:
+                        family.add(side, features)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove the feature rows that wait on disk."""
+        for gathering in self._gatherings.values():
+            if gathering.rows is not None:
+                gathering.rows.close()
+
+    def _users(self, network: str) -> list[Chosen]:
+        return [each for each in self.chosen if each.network == network]
+
+    def _prepare(self, network: str, side: Side) -> None:
+        """Take one side's features in one network from a file or the cache, or have them gathered in the pass."""
+        source = self.sides[side]
+        families = [family for (_, of), family in self.families.items() if of == network]
+        needs = [need for family in families if (need := family.needs(side)) is not None]
+        hearers = [family for family in families if (need := family.needs(side)) is not None and need.batches]
+        if not needs:
+            return
+        if isinstance(source, SavedStatistics):
+            self._features[network, side] = SetFeatures(source.gaussian)
+            return
+        if side == "real" and self._reference is not None and not hearers:
+            cached = self._reference.load(self.networks[network], need_rows=any(need.rows for need in needs))
+            if cached is not None:
+                self._features[network, side] = SetFeatures(cached.moments, cached.rows)
+                self.failures[side] = cached.failures
+                self.from_cache.append(network)
+                return
+        self._gatherings[network, side] = Gathering(
+            self.networks[network], side, source.keys, needs=needs, hearers=hearers
+        )
+
+    def _read(self) -> None:
+        """Read both sides batch by batch."""
+        batch_size = self.context.batch_size
+        extraction = Extraction(list(self._gatherings.values()), self.context, strict=self.strict)
+        pairs = {key: self.families[key.metric.family, key.network] for key in self.chosen if _of_pairs(key)}
+        orders = {
+            side: self._order[side] if extraction.wants(side) else self._paired[side] if pairs else [] for side in SIDES
+        }
+        total = sum(map(len, orders.values()))
+        if not total:
+            return
+        # A network of pairs that hears of batches, too, runs at once, so that pairs find what it has computed.
+        shared = {each.network for each in pairs} & {network for network, _ in self._gatherings}
+        for network in shared:
+            self.networks[network or ""].num_remembered = 2 * batch_size
+        with self.context.reporter.task("measure", total=total, unit="img") as task:
+            real, fake = (_batches(self.sides[side], orders[side]) for side in SIDES)
+            ahead = []
+            while self._lacks_fake() and (batch := next(fake, None)) is not None:
+                extraction.add("fake", *batch)
+                extraction.drain()
+                ahead.append(batch)
+            left = len(self._paired["real"]) if pairs else 0
+            for number, (of_real, of_fake) in enumerate(zip_longest(real, chain(ahead, fake))):
+                if left > 0 and of_real is not None and of_fake is not None:
+                    self._add_pairs(of_real[0][:left], of_fake[0][:left], pairs)
+                    left -= batch_size
+                if of_real is not None:
+                    extraction.add("real", *of_real)
+                if of_fake is not None and number >= len(ahead):
+                    extraction.add("fake", *of_fake)
+                if shared:
+                    extraction.drain()
+                task.advance(sum(len(batch[0]) for batch in (of_real, of_fake) if batch is not None))
+            extraction.drain()
+        for side, source in self.sides.items():
+            failed = [(failure.key, failure.reason) for failure in source.failures]
+            self.failures[side] = list(dict.fromkeys([*self.failures.get(side, []), *failed]))
+
+    def _lacks_fake(self) -> bool:
+        gathered = (gathering for gathering in self._gatherings.values() if gathering.refused is None)
+        return any(family.wants_fake_first for gathering in gathered for family in gathering.hearers)
+
+    def _add_pairs(
+        self, real: Sequence[Image | None], fake: Sequence[Image | None], pairs: dict[Chosen, Family]
+    ) -> None:
+        for partners in stacked_partners(real, fake):
+            for each in list(pairs):
+                try:
+                    pairs[each].add(*partners)
+                except UsageError as error:  # images that are too small for it
+                    if self.strict:
+                        raise
+                    self.refused[each.name] = error
+                    del pairs[each]
+
+    def _know_fingerprints(self) -> None:
+        """What was read is known by its content, and so is what the cache was asked for."""
+        for side, source in self.sides.items():
+            if isinstance(source, CollectionStream) and (read := source.fingerprint_of_read()) is not None:
+                self.fingerprints[side] = read
+        if self._reference is not None:
+            if self.from_cache:
+                assert self._reference.fingerprint is not None
+                self.fingerprints["real"] = self._reference.fingerprint
+            elif self._reference.stream.num_read == len(self._order["real"]):
+                self._reference.fingerprint = self.fingerprints.get("real")
+
+    def _remember(self, gathering: Gathering) -> None:
+        """Cache the features of the real side for the next run; a cache that cannot be written is only said."""
+        if self._reference is None or gathering.moments is None or not gathering.moments.num:
+            return
+        try:
+            failures = self.failures.get("real", [])
+            self._reference.save(gathering.network, gathering.moments, gathering.rows, failures)
+        except OSError as error:
+            self.context.reporter.message(f"the features of {self.sides['real'].path} were not cached: {error}")
+
+
+def _of_pairs(chosen: Chosen) -> bool:
+    return chosen.metric.compares == "pairs"
+
+
+def _batches(source: Input, order: Sequence[int]) -> Iterator[tuple[list[Image | None], Sequence[int]]]:
+    """The images at `order` and where they stand, batch by batch."""
+    start = 0
+    for batch in source.read(order) if order else ():
+        yield batch, order[start : start + len(batch)]
+        start += len(batch)
+
+
+def stacked_partners(real: Sequence[Image | None], fake: Sequence[Image | None]) -> Iterator[tuple[Image, Image]]:
+    """Partners that could both be read, stacked to (N, H, W, 3), one pair of arrays per size of image.
+
+    Raises UsageError when partners differ in size.
+    """
+    by_shape: dict[tuple[int, ...], list[tuple[Image, Image]]] = {}
+    for first, second in zip(real, fake, strict=True):
+        if first is None or second is None:
+            continue
+        if first.shape != second.shape:
+            raise UsageError(
+                f"the images differ in size: real {first.shape[1]} x {first.shape[0]}, "
+                f"fake {second.shape[1]} x {second.shape[0]}",
+                next=f"Make the originals squares of the same size: brics pack REAL --out DIR --size {second.shape[0]}",
+            )
+        by_shape.setdefault(first.shape, []).append((first, second))
+    for members in by_shape.values():
+        yield np.stack([first for first, _ in members]), np.stack([second for _, second in members])

@@ -7,6 +7,7 @@ compared or shown.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], An
         value = json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+    except ValueError as error:
+        if "set_int_max_str_digits" not in str(error):
+            raise
+        raise ValueError(f"it holds a number of more than {sys.get_int_max_str_digits():,} digits") from None
     if _may_be_deep(text) and _is_deep(value):
         raise ValueError(_TOO_DEEP)
     return value

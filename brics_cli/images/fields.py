@@ -24,9 +24,11 @@ ALL = "all"
 _FIELD = re.compile(r"[a-z_][\w-]*(\.[\w-]+)*", re.ASCII)
 _BEFORE_FIELD = re.compile(r"(?<!^)\.(?=[a-z_])", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"(?<=\.)[0-9][\w-]*(?=\.)", re.ASCII)
-_LIKE_MASK = re.compile(rf"[_-](?:{'|'.join(sorted(NOT_IMAGES))})[_-]?[0-9]*$", re.IGNORECASE)
-_LIKE_IMAGE = ("", *(f"{sign}{word}" for sign in "_-" for word in sorted(IMAGES)))
-"""How the base names of masks end beside photographs: `0_mask.png` beside `0.jpg` or `0_rgb.jpg`."""
+_MASK = "|".join(sorted(NOT_IMAGES))
+_LIKE_MASK = re.compile(rf"[_-](?:{_MASK})[_-]?[0-9]*$|(?:^|(?<=/))(?:{_MASK})[_-](?=[^/]+$)", re.IGNORECASE)
+"""How the base names of masks end, or begin: `0_mask.png`, `mask_0.png` beside `0.jpg`, `0_rgb.jpg` or `img_0.jpg`."""
+_LIKE_IMAGE = [("", ""), *((word + sign, "") for sign in "_-" for word in sorted(IMAGES)),
+               *(("", sign + word) for sign in "_-" for word in sorted(IMAGES))]  # fmt: skip
 _LEAST_SHARE = 0.02
 """Of the samples that have a field: names that repeat in fewer are a coincidence."""
 _MOST_IN_FOLDER = 8
@@ -138,8 +140,9 @@ class FieldSurvey:
 
     def _see_mask(self, key: str, images: Mapping[str, Sequence[str]]) -> None:
         self._num_like_masks += 1
-        stem = _LIKE_MASK.sub("", key)
-        of = next((stem + ending for ending in _LIKE_IMAGE if stem + ending in images), None)
+        folder, slash, stem = _LIKE_MASK.sub("", key).rpartition("/")
+        others = (f"{folder}{slash}{first}{stem}{last}" for first, last in _LIKE_IMAGE)
+        of = next((other for other in others if other in images), None)
         if of is not None:
             mask, image = images[key][0], images[of][0]
             self._masks[mask, image] += 1
@@ -221,14 +224,18 @@ class FieldSurvey:
         return enough and all(2 * num >= len(self._folders) for num in names.values())
 
     def _is_meant(self, field: str, *, is_tar: bool) -> bool:
-        num = self._num[field]
-        beside_image = field in self._beside_images
+        """Whether it is a field; those of other extensions (`image.jpg`, `image.png`) count with it."""
+        stem = field.rpartition(".")[0]
+        same = [other for other in self._num if other.rpartition(".")[0] == stem]
+        num = sum(self._num[other] for other in same)
+        beside_image = not self._beside_images.keys().isdisjoint(same)
         of_mask = beside_image and any(word in NOT_IMAGES for word in re.split(r"[._-]", field))
         if num < _LEAST_SHARE * self._num_keys and not of_mask:
             return False
         if num == 1 and self._num_keys > 1 and not beside_image:
             return False
-        return 2 * self._with_siblings[field] >= num or (is_tar and "#" not in field and num == self._num_images > 1)
+        with_siblings = sum(self._with_siblings[other] for other in same)
+        return 2 * with_siblings >= num or (is_tar and "#" not in field and num == self._num_images > 1)
 
     def _chosen(
         self, asked: set[str], several: set[str], num: Counter[str], *, where: str, also: Counter[str] | None = None

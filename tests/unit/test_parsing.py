@@ -119,3 +119,9 @@ def test_no_deep_json_anywhere_is_a_bug(tmp_path, kind):
         path.write_text(DEEP[kind])
         assert brics(*command, cwd=workspace).returncode in (0, 2, 3, 4, 5), place
         path.unlink() if before is None else path.write_bytes(before)
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" + "1" * 5000 + "]", b'{"a": -' + b"1" * 5000 + b"}"])
+def test_numbers_of_many_digits_are_a_value_error_of_ours(text):
+    with pytest.raises(ValueError, match=r"it holds a number of more than 4,300 digits$"):
+        parse_json(text)

@@ -176,3 +176,57 @@ def test_labels_beside_images_that_a_listing_labels_otherwise_are_said(tmp_path,
     collection = open_collection(tmp_path)
     assert [image.label for image in read_all(collection)] == [0, 0]
     assert ("labels of files beside the images that are listed are not used" in collection.describe()) == said
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("image", ["{}.png", "{}.image.png"])
+@pytest.mark.parametrize(
+    ("field", "texts", "labels"),
+    [
+        ("label.cls", ["3", "5", "3"], [3, 5, 3]),
+        ("class.cls", ["3", "5", "3"], [3, 5, 3]),
+        ("label.txt", ["cat", "dog", "cat"], [0, 1, 0]),
+        ("class_name.txt", ["cat", "dog", "cat"], [0, 1, 0]),
+        ("LABEL.TXT", ["1", "0", "1"], [1, 0, 1]),
+        ("label.json", ["1", "0", "1"], [1, 0, 1]),
+        ("label.json", ['{"label": 1}', '{"label": 0}', '{"label": 1}'], [1, 0, 1]),
+    ],
+)
+def test_labels_in_fields_of_two_parts(tmp_path, form, image, field, texts, labels):
+    members = {image.format(number): grey(number) for number in range(3)}
+    members |= {f"{number}.{field}": text.encode() for number, text in enumerate(texts)}
+    collection = open_collection(container(tmp_path, form, members))
+    assert [raw.label for raw in read_all(collection)] == labels
+    assert not collection.passed_over and "3 of 3 labelled" in collection.describe()
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_other_fields_of_two_parts_are_said(tmp_path, form):
+    members = {"0.png": grey(), "0.caption.txt": b"a cat", "0.meta.json": b"{}", "1.label.cls": b"1"}
+    collection = open_collection(container(tmp_path, form, members))
+    assert collection.passed_over.to_json() == {".txt": 1, ".json": 1, ".cls": 1}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("num_png", [1, 2, 11])
+def test_labels_of_fields_that_mix_extensions(tmp_path, form, num_png):
+    """`000.image.jpg` and `001.image.png` are one field in this, however few there are of either."""
+    members = {f"{n:03d}.image.{'png' if n < num_png else 'jpg'}": grey(n) for n in range(12)}
+    members |= {f"{n:03d}.cls": str(n % 3).encode() for n in range(12)}
+    collection = open_collection(container(tmp_path, form, members))
+    assert [raw.label for raw in read_all(collection)] == [n % 3 for n in range(12)]
+    assert not collection.passed_over and next(iter(collection.keys())).endswith("000")
+
+
+def container(root, form, members):
+    if form == "tar":
+        return write_tar(root / "x.tar", members.items())
+    if form == "zip":
+        with zipfile.ZipFile(root / "x.zip", "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return root / "x.zip"
+    for name, data in members.items():
+        (root / "x").mkdir(exist_ok=True)
+        (root / "x" / name).write_bytes(data)
+    return root / "x"

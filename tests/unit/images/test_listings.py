@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from image_files import grey, read_all
+from image_files import grey, read_all, write_tar
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.images import open_collection
@@ -199,3 +199,41 @@ def test_the_deeper_listing_has_the_last_word(tmp_path):
     assert read["a/00000/img00000"] == (3, {"text": "x"})
     assert read["a/00001/img00001"] == (7, {"text": "y"})
     assert read["a/00000/img00002"] == (7, None)
+
+
+@pytest.mark.parametrize("kind", ["inside", "beside", "beside two", "beside, one given"])
+@pytest.mark.parametrize("name", ["good", "backslash", "base_name_only", "names"])
+def test_listings_in_tars_and_beside_them(tmp_path, kind, name):
+    images = {each: grey(number) for number, each in enumerate(NAMES)}
+    inside = {"dataset.json": LISTINGS[name].encode()} if kind == "inside" else {}
+    two = kind == "beside two"
+    write_tar(tmp_path / "a.tar", [*list(images.items())[: 6 if two else 12], *inside.items()])
+    if two:
+        write_tar(tmp_path / "b.tar", list(images.items())[6:])
+    if not inside:
+        (tmp_path / "dataset.json").write_text(LISTINGS[name])
+    path = tmp_path / "a.tar" if "given" in kind else tmp_path
+    collection = open_collection(path)
+    assert [raw.label for raw in read_all(collection)] == CLASSES
+    assert "12 of 12 labelled, 2 classes" in collection.describe() and not collection.passed_over
+    assert collection.class_names == (("cat", "dog") if name == "names" else ())
+    if not inside:
+        before = collection.fingerprint
+        (tmp_path / "dataset.json").write_text(LISTINGS["names"].replace("dog", "cow"))
+        assert open_collection(path).fingerprint == before  # of the images, which are the same
+        assert open_collection(path).class_names == ("cat", "cow")
+
+
+def test_a_listing_beside_tars_that_names_none_of_their_images_is_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.png", grey())])
+    (tmp_path / "dataset.json").write_text(LISTINGS["good"])
+    with pytest.raises(UsageError, match=r"dataset\.json names none of its 1 image.*--labels none") as caught:
+        open_collection(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "labels of dataset.json not used" in open_collection(tmp_path, labels="none").describe()
+
+
+def test_metadata_in_tars_of_image_folders(tmp_path):
+    metadata = b"file_name,text\na.png,a cat\nb.png,a dog\n"
+    write_tar(tmp_path / "a.tar", [("d/a.png", grey()), ("d/b.png", grey(1)), ("d/metadata.csv", metadata)])
+    assert [raw.meta for raw in read_all(open_collection(tmp_path))] == [{"text": "a cat"}, {"text": "a dog"}]

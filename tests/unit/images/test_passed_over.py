@@ -223,6 +223,20 @@ def test_images_named_like_masks_of_others_are_said(tmp_path, form, ending, imag
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("begin", ["mask_", "seg-", "Depth_", "gt_"])
+@pytest.mark.parametrize(("image", "extension"), [("{}.jpg", "jpg"), ("img_{}.jpg", "jpg"), ("{}_rgb.png", "png")])
+def test_names_that_begin_like_masks_of_others_are_said(tmp_path, form, begin, image, extension):
+    members = {f"d/{image.format(number)}": grey(number) for number in range(4)}
+    members |= {f"d/{begin}{number}.png": grey(100 + number) for number in range(3)}
+    listener = Listener()
+    path = write(form, tmp_path, members)
+    assert len(open_collection(path, reporter=listener)) == 7
+    (said,) = listener.heard
+    assert f"3 of 7 images are named like masks of others (d/{begin}0.png beside d/{image.format(0)})" in said
+    assert ("--image-field jpg leaves them out" in said) == (extension == "jpg")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
 def test_names_that_end_like_masks_beside_nothing_are_images(tmp_path, form):
     names = ["carnival_mask.png", "gas_mask.png", "gas.png", "sleep_mask.png", "dog.png", "mask.png", "normal_1.png"]
     listener = Listener()

@@ -133,18 +133,24 @@ def save_vgg16(directory: Path, *, widths: tuple[int, ...] = (8,) * 13) -> Path:
     return path
 
 
-def save_dinov2(directory: Path) -> Path:
+def save_dinov2(directory: Path, *, width: int = 64, depth: int = 2) -> Path:
     """A narrow, shallow DINOv2 in Meta's format: its names, 37 x 37 positions, a mask token."""
     path = directory / "dinov2_vitl14_pretrain.pth"
     generator = torch.Generator().manual_seed(0)
     network = VisionTransformer(
-        img_size=518, patch_size=14, embed_dim=64, depth=2, num_heads=1, init_values=1e-5, num_classes=0
+        img_size=518,
+        patch_size=14,
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // 64,
+        init_values=1e-5,
+        num_classes=0,
     )
     state = {
         name: torch.randn(value.shape, generator=generator) / max(value.shape[-1], 1) ** 0.5
         for name, value in network.state_dict().items()
     }
-    state["mask_token"] = torch.zeros(1, 64)
+    state["mask_token"] = torch.zeros(1, width)
     torch.save(state, path)
     return path
 

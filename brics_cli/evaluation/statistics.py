@@ -91,16 +91,16 @@ class SavedStatistics:
 
     def check_made_by(self, network: str) -> None:
         """Raise ArtefactError unless these can be statistics of `network`, as the registry names it."""
+        if self.network not in (None, network):
+            raise ArtefactError(
+                f"{self.path} holds statistics of {self.network} ({self.evidence}), and what is measured is {network}",
+                next=_HOW_TO_MEASURE[self.network or ""],
+            )
         num_features = NUM_FEATURES.get(network)
         if num_features not in (None, self.num_features):
             raise ArtefactError(
                 f"{self.path} holds statistics of {self.num_features:,} features, and {network} has {num_features:,}",
                 next="2,048 go with fid, 512 with clip-fid, 1,024 with fd-dinov2.",
-            )
-        if self.network not in (None, network):
-            raise ArtefactError(
-                f"{self.path} holds statistics of {self.network} ({self.evidence}), and what is measured is {network}",
-                next=_HOW_TO_MEASURE[self.network or ""],
             )
 
 

@@ -204,6 +204,43 @@ def test_statistics_of_another_network_are_refused_and_name_both(evaluate, folde
     assert "edm2.pkl is a pickle" in line and not (tmp_path / "owned").exists()
 
 
+def test_statistics_of_clip_and_dinov2_are_told_apart(evaluate, folders: Path, tmp_path: Path, weights: Path) -> None:
+    """With the right maker a figure; with another one exit 3, which names both; with an unknown one it is marked."""
+    if not (weights / "dinov2_vitl14_pretrain.pth").exists():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BRICS_WEIGHTS", str(weights))
+            path = standin_weights.save_dinov2(tmp_path, width=1024, depth=1)
+            import_weights(path, allow_unverified=True, as_id="dinov2-vit-l-14")
+    clip, dino = "ffhq_clean_clip_vit_b_32_trainval70k_256.npz", "dinov2.npz"
+    np.savez(tmp_path / clip, **gaussian(512))
+    np.savez(tmp_path / "clip.npz", **gaussian(512))
+    np.savez(tmp_path / dino, **gaussian(1024))
+    fake = ("--fake", folders / "fake")
+    by_dino = ("--statistics-by", "dinov2")
+    for metric, real, by, obstacle in (
+        ("clip-fid", clip, (), "own weights"),
+        ("clip-fid", "clip.npz", ("--statistics-by", "clip"), "own weights"),
+        ("clip-fid", "clip.npz", (), "own weights, statistics of an unknown network"),
+        ("fd-dinov2", dino, by_dino, "own weights"),
+        ("fd-dinov2", dino, (), "own weights, statistics of an unknown network"),
+    ):
+        result = measured(evaluate(*flags(metric), "--real", real, *fake, *by, "--json"))[metric]
+        assert (result["comparable"], result["not_comparable"]) == (False, obstacle)
+        assert result["value"] > 0 and (result["num_real"], result["num_fake"]) == (None, 12)
+    for metric, real, by, line in (
+        ("fd-dinov2", clip, (), f"{clip} holds statistics of clip (by its name, which is clean-fid's), and what is "
+         "measured is dinov2. Use --metric clip-fid."),
+        ("clip-fid", dino, by_dino, "dinov2.npz holds statistics of dinov2 (as --statistics-by says), and what is "
+         "measured is clip. Use --metric fd-dinov2."),
+        ("fid", clip, (), "holds statistics of clip (by its name, which is clean-fid's), and what is measured is "
+         "inception-clean"),
+        ("fd-dinov2", "clip.npz", (), "clip.npz holds statistics of 512 features, and dinov2 has 1,024."),
+        ("clip-fid", dino, (), "dinov2.npz holds statistics of 1,024 features, and clip has 512."),
+    ):  # fmt: skip
+        for sides in (("--real", real, *fake), ("--fake", real, "--real", folders / "real")):
+            assert line in error_line(evaluate(*flags(metric), *sides, *by, check=ExitCode.ARTEFACT))
+
+
 def test_a_reference_batch_of_adm_is_images_unless_its_statistics_are_asked_for(
     evaluate, folders: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,3 @@
 """Feature-grid retrieval: `functional` is the only door, `reference` the specification."""
 
 from brics_cli.kernels.functional import GridSpec, grid_retrieve
-
-__all__ = ["GridSpec", "grid_retrieve"]

@@ -63,26 +63,26 @@ class GridSpec:
         """D: axes of a query and of every grid."""
         return self.key_dim + (0 if self.positions == "none" else 2)
 
-    @property
-    def level_rows(self) -> tuple[int, ...]:
-        """V_l: rows of each level in the table of one group."""
-        vertices = [(cells + 1) ** self.query_dim for cells in self.resolutions]
-        return tuple(vertices if self.table_cap is None else [min(each, self.table_cap) for each in vertices])
+    @functools.cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Every level, coarse to fine as in `resolutions`."""
+        levels, start = [], 0
+        for cells in self.resolutions:
+            vertices = (cells + 1) ** self.query_dim
+            rows = vertices if self.table_cap is None else min(vertices, self.table_cap)
+            levels.append(Level(cells, start, rows, dense=rows == vertices))
+            start += rows
+        return tuple(levels)
 
     @property
     def num_vertices(self) -> int:
         """V: rows of all levels of one group."""
-        return sum(self.level_rows)
+        return sum(level.rows for level in self.levels)
 
     @property
     def num_features(self) -> int:
         """Features that one group retrieves per query: L * F."""
         return len(self.resolutions) * self.level_dim
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """Every level, coarse to fine as in `resolutions`."""
-        return _levels(self)
 
     def as_ints(self, lattice: tuple[int, int] | None) -> tuple[list[int], list[int]]:
         """`resolutions`, and everything else but key_dim and level_dim, as the ints an op takes. See `from_ints`."""
@@ -105,12 +105,3 @@ def _from_ints(
     positions, cell, table_cap, index, height, width = layout
     names: tuple[Positions, Index] = (get_args(Positions)[positions], get_args(Index)[index])
     return GridSpec(key_dim, resolutions, level_dim, names[0], cell, table_cap or None, names[1]), (height, width)
-
-
-@functools.cache
-def _levels(spec: GridSpec) -> tuple[Level, ...]:
-    levels, start = [], 0
-    for cells, rows in zip(spec.resolutions, spec.level_rows, strict=True):
-        levels.append(Level(cells, start, rows, dense=rows == (cells + 1) ** spec.query_dim))
-        start += rows
-    return tuple(levels)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unit.kernels.grids import example, lattice_of, spec_of
 
 from brics_cli.errors import UsageError
-from brics_cli.kernels import GridSpec, functional, grid_retrieve, reference, torch_lattice, torch_retrieve
+from brics_cli.kernels import GridSpec, functional, grid_retrieve, reference, torch_retrieve
 
 DIMS = [1, 2, 3]
 SPECS = [
@@ -87,7 +87,7 @@ def test_the_papers_tables_have_its_published_size() -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=named)
 def test_the_torch_backend_agrees_with_the_reference(spec: GridSpec, way: str, monkeypatch) -> None:
     """Each of its three ways, at the walls too, wherever the way can be gone; the gather in chunks."""
-    monkeypatch.setattr(torch_lattice, "VERTICES_PER_TOKEN", 1e9 if way == "lattice" else 0)
+    monkeypatch.setattr(torch_retrieve, "VERTICES_PER_TOKEN", 1e9 if way == "lattice" else 0)
     if way == "gather":
         monkeypatch.setattr(torch_retrieve, "_is_sampled", lambda *_: False)
         monkeypatch.setattr(torch_retrieve, "CORNERS_PER_CHUNK", 200)

@@ -27,9 +27,17 @@ from brics_cli.config.bottlenecks import (
     VqBottleneckConfig,
 )
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig
-from brics_cli.config.loading import apply_overrides, dump_yaml, load_recipe, load_yaml, recipes_named
+from brics_cli.config.loading import (
+    apply_overrides,
+    default_autoencoder_recipe,
+    dump_yaml,
+    list_recipes,
+    load_recipe,
+    load_yaml,
+    recipe_path,
+    recipes_named,
+)
 from brics_cli.config.names import DEFAULT_TRANSFORM, CodeKind, Transform
-from brics_cli.config.recipes import default_autoencoder_recipe, list_recipes, recipe_path
 from brics_cli.config.runs import (
     AutoencoderRecipe,
     DataConfig,
@@ -39,47 +47,3 @@ from brics_cli.config.runs import (
     Recipe,
     ScheduleConfig,
 )
-
-__all__ = [
-    "DEFAULT_TRANSFORM",
-    "AutoencoderConfig",
-    "AutoencoderRecipe",
-    "BottleneckConfig",
-    "CodeKind",
-    "Config",
-    "DataConfig",
-    "DecoderConfig",
-    "DenoiserConfig",
-    "DiTConfig",
-    "DiffusionConfig",
-    "DiffusionRecipe",
-    "EncoderConfig",
-    "FeatureConfig",
-    "FeatureGridConfig",
-    "FsqBottleneckConfig",
-    "GridBottleneckConfig",
-    "GroupedFeatureConfig",
-    "HashBottleneckConfig",
-    "KlBottleneckConfig",
-    "LossConfig",
-    "MlpFeatureConfig",
-    "NoneBottleneckConfig",
-    "OptimiserConfig",
-    "Recipe",
-    "ResNetDecoderConfig",
-    "RqBottleneckConfig",
-    "ScheduleConfig",
-    "StyleDecoderConfig",
-    "Transform",
-    "UNetConfig",
-    "VqBottleneckConfig",
-    "apply_overrides",
-    "default_autoencoder_recipe",
-    "dump_yaml",
-    "list_recipes",
-    "load_recipe",
-    "load_yaml",
-    "recipe_path",
-    "recipes_named",
-    "validate",
-]

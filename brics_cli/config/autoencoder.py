@@ -24,7 +24,7 @@ class EncoderConfig(Config):
     attention: bool = False
     """Self-attention after the coarsest stage."""
     shortcut: bool = True
-    """Add a linear map of each f x f block of pixels to the output, beside all normalisation."""
+    """Add a linear map of each f x f block of pixels to the output, past all normalisation."""
 
 
 class ResNetDecoderConfig(Config):
@@ -38,7 +38,7 @@ class ResNetDecoderConfig(Config):
     attention: bool = False
     """Self-attention after the coarsest stage."""
     shortcut: bool = True
-    """Add a linear map of each input position to its block of pixels, beside all normalisation."""
+    """Add a linear map of each input position to its block of pixels, past all normalisation."""
 
     @property
     def upsampling(self) -> int:

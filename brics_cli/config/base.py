@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import types
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
@@ -17,6 +18,15 @@ class Config(BaseModel):
     """Frozen, no unknown keys, no infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                near = did_you_mean(str(key), sorted(cls.model_fields))
+                raise PydanticCustomError("unknown_key", "{near}", {"key": str(key), "near": near})
+        return values
 
 
 def default_kind(kind: str) -> BeforeValidator:
@@ -33,59 +43,37 @@ def validate(cls: type[ConfigT], values: Any, *, source: str) -> ConfigT:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: {_first_problem(cls, error)}") from None
+        found = error.errors(include_url=False)
+        # an unknown key explains a missing one, so it goes first
+        problem = min(found, key=lambda each: each["type"] not in ("unknown_key", "extra_forbidden"))
+        raise UsageError(f"{source}: {_said(problem, values)}") from None
 
 
-def _first_problem(cls: type[BaseModel], error: ValidationError) -> str:
-    """The most telling of pydantic's findings: an unknown key explains a missing one, so it goes first."""
-    problems = error.errors(include_url=False)
-    problem = min(problems, key=lambda found: found["type"] != "extra_forbidden")
-    location = [part for part in problem["loc"] if part not in _tags(cls)]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(cls, tuple(location[:-1]), problem["loc"])
-        return f"no key {key!r}{did_you_mean(str(location[-1]), known)}"
-    if problem["type"] == "missing":
+def _said(problem: ErrorDetails, values: Any) -> str:
+    key, kind, context = _key(problem, values), problem["type"], problem.get("ctx", {})
+    if kind == "unknown_key":
+        name = f"{key}.{context['key']}" if key else context["key"]
+        return f"no key {name!r}{context['near']}"
+    if kind == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if problem["type"] == "value_error":
+    if kind == "value_error":
         return f"{key}: {message}" if key else message
-    if problem["type"] == "union_tag_invalid":
-        expected = str(problem["ctx"]["expected_tags"]).replace("'", "")
-        return f"{key}.kind = {problem['ctx']['tag']!r}, but it should be one of: {expected}"
+    if kind == "union_tag_invalid":
+        expected = str(context["expected_tags"]).replace("'", "")
+        return f"{key}.kind = {context['tag']!r}, but it should be one of: {expected}"
     return f"{key} = {problem['input']!r}, but it should be {message}"
 
 
-def _tags(cls: type[BaseModel]) -> set[str]:
-    """Values of `kind` anywhere below `cls`; pydantic puts them into locations, users did not type them there."""
-    tags: set[str] = set()
-    for annotation in (field.annotation for field in cls.model_fields.values()):
-        for model in _models(annotation):
-            kind = model.model_fields.get("kind")
-            if kind is not None:
-                tags.update(str(tag) for tag in get_args(kind.annotation))
-            tags |= _tags(model)
-    return tags
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if get_origin(annotation) is Annotated or get_origin(annotation) in (Union, types.UnionType):
-        return [model for part in get_args(annotation) for model in _models(part)]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return []
-
-
-def _known_keys(cls: type[BaseModel], path: tuple[Any, ...], location: tuple[Any, ...]) -> list[str]:
-    models: list[type[BaseModel]] = [cls]
-    for part in path:
-        below = [
-            m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)
-        ]
-        chosen = [
-            m
-            for m in below
-            if "kind" in m.model_fields and set(get_args(m.model_fields["kind"].annotation)) & set(location)
-        ]
-        models = chosen or below
-    return sorted({key for model in models for key in model.model_fields})
+def _key(problem: ErrorDetails, values: Any) -> str:
+    """The dotted key of a finding as it is written: without the values of `kind` that pydantic adds for unions."""
+    parts: list[str] = []
+    block: Any = values
+    for number, part in enumerate(problem["loc"], start=1):
+        is_missing = problem["type"] == "missing" and number == len(problem["loc"])
+        if isinstance(block, Mapping) and part not in block and not is_missing:
+            continue
+        parts.append(str(part))
+        if not is_missing and isinstance(block, Mapping | list | tuple):
+            block = block[part]  # type: ignore[index]
+    return ".".join(parts)

@@ -19,7 +19,7 @@ STORED_BITS: dict[CodeKind, int] = {"bounded": 8, "continuous": 16}
 """Bits of one code value in a key-code store: uint8 or float16."""
 
 MAX_GRID_ENTRIES = 2**30
-"""4 GiB of float32, and three times that in the optimiser and the average: a forgotten cap, not a wish."""
+"""4 GiB of float32, and three times that in the optimiser and the average: a forgotten cap."""
 
 
 class _BottleneckConfig(Config):

@@ -1,7 +1,11 @@
-"""From a recipe's YAML and `--set` overrides to a validated recipe: defaults < recipe < --set in order < flags."""
+"""From a recipe's YAML and `--set` overrides to a validated recipe: defaults < recipe < --set in order < flags.
+
+Recipes are in `recipes/` of a checkout, in `brics_cli/_recipes` of an installed wheel, or at a user's path.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +14,6 @@ from typing import Any
 import yaml
 
 from brics_cli.config.base import validate
-from brics_cli.config.recipes import is_recipe_path, list_recipes, recipe_path
 from brics_cli.config.runs import AutoencoderRecipe, DiffusionRecipe, Recipe
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
@@ -21,11 +24,8 @@ _RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
     "diffusion": DiffusionRecipe,
 }
 
-
 _SPELLINGS = {"optimizer": "optimiser", "normalize": "normalise"}
 """American spellings of keys, accepted wherever ours are."""
-
-
 MOST_YAML_BYTES = 1 << 20
 MOST_VALUES = 100_000
 
@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -65,16 +65,16 @@ def parse_yaml(text: str, *, source: str) -> Any:
         raise UsageError(f"{source}{where}: {problem}") from None
     except RecursionError:
         raise UsageError(f"{source}: it is nested too deeply") from None
-    except (ValueError, TypeError) as error:  # a date that is none, a list as a key
+    except (ValueError, TypeError) as error:  # an impossible date, a list as a key
         raise UsageError(f"{source}: {error}") from None
 
 
 def _count(node: yaml.Node | None, known: dict[int, int], *, source: str) -> int:
-    """How many values a node stands for with its aliases written out. Raises UsageError for more than MOST_VALUES."""
+    """The number of values of a node, its aliases written out. Raises UsageError for more than MOST_VALUES."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES  # until it is known: an alias to what it stands in has no end
+        known[id(node)] = MOST_VALUES  # until it is known: an alias to what it is part of has no end
         below = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
         known[id(node)] = 1 + sum(_count(part, known, source=source) for part in below)
     if known[id(node)] > MOST_VALUES:
@@ -110,13 +110,13 @@ def load_recipe(name_or_path: str, *, kind: str, overrides: Sequence[str] = (), 
 def recipes_named(name_or_path: str) -> list[Recipe]:
     """The recipes of that name (an autoencoder's and a diffusion model's may share one), or the one at that path.
 
-    Raises UsageError when there is none, with the nearest name of either kind.
+    Raises UsageError when there is no such recipe, with the nearest name of either kind.
     """
     if is_recipe_path(name_or_path):
         values = load_yaml(recipe_path(name_or_path, kind="autoencoder"))
         kind = str(values.get("kind"))
         if kind not in _RECIPES:
-            raise UsageError(f"{name_or_path}: kind {kind!r} is no kind of recipe{did_you_mean(kind, _RECIPES)}")
+            raise UsageError(f"{name_or_path}: {kind!r} is not a kind of recipe{did_you_mean(kind, _RECIPES)}")
         return [recipe_from_values(values, kind=kind, source=name_or_path)]
     known = {name for kind in _RECIPES for name in list_recipes(kind)}
     if name_or_path not in known:
@@ -148,14 +148,18 @@ def recipe_from_values(
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`values` with each `a.b=c` applied in order. Setting a block's `kind` to another empties the block first."""
-    result = _copy(values)
+    result = copy.deepcopy(dict(values))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {override!r} is not KEY=VALUE", next="Example: --set optimiser.lr=1e-4")
-        path = [_SPELLINGS.get(part, part) for part in key.strip().split(".")]
-        _assign(result, path, parse_yaml(text, source=f"--set {key}"))
+        _assign(result, key_of(override).split("."), parse_yaml(text, source=f"--set {key}"))
     return result
+
+
+def key_of(override: str) -> str:
+    """The dotted key of `a.b=c`, in our spelling."""
+    return ".".join(_SPELLINGS.get(part, part) for part in override.partition("=")[0].strip().split("."))
 
 
 def _assign(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -181,10 +185,60 @@ def _spelt(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     return result
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-
-
 def dump_yaml(recipe: Recipe) -> str:
     """The recipe, complete with defaults, as YAML that `load_recipe` reads back to the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def recipes_root() -> Path:
+    """The directory of the recipes that ship with brics."""
+    package = Path(__file__).parents[1]
+    installed = package / "_recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def list_recipes(kind: str) -> dict[str, Path]:
+    """Name -> path of every shipped recipe of `kind` (autoencoder or diffusion), sorted by name.
+
+    A tiny recipe's file is named after its kind (`tiny/autoencoder.yaml`), its name is `tiny`.
+    """
+    found = {path.stem: path for path in (recipes_root() / kind).glob("*.yaml")}
+    tiny = recipes_root() / "tiny" / f"{kind}.yaml"
+    if tiny.is_file():
+        found["tiny"] = tiny
+    return dict(sorted(found.items()))
+
+
+def is_recipe_path(name_or_path: str) -> bool:
+    """Whether it is a path of a user's own recipe, not the name of a shipped one."""
+    return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
+
+
+def recipe_path(name_or_path: str, *, kind: str) -> Path:
+    """The file of a recipe given by name or by path. Raises UsageError with the nearest name."""
+    if is_recipe_path(name_or_path):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise UsageError(f"no recipe file {path}", next="`brics recipes` lists the shipped ones.")
+        return path
+    known = list_recipes(kind)
+    if name_or_path not in known:
+        raise UsageError(
+            f"no {kind} recipe {name_or_path!r}{did_you_mean(name_or_path, known)}",
+            next="`brics recipes` lists them all.",
+        )
+    return known[name_or_path]
+
+
+def default_autoencoder_recipe(median_side: int) -> str:
+    """The name of the largest general recipe not above `median_side` pixels (the smallest when all are above).
+
+    The general recipes are those named after their image size alone: `brics-64`, `brics-256`, ...
+    """
+    sizes = {
+        int(name.removeprefix("brics-")): name
+        for name in list_recipes("autoencoder")
+        if name.removeprefix("brics-").isdigit()
+    }
+    fitting = [size for size in sizes if size <= median_side]
+    return sizes[max(fitting) if fitting else min(sizes)]

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+RecipeKind = Literal["autoencoder", "diffusion"]
+"""What a recipe trains."""
+
 Transform = Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"]
 """How an image becomes a square (`images.pixels`)."""
 DEFAULT_TRANSFORM: Transform = "crop-bicubic"

@@ -126,7 +126,7 @@ class ScheduleConfig(Config):
 
 
 class DiffusionScheduleConfig(ScheduleConfig):
-    """What diffusion models have beside."""
+    """What diffusion models have in addition."""
 
     gradient_checkpointing: bool = False
     """Compute the activations inside each of the denoiser's blocks again in the backward pass instead of keeping them:

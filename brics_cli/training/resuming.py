@@ -11,7 +11,7 @@ from typing import Any
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import Recipe, load_yaml
-from brics_cli.config.loading import recipe_from_values
+from brics_cli.config.loading import key_of, recipe_from_values
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.fingerprints import fingerprint, known_digests
@@ -69,7 +69,7 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
             f"{run} cannot go on with other settings of this kind: {listed(fixed)}",
             next=f"Start a new run from its weights: --init-from {command_line(run)}",
         )
-    said = [override.partition("=")[0].strip() for override in overrides]
+    said = [key_of(override) for override in overrides]
     unsaid = [key for key in changed if not _is_in(key, said)]
     if unsaid:
         again, quoted = " ".join(_set_option(key, now[key]) for key in unsaid), command_line(run)

@@ -7,9 +7,12 @@ from typing import get_args
 import pytest
 import torch
 
+from brics_cli.autoencoder.bottlenecks import BOTTLENECKS
+from brics_cli.autoencoder.build import DECODERS
+from brics_cli.autoencoder.discriminator import GAN_LOSSES
+from brics_cli.autoencoder.losses import PERCEPTUAL
 from brics_cli.codes.format import QUANTISATIONS
-from brics_cli.config import AutoencoderConfig, DiffusionConfig, names
-from brics_cli.config import bottlenecks as bottleneck_configs
+from brics_cli.config import BottleneckConfig, DecoderConfig, DiffusionConfig, names
 from brics_cli.diffusion import diffusion
 from brics_cli.images import TRANSFORM_VERSIONS
 
@@ -34,6 +37,9 @@ def test_every_name_of_diffusion_computes_something(key, computes) -> None:
         assert computes(DiffusionConfig.model_validate({key: name}), times).shape == times.shape, name
 
 
-def test_the_default_bottleneck_is_one_of_them() -> None:
-    kinds = {each.model_fields["kind"].default for each in get_args(get_args(bottleneck_configs.BottleneckConfig)[0])}
-    assert AutoencoderConfig(image_size=32, encoder={"widths": (8,)}, decoder={"widths": (8,)}).bottleneck.kind in kinds
+def test_losses_bottlenecks_and_decoders() -> None:
+    assert {"none", *PERCEPTUAL} == set(get_args(names.Perceptual))
+    assert set(GAN_LOSSES) == set(get_args(names.GanLoss))
+    for union, registered in ((BottleneckConfig, BOTTLENECKS), (DecoderConfig, DECODERS)):
+        configs = get_args(get_args(union)[0])
+        assert {config.model_fields["kind"].default for config in configs} == set(registered)

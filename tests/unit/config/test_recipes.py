@@ -115,7 +115,7 @@ def test_numbers_are_numbers(text: str, value: object) -> None:
 
 
 def test_a_key_written_twice_is_an_error() -> None:
-    with pytest.raises(UsageError, match="line 3: key 'a' stands twice"):
+    with pytest.raises(UsageError, match="line 3: key 'a' appears twice"):
         parse_yaml("b: 1\na: 1\na: 2\n", source="x.yaml")
 
 

@@ -72,7 +72,7 @@ def save_autoencoder(
 def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder of a run directory, or of its `model/`: float32, in evaluation mode, on `device`.
 
-    Raises ArtefactError when there is none, or when its files are damaged, foreign or of a newer format.
+    Raises ArtefactError when it is not found, or when its files are damaged, foreign or of a newer format.
     """
     from brics_cli.autoencoder.build import build_autoencoder
 
@@ -80,7 +80,7 @@ def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") ->
     source = directory / "config.json"
     try:
         config = validate(AutoencoderConfig, values.get("model"), source=str(source))
-    except UsageError as error:  # nobody typed this file: it is damaged
+    except UsageError as error:  # no user wrote this file: it is damaged
         raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
     if not isinstance(values.get("transform"), str):
         raise ArtefactError(f"{source} does not say the pixel transform it was trained with")

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.bottlenecks import (
-    Bottleneck,
-    CodebookBottleneck,
-    FsqBottleneck,
-    GridBottleneck,
-    HashBottleneck,
-    KlBottleneck,
-    NoneBottleneck,
-)
-from brics_cli.autoencoder.decoder import Decoder
+from brics_cli.autoencoder.bottlenecks import BOTTLENECKS
+from brics_cli.autoencoder.decoders import ResNetDecoder, StyleDecoder
 from brics_cli.autoencoder.encoder import Encoder
-from brics_cli.autoencoder.style_decoder import StyleDecoder
-from brics_cli.config import (
-    AutoencoderConfig,
-    FsqBottleneckConfig,
-    GridBottleneckConfig,
-    HashBottleneckConfig,
-    KlBottleneckConfig,
-    NoneBottleneckConfig,
-    ResNetDecoderConfig,
-    RqBottleneckConfig,
-    StyleDecoderConfig,
-    VqBottleneckConfig,
-)
+from brics_cli.config import AutoencoderConfig
 
-BOTTLENECKS: dict[type, Any] = {
-    GridBottleneckConfig: GridBottleneck,
-    HashBottleneckConfig: HashBottleneck,
-    NoneBottleneckConfig: NoneBottleneck,
-    KlBottleneckConfig: KlBottleneck,
-    VqBottleneckConfig: CodebookBottleneck,
-    RqBottleneckConfig: CodebookBottleneck,
-    FsqBottleneckConfig: FsqBottleneck,
-}
-DECODERS: dict[type, Any] = {ResNetDecoderConfig: Decoder, StyleDecoderConfig: StyleDecoder}
+DECODERS: dict[str, type[nn.Module]] = {"resnet": ResNetDecoder, "style": StyleDecoder}
 
 
 def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
@@ -47,15 +18,10 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
 
     Raises UsageError when the bottleneck needs a library that is not installed.
     """
-    encoder_channels = BOTTLENECKS[type(config.bottleneck)].encoder_channels(config.code_channels)
+    bottleneck = BOTTLENECKS[config.bottleneck.kind]
     return Autoencoder(
         config,
-        encoder=Encoder(config.encoder, out_channels=encoder_channels),
-        bottleneck=build_bottleneck(config),
-        decoder=DECODERS[type(config.decoder)](config.decoder),
+        encoder=Encoder(config.encoder, out_channels=bottleneck.encoder_channels(config.code_channels)),
+        bottleneck=bottleneck(config.bottleneck, model=config),
+        decoder=DECODERS[config.decoder.kind](config.decoder),
     )
-
-
-def build_bottleneck(config: AutoencoderConfig) -> Bottleneck:
-    """The bottleneck that `config.bottleneck.kind` names."""
-    return BOTTLENECKS[type(config.bottleneck)](config.bottleneck, model=config)

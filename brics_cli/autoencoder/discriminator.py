@@ -5,7 +5,9 @@ Losses are functions of logits (B, 1, h, w), larger for real; all are means over
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.layers import group_norm
 from brics_cli.config.runs import GanConfig
+from brics_cli.runtime.precision import full_precision
 
 SLOPE = 0.2
 
@@ -39,22 +42,29 @@ class Discriminator(nn.Module):
             h = conv(h)  # (B, widths[i], H / 2^(i+1), W / 2^(i+1))
             h = F.leaky_relu(self.norms[i - 1](h) if i else h, SLOPE)
         h = F.leaky_relu(self.norms[-1](self.last(h)), SLOPE)
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # bf16 logits end in NaN after tens of thousands of steps
+        with full_precision(images.device):  # bf16 logits end in NaN after tens of thousands of steps
             return self.head(h.float())
 
 
-def discriminator_loss(config: GanConfig, *, real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator minimises, a scalar, from its logits of real images and of reconstructions."""
-    if config.loss == "hinge":  # arXiv 1705.02894
-        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-    return F.softplus(-real).mean() + F.softplus(fake).mean()  # non-saturating, arXiv 1406.2661
+class GanLoss(NamedTuple):
+    """What each side minimises, a scalar: the discriminator from its logits of real images and of reconstructions, the
+    autoencoder from those of its reconstructions."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    autoencoder: Callable[[Tensor], Tensor]
 
 
-def adversarial_loss(config: GanConfig, fake: Tensor) -> Tensor:
-    """What the autoencoder minimises, a scalar, from the logits of its reconstructions."""
-    return -fake.mean() if config.loss == "hinge" else F.softplus(-fake).mean()
+GAN_LOSSES: dict[str, GanLoss] = {
+    "hinge": GanLoss(  # arXiv 1705.02894
+        lambda real, fake: (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2,
+        lambda fake: -fake.mean(),
+    ),
+    "non-saturating": GanLoss(  # arXiv 1406.2661
+        lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
+        lambda fake: F.softplus(-fake).mean(),
+    ),
+}
+"""By `gan.loss`."""
 
 
 def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
@@ -64,7 +74,7 @@ def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
     number of patches, so that one gamma means the same at every image size.
     """
     images = images.detach().float().requires_grad_(True)
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         logits = discriminator(images)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean() / (2 * logits[0].numel())

@@ -7,13 +7,13 @@ normalisation and resampling are not counted, as the counter does not count them
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brics_cli.autoencoder.bottlenecks import CodebookBottleneck, GridBottleneck
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.config import AutoencoderRecipe
 
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     gflop: float
     params_m: float
     vqgan_f16_ratio: float | None = None
-    """Of VQGAN-f16's decoder, for what stands between codes and pixels, at 256 px alone."""
+    """Of VQGAN-f16's decoder, for everything between codes and pixels, at 256 px alone."""
 
 
 def count(recipe: AutoencoderRecipe) -> list[Row]:
@@ -43,14 +43,11 @@ def count(recipe: AutoencoderRecipe) -> list[Row]:
     encoder = Row("encoder", gflop_of(lambda: model.encode(images)), params_m(model.encoder))
     from_codes = gflop_of(lambda: model.decode(codes))
     features = gflop_of(lambda: bottleneck.decode_codes(codes))
-    mlp_m, lookup = params_m(bottleneck), None
-    if isinstance(bottleneck, GridBottleneck):
-        lookup = Row("retrieval", gflop_of(lambda: bottleneck.retrieve(codes)), bottleneck.tables.numel() / 1e6)
-        mlp_m -= lookup.params_m
-    elif isinstance(bottleneck, CodebookBottleneck):
-        search = gflop_of(lambda: bottleneck.bound(codes)) if bottleneck.searches_when_decoding else 0.0
-        lookup = Row("codebook", search, bottleneck.codebooks.numel() / 1e6)  # buffers, not parameters
-    parts = [lookup] if lookup is not None else []
+    parts, mlp_m = [], params_m(bottleneck)
+    if (lookup := bottleneck.lookup()) is not None:
+        entries_m = lookup.tables.numel() / 1e6
+        parts.append(Row(lookup.name, gflop_of(partial(lookup.run, codes)), entries_m))
+        mlp_m -= entries_m if isinstance(lookup.tables, nn.Parameter) else 0.0
     parts.append(Row("feature MLP", features - sum(row.gflop for row in parts), mlp_m))
     parts.append(Row("decoder", from_codes - features, params_m(model.decoder)))
     ratio = from_codes / VQGAN_F16_DECODER_GFLOP if config.image_size == VQGAN_F16_IMAGE_SIZE else None

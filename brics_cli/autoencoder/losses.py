@@ -7,6 +7,8 @@ of the losses of its parts, whatever the micro-batches or processes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,14 @@ from torch import Tensor
 from brics_cli.autoencoder.ms_ssim import filtered, ms_ssim, weights_that_fit
 from brics_cli.config import LossConfig
 from brics_cli.networks.weights import require
+from brics_cli.runtime.precision import full_precision
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(B, 3, H, W) and (B, 3, H, W) in [-1, 1] -> a scalar."""
 
 LAPLACIAN_LEVELS = 4
 LEAST_CONTRAST = 1e-4
-"""Structure may be negative, and a fractional power of it is no number; its gradient at 0 is infinite."""
+"""Structure may be negative, and a fractional power of it is NaN; its gradient at 0 is infinite."""
 
 
 def reconstruction_loss(
@@ -42,9 +45,39 @@ def reconstruction_loss(
     if perceptual.kind != "none" and perceptual.weight:
         if distance is None:
             raise ValueError(f"the loss has a perceptual term ({perceptual.kind}) and no distance was given")
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             terms[perceptual.kind] = perceptual.weight * distance(reconstructions, images)
     return terms
+
+
+class Perceptual(NamedTuple):
+    """A perceptual distance: how it is made, on a device, and the weights file (of `networks`) that it needs."""
+
+    make: Callable[[Path | None, torch.device | str], Distance]
+    weights: str | None = None
+
+
+def _lpips(backbone: Path | None, device: torch.device | str) -> Distance:
+    from brics_cli.networks.perceptual import load_lpips  # takes seconds to import
+
+    assert backbone is not None
+    lpips = load_lpips(backbone, net="vgg", device=device)
+    return lambda a, b: lpips(a, b).mean()
+
+
+def _vgg16(backbone: Path | None, device: torch.device | str) -> Distance:
+    from brics_cli.networks.perceptual import VggFeatureDistance, load_lpips
+
+    assert backbone is not None
+    return VggFeatureDistance(load_lpips(backbone, net="vgg", device=device))
+
+
+PERCEPTUAL: dict[str, Perceptual] = {
+    "multiscale": Perceptual(lambda backbone, device: multiscale),
+    "lpips": Perceptual(_lpips, weights="vgg16"),
+    "vgg16": Perceptual(_vgg16, weights="vgg16"),
+}
+"""By `loss.perceptual.kind`; `none` is left out."""
 
 
 def perceptual_distance(config: LossConfig, *, device: torch.device | str = "cpu") -> Distance | None:
@@ -53,26 +86,15 @@ def perceptual_distance(config: LossConfig, *, device: torch.device | str = "cpu
     Raises ArtefactError when the weights that it needs are not there, or are not the published ones.
     """
     kind = config.perceptual.kind
-    if kind == "none":
+    return None if kind == "none" else PERCEPTUAL[kind].make(perceptual_weights(config), device)
+
+
+def perceptual_weights(config: LossConfig) -> Path | None:
+    """The weights file that the loss needs; None for none. Raises ArtefactError, with the way to get it."""
+    kind = config.perceptual.kind
+    if kind == "none" or (weights := PERCEPTUAL[kind].weights) is None:
         return None
-    if kind == "multiscale":
-        return multiscale
-    from brics_cli.networks.perceptual import VggFeatureDistance, load_lpips  # lpips takes seconds to import
-
-    lpips = load_lpips(require("vgg16", _named(kind)).path, net="vgg", device=device)
-    if kind == "vgg16":
-        return VggFeatureDistance(lpips)
-    return lambda a, b: lpips(a, b).mean()
-
-
-def check_perceptual_weights(config: LossConfig) -> None:
-    """Raise ArtefactError when the loss needs weights that are not there, with the way to get them. Loads nothing."""
-    if config.perceptual.kind in ("lpips", "vgg16"):
-        require("vgg16", _named(config.perceptual.kind))
-
-
-def _named(kind: str) -> str:
-    return f"loss.perceptual.kind={kind} (loss.perceptual.kind=multiscale needs no weights)"
+    return require(weights, f"loss.perceptual.kind={kind} (loss.perceptual.kind=multiscale needs no weights)").path
 
 
 def multiscale(reconstructions: Tensor, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A trained model on disk: `config.json` beside `model.safetensors`, read with one clear line for each way to fail.
+"""A trained model on disk: `config.json` and `model.safetensors`, read with one clear line for each way to fail.
 
-Other averages of the same weights may stand beside it, as `ema-NAME.safetensors`, listed in the config.
+Other averages of the same weights may be there as `ema-NAME.safetensors`, listed in the config.
 
 `path` in what follows is a run directory (which holds `model/`) or the model directory itself.
 """
@@ -8,7 +8,8 @@ Other averages of the same weights may stand beside it, as `ema-NAME.safetensors
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,19 @@ def save_model(
 def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], Path]:
     """The config of the model at `path`, and its model directory.
 
-    Raises ArtefactError when there is none, when it is damaged, of another kind, or of a newer format.
+    Raises ArtefactError when it is not found, damaged, of another kind, or of a newer format.
     """
     path = Path(path)
     directory = path / "model" if (path / "model").is_dir() else path
+    printed = "Give the directory that the training command printed."
     if not directory.is_dir():
-        raise ArtefactError(f"no {kind} run at {path}", next="Give the directory that the training command printed.")
+        raise ArtefactError(f"no {kind} run at {path}", next=printed)
     if not (directory / CONFIG_NAME).is_file():
+        command = "train-ae" if kind == "autoencoder" else "train-diffusion"
+        go_on = f"It writes its first model at its first checkpoint; go on with it: brics {command} --resume {path}"
         raise ArtefactError(
             f"{path} holds no trained {kind} (no {directory / CONFIG_NAME})",
-            next=_how_to_go_on(path, kind),
+            next=go_on if (path / "config.yaml").is_file() else printed,
         )
     config = read_json(directory / CONFIG_NAME, what=f"{kind} model")
     if not isinstance(config, dict) or "format_version" not in config or "kind" not in config:
@@ -90,13 +94,6 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
             next=f"It was written by brics {config.get('brics_version', '?')}: pip install -U brics-cli",
         )
     return config, directory
-
-
-def _how_to_go_on(path: Path, kind: str) -> str:
-    if not (path / "config.yaml").is_file():
-        return "Give the directory that the training command printed."
-    command = "train-ae" if kind == "autoencoder" else "train-diffusion"
-    return f"It writes its first model at its first checkpoint; go on with it: brics {command} --resume {path}"
 
 
 def load_weights(model: nn.Module, directory: Path, *, device: torch.device | str, file: str = WEIGHTS_NAME) -> str:
@@ -126,14 +123,22 @@ def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises ArtefactError when it is missing or damaged."""
-    try:
+    with damage_explained(path):
         tensors = load_file(path)
-        if odd := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
-            raise ArtefactError(f"{path} holds values that are not finite (NaN or infinity), first in {odd!r}")
-        return tensors
+        odd = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+    if odd is not None:
+        raise ArtefactError(f"{path} holds values that are not finite (NaN or infinity), first in {odd!r}")
+    return tensors
+
+
+@contextmanager
+def damage_explained(weights: Path) -> Iterator[None]:
+    """Reading the safetensors file `weights` in the block raises ArtefactError, or MachineError for what it was."""
+    try:
+        yield
     except FileNotFoundError:
-        raise ArtefactError(f"{path} is missing") from None
+        raise ArtefactError(f"{weights} is missing") from None
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
-        if (said := machine_error(error, where=path)) is not None:
+        if (said := machine_error(error, where=weights)) is not None:
             raise said from None
-        raise ArtefactError(f"{path} is damaged or truncated ({error})") from None
+        raise ArtefactError(f"{weights} is damaged or truncated ({error})") from None

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
 
-from brics_cli.errors import ArtefactError, MachineError, machine_error
+from brics_cli.autoencoder.model_files import damage_explained
+from brics_cli.errors import ArtefactError, MachineError
 
 MOST_TENSORS = 20_000
 """Of a recipe: the largest models of the field have some thousands, and each costs kilobytes of Python alone."""
@@ -39,31 +40,25 @@ class _TooMuchError(Exception):
 @contextmanager
 def _at_most(num_values: float, num_tensors: int) -> Iterator[None]:
     """Raise _TooMuchError when modules made in the block have more parameters than this, or far more buffers."""
-    values = tensors = buffers = 0
+    most = {"parameters": num_values, "buffers": num_values + MOST_BUFFER_VALUES, "tensors": num_tensors}
+    counted: Counter[str] = Counter()
 
-    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal values, tensors
-        if tensor is not None:
-            values += tensor.numel()
-            tensors += 1
-            if values > num_values or tensors > num_tensors:
-                raise _TooMuchError
+    def count(of: str) -> Callable[[nn.Module, str, Tensor | None], None]:
+        def hook(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+            if tensor is not None:
+                counted[of] += tensor.numel()
+                counted["tensors"] += of == "parameters"
+                if any(number > most[what] for what, number in counted.items()):
+                    raise _TooMuchError
 
-    def count_buffer(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal buffers
-        buffers += 0 if tensor is None else tensor.numel()
-        if buffers > num_values + MOST_BUFFER_VALUES:
-            raise _TooMuchError
+        return hook
 
-    handles: list[Any] = [
-        register_module_parameter_registration_hook(count),
-        register_module_buffer_registration_hook(count_buffer),
-    ]
-    try:
+    parameters, buffers = count("parameters"), count("buffers")
+    with (
+        register_module_parameter_registration_hook(parameters),
+        register_module_buffer_registration_hook(buffers),
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def is_larger(build: Build, *, num_values: float, num_tensors: int) -> bool:
@@ -85,15 +80,8 @@ def check_against(weights: Path, build: Build) -> None:
 
     Of the file its header alone is read. Raises ArtefactError too when it is missing or damaged.
     """
-    try:
-        with safe_open(weights, "pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no mapping
-    except FileNotFoundError:
-        raise ArtefactError(f"{weights} is missing") from None
-    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
-        if (said := machine_error(error, where=weights)) is not None:
-            raise said from None
-        raise ArtefactError(f"{weights} is damaged or truncated ({error})") from None
+    with damage_explained(weights), safe_open(weights, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no mapping
     values = sum(math.prod(shape) for shape in shapes)
     if is_larger(build, num_values=values, num_tensors=len(shapes)):
         raise ArtefactError(

@@ -98,7 +98,7 @@ def train_autoencoder(
             images.enlarged |= also_theirs
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
-    return loop.result(num_failed=len(images.failures))
+    return loop.result(data=plan.data, num_failed=len(images.failures))
 
 
 def check_recipe(recipe: AutoencoderRecipe, *, device: torch.device) -> None:
@@ -165,7 +165,7 @@ def validate(
     if not num:
         reporter.warning(f"no validation score: none of the {len(samples):,} validation images can be read")
         return {}
-    world.add_up(usage.counts)
+    world.add_up(list(usage.counts.values()))
     used = {f"val/{name}": value for name, value in usage.result().items()}
     return {"val/psnr": total_psnr / num, "val/ssim": total_ssim / num} | used
 

@@ -108,7 +108,7 @@ def train_diffusion(
                     update = state.update(world.average(loss_of_batch))
 
                 loop.end_step(update, {}, log_too=partial(levels.result, world), snapshot=snapshots, save=save)
-    return loop.result()
+    return loop.result(data=plan.data)
 
 
 def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:

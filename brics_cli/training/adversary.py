@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
+from brics_cli.autoencoder.discriminator import GAN_LOSSES, Discriminator, r1_penalty
 from brics_cli.autoencoder.model_files import write_tensors
 from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
@@ -73,7 +73,7 @@ class Adversary:
         with autocast(self.precision, self.world.device):
             logits = self.discriminator(reconstructions)
         self.discriminator.requires_grad_(True)
-        loss = adversarial_loss(self.config, logits)
+        loss = GAN_LOSSES[self.config.loss].autoencoder(logits)
         if self.config.adaptive and step % ADAPT_EVERY == 0:
             gradients = [
                 torch.autograd.grad(each, self.last_layer, retain_graph=True)[0].float()
@@ -86,7 +86,7 @@ class Adversary:
         """Add the gradients of a micro-batch's discriminator loss to the discriminator; what is worth logging."""
         with autocast(self.precision, self.world.device):
             real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
-        loss = discriminator_loss(self.config, real=real, fake=fake)
+        loss = GAN_LOSSES[self.config.loss].discriminator(real, fake)
         logged = {"d_loss": loss, "d_real": real.mean(), "d_fake": fake.mean()}
         if self.config.r1_gamma and step % self.config.r1_every == 0:
             penalty = r1_penalty(self.discriminator, images)

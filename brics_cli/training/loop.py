@@ -26,9 +26,11 @@ WORTH_A_WARNING = timedelta(minutes=10)
 
 @dataclass
 class TrainResult:
-    """What a training command returns: the run, how far it came, its last metrics by name, images left out."""
+    """What a training command returns: the run, what it was trained on, how far it came, its last metrics by name,
+    images left out."""
 
     run: Path
+    data: str
     step: int
     metrics: dict[str, float]
     num_failed: int = 0
@@ -120,9 +122,9 @@ class Loop(Generic[ModelT]):
         elif last:
             raise state.diverged("the last losses or weights are not finite")
 
-    def result(self, *, num_failed: int = 0) -> TrainResult:
+    def result(self, *, data: str, num_failed: int = 0) -> TrainResult:
         """What the job returns."""
-        return TrainResult(self.run.path, self.state.step, self.metrics, num_failed)
+        return TrainResult(self.run.path, data, self.state.step, self.metrics, num_failed)
 
     def _record(self, values: Mapping[str, float]) -> None:
         self.metrics |= values

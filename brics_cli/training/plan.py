@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from brics_cli.autoencoder.losses import check_perceptual_weights
+from brics_cli.autoencoder.losses import perceptual_weights
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, Recipe, default_autoencoder_recipe, load_recipe
@@ -49,7 +49,7 @@ class TrainOptions:
     data: str | None = None
     subset: str | None = None
     image_field: str | None = None
-    recipe: str | Recipe | None = None
+    recipe: str | Path | Recipe | None = None
     steps: int | None = None
     seed: int | None = None
     overrides: Sequence[str] = ()
@@ -157,7 +157,7 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
     if asked.resume is not None:
         artefact, recipe = _run_to_resume(asked, "autoencoder", reporter)
         assert isinstance(recipe, AutoencoderRecipe)
-        check_perceptual_weights(recipe.loss)
+        perceptual_weights(recipe.loss)
         val = reopen_collection(artefact, "validation", workspace, reporter) if artefact.parent("validation") else None
         collection = reopen_collection(artefact, "collection", workspace, reporter)
         return AutoencoderPlan(artefact, True, init_of(artefact), recipe, collection, val)
@@ -175,7 +175,7 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
         reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
     recipe = _load(name, asked, kind="autoencoder")
     assert isinstance(recipe, AutoencoderRecipe)
-    check_perceptual_weights(recipe.loss)
+    perceptual_weights(recipe.loss)
     _check_init(asked, recipe)
     val = None if asked.val is None else open_collection(asked.val, labels="none", reporter=reporter)
     if val is not None:
@@ -213,10 +213,10 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
     return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, store)
 
 
-def _load(recipe: str | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:
+def _load(recipe: str | Path | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:
     flags: dict[str, Any] = {"overrides": asked.overrides, "training__steps": asked.steps, "training__seed": asked.seed}
-    if isinstance(recipe, str):
-        loaded = load_recipe(recipe, kind=kind, **flags)
+    if isinstance(recipe, str | Path):
+        loaded = load_recipe(str(recipe), kind=kind, **flags)
     else:
         values = recipe.model_dump(mode="json")
         loaded = recipe_from_values(values, kind=kind, source=f"recipe {recipe.name}", **flags)

@@ -1,22 +1,19 @@
-"""What stands between encoder and decoder. One module per `kind`; `autoencoder.build` makes them."""
+"""What is between encoder and decoder: a module per `kind`, its config class in `config.bottlenecks`, a line here."""
 
-from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput, BoundedBottleneck
+from typing import Any
+
 from brics_cli.autoencoder.bottlenecks.codebook import CodebookBottleneck
 from brics_cli.autoencoder.bottlenecks.fsq import FsqBottleneck
 from brics_cli.autoencoder.bottlenecks.grid import GridBottleneck, HashBottleneck
 from brics_cli.autoencoder.bottlenecks.kl import KlBottleneck
 from brics_cli.autoencoder.bottlenecks.none import NoneBottleneck
-from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
 
-__all__ = [
-    "Bottleneck",
-    "BottleneckOutput",
-    "BoundedBottleneck",
-    "CodebookBottleneck",
-    "FsqBottleneck",
-    "GridBottleneck",
-    "HashBottleneck",
-    "KlBottleneck",
-    "NoneBottleneck",
-    "UsageCounter",
-]
+BOTTLENECKS: dict[str, Any] = {  # type[Bottleneck], called with (config, *, model)
+    "grid": GridBottleneck,
+    "hash": HashBottleneck,
+    "none": NoneBottleneck,
+    "kl": KlBottleneck,
+    "vq": CodebookBottleneck,
+    "rq": CodebookBottleneck,
+    "fsq": FsqBottleneck,
+}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
 from brics_cli.autoencoder.layers import reflect_into_unit
 from brics_cli.config import AutoencoderConfig
 
@@ -27,12 +29,22 @@ class BottleneckOutput:
     stats: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Lookup(NamedTuple):
+    """What is computed of codes (B, C, h, w) to look them up as they are decoded, and in which tables."""
+
+    name: str
+    run: Callable[[Tensor], Tensor]
+    tables: Tensor
+
+
 class Bottleneck(nn.Module, ABC):
     """Owns bounding, training noise and retrieval.
 
     `bounded`: whether codes are in [0, 1]; where they are not, they can be any number, and a key-code store keeps
-    them as float16.
+    them as float16. `has_codebook`: entries are chosen, not interpolated.
     """
+
+    has_codebook = False
 
     def __init__(self, model: AutoencoderConfig) -> None:
         super().__init__()
@@ -62,9 +74,21 @@ class Bottleneck(nn.Module, ABC):
         """Codes that were changed, limited to what codes can be."""
         return codes.clamp(0, 1) if self.bounded else codes
 
+    def usage_parts(self) -> dict[str, int]:
+        """Name and number of entries of the tables or codebooks whose usage is counted."""
+        return {}
+
+    def usage_of(self, codes: Tensor) -> list[Tensor]:
+        """What falls of codes (B, C, h, w) on the entries of each part: interpolation weight, or the times chosen."""
+        return []
+
     def usage_counter(self) -> UsageCounter:
-        """A fresh count of how much of its tables or codebooks is used; an empty one where there are none."""
-        return UsageCounter()
+        """A fresh count of how much of its tables or codebooks is used; it stays empty where there are none."""
+        return UsageCounter(self)
+
+    def lookup(self) -> Lookup | None:
+        """Its look-up in tables or codebooks, for counts of arithmetic; None where there is none."""
+        return None
 
 
 class BoundedBottleneck(Bottleneck):
@@ -87,3 +111,51 @@ class BoundedBottleneck(Bottleneck):
         if noise is not None and self.noise_std:
             codes = reflect_into_unit(codes + self.noise_std * noise)
         return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats)
+
+
+class UsageCounter:
+    """How much of its tables or codebooks a collection of codes uses (DESIGN section 3.3).
+
+    `counts`: what fell on the entries of each part, float64, on the bottleneck's device; they may be summed over
+    processes before `result` is asked for.
+    """
+
+    def __init__(self, bottleneck: Bottleneck) -> None:
+        self.bottleneck = bottleneck
+        device = next(bottleneck.parameters()).device
+        parts = bottleneck.usage_parts().items()
+        self.counts = {name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in parts}
+
+    def add(self, codes: Tensor) -> None:
+        """Count codes (B, C, h, w), on the bottleneck's device."""
+        for total, found in zip(self.counts.values(), self.bottleneck.usage_of(codes), strict=True):
+            total += found
+
+    def result(self) -> dict[str, float]:
+        """`usage`, the fraction of entries that anything fell on, of everything and of each part; `entropy`, of what
+        fell on the entries relative to uniform, 0 to 1, of each part and on average; for codebooks `perplexity`, the
+        number of entries that uniform use would need for that entropy. Empty when there is nothing to use.
+        """
+        if not self.counts:
+            return {}
+        used = {name: int((counts > 0).sum()) for name, counts in self.counts.items()}
+        entropies = {name: _entropy(counts) for name, counts in self.counts.items()}
+        relative = {name: entropies[name] / math.log(len(counts)) for name, counts in self.counts.items()}
+        found = {
+            "usage": sum(used.values()) / sum(len(counts) for counts in self.counts.values()),
+            "entropy": sum(relative.values()) / len(relative),
+        }
+        if self.bottleneck.has_codebook:
+            found["perplexity"] = sum(math.exp(entropy) for entropy in entropies.values()) / len(entropies)
+        for name, counts in self.counts.items():
+            found |= {f"usage/{name}": used[name] / len(counts), f"entropy/{name}": relative[name]}
+        return found
+
+
+def _entropy(counts: Tensor) -> float:
+    """Of the histogram `counts`, in nats; 0 of an empty one."""
+    total = float(counts.sum())
+    if total <= 0:
+        return 0.0
+    share = counts[counts > 0] / total
+    return max(0.0, float(-(share * share.log()).sum()))

@@ -14,19 +14,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
+from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput, Lookup
 from brics_cli.autoencoder.bottlenecks.features import build_features
-from brics_cli.autoencoder.bottlenecks.optional import vector_quantize_pytorch
-from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
-from brics_cli.autoencoder.layers import full_precision
 from brics_cli.config import AutoencoderConfig, RqBottleneckConfig, VqBottleneckConfig
+from brics_cli.errors import UsageError
+from brics_cli.runtime.precision import full_precision
 
 # Rows whose distances to all entries are held at once in evaluation.
 ROWS_AT_ONCE = 16384
+
+
+def vector_quantize_pytorch(*, kind: str) -> ModuleType:
+    """The optional library of `vq`, `rq` and `fsq`. Raises UsageError, which names the extra, when it is missing."""
+    try:
+        import vector_quantize_pytorch
+        from loguru import logger
+    except ImportError:
+        raise UsageError(
+            f"bottleneck kind {kind!r} needs vector-quantize-pytorch, which is not installed",
+            next="Install it: uv pip install 'brics-cli[baselines]'",
+        ) from None
+    logger.disable("vector_quantize_pytorch")  # it writes to stderr on its own; jobs report through their Reporter
+    return vector_quantize_pytorch
 
 
 class CodebookBottleneck(Bottleneck):
@@ -36,6 +50,7 @@ class CodebookBottleneck(Bottleneck):
     checkpoints hold them. In a run of several processes the averages are those of all of them.
     """
 
+    has_codebook = True
     num_updates: Tensor
 
     def __init__(self, config: VqBottleneckConfig | RqBottleneckConfig, *, model: AutoencoderConfig) -> None:
@@ -101,16 +116,16 @@ class CodebookBottleneck(Bottleneck):
     def decode_codes(self, codes: Tensor) -> Tensor:
         return self.mlp(self.bound(codes) if self.searches_when_decoding else codes)
 
-    def usage_counter(self) -> UsageCounter:
-        """Parts are the codebooks. For `rq` the entries are searched for anew in the codes, which are sums."""
-        size = self.codebooks.shape[1]
-        parts = [(f"codebook_{number}", size) for number in range(self.depth)]
+    def lookup(self) -> Lookup:
+        return Lookup("codebook", self.bound if self.searches_when_decoding else nn.Identity(), self.codebooks)
 
-        def histogram(codes: Tensor) -> list[Tensor]:
-            rows = codes.float().flatten(2).transpose(1, 2).flatten(0, 1)  # (B * N, C)
-            return [torch.bincount(entries, minlength=size) for entries in self.search(rows)]
+    def usage_parts(self) -> dict[str, int]:
+        return {f"codebook_{number}": self.codebooks.shape[1] for number in range(self.depth)}
 
-        return UsageCounter(parts, histogram=histogram, device=self.codebooks.device, is_codebook=True)
+    def usage_of(self, codes: Tensor) -> list[Tensor]:
+        """For `rq` the entries are searched for anew in the codes, which are sums."""
+        rows = codes.float().flatten(2).transpose(1, 2).flatten(0, 1)  # (B * N, C)
+        return [torch.bincount(entries, minlength=self.codebooks.shape[1]) for entries in self.search(rows)]
 
 
 def _half(x: Tensor) -> Tensor:

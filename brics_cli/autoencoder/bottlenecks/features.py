@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.modulated import ModulatedConv, activate
+from brics_cli.autoencoder.layers import ModulatedConv, activate
 from brics_cli.config import AutoencoderConfig, GroupedFeatureConfig
 
 

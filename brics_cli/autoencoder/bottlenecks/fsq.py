@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
+from brics_cli.autoencoder.bottlenecks.codebook import vector_quantize_pytorch
 from brics_cli.autoencoder.bottlenecks.features import build_features
-from brics_cli.autoencoder.bottlenecks.optional import vector_quantize_pytorch
-from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
 from brics_cli.config import AutoencoderConfig, FsqBottleneckConfig
 
 
 class FsqBottleneck(Bottleneck):
     """h (B, C, h, w) -> codes (B, C, h, w) on few levels -> 1x1 MLP -> (B, C_d, H_d, W_d)."""
 
+    has_codebook = True
     steps: Tensor
 
     def __init__(self, config: FsqBottleneckConfig, *, model: AutoencoderConfig) -> None:
@@ -48,12 +48,10 @@ class FsqBottleneck(Bottleneck):
             codes = (codes * self.steps).round() / self.steps
         return self.mlp(2 * codes - 1)
 
-    def usage_counter(self) -> UsageCounter:
-        """Parts are the channels, entries the values each can take. (The product codebook cannot be listed.)"""
-        parts = [(f"channel_{number}", levels) for number, levels in enumerate(self.levels)]
+    def usage_parts(self) -> dict[str, int]:
+        """The channels, and the values each can take. (The product codebook cannot be listed.)"""
+        return {f"channel_{number}": levels for number, levels in enumerate(self.levels)}
 
-        def histogram(codes: Tensor) -> list[Tensor]:
-            values = (codes * self.steps).round().long().transpose(0, 1).flatten(1)  # (C, B * h * w)
-            return [torch.bincount(row, minlength=size) for row, size in zip(values, self.levels, strict=True)]
-
-        return UsageCounter(parts, histogram=histogram, device=self.steps.device, is_codebook=True)
+    def usage_of(self, codes: Tensor) -> list[Tensor]:
+        values = (codes * self.steps).round().long().transpose(0, 1).flatten(1)  # (C, B * h * w)
+        return [torch.bincount(row, minlength=size) for row, size in zip(values, self.levels, strict=True)]

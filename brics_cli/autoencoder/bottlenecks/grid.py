@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.bottlenecks.base import BoundedBottleneck
+from brics_cli.autoencoder.bottlenecks.base import BoundedBottleneck, Lookup
 from brics_cli.autoencoder.bottlenecks.features import build_features
-from brics_cli.autoencoder.bottlenecks.usage import UsageCounter
 from brics_cli.config import AutoencoderConfig, FeatureGridConfig
 from brics_cli.kernels import GridSpec, grid_retrieve
 
@@ -69,13 +68,14 @@ class GridBottleneck(BoundedBottleneck):
     def decode_codes(self, codes: Tensor) -> Tensor:
         return self.mlp(self.retrieve(codes))
 
-    def usage_counter(self) -> UsageCounter:
-        """Parts are the levels, over all groups."""
-        levels = self.spec.levels
-        parts = [(f"level_{number}", self.num_groups * level.rows) for number, level in enumerate(levels)]
-        return UsageCounter(parts, histogram=self._weight_on_rows, device=self.tables.device)
+    def lookup(self) -> Lookup:
+        return Lookup("retrieval", self.retrieve, self.tables)
 
-    def _weight_on_rows(self, codes: Tensor) -> list[Tensor]:
+    def usage_parts(self) -> dict[str, int]:
+        """The levels, over all groups."""
+        return {f"level_{number}": self.num_groups * level.rows for number, level in enumerate(self.spec.levels)}
+
+    def usage_of(self, codes: Tensor) -> list[Tensor]:
         """The interpolation weight that falls on every row of each level, (G * V_l,): the gradient of a sum."""
         with torch.inference_mode(False), torch.enable_grad():
             keys, lattice = self.keys(codes.detach().clone())

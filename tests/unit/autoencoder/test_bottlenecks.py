@@ -168,7 +168,7 @@ def test_usage_is_a_fraction_and_adds_up(name: str) -> None:
     for key, value in found.items():
         assert 0 < value <= 1 + 1e-9 or key == "perplexity"
     assert found["usage"] > 0 and found.get("perplexity", 1) >= 1
-    for total, other in zip(counters[1].counts, counters[2].counts, strict=True):
+    for total, other in zip(counters[1].counts.values(), counters[2].counts.values(), strict=True):
         total += other  # as all_reduce does
     assert counters[1].result() == pytest.approx(found, rel=1e-5)
 
@@ -230,7 +230,7 @@ def test_usage_of_a_grid_counts_the_vertices_that_are_touched() -> None:
     codes = torch.full((1, 6, 1, 2), 0.1)
     codes[..., 1] = 0.5  # a vertex of both levels: no weight on its neighbours
     counter.add(codes)
-    coarse, fine = (counts.view(6, -1)[0].tolist() for counts in counter.counts)
+    coarse, fine = (counts.view(6, -1)[0].tolist() for counts in counter.counts.values())
     assert coarse == pytest.approx([0.8, 1.2, 0]) and fine == pytest.approx([0.6, 0.4, 1, 0, 0])
     found = counter.result()
     assert (found["usage/level_0"], found["usage/level_1"], found["usage"]) == (2 / 3, 3 / 5, 5 / 8)

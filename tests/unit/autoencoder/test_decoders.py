@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brics_cli.autoencoder.bottlenecks.features import GroupedFeatureMlp
-from brics_cli.autoencoder.modulated import EqualisedLinear, ModulatedConv
-from brics_cli.autoencoder.style_decoder import StyleDecoder, upsample_bilinear
+from brics_cli.autoencoder.decoders import StyleDecoder, upsample_bilinear
+from brics_cli.autoencoder.layers import EqualisedLinear, ModulatedConv
 from brics_cli.config import StyleDecoderConfig
 
 

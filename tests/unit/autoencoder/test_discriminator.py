@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.discriminator import Discriminator, adversarial_loss, discriminator_loss, r1_penalty
+from brics_cli.autoencoder.discriminator import GAN_LOSSES, Discriminator, r1_penalty
 from brics_cli.config.runs import GanConfig
 
 
@@ -32,13 +32,13 @@ def test_logits_are_float32_under_bf16() -> None:
 
 def test_losses_are_those_of_their_papers() -> None:
     real, fake = torch.tensor([0.5, 2.0]), torch.tensor([-3.0, 0.0])
-    hinge, soft = config(loss="hinge"), config(loss="non-saturating")
-    assert float(discriminator_loss(hinge, real=real, fake=fake)) == pytest.approx((0.25 + 0.5) / 2)
-    assert float(adversarial_loss(hinge, fake)) == pytest.approx(1.5)
+    hinge, soft = GAN_LOSSES["hinge"], GAN_LOSSES["non-saturating"]
+    assert float(hinge.discriminator(real, fake)) == pytest.approx((0.25 + 0.5) / 2)
+    assert float(hinge.autoencoder(fake)) == pytest.approx(1.5)
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
-    assert float(discriminator_loss(soft, real=real, fake=fake)) == pytest.approx(float(expected))
-    assert float(adversarial_loss(soft, fake)) == pytest.approx(float(bce(fake, torch.ones(2))))
+    assert float(soft.discriminator(real, fake)) == pytest.approx(float(expected))
+    assert float(soft.autoencoder(fake)) == pytest.approx(float(bce(fake, torch.ones(2))))
 
 
 def test_r1_of_a_linear_discriminator_is_its_squared_weight() -> None:

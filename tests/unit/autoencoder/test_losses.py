@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from brics_cli.autoencoder import ms_ssim as of_tensors
 from brics_cli.autoencoder.losses import (
     LEAST_CONTRAST,
-    check_perceptual_weights,
     laplacian_l1,
     multiscale,
     perceptual_distance,
+    perceptual_weights,
     reconstruction_loss,
 )
 from brics_cli.config import LossConfig
@@ -115,7 +115,7 @@ def test_missing_weights_are_named_with_the_way_to_get_them(
     monkeypatch.setenv("BRICS_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ArtefactError, match=rf"kind={kind} .*needs vgg16-397923af.pth .* brics weights import"):
-        check_perceptual_weights(loss_config(perceptual={"kind": kind}))
+        perceptual_weights(loss_config(perceptual={"kind": kind}))
 
 
 def test_lpips_and_vgg_features_through_the_real_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from brics_cli.codes import Quantisation
+    from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
     from brics_cli.diffusion.classes import Balance
     from brics_cli.evaluation.registry import Settings
     from brics_cli.evaluation.report import EvaluationReport
@@ -51,7 +52,7 @@ __all__ = ["decode", "encode", "evaluate", "sample", "train_autoencoder", "train
 def train_autoencoder(
     data: str | Path | None = None,
     *,
-    recipe: str | Path | None = None,
+    recipe: str | Path | AutoencoderRecipe | None = None,
     steps: int | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
@@ -70,8 +71,8 @@ def train_autoencoder(
     """Train an autoencoder on a collection of images: images -> key codes -> images.
 
     data: a folder, WebDataset shards or a pattern of them, a zip, an LMDB or parquet. None: the newest packed shards.
-    recipe: a shipped recipe's name (`brics recipes`) or a YAML file. None: the largest general one that is not above
-        the median side of the images.
+    recipe: a shipped recipe's name (`brics recipes`), a YAML file, or an `AutoencoderRecipe`. None: the largest general
+        one that is not above the median side of the images.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     overrides: further settings of the recipe, `["optimiser.lr=1e-4", ...]`, applied in order.
     val: a collection to validate on. None: 2% of `data`, by hash of the key.
@@ -88,11 +89,12 @@ def train_autoencoder(
     >>> brics_cli.train_autoencoder("photographs/", recipe="tiny", steps=500).metrics["val/psnr"]
     """
     from brics_cli.jobs import train_ae as job
+    from brics_cli.runtime.distributed import of_first_process
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
-    reporter = reporter or _default_reporter()
+    reporter = of_first_process(reporter or _default_reporter())
     options = TrainOptions(
-        data=_text(data), subset=subset, image_field=image_field, recipe=_text(recipe), steps=steps, seed=seed,
+        data=_text(data), subset=subset, image_field=image_field, recipe=recipe, steps=steps, seed=seed,
         overrides=overrides, val=_text(val), out=_path(out), resume=_path(resume), overwrite=overwrite,
         init_from=_path(init_from),
     )  # fmt: skip
@@ -240,7 +242,7 @@ def decode(
 def train_diffusion(
     codes: str | Path | None = None,
     *,
-    recipe: str | Path | None = None,
+    recipe: str | Path | DiffusionRecipe | None = None,
     steps: int | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
@@ -255,7 +257,7 @@ def train_diffusion(
     """Train a diffusion model on the codes of a key-code store; class-conditional when the store has labels.
 
     codes: a key-code store. None: the newest in `workspace`.
-    recipe: a shipped recipe's name (`brics recipes`) or a YAML file. None: brics-dit-s.
+    recipe: a shipped recipe's name (`brics recipes`), a YAML file, or a `DiffusionRecipe`. None: brics-dit-s.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     overrides: further settings of the recipe, `["denoiser.dim=128", ...]`, applied in order.
     out: the run directory. None: `runs/diffusion/DATE-RECIPE` in `workspace`.
@@ -269,11 +271,12 @@ def train_diffusion(
     >>> brics_cli.train_diffusion("codes.h5", recipe="tiny", steps=500).run
     """
     from brics_cli.jobs import train_diffusion as job
+    from brics_cli.runtime.distributed import of_first_process
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
-    reporter, place = reporter or _default_reporter(), _workspace(workspace)
+    reporter, place = of_first_process(reporter or _default_reporter()), _workspace(workspace)
     options = TrainOptions(
-        data=_text(codes), recipe=_text(recipe), steps=steps, seed=seed, overrides=overrides, out=_path(out),
+        data=_text(codes), recipe=recipe, steps=steps, seed=seed, overrides=overrides, out=_path(out),
         resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
     )  # fmt: skip
     plan = plan_diffusion(options, workspace=place, reporter=reporter)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.config.names import RecipeKind
 
 app = options.command_app(invoke_without_command=True)
-
-
-class RecipeKind(StrEnum):
-    """What a recipe trains."""
-
-    autoencoder = "autoencoder"
-    diffusion = "diffusion"
 
 
 @app.callback()
@@ -32,7 +25,7 @@ def recipes(context: typer.Context, as_json: options.Json = False) -> None:
     from brics_cli.config import list_recipes, load_recipe
 
     found = []
-    for kind in ("autoencoder", "diffusion"):
+    for kind in get_args(RecipeKind):
         for name in list_recipes(kind):
             recipe = load_recipe(name, kind=kind)
             found.append({"kind": kind, "name": name, "about": recipe.about})

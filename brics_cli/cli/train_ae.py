@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.cli.training import one_voice, show_config, show_plan, show_result, training_reporter
+from brics_cli.cli.training import one_voice, show_plan, show_result
 from brics_cli.errors import ExitCode
 
 app = options.command_app()
@@ -53,35 +53,38 @@ def train_ae(
 
     Example: brics train-ae ./shards --recipe tiny --set optimiser.lr=1e-3
     """
-    from brics_cli.jobs.train_ae import estimate_training, train_autoencoder
+    from brics_cli.api import train_autoencoder
+    from brics_cli.jobs.train_ae import estimate_training
+    from brics_cli.runtime.distributed import of_first_process
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    reporter = training_reporter(session)
-    asked = TrainOptions(
-        data=data,
-        subset=subset,
-        image_field=image_field,
-        recipe=recipe,
-        steps=steps,
-        seed=seed,
-        overrides=overrides or (),
-        val=val,
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        init_from=init_from,
-    )
+    asked: dict[str, Any] = {
+        "subset": subset,
+        "image_field": image_field,
+        "recipe": recipe,
+        "steps": steps,
+        "seed": seed,
+        "overrides": overrides or (),
+        "val": val,
+        "out": out,
+        "resume": resume,
+        "init_from": init_from,
+        "overwrite": overwrite,
+    }
     with one_voice():
-        plan = plan_autoencoder(asked, workspace=session.workspace, reporter=reporter)
-        if print_config:
-            show_config(session, plan)
-            return ExitCode.DONE
-        if dry_run:
-            show_plan(session, plan, estimate_training(plan, device=device))
+        if print_config or dry_run:
+            reporter = of_first_process(session.reporter)
+            plan = plan_autoencoder(TrainOptions(data, **asked), workspace=session.workspace, reporter=reporter)
+            show_plan(session, plan, None if print_config else estimate_training(plan, device=device))
             return ExitCode.DONE
         trained = train_autoencoder(
-            plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=reporter
+            data,
+            **asked,
+            num_workers=num_workers,
+            device=device,
+            workspace=session.workspace.root,
+            reporter=session.reporter,
         )
-    show_result(session, trained, "brics", "encode-dataset", plan.data, "--out", "codes.h5", "--ae", trained.run)
+        show_result(session, trained, "brics", "encode-dataset", trained.data, "--out", "codes.h5", "--ae", trained.run)
     return ExitCode.SOME_FAILED if trained.num_failed else ExitCode.DONE

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
-from brics_cli.cli.training import one_voice, show_config, show_plan, show_result, training_reporter
+from brics_cli.cli.training import one_voice, show_plan, show_result
 
 app = options.command_app()
 
@@ -42,31 +42,29 @@ def train_diffusion(
 
     Example: brics train-diffusion codes.h5 --recipe tiny --steps 2000
     """
-    from brics_cli.jobs.train_diffusion import estimate_training, train_diffusion
+    from brics_cli.api import train_diffusion
+    from brics_cli.jobs.train_diffusion import estimate_training
+    from brics_cli.runtime.distributed import of_first_process
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    reporter = training_reporter(session)
-    asked = TrainOptions(
-        data=codes,
-        recipe=recipe,
-        steps=steps,
-        seed=seed,
-        overrides=overrides or (),
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        init_from=init_from,
-    )
+    asked: dict[str, Any] = {
+        "recipe": recipe,
+        "steps": steps,
+        "seed": seed,
+        "overrides": overrides or (),
+        "out": out,
+        "resume": resume,
+        "init_from": init_from,
+        "overwrite": overwrite,
+    }
     with one_voice():
-        plan = plan_diffusion(asked, workspace=session.workspace, reporter=reporter)
-        if print_config:
-            show_config(session, plan)
-            return
-        if dry_run:
-            show_plan(session, plan, estimate_training(plan, device=device))
+        if print_config or dry_run:
+            reporter = of_first_process(session.reporter)
+            plan = plan_diffusion(TrainOptions(codes, **asked), workspace=session.workspace, reporter=reporter)
+            show_plan(session, plan, None if print_config else estimate_training(plan, device=device))
             return
         trained = train_diffusion(
-            plan, workspace=session.workspace, device=device, overwrite=overwrite, reporter=reporter
+            codes, **asked, device=device, workspace=session.workspace.root, reporter=session.reporter
         )
-    show_result(session, trained, "brics", "sample", "--n", "1000", "--model", trained.run)
+        show_result(session, trained, "brics", "sample", "--n", "1000", "--model", trained.run)

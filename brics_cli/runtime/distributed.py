@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from brics_cli.errors import BricsError, MachineError, UsageError, as_brics_error
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.runtime.stopping import in_time
 
 T = TypeVar("T")
@@ -133,6 +134,11 @@ def world_size() -> int:
 def is_first_process() -> bool:
     """Whether this process will lead the world, which it need not have joined yet."""
     return _torchrun_says("RANK", otherwise=0) == 0
+
+
+def of_first_process(reporter: Reporter) -> Reporter:
+    """`reporter` in the first process; in the others one that says nothing, not even warnings."""
+    return reporter if is_first_process() else SilentReporter()
 
 
 def num_local_processes() -> int:

@@ -124,7 +124,7 @@ def test_an_edited_setting_must_be_said_again(stopped: Path) -> None:
     )
     partly = resume(stopped, "--steps", 9, "--set", "optimiser.lr=0.001", check=3)
     assert "gan.r1_every" in partly and "optimiser.lr" not in partly
-    both = ("--set", "gan.r1_every=2", "--set", "optimiser.lr=0.001")
+    both = ("--set", "gan.r1_every=2", "--set", "optimizer.lr=0.001")
     said = brics("train-ae", "--resume", "run", "--steps", 9, *both, cwd=stopped.parent, check=0)
     assert "settings that change from here on: gan.r1_every: was 3, now 2; optimiser.lr: was 0.002, now 0.001" in (
         said.stderr

@@ -15,6 +15,7 @@ from PIL import Image
 
 import brics_cli
 from brics_cli import api
+from brics_cli.config import load_recipe
 from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
 from brics_cli.runtime.reporting import SilentReporter
 
@@ -39,7 +40,9 @@ def workspace(tmp_path_factory):
         ),
         "encoded": brics_cli.encode(**common),
         "decoded": brics_cli.decode(**common),
-        "model": brics_cli.train_diffusion(recipe="tiny", steps=3, overrides=["denoiser.depth=1"], **common),
+        "model": brics_cli.train_diffusion(
+            recipe=load_recipe("tiny", kind="diffusion"), steps=3, overrides=["denoiser.depth=1"], **common
+        ),
         "drawn": brics_cli.sample(num=4, steps=2, **common),
         "report": brics_cli.evaluate(["psnr", "ssim"], **common),
     }

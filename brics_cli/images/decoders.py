@@ -17,8 +17,8 @@ import subprocess
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,8 +37,6 @@ CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT,
 
 Outcome = str | int | np.ndarray
 """Why a file cannot be used; or the shorter side of the image as it was, px; or, without a transform, its pixels."""
-Decode = Callable[[Sequence[bytes], np.ndarray], list[Outcome]]
-"""N files into contiguous pixels (N, S, S, 3); without a transform S is 0, and images come back as they are."""
 
 
 def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str | None) -> list[Outcome]:
@@ -56,33 +54,6 @@ def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str |
     return outcomes
 
 
-@contextmanager
-def decoding(
-    shape: tuple[int, int, int, int], *, num: int, transform: str | None, num_processes: int
-) -> Iterator[tuple[Buffers, Decode]]:
-    """`num` buffers for batches (B, S, S, 3), and what decodes into them: `num_processes` processes, 0: the caller.
-
-    The thread that calls decodes itself while processes start, and where no memory or no process can be had.
-    """
-
-    def here(files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome]:
-        return decode_files(files, pixels, transform=transform)
-
-    with ExitStack() as stack:
-        buffers, decode = Buffers(shape, num=num), here
-        if num_processes:
-            with suppress(OSError):
-                shared = stack.enter_context(closing(Buffers(shape, num=num, shared=True)))
-                decoders = stack.enter_context(closing(Decoders(shared, transform=transform, num=num_processes)))
-                buffers = shared
-
-                def decode(files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome]:
-                    outcomes = decoders.decode(files, pixels)
-                    return here(files, pixels) if outcomes is None else outcomes
-
-        yield buffers, decode
-
-
 class Buffers:
     """`num` places for batches of `shape`, each taken again once nobody holds an array in it.
 
@@ -93,18 +64,13 @@ class Buffers:
     """
 
     def __init__(self, shape: tuple[int, int, int, int], *, num: int, shared: bool = False) -> None:
-        self.shape, self.num_bytes = shape, max(num * prod(shape), 1)
+        self.shape, self.num_bytes, self.descriptor = shape, max(num * prod(shape), 1), -1
         self._free = deque(range(num))
-        if not shared:
-            self._memory = memoryview(mmap.mmap(-1, self.num_bytes))
-            return
-        created = os.memfd_create("brics-batches")
+        if shared:
+            self.descriptor = above_standard_streams(os.memfd_create("brics-batches"))
         try:
-            self.descriptor = above_standard_streams(created)
-        finally:
-            os.close(created)
-        try:
-            os.ftruncate(self.descriptor, self.num_bytes)
+            if shared:
+                os.ftruncate(self.descriptor, self.num_bytes)
             self._memory = memoryview(mmap.mmap(self.descriptor, self.num_bytes))
         except BaseException:
             self.close()
@@ -123,76 +89,84 @@ class Buffers:
         return images
 
     def offset(self, images: np.ndarray) -> int | None:
-        """Where contiguous `images` begin in the shared memory, in bytes; None when they are not in it."""
+        """Where contiguous `images` begin in this memory, in bytes; None when they are not in it."""
         offset = images.ctypes.data - self._address if images.size else 0
         return offset if 0 <= offset < self.num_bytes else None
 
     def close(self) -> None:
-        """Close the descriptor: no process can be given the memory any more. Batches stay whole."""
-        os.close(self.descriptor)
+        """Close the descriptor, if any: no process can be given the memory any more. Batches stay whole."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 class Decoders:
-    """`num` processes that decode into shared `buffers`. Threads may share them."""
+    """Decode N images of S px by `transform` into one of `num` buffers of `shape` (B, S, S, 3), which they own.
 
-    def __init__(self, buffers: Buffers, *, transform: str | None, num: int) -> None:
-        self._buffers, self._transform = buffers, transform
+    By `num_processes` processes; by the calling thread while these start, and where no memory or no process can be had.
+    Threads may share them.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], *, num: int, transform: str | None, num_processes: int = 0
+    ) -> None:
+        self.transform = transform
+        self.buffers = Buffers(shape, num=num)
         self.processes: list[_Process] = []
         self._idle: deque[_Process] = deque()
         try:
-            for _ in range(num):
-                self._idle.append(self._start())
+            with suppress(OSError):
+                if num_processes:
+                    self.buffers = Buffers(shape, num=num, shared=True)
+                for _ in range(num_processes):
+                    self._idle.append(self._start())
         except BaseException:
             self.close()
             raise
 
-    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome] | None:
-        """Decode N files into the contiguous `pixels` (N, S, S, 3).
+    def decode(self, files: Sequence[bytes], pixels: np.ndarray) -> list[Outcome]:
+        """Decode N files into contiguous `pixels` (N, S, S, 3); without a transform S is 0, and images come back as
+        they are.
 
-        None as a whole: no process is ready, or `pixels` are in other memory; nothing was done. When a process ends,
-        its files are decoded again one by one, and those that crash one by themselves have failed. Raises what
-        `decode_files` raises; MachineError when a process that ended cannot be replaced, or was killed again.
+        When a process ends, its files are decoded again one by one, and those that crash one by themselves have failed.
+        Raises what `decode_files` raises; MachineError when a process that ended cannot be replaced, or was killed
+        again.
         """
-        offset = self._buffers.offset(pixels)
-        if offset is None or not self._idle:
-            return None
-        try:
-            process = self._idle.popleft()
-        except IndexError:  # another thread was faster
-            return None
-        try:
-            if not process.is_ready(wait_s=0):
-                self._idle.append(process)
-                return None
-        except _EndedError:  # at its start: there is something about this machine, and threads do without
-            self._remove(process)
-            return None
-        try:
-            outcomes = process.decode(files, offset)
-        except _EndedError:
-            self._remove(process)
-            return self._one_by_one(files, offset)
-        self._idle.append(process)
-        return outcomes
-
-    def _one_by_one(self, files: Sequence[bytes], offset: int) -> list[Outcome]:
+        offset = self.buffers.offset(pixels)
+        process = self._ready() if offset is not None else None
+        if process is None or offset is None:
+            return decode_files(files, pixels, transform=self.transform)
         outcomes: list[Outcome] = []
-        process = self._replacement()
-        for data in files:
+        again = False
+        while num := len(files) - len(outcomes):
+            some = files[len(outcomes) : len(outcomes) + (1 if again else num)]
             try:
-                outcomes += process.decode([data], offset)
+                outcomes += process.decode(some, offset + len(outcomes) * prod(pixels.shape[1:]))
             except _EndedError as ended:
                 self._remove(process)
-                if ended.code not in CRASHES:  # the image is not to blame
+                if again and ended.code not in CRASHES:  # the image is not to blame
                     raise MachineError(f"a process that decodes images {ended}", next=AGAIN) from None
-                outcomes.append(f"its decoder {ended}")
-                process = self._replacement()
-            offset += prod(self._buffers.shape[1:])
+                if again:
+                    outcomes.append(f"its decoder {ended}")
+                again, process = True, self._replacement()
         self._idle.append(process)
         return outcomes
 
+    def _ready(self) -> _Process | None:
+        """A process that has started and is idle, if any."""
+        try:
+            process = self._idle.popleft()
+        except IndexError:
+            return None
+        try:
+            if process.is_ready(wait_s=0):
+                return process
+            self._idle.append(process)
+        except _EndedError:  # at its start: there is something about this machine, and threads do without
+            self._remove(process)
+        return None
+
     def _start(self) -> _Process:
-        process = _Process(self._buffers, transform=self._transform)
+        process = _Process(self.buffers, transform=self.transform)
         self.processes.append(process)
         return process
 
@@ -211,11 +185,12 @@ class Decoders:
         self.processes.remove(process)
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes. Batches stay whole."""
         for process in self.processes:
-            process.kill()
+            process.popen.kill()
         while self.processes:
             self.processes.pop().stop()
+        self.buffers.close()
 
 
 class _EndedError(Exception):
@@ -232,12 +207,12 @@ class _Process:
 
     def __init__(self, buffers: Buffers, *, transform: str | None) -> None:
         self._connection, theirs = multiprocessing.Pipe()
-        descriptor = above_standard_streams(theirs.fileno())
+        descriptor = above_standard_streams(os.dup(theirs.fileno()))
         theirs.close()
         self._ready = False
         arguments = (descriptor, buffers.descriptor, buffers.num_bytes, buffers.shape[1], transform or "")
         try:
-            self._process = subprocess.Popen(
+            self.popen = subprocess.Popen(
                 child_command("brics_cli.images.decoders", *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -250,7 +225,6 @@ class _Process:
             raise
         finally:
             os.close(descriptor)  # so that its end is the end of the pipe
-        self.pid = self._process.pid
 
     def is_ready(self, *, wait_s: float | None) -> bool:
         """Whether it has started; waits for that, None: as long as it takes. Raises _EndedError when it ended."""
@@ -264,7 +238,7 @@ class _Process:
         try:
             self._connection.send((offset, files))
         except (BrokenPipeError, ConnectionResetError):
-            raise _EndedError(self._process.wait()) from None
+            raise _EndedError(self.popen.wait()) from None
         found = self._receive()
         if isinstance(found, BaseException):
             raise found
@@ -275,16 +249,12 @@ class _Process:
         try:
             return self._connection.recv()
         except (EOFError, ConnectionResetError):
-            raise _EndedError(self._process.wait()) from None
-
-    def kill(self) -> None:
-        """It holds nothing that could be lost."""
-        self._process.kill()
+            raise _EndedError(self.popen.wait()) from None
 
     def stop(self) -> None:
-        """End it, and wait for that."""
-        self.kill()
-        self._process.wait()
+        """End it, and wait for that: it holds nothing that could be lost."""
+        self.popen.kill()
+        self.popen.wait()
         self._connection.close()
 
 
@@ -311,12 +281,15 @@ def main() -> None:
 
 
 def above_standard_streams(descriptor: int) -> int:
-    """A duplicate with a number that no standard stream has, for a process that is started with it.
+    """The same file under a number that no standard stream has, for a process that is started with it.
 
     In a program whose standard streams are closed the next file gets one of their numbers, and what the process writes
     to that stream would go into the file.
     """
     import fcntl  # not on every system
 
-    duplicate: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-    return duplicate
+    try:
+        duplicate: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        return duplicate
+    finally:
+        os.close(descriptor)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brics_cli.images.collection import Collection, RawImage
-from brics_cli.images.decoders import Decode, Outcome, decoding
+from brics_cli.images.decoders import Decoders, Outcome
 from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
 from brics_cli.images.pixels import CUDA, FAST, ImageError, device_of_threads
 from brics_cli.runtime.reporting import Reporter
@@ -151,14 +151,15 @@ def decode_ahead(
     chunk = min(MAX_CHUNK, max(1, batch_size // (2 * workers)))
     worth = in_processes(num_images, transform=transform, size=size, num_workers=workers)
     shape, num_processes = (batch_size, size or 0, size or 0, 3), workers if worth else 0
-    with decoding(shape, num=ahead + 4, transform=transform, num_processes=num_processes) as (buffers, decode):
-        work = _Work(collection, decode, digests, instead)
+    decoders = Decoders(shape, num=ahead + 4, transform=transform, num_processes=num_processes)
+    with closing(decoders):
+        work = _Work(collection, decoders, digests, instead)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="brics-decode", initializer=device_of_threads(transform))
         waiting = iter(requests)
         pending: deque[tuple[np.ndarray, list[Future[list[Loaded]]]]] = deque()
 
         def submit(places: Sequence[Place]) -> None:
-            pixels = buffers.take(len(places))
+            pixels = decoders.buffers.take(len(places))
             parts = [slice(start, start + chunk) for start in range(0, len(places), chunk)]
             pending.append((pixels, [pool.submit(work, places[part], pixels[part]) for part in parts]))
 
@@ -241,7 +242,7 @@ class _Work:
     """What the threads of `decode_ahead` do; the arguments are its own."""
 
     collection: Collection
-    decode: Decode
+    decoders: Decoders
     digests: bool
     instead: Callable[[Place], Iterable[Place]] | None
 
@@ -262,7 +263,7 @@ class _Work:
         loaded: list[Loaded] = []
         for group in self._read_groups(places):
             out = pixels[len(loaded) : len(loaded) + len(group)]
-            outcomes = self.decode([b"" if isinstance(raw, ImageError) else raw.data for _, raw in group], out)
+            outcomes = self.decoders.decode([b"" if isinstance(raw, ImageError) else raw.data for _, raw in group], out)
             for (place, raw), outcome, image in zip(group, outcomes, out, strict=True):
                 loaded.append(self._loaded(place, raw, outcome, image))
         return loaded

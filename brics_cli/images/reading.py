@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +74,8 @@ class CollectionStream(ImageStream):
         self.size = size
         self.num_workers = num_workers
         self.keys = list(collection.keys())
-        self._digests = np.zeros((len(self.keys), 64), np.uint8)
-        self._was_read = np.zeros(len(self.keys), bool)
-        self._watches: dict[int, Watch] = {}
+        self._digests: dict[int, bytes] = {}
+        self._watches: list[Watch] = []
 
     def describe(self) -> str:
         through = f", {self.transform} to {self.size} px" if self.transform else ", as they are"
@@ -84,32 +84,30 @@ class CollectionStream(ImageStream):
     @property
     def num_read(self) -> int:
         """How many different images were read so far."""
-        return int(self._was_read.sum())
+        return len(self._digests)
 
     def fingerprint_of_read(self) -> str | None:
         """The fingerprint of the images that were read, as a collection of their own; None when none was.
 
         The digests of shards that were read as a whole are remembered.
         """
-        positions = np.flatnonzero(self._was_read).tolist()
-        if not positions:
+        if not self._digests:
             return None
-        view = select_positions(self.collection, positions)
-        found, start = {}, 0
+        positions = sorted(self._digests)
+        view, rows, found = select_positions(self.collection, positions), iter(positions), dict[int, str]()
         for number, shard in enumerate(view.shards):
             digest = ShardDigest(shard.name)
-            for position in positions[start : start + shard.num_images]:
-                digest.add(self._digests[position].tobytes())
+            for position in islice(rows, shard.num_images):
+                digest.add(self._digests[position])
             found[number] = digest.hexdigest()
-            start += shard.num_images
-            if view is self.collection and number in self._watches:
+            if view is self.collection and self._watches:
                 self._watches[number].content(found[number])
         return fingerprint_of(view, found)
 
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
         order = range(len(self)) if positions is None else positions
         if len(order) == len(self) and not self._watches:
-            self._watches = {shard: Watch(self.collection, shard) for shard in range(len(self.collection.shards))}
+            self._watches = [Watch(self.collection, shard) for shard in range(len(self.collection.shards))]
         requests = (
             [Place(*place) for place in self.collection.places(batch)] for batch in in_batches(order, self.batch_size)
         )
@@ -123,10 +121,8 @@ class CollectionStream(ImageStream):
             num_workers=self.num_workers,
         )
         with closing(batches):
-            for places, batch in zip(in_batches(order, self.batch_size), batches, strict=True):
-                digests = b"".join(image.digest for image in batch.loaded)
-                self._digests[places] = np.frombuffer(digests, np.uint8).reshape(-1, 64)
-                self._was_read[places] = True
+            for read, batch in zip(in_batches(order, self.batch_size), batches, strict=True):
+                self._digests.update(zip(read, (image.digest for image in batch.loaded), strict=True))
                 self.failures += batch.failures
                 # copies: whoever keeps one image does not keep the memory of its batch
                 yield [None if image.pixels is None else image.pixels.copy() for image in batch.loaded]

@@ -6,7 +6,10 @@ collection of any size, and a small one is one window, a full shuffle.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import count
 
 import numpy as np
 
@@ -28,17 +31,15 @@ class SampleOrder:
         self.num_samples = sum(len(shard) for shard in self.shards)
         if not self.num_samples:
             raise ValueError("there is no sample to order")
-        self._epoch = -1
-        self._starts: list[int] = []
-        self._windows: list[list[int]] = []
-        self._drawn: tuple[int, int, np.ndarray] = (-1, -1, np.empty(0, np.int64))
+        self._windows_of = lru_cache(maxsize=1)(self._permute_shards)
+        self._samples_of = lru_cache(maxsize=1)(self._shuffle_window)
 
     def __getitem__(self, position: int) -> int:
         """The sample index at `position`, counted from the start of training."""
         epoch, offset = divmod(position, self.num_samples)
-        self._enter(epoch)
-        number = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        return int(self._window(number)[offset - self._starts[number]])
+        starts, _ = self._windows_of(epoch)
+        number = bisect_right(starts, offset) - 1
+        return int(self._samples_of(epoch, number)[offset - starts[number]])
 
     def batch(self, start: int, size: int) -> list[int]:
         """The `size` sample indices from position `start` on; epochs follow one another without a gap."""
@@ -49,34 +50,26 @@ class SampleOrder:
 
         Without end: epochs follow one another.
         """
-        epoch, offset = divmod(position, self.num_samples)
-        while True:
-            self._enter(epoch)
-            for number, start in enumerate(list(self._starts)):
-                self._enter(epoch)  # somebody may have looked elsewhere since the last window
-                samples = self._window(number)
-                if start + len(samples) > offset:
-                    yield epoch * self.num_samples + start, samples
-            epoch, offset = epoch + 1, 0
+        for epoch in count(position // self.num_samples):
+            for number, start in enumerate(self._windows_of(epoch)[0]):
+                first, samples = epoch * self.num_samples + start, self._samples_of(epoch, number)
+                if first + len(samples) > position:
+                    yield first, samples
 
-    def _enter(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
+    def _permute_shards(self, epoch: int) -> tuple[list[int], list[list[int]]]:
+        """Where in the epoch its windows start, and the shards of each."""
         permuted = keyed_generator(self.seed, epoch, stream=Stream.DATA_ORDER).permutation(len(self.shards))
-        self._windows, self._starts, total = [], [], 0
-        full = True
+        starts: list[int] = []
+        windows: list[list[int]] = []
+        total = 0
         for shard in permuted.tolist():
-            if full:
-                self._windows.append([])
-                self._starts.append(total)
-            self._windows[-1].append(shard)
+            if not starts or total - starts[-1] >= self.window:
+                starts.append(total)
+                windows.append([])
+            windows[-1].append(shard)
             total += len(self.shards[shard])
-            full = total - self._starts[-1] >= self.window
-        self._epoch = epoch
+        return starts, windows
 
-    def _window(self, number: int) -> np.ndarray:
-        if self._drawn[:2] != (self._epoch, number):
-            samples = np.concatenate([self.shards[shard] for shard in self._windows[number]])
-            generator = keyed_generator(self.seed, self._epoch, number + 1, stream=Stream.DATA_ORDER)
-            self._drawn = (self._epoch, number, generator.permutation(samples))
-        return self._drawn[2]
+    def _shuffle_window(self, epoch: int, number: int) -> np.ndarray:
+        samples = np.concatenate([self.shards[shard] for shard in self._windows_of(epoch)[1][number]])
+        return keyed_generator(self.seed, epoch, number + 1, stream=Stream.DATA_ORDER).permutation(samples)

@@ -238,7 +238,10 @@ def test_batches_keep_order_never_cross_shards_and_list_failures(five_images):
         (["0"], 0, False), (["2"], 0, True), (["3", "4"], 1, False), (["5"], 1, True),
     ]  # fmt: skip
     assert batches[0].failures[0].key == "1" and "not an image" in batches[0].failures[0].reason
-    assert batches[0].failed_indices == [1] and batches[0].indices == [0] and batches[0].num_read == 2
+    assert [image.index for image in batches[0].failed] == [1] and [image.index for image in batches[0].loaded] == [
+        0,
+        1,
+    ]
     assert batches[2].images.shape == (2, 4, 4, 3) and (batches[2].images[1] == 4).all()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from odd_images import CASES, random_values
 from PIL import Image
 
-from brics_cli.images.decoders import Buffers, Decoders, decode_files
+from brics_cli.images.decoders import Decoders, decode_files
 from brics_cli.images.modes import to_rgb
 from brics_cli.images.pixels import ImageError, decode_image, load_pixels
 
@@ -44,19 +43,15 @@ def test_the_fast_form_agrees(name):
     assert np.array_equal(found, reference)
 
 
-def test_processes_decode_the_same():
+def test_processes_decode_the_same(monkeypatch):
     files = [data for data, _, _ in CASES.values()]
     here = np.zeros((len(files), 4, 4, 3), np.uint8)
     reasons = decode_files(files, here, transform="crop-bicubic")
-    with (
-        closing(Buffers(here.shape, num=1, shared=True)) as shared,
-        closing(Decoders(shared, transform="crop-bicubic", num=1)) as decoders,
-    ):
-        there = shared.take(len(files))
-        deadline = time.monotonic() + 60
-        while (found := decoders.decode(files, there)) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert found == reasons
+    with closing(Decoders(here.shape, num=1, transform="crop-bicubic", num_processes=1)) as decoders:
+        there = decoders.buffers.take(len(files))
+        assert all(process.is_ready(wait_s=60) for process in decoders.processes)
+        monkeypatch.setattr("brics_cli.images.decoders.decode_files", None)
+        assert decoders.decode(files, there) == reasons
         good = [isinstance(reason, int) for reason in reasons]
         assert np.array_equal(there[good], here[good])
 

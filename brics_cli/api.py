@@ -32,8 +32,8 @@ from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
-    from brics_cli.codes import Quantisation
     from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
+    from brics_cli.config.names import Quantisation
     from brics_cli.diffusion.classes import Balance
     from brics_cli.evaluation.registry import Settings
     from brics_cli.evaluation.report import EvaluationReport
@@ -151,47 +151,30 @@ def encode(
 
     >>> brics_cli.encode("photographs/", out="codes.h5", flips=True).num_images
     """
-    from brics_cli.autoencoder.autoencoder import load_autoencoder
-    from brics_cli.errors import ArtefactError
-    from brics_cli.jobs.encode_dataset import encode_dataset, plan_encoding
-    from brics_cli.runtime.device import resolve_devices
-    from brics_cli.workspace import read_provenance
+    from brics_cli.jobs import encode_dataset as job
 
-    reporter, place, devices = reporter or _default_reporter(), _workspace(workspace), resolve_devices(device)
-    run = _path(autoencoder) or place.resolve("autoencoder", argument="autoencoder", reporter=reporter).path
-    if data is None:
-        made = read_provenance(run)
-        collection = made.parent("collection") if made is not None else None
-        if collection is None:
-            raise ArtefactError(f"{run} does not say what it was trained on", next="Give the images to encode.")
-        data = collection.path
-        reporter.message(f"data not given: using {data}, which {run} was trained on")
-    plan = plan_encoding(
-        str(data),
-        load_autoencoder(run, device=devices[0]),
-        out=_path(out) or place.root / "codes.h5",
-        device=devices,
+    reporter = reporter or _default_reporter()
+    plan = job.plan_encoding(
+        _text(data),
+        autoencoder=_path(autoencoder),
+        out=_path(out),
         quantisation=quantisation,
         precision=precision,
         transform=transform,
         flips=flips,
-        limit=limit,
-        keys=None if keys is None else list(keys),
-        part=part,
         subset=subset,
-        labels=labels,
         image_field=image_field,
-        reporter=reporter,
-    )
-    return encode_dataset(
-        plan,
+        labels=labels,
+        keys=keys,
+        limit=limit,
+        part=part,
         batch_size=batch_size,
         num_workers=num_workers,
-        overwrite=overwrite,
-        max_failures=max_failures,
-        verify=verify,
+        device=device,
+        workspace=_workspace(workspace),
         reporter=reporter,
     )
+    return job.encode_dataset(plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=reporter)
 
 
 def decode(

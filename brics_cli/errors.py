@@ -41,7 +41,7 @@ class BricsError(Exception):
 
 
 class UsageError(BricsError):
-    """A flag, a config key or an input path that cannot be meant (exit 2)."""
+    """A flag, a config key or an input path is wrong (exit 2)."""
 
     exit_code = ExitCode.USAGE
 
@@ -123,9 +123,9 @@ _ERRNO_IN_TEXT = re.compile(r"(?:errno(?: =)?|\(os error) (\d+)", re.IGNORECASE)
 
 
 _PATH_ERRNOS: dict[int, str] = {
-    errno.ENOTDIR: "a file stands where a directory is needed",
-    errno.EISDIR: "a directory stands where a file is needed",
-    errno.EEXIST: "a file stands where a directory is needed",
+    errno.ENOTDIR: "there is a file where a directory is needed",
+    errno.EISDIR: "there is a directory where a file is needed",
+    errno.EEXIST: "there is a file where a directory is needed",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "the links go in circles",
 }

@@ -1,4 +1,4 @@
-"""Processes that import and run nothing from the current directory, whatever stands there.
+"""Processes that import and run nothing from the current directory, whatever is there.
 
 `python -m` and `python -c` put the current directory in front of everything else that can be imported, and so do an
 empty entry of PYTHONPATH and, for programs, one of PATH: a `json.py` beside somebody's images would be run. Nothing

@@ -34,6 +34,11 @@ def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], An
     return value
 
 
+def as_json(value: Any) -> Any:
+    """`value` as it is once it was written as JSON and read again: what a record on disk is compared with."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
     """The bytes of a file. Raises ValueError when it has more than `most`, OSError as `open` does."""
     with path.open("rb") as file:

@@ -227,7 +227,7 @@ def _encode(
     shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
     num_read, early = 0, 0.0
     with StoreWriter(out, header, shards) as writer:
-        work = ShardWork(collection, header, shards, writer.parts_directory, "crop-bicubic", batch_size, num_workers)
+        work = ShardWork(collection, header, shards, writer.parts_directory, batch_size, num_workers)
         start, cpu_start = time.perf_counter(), sum(os.times()[:4])  # of this process and its ended children
         for progress in work.encode(writer.pending, encoder):
             split.add(progress.seconds)

@@ -9,8 +9,8 @@ import typer
 
 from brics_cli.bench.choices import DEFAULT_VARIANTS, SCALES, VARIANTS
 from brics_cli.cli import options
+from brics_cli.cli.batch import wait_passively
 from brics_cli.cli.output import Session, plain_table
-from brics_cli.cli.waiting import wait_passively
 from brics_cli.diffusion.samplers import SAMPLER_NAMES
 
 if TYPE_CHECKING:

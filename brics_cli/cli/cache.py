@@ -61,7 +61,7 @@ def prune(
     With --all also what is remembered of collections, to recognise them without reading them again.
     """
     from brics_cli.evaluation import cache
-    from brics_cli.workspace.caches import forget
+    from brics_cli.workspace.files import forget
 
     if everything == (unused is not None or max_size is not None):
         raise UsageError("brics cache prune removes by --unused AGE, --max-size SIZE, or --all")

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
+from brics_cli.cli.batch import same_command_goes_on
 from brics_cli.cli.output import Session
-from brics_cli.cli.resuming import same_command_goes_on
 from brics_cli.workspace.naming import FOLDER
 
 app = options.command_app()

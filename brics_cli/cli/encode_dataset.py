@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from brics_cli.cli import options
+from brics_cli.cli.batch import report_verification, same_command_goes_on, wait_passively, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
-from brics_cli.cli.verification import report_verification
-from brics_cli.cli.waiting import wait_passively
-from brics_cli.config import Transform
-from brics_cli.errors import ArtefactError, ExitCode, UsageError
+from brics_cli.config.names import Quantisation, Transform
+from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
-from brics_cli.workspace import read_provenance
 
 app = options.command_app()
-
-
-class Quantisation(StrEnum):
-    """How codes are stored."""
-
-    uint8 = "uint8"
-    uint16 = "uint16"
-    float16 = "float16"
-
-
-def trained_on(run: Path) -> str:
-    """The collection that the autoencoder of `run` was trained on."""
-    artefact = read_provenance(run)
-    collection = artefact.parent("collection") if artefact is not None else None
-    if collection is None:
-        raise ArtefactError(f"{run} does not say what it was trained on", next="Give DATA: brics encode-dataset IMAGES")
-    return collection.path
 
 
 @app.command()
@@ -86,7 +65,7 @@ def encode_dataset(
     num_workers: options.NumWorkers = None,
     max_failures: options.MaxFailures = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every promise of the finished store, as `brics info --verify`.")
+        bool, typer.Option("--verify", help="Check every invariant of the finished store, as `brics info --verify`.")
     ] = False,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
@@ -103,41 +82,35 @@ def encode_dataset(
     Example: brics encode-dataset ./lsun --out codes.h5 --flips
     """
     wait_passively()
-    from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.jobs.encode_dataset import encode_dataset as run
     from brics_cli.jobs.encode_dataset import estimate_seconds, plan_encoding
-    from brics_cli.runtime.device import resolve_devices
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     one_of = parse_part(part) if part is not None else None
-    listed = read_keys(keys) if keys is not None else None
-    devices = resolve_devices(device)
-    run_path = ae if ae is not None else session.resolve("autoencoder", argument="--ae").path
-    if data is None:
-        data = trained_on(run_path)
-        session.reporter.message(f"DATA not given: using {data}, which {run_path} was trained on")
-    name = "codes.h5" if one_of is None else f"codes-{one_of[0]}-of-{one_of[1]}.h5"
     plan = plan_encoding(
         data,
-        load_autoencoder(run_path, device=devices[0]),
-        out=out if out is not None else session.workspace.root / name,
-        device=devices,
-        quantisation=quantisation.value if quantisation is not None else None,
+        autoencoder=ae,
+        out=out,
+        quantisation=quantisation,
         precision=dtype.value if dtype is not None else None,
         transform=transform,
         flips=flips,
-        limit=limit,
-        keys=listed,
-        part=one_of,
         subset=subset,
-        labels=labels.value if labels is not None else None,
         image_field=image_field,
+        labels=labels.value if labels is not None else None,
+        keys=read_keys(keys) if keys is not None else None,
+        limit=limit,
+        part=one_of,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        workspace=session.workspace,
         reporter=session.reporter,
     )
-    header = plan.header
-    shape = "x".join(str(side) for side in header.code_shape)
+    header, source, not_read = plan.header, plan.collection.describe(), plan.collection.passed_over.to_json()
+    codes = f"codes {'x'.join(str(side) for side in header.code_shape)} {header.quantisation}"
     if dry_run:
-        seconds = estimate_seconds(plan, batch_size=batch_size, num_workers=num_workers)
+        seconds = estimate_seconds(plan)
         value = {
             "images": header.num_images,
             "shards": len(plan.shards),
@@ -146,29 +119,20 @@ def encode_dataset(
             "bytes_needed": 2 * plan.store_bytes,
             "seconds": seconds,
             "out": plan.out,
-            "source": plan.collection.describe(),
-            "not_read": plan.collection.passed_over.to_json(),
+            "source": source,
+            "not_read": not_read,
         }
         session.result(
             value,
-            f"would encode {plan.collection.describe()} into {plan.out}: codes {shape} {header.quantisation}, "
+            f"would encode {source} into {plan.out}: {codes}, "
             f"{human_bytes(plan.store_bytes)} (twice that while parts are merged), "
-            f"about {seconds:,.0f} s on {device if device != 'auto' else devices[0]} by its first batch",
+            f"about {seconds:,.0f} s on {device if device != 'auto' else plan.devices[0]} by its first batch",
         )
         return
     with same_command_goes_on():
-        encoded = run(
-            plan,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            overwrite=overwrite,
-            max_failures=max_failures,
-            verify=verify,
-            reporter=session.reporter,
-        )
+        encoded = run(plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=session.reporter)
     if encoded.already_complete:
         session.reporter.message(f"{plan.out} is complete already, made from the same inputs: nothing to do")
-    not_read = plan.collection.passed_over.to_json()
     value = {**asdict(encoded), "num_failed": encoded.num_failed, "not_read": not_read}
     speed = f", {encoded.img_per_s:,.1f} img/s" if encoded.img_per_s is not None and encoded.num_now else ""
     cost = ""
@@ -179,7 +143,7 @@ def encode_dataset(
         cost = f"; {header.quantisation} costs {shown:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first images)"
     session.result(
         value,
-        f"{encoded.num_images:,} codes {shape} {header.quantisation}{speed}, {encoded.bytes_per_image:,} bytes per "
+        f"{encoded.num_images:,} {codes}{speed}, {encoded.bytes_per_image:,} bytes per "
         f"image (1/{encoded.ratio_to_pixels:.3g} of its pixels, 1/{encoded.ratio_to_source:.3g} of its file){cost}: "
         f"{encoded.path}",
     )

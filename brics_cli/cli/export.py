@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
+from brics_cli.cli.batch import same_command_goes_on
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.cli.resuming import same_command_goes_on
 
 app = options.command_app()
 
@@ -56,11 +56,8 @@ def export(
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     store = KeyCodeStore(codes if codes is not None else session.resolve("store", argument="CODES").path)
-    plan = plan_export(
-        store, out=out if out is not None else session.workspace.root / "latents", flips=flips, labels=labels
-    )
-    if labels and not plan.labels:
-        session.reporter.message(f"{store.path} has no labels: all are written as 0, one class")
+    out = out or session.workspace.root / "latents"
+    plan = plan_export(store, out=out, flips=flips, labels=labels, reporter=session.reporter)
     shape = " x ".join(map(str, store.code_shape))
     num_shards = f"{plan.num_shards:,} shard" + "s" * (plan.num_shards != 1)
     num_classes = f"{plan.num_classes:,} class" + "es" * (plan.num_classes != 1)

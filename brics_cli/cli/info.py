@@ -34,7 +34,7 @@ def info(
         str | None, typer.Argument(metavar="[PATH]", help="A key-code store, a run, or a collection of images.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every promise of a store: counts, order, hashes, statistics.")
+        bool, typer.Option("--verify", help="Check every invariant of a store: counts, order, hashes, statistics.")
     ] = False,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
@@ -73,7 +73,7 @@ def info(
     session.result(asdict(described), _text(described))
     if described.broken:
         raise ArtefactError(
-            f"{described.path} breaks {len(described.broken)} promises of its format, first: {described.broken[0]}",
+            f"{described.path} breaks {len(described.broken)} invariants of its format, first: {described.broken[0]}",
             next="Make it again: brics encode-dataset IMAGES --out codes.h5",
         )
 
@@ -89,7 +89,7 @@ def _text(described: Description) -> list[RenderableType]:
     if len(described.failures) > len(failures):
         parts.append(f"... and {len(described.failures) - len(failures):,} more (--json lists them all)")
     if described.broken is not None:
-        parts += [f"broken: {line}" for line in described.broken] or ["verified: every promise of the format holds"]
+        parts += [f"broken: {line}" for line in described.broken] or ["verified: every invariant of the format holds"]
     return parts
 
 

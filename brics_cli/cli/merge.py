@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
+from brics_cli.cli.batch import report_verification
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.cli.verification import report_verification
 
 app = options.command_app()
 
@@ -20,7 +20,7 @@ def merge(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Key-code stores, in the order wanted.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.h5", help="The joined store.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every promise of the joined store, as `brics info --verify`.")
+        bool, typer.Option("--verify", help="Check every invariant of the joined store, as `brics info --verify`.")
     ] = False,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
+from brics_cli.cli.batch import same_command_goes_on, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.cli.resuming import same_command_goes_on, warn_about_failures
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
 from brics_cli.errors import ExitCode, UsageError
 

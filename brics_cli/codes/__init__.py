@@ -12,13 +12,11 @@ from brics_cli.codes.joining import Join, plan_join, write_join
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.codes.verify import verify_store, verify_store_in_child
 from brics_cli.codes.writer import StoreWriter
-from brics_cli.config.names import Quantisation
 
 __all__ = [
     "QUANTISATIONS",
     "Join",
     "KeyCodeStore",
-    "Quantisation",
     "StoreHeader",
     "StoreShard",
     "StoreWriter",

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.codes import StoreHeader, StoreShard, quantise, quantise_on_device
-from brics_cli.codes.parts import PartWriter
+from brics_cli.codes.parts import write_part
 from brics_cli.errors import ArtefactError
 from brics_cli.images import Batch, Collection, load_shards
 from brics_cli.images.fingerprints import settled_digest
@@ -144,15 +144,29 @@ def _to_pinned(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Shards to be encoded into parts: what every process that takes some of them needs to know."""
+    """Shards to be encoded into parts: what every process that takes some of them needs to know.
+
+    In a process of its own (`runtime.executors.Work`) it loads the `autoencoder` for its device.
+    """
 
     collection: Collection
     header: StoreHeader
     shards: list[StoreShard]
     parts_directory: Path
-    transform: str
     batch_size: int
     num_workers: int | None
+    autoencoder: Path | None = None
+    num_processes: int = 1
+
+    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[Progress]:
+        assert self.autoencoder is not None
+        if device == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // self.num_processes))
+        autoencoder = load_autoencoder(self.autoencoder, device=device)
+        network = encoding_network(autoencoder, precision=self.header.precision)
+        return self.encode(
+            tasks, CodeEncoder(network, self.header, device=torch.device(device), made_by=autoencoder.path)
+        )
 
     def encode(self, shard_indices: Iterable[int], encoder: CodeEncoder) -> Iterator[Progress]:
         """Write the part of each shard; closing the iterator, or an error, throws away the part being written.
@@ -165,7 +179,7 @@ class ShardWork:
         batches = load_shards(
             self.collection,
             shard_indices,
-            transform=self.transform,
+            transform=self.header.transform_name,
             size=self.header.image_size,
             num_workers=self.num_workers,
             batch_size=self.batch_size,
@@ -174,7 +188,7 @@ class ShardWork:
         try:
             encoded = encoder.stream(batches, split)
             for first in encoded:
-                with PartWriter(self.parts_directory, self.header, self.shards[first.batch.shard_index]) as part:
+                with write_part(self.parts_directory, self.header, self.shards[first.batch.shard_index]) as part:
                     for rows in chain([first], encoded):
                         batch = rows.batch
                         good, failures = batch.good, batch.failures

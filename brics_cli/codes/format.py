@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +41,9 @@ SHARD_FIELDS = ("name", "size", "fingerprint", "n_in", "n_ok", "n_failed", "sha2
 stores made before there were digests, which have no such field)."""
 NEEDED_SHARD_FIELDS = SHARD_FIELDS[:-1]
 FAILURE_FIELDS = ("shard", "key", "reason")
+SEAL_ATTRIBUTE = "seal"
+SEALED_DATASETS = ("shards", "failures", "stats/mean", "stats/std", "stats/histogram")
+"""Those whose values the seal covers; of the others row hashes do."""
 
 Array = npt.NDArray[Any]
 
@@ -82,6 +86,11 @@ class StoreHeader:
     part: str = ""
     labels: str = ""
     class_names: tuple[str, ...] = ()
+
+    @property
+    def transform_name(self) -> str:
+        """`transform` without its version."""
+        return self.transform.partition("/")[0]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -286,3 +295,35 @@ def fixed_bytes(texts: Sequence[str]) -> Array:
     """Texts as UTF-8 in fixed-length bytes, the longest deciding."""
     encoded = [text.encode() for text in texts]
     return np.array(encoded, dtype=f"S{max((len(text) for text in encoded), default=1) or 1}")
+
+
+def seal(file: h5py.File) -> str:
+    """sha256 of all that row hashes leave out: attributes (but the seal itself), tables, statistics, types.
+
+    It is kept in the store as attribute `seal`, and tells when any of them was changed.
+    """
+    digest = hashlib.sha256()
+
+    def add(name: str, attributes: h5py.AttributeManager) -> None:
+        plain = {key: _plain(value) for key, value in attributes.items() if key != SEAL_ATTRIBUTE}
+        digest.update(f"{name}\0{json.dumps(plain, sort_keys=True)}\0".encode())
+
+    add("/", file.attrs)
+    names: list[str] = []
+    file.visit(names.append)
+    for name in sorted(names):
+        add(name, file[name].attrs)
+        if isinstance(file[name], h5py.Dataset):
+            digest.update(f"{file[name].dtype.str} {file[name].dtype.descr} {file[name].shape}\0".encode())
+        if name in SEALED_DATASETS:
+            digest.update(np.ascontiguousarray(file[name][()]).tobytes())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """An HDF5 attribute as JSON can hold it; bytes that are no UTF-8 stay distinct."""
+    if isinstance(value, np.ndarray | np.generic):
+        return [str(value.dtype), _plain(value.tolist())]
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float) else repr(value)

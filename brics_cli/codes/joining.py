@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,34 @@ from typing import Any
 import numpy as np
 
 from brics_cli.codes.format import StoreHeader, StoreShard, store_sha256
-from brics_cli.codes.merging import write_merged
+from brics_cli.codes.parts import ShardRows
 from brics_cli.codes.reader import KeyCodeStore
-from brics_cli.codes.rows import StoreRows
-from brics_cli.codes.writer import check_store_output, put_in_place
+from brics_cli.codes.writer import check_store_output, write_merged
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.images.fingerprints import fingerprint_of_shards
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, hold_lock, open_hdf5
-from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.differences import differences
-from brics_cli.workspace.fingerprints import fingerprint_of_shards
+from brics_cli.workspace.artefacts import differences
 
 _MAY_DIFFER = ("source", "num_images", "selection", "part")
+_COUNTED = ("sha256", "num_images", "num_failed", "summary", "sealed")
+"""Details of a store that are counted anew."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """What the joined store will be: `order` names the store and the shard in it behind each of `shards`."""
+    """What the joined store will be: `order` names the store and the shard in it behind each of `shards`.
+
+    `sha256` is of all rows.
+    """
 
     stores: list[KeyCodeStore]
     header: StoreHeader
     shards: list[StoreShard]
-    order: list[tuple[int, int]]
+    order: list[tuple[KeyCodeStore, int]]
     parents: tuple[Parent, ...]
-    details: dict[str, Any] = field(default_factory=dict)
-    sha256: str = ""
-    """Of all rows."""
+    details: dict[str, Any]
+    sha256: str
 
     @property
     def num_rows(self) -> int:
@@ -60,34 +62,41 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
     """
     if len(stores) < 2:
         raise UsageError("joining takes at least two stores", next="Example: brics merge a.h5 b.h5 --out codes.h5")
-    first = stores[0]
     for store in stores[1:]:
-        differing = differences(_must_agree(first), _must_agree(store))
+        differing = differences(_must_agree(stores[0]), _must_agree(store))
         if differing:
             raise ArtefactError(
-                f"{store.path} cannot be joined to {first.path}: {'; '.join(differing)}",
+                f"{store.path} cannot be joined to {stores[0].path}: {'; '.join(differing)}",
                 next="Join stores that were encoded alike.",
             )
     _check_keys_differ(stores)
     class_names = _class_names(stores)
-    whole = _parts_of_one_source(stores)
-    ordered = list(stores) if whole is None else whole
-    order = _interleaved(ordered) if whole is not None else _one_after_another(ordered)
-    rows = [ordered[store].shards[number] for store, number in order]
+    parts = _parts_of_one_source(stores)
+    stores = parts or stores
+    order = [(store, number) for store in stores for number in range(len(store.shards))]
+    if parts:  # shard 0 of every part, then shard 1 of every part: the order of the source
+        order.sort(key=lambda shard: shard[1])
+
+    rows = [store.shards[number] for store, number in order]
     names = _unique_names([row["name"] for row in rows])
     shards = [
         StoreShard(name, row["n_in"], row["size"], row["fingerprint"]) for name, row in zip(names, rows, strict=True)
     ]
-    header = replace(
-        _header(ordered, num_images=sum(row["n_in"] for row in rows), is_whole=whole is not None),
-        class_names=class_names,
-    )
-    parents = _parents(ordered, is_whole=whole is not None)
-    digests = [row.get("digest", "") for row in rows]
-    if whole is not None and all(digests):
-        parents = _of_whole(parents, shards, digests)
+    num_images = sum(row["n_in"] for row in rows)
+    header = replace(stores[0].header, num_images=num_images, part="", class_names=class_names)
+    if not parts:  # those have the identity of one run over the source
+        hashes = list(dict.fromkeys(store.source_sha256 for store in stores))
+        header = replace(
+            header,
+            source=" + ".join(dict.fromkeys(store.source for store in stores)),
+            source_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+            selection=hashlib.sha256(json.dumps([store.sha256 for store in stores]).encode()).hexdigest(),
+        )
+    details = {name: value for name, value in stores[0].artefact.details.items() if name not in _COUNTED}
     sha256 = store_sha256(row["sha256"] for row in rows)
-    return Join(ordered, header, shards, order, parents, _details(ordered[0]), sha256)
+    digests = [row.get("digest", "") for row in rows]
+    parents = _parents(stores, shards, digests, is_whole=parts is not None)
+    return Join(list(stores), header, shards, order, parents, details, sha256)
 
 
 def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Reporter) -> Artefact | None:
@@ -96,27 +105,49 @@ def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Rep
     Raises ArtefactError or WouldOverwriteError when something else is there, MachineError while another process
     writes it, ArtefactError when rows are not those that were once written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
         inputs = [store.path for store in join.stores]
-        if check_store_output(path, join.header, shards=join.shards, overwrite=overwrite, inputs=inputs):
+        if check_store_output(path, join.header, join.shards, overwrite=overwrite, inputs=inputs):
             if KeyCodeStore(path).sha256 != join.sha256:  # parts of one collection have its name, whatever was in it
                 raise ArtefactError(
                     f"{path} was joined from other codes of the same collection",
                     next="Give another --out, or --overwrite to join these.",
                 )
             return None
-        artefact = Artefact(join.stores[0].artefact.kind, path, now(), False, join.parents, dict(join.details))
+        return write_merged(
+            path, join.header, join.shards, partial(_open_shard, join),
+            kind=join.stores[0].artefact.kind, parents=join.parents, details=join.details, reporter=reporter,
+        )  # fmt: skip
+
+
+@contextmanager
+def _open_shard(join: Join, shard_index: int) -> Iterator[ShardRows]:
+    """The rows of one shard of the stores. They are read, not mapped: a merge must not fill the page tables."""
+    store, number = join.order[shard_index]
+    shard, advice = store.shards[number], f"See: brics info {store.path} --verify"
+    start, stop = store.shard_starts[number : number + 2]
+    with ExitStack() as stack:
         try:
-            with reporter.task("merge", total=join.num_rows, unit="img") as task:
-                artefact = write_merged(
-                    temporary, join.header, join.shards, partial(_open_shard, join), artefact=artefact, task=task
-                )
-            put_in_place(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return artefact
+            file = stack.enter_context(open_hdf5(store.path))
+            rows = ShardRows(
+                f"shard {shard['name']} of {store.path}",
+                advice,
+                num_ok=shard["n_ok"],
+                sha256=shard["sha256"],
+                digest=shard.get("digest", ""),
+                keys=file["keys"][start:stop],
+                labels=file["labels"][start:stop],
+                index_in_shard=file["index_in_shard"][start:stop],
+                failures=[(row["key"], row["reason"]) for row in store.failures if row["shard"] == shard["name"]],
+                codes=file["codes"],
+                flipped=file["codes_flipped"] if store.has_flipped else None,
+                meta=file["meta"],
+                start=start,
+            )
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ArtefactError(f"{store.path} cannot be read ({error})", next=advice) from None
+        yield rows
 
 
 def _must_agree(store: KeyCodeStore) -> dict[str, Any]:
@@ -141,7 +172,7 @@ def _check_keys_differ(stores: Sequence[KeyCodeStore]) -> None:
 def _class_names(stores: Sequence[KeyCodeStore]) -> tuple[str, ...]:
     """The names of classes that hold in all stores: those without labels, or whose labels have no names, have none.
 
-    Raises ArtefactError when a label stands for two classes.
+    Raises ArtefactError when a label means two classes.
     """
     longest = max(stores, key=lambda store: len(store.class_names))
     for store in stores:
@@ -162,101 +193,55 @@ def _class_names(stores: Sequence[KeyCodeStore]) -> tuple[str, ...]:
 
 def _parts_of_one_source(stores: Sequence[KeyCodeStore]) -> list[KeyCodeStore] | None:
     """The stores in order of their parts when they are all those of one source; None when they are no such parts."""
-    by_source: dict[tuple[Any, ...], list[KeyCodeStore]] = {}
+    by_source: dict[tuple[Any, ...], dict[int, list[KeyCodeStore]]] = {}
     for store in stores:
-        if part := store.identity.get("part"):
-            source = (store.identity["source"], store.identity.get("selection"), part.partition("/")[2])
-            by_source.setdefault(source, []).append(store)
+        number, _, num_parts = str(store.identity.get("part", "")).partition("/")
+        if number:
+            source = (store.identity["source"], store.identity.get("selection"), int(num_parts))
+            by_source.setdefault(source, {}).setdefault(int(number), []).append(store)
     for (_, _, num_parts), parts in by_source.items():
-        there = {int(store.identity["part"].partition("/")[0]) for store in parts}
-        missing = sorted(set(range(1, int(num_parts) + 1)) - there)
+        missing = sorted({*range(1, num_parts + 1)} - {*parts})
         if missing:
-            listed = ", ".join(f"{number}/{num_parts}" for number in missing[:5])
+            path = next(iter(parts.values()))[0].source
             raise ArtefactError(
-                f"of the parts of {parts[0].source} these are missing: {listed}",
-                next=f"Encode them: brics encode-dataset {parts[0].source} --part {missing[0]}/{num_parts}",
+                f"of the parts of {path} these are missing: "
+                + ", ".join(f"{number}/{num_parts}" for number in missing[:5]),
+                next=f"Encode them: brics encode-dataset {path} --part {missing[0]}/{num_parts}",
             )
-    if len(by_source) != 1 or sum(map(len, by_source.values())) != len(stores):
-        return None
-    return sorted(stores, key=lambda store: int(store.identity["part"].partition("/")[0]))
-
-
-def _one_after_another(stores: Sequence[KeyCodeStore]) -> list[tuple[int, int]]:
-    return [(index, number) for index, store in enumerate(stores) for number in range(len(store.shards))]
-
-
-def _interleaved(stores: Sequence[KeyCodeStore]) -> list[tuple[int, int]]:
-    """Shard 0 of every part, then shard 1 of every part: the order of the source."""
-    longest = max(len(store.shards) for store in stores)
-    return [
-        (index, number) for number in range(longest) for index, store in enumerate(stores) if number < len(store.shards)
-    ]
+    ordered = [store for parts in by_source.values() for number in sorted(parts) for store in parts[number]]
+    return ordered if len(by_source) == 1 and len(ordered) == len(stores) else None
 
 
 def _unique_names(names: Sequence[str]) -> list[str]:
     """Shard names, a second `00000` as `00000~2`."""
-    taken: set[str] = set()
-    unique = []
+    unique: dict[str, None] = {}
     for name in names:
         candidate, number = name, 2
-        while candidate in taken:
+        while candidate in unique:
             candidate, number = f"{name}~{number}", number + 1
-        taken.add(candidate)
-        unique.append(candidate)
-    return unique
+        unique[candidate] = None
+    return list(unique)
 
 
-def _header(stores: Sequence[KeyCodeStore], *, num_images: int, is_whole: bool) -> StoreHeader:
-    header = replace(stores[0].header, num_images=num_images, part="")
-    if is_whole:  # the same identity as that of one run over the source
-        return header
-    sources = list(dict.fromkeys(store.source for store in stores))
-    hashes = list(dict.fromkeys(store.source_sha256 for store in stores))
-    joined = json.dumps([store.sha256 for store in stores])
-    return replace(
-        header,
-        source=" + ".join(sources),
-        source_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
-        selection=hashlib.sha256(joined.encode()).hexdigest(),
-    )
+def _parents(
+    stores: Sequence[KeyCodeStore], shards: Sequence[StoreShard], digests: Sequence[str], *, is_whole: bool
+) -> tuple[Parent, ...]:
+    """The autoencoder, then every collection once, then, unless they were parts of one, the stores.
 
-
-def _parents(stores: Sequence[KeyCodeStore], *, is_whole: bool) -> tuple[Parent, ...]:
-    """The autoencoder, then every collection once, then, unless they were parts of one, the stores."""
-    parents: dict[tuple[str, str], Parent] = {}
+    Parts have each read some of their collection: where the digests of all shards are known, it is the whole.
+    """
+    found: dict[tuple[str, str], Parent] = {}
     for store in stores:
         for parent in store.artefact.parents:
             if parent.kind != "store":
-                parents.setdefault((parent.kind, parent.sha256), parent)
-    ordered = sorted(parents.values(), key=lambda parent: parent.kind != "autoencoder")
-    joined = [] if is_whole else [Parent("store", str(store.path.resolve()), store.sha256) for store in stores]
-    return (*ordered, *joined)
-
-
-def _of_whole(parents: Sequence[Parent], shards: Sequence[StoreShard], digests: Sequence[str]) -> tuple[Parent, ...]:
-    """`parents` with one collection, the whole, in place of those that each part has read of it."""
-    named = zip(shards, digests, strict=True)
-    fingerprint = fingerprint_of_shards((shard.name, digest, shard.num_images) for shard, digest in named)
-    first = next((parent for parent in parents if parent.kind == "collection"), None)
-    others = [parent for parent in parents if parent.kind != "collection"]
-    return (*others, *([] if first is None else [replace(first, sha256=fingerprint)]))
-
-
-def _details(store: KeyCodeStore) -> dict[str, Any]:
-    counted = ("sha256", "num_images", "num_failed", "summary", "sealed")
-    return {name: value for name, value in store.artefact.details.items() if name not in counted}
-
-
-@contextmanager
-def _open_shard(join: Join, shard_index: int) -> Iterator[StoreRows]:
-    store_index, number = join.order[shard_index]
-    store = join.stores[store_index]
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_hdf5(store.path))
-            rows = StoreRows(store, file, number)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ArtefactError(
-                f"{store.path} cannot be read ({error})", next=f"See: brics info {store.path} --verify"
-            ) from None
-        yield rows
+                found.setdefault((parent.kind, parent.sha256), parent)
+    parents = sorted(found.values(), key=lambda parent: parent.kind != "autoencoder")
+    if not is_whole:
+        return (*parents, *(Parent("store", str(store.path.resolve()), store.sha256) for store in stores))
+    collections = [parent for parent in parents if parent.kind == "collection"]
+    if all(digests) and collections:
+        named = zip(shards, digests, strict=True)
+        fingerprint = fingerprint_of_shards((shard.name, digest, shard.num_images) for shard, digest in named)
+        others = [parent for parent in parents if parent.kind != "collection"]
+        parents = [*others, replace(collections[0], sha256=fingerprint)]
+    return tuple(parents)

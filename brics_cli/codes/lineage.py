@@ -87,7 +87,7 @@ def load_autoencoder_of(
             return autoencoder
     was_at = f", which was at {recorded}," if recorded is not None else ""
     raise ArtefactError(
-        f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} is not found",
+        f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} was not found",
         next="Give it with --ae RUN, or encode the collection again.",
     )
 

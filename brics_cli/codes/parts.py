@@ -1,73 +1,153 @@
 """One part of a store being written: the rows of one shard, `codes.h5.parts/<shard>.h5`.
 
 A part is built under a temporary name, fsynced and renamed: that it exists is the record that its shard is done.
-Rows stand at the front of datasets with room for every image of the shard; attribute `n_ok` says how many are real.
+Rows are at the front of datasets with room for every image of the shard; attribute `n_ok` says how many are real.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import h5py
 import numpy as np
 
-from brics_cli.codes.allocation import RawRows
 from brics_cli.codes.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
-from brics_cli.codes.merging import meta_bytes
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, open_hdf5
+from brics_cli.workspace.hdf5 import Hdf5Dataset
 
 PART_VERSION = 1
+HEADER_BYTES = 64 * 1024
+"""Room for HDF5's own structures."""
+BLOCK_BYTES = 16 * 2**20
+"""Of rows that are copied at a time."""
+NO_LOCK = False
+"""A file being written has a name of its own, and `hold_lock` keeps other writers away."""
+_NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
-class Columns(NamedTuple):
-    """The columns of a part beside its codes."""
+class RawRows:
+    """A new HDF5 file with room for the codes of `num_rows` images, which are written directly, in a `with` block.
 
-    keys: list[str]
-    labels: list[int]
-    index_in_shard: list[int]
-    metas: list[str]
-    failures: list[tuple[str, str]]
+    libhdf5 crashes the process when a disk fills under it. So the datasets of codes are laid out and their bytes
+    reserved first, where a full disk is an ordinary OSError (ENOSPC); rows are then written by `pwrite` at the
+    dataset's offset; and room for the `small_datasets` is reserved before HDF5 writes them.
+    """
+
+    def __init__(self, path: Path, header: StoreHeader, num_rows: int) -> None:
+        self.path = path
+        if shutil.disk_usage(path.parent).free < num_rows * header.bytes_per_image + HEADER_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        self._offsets: dict[str, int | None] = {}
+        with h5py.File(path, "w", locking=NO_LOCK) as file:
+            for name in ("codes", "codes_flipped") if header.flipped else ("codes",):
+                shape = (num_rows, *header.code_shape)
+                dataset = file.create_dataset(name, shape, header.dtype, dcpl=layout.copy())
+                self._offsets[name] = dataset.id.get_offset()
+        self._descriptor = os.open(path, os.O_RDWR)
+
+    def __enter__(self) -> Self:
+        try:
+            self._reserve(0)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write(self, start: int, codes: Array, flipped: Array | None) -> None:
+        """Write rows from row `start` on."""
+        for name, rows in (("codes", codes), ("codes_flipped", flipped)):
+            offset = self._offsets.get(name)
+            if rows is None or len(rows) == 0 or offset is None:  # a dataset of no rows has no place in the file
+                continue
+            data = np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data
+            position = offset + start * (len(data) // len(rows))
+            while data:
+                written = os.pwrite(self._descriptor, data, position)
+                data, position = data[written:], position + written
+
+    @contextmanager
+    def small_datasets(self, num_bytes: int) -> Iterator[h5py.File]:
+        """The file, open in h5py, for datasets of about `num_bytes` in all, for which room is reserved."""
+        self._reserve(num_bytes + HEADER_BYTES)
+        self.close()
+        try:
+            with h5py.File(self.path, "r+", locking=NO_LOCK) as file:
+                yield file
+        except RuntimeError as error:
+            said = machine_error(error, where=self.path)
+            if said is None:
+                raise
+            raise said from None
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _reserve(self, num_bytes: int) -> None:
+        """Make sure of the bytes of the file and so many more."""
+        if hasattr(os, "posix_fallocate"):  # macOS has not; there the check of the free space must do
+            try:
+                os.posix_fallocate(self._descriptor, 0, os.fstat(self._descriptor).st_size + num_bytes)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    error.filename = str(self.path)
+                    raise
+
+
+def meta_bytes(metas: Sequence[str] | None) -> int:
+    """About how much room a column of texts takes in HDF5: a reference each, and heaps that are half full."""
+    return sum(16 + 2 * len(text.encode()) for text in metas or ())
 
 
 def part_path(directory: Path, shard: StoreShard) -> Path:
-    """Where the part of `shard` stands."""
+    """Where the part of `shard` is."""
     name = quote(shard.name, safe=" ")
     if len(name) > 150:
         name = name[:100] + hashlib.sha256(name.encode()).hexdigest()[:16]
     return directory / f"{name}.h5"
 
 
-class PartWriter:
-    """Write one part inside a `with` block: `add` batches in order; leaving without an exception makes it final."""
+@contextmanager
+def write_part(directory: Path, header: StoreHeader, shard: StoreShard) -> Iterator[PartWriter]:
+    """Write one part: `add` batches in order; leaving the block without an exception makes it final."""
+    with atomic_path(part_path(directory, shard)) as temporary, RawRows(temporary, header, shard.num_images) as raw:
+        part = PartWriter(raw, header, shard)
+        yield part
+        part.finish()
 
-    def __init__(self, directory: Path, header: StoreHeader, shard: StoreShard) -> None:
-        self._header = header
-        self._shard = shard
-        self._atomic = atomic_path(part_path(directory, shard))
-        self._columns = Columns([], [], [], [], [])
+
+class PartWriter:
+    """The rows of one part as they come: see `write_part`."""
+
+    def __init__(self, raw: RawRows, header: StoreHeader, shard: StoreShard) -> None:
+        self._raw, self._header, self._shard = raw, header, shard
+        self._keys: list[str] = []
+        self._labels: list[int] = []
+        self._indices: list[int] = []
+        self._metas: list[str] = []
+        self._failures: list[tuple[str, str]] = []
         self._statistics = Statistics.empty(header.code_shape[0])
         self._hash = RowHash()
         self.digest = ""
         """Of the content of what was encoded (`images.fingerprints`); to be set before the end where it is known."""
-
-    def __enter__(self) -> Self:
-        temporary = self._atomic.__enter__()
-        shape = (self._shard.num_images, *self._header.code_shape)
-        names = ("codes", "codes_flipped") if self._header.flipped else ("codes",)
-        try:
-            self._raw = RawRows(temporary, dict.fromkeys(names, shape), self._header.dtype)
-        except BaseException as error:
-            self._atomic.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self
 
     def add(
         self,
@@ -81,124 +161,132 @@ class PartWriter:
         failures: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Add stored values `codes` (B, C, h, w) and, with flips, `flipped`; and (key, reason) of failed images."""
-        self._columns.failures.extend((key, reason) for key, reason in failures)
-        num = len(keys)
+        self._failures.extend(failures)
+        num, start = len(keys), len(self._keys)
         if num == 0:
             return
+        flipped = flipped if self._header.flipped else None
         if codes.shape != (num, *self._header.code_shape) or codes.dtype != self._header.dtype:
             raise ValueError(f"rows of {codes.shape} {codes.dtype} for {num} keys of {self._header.code_shape}")
-        start = len(self._columns.keys)
-        self._raw.write("codes", start, codes)
-        if self._header.flipped:
-            if flipped is None or flipped.shape != codes.shape:
-                raise ValueError("flipped codes are missing or of another shape")
-            self._raw.write("codes_flipped", start, flipped)
-        self._hash.add(codes, flipped if self._header.flipped else None)
+        if self._header.flipped and (flipped is None or flipped.shape != codes.shape):
+            raise ValueError("flipped codes are missing or of another shape")
+        self._raw.write(start, codes, flipped)
+        self._hash.add(codes, flipped)
         self._statistics.add(codes, self._header)
-        self._columns.keys.extend(keys)
-        self._columns.index_in_shard.extend(indices)
-        self._columns.labels.extend(NO_LABEL if label is None else label for label in labels or [None] * num)
-        self._columns.metas.extend(
+        self._keys.extend(keys)
+        self._indices.extend(indices)
+        self._labels.extend(NO_LABEL if label is None else label for label in labels or [None] * num)
+        self._metas.extend(
             "" if meta is None else json.dumps(meta, ensure_ascii=False, sort_keys=True)
             for meta in metas or [None] * num
         )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        except BaseException as late:
-            self._raw.close()
-            self._atomic.__exit__(type(late), late, late.__traceback__)
-            raise
-        self._raw.close()
-        self._atomic.__exit__(kind, error, trace)
-
-    def _finish(self) -> None:
-        columns, shard = self._columns, self._shard
-        num_ok, num_failed = len(columns.keys), len(columns.failures)
+    def finish(self) -> None:
+        """Write the columns beside the codes."""
+        shard, num_ok, num_failed = self._shard, len(self._keys), len(self._failures)
         if num_ok + num_failed != shard.num_images:
             raise AssertionError(f"shard {shard.name}: {num_ok} + {num_failed} of {shard.num_images} images")
-        metas = columns.metas if any(columns.metas) else None
-        keys, labels = fixed_bytes(columns.keys), np.array(columns.labels, np.int64)
-        index_in_shard = np.array(columns.index_in_shard, np.int64)
-        failures = fixed_bytes([text for failure in columns.failures for text in failure]).reshape(-1, 2)
-        row_sha256 = self._hash.hexdigest((key.encode() for key in columns.keys), labels, index_in_shard, metas)
-        num_bytes = keys.nbytes + 2 * labels.nbytes + failures.nbytes + self._statistics.histogram.nbytes
+        metas = self._metas if any(self._metas) else None
+        keys, labels = fixed_bytes(self._keys), np.array(self._labels, np.int64)
+        index_in_shard = np.array(self._indices, np.int64)
+        failures = fixed_bytes([text for failure in self._failures for text in failure]).reshape(-1, 2)
+        statistics = self._statistics
+        num_bytes = keys.nbytes + 2 * labels.nbytes + failures.nbytes + statistics.histogram.nbytes
         with self._raw.small_datasets(num_bytes + meta_bytes(metas)) as file:
             file["keys"], file["labels"], file["index_in_shard"] = keys, labels, index_in_shard
             if metas is not None:
                 file.create_dataset("meta", data=metas, dtype=h5py.string_dtype())
             file["failures"] = failures
-            file["total"], file["squares"] = self._statistics.total, self._statistics.squares
-            file["histogram"] = self._statistics.histogram
+            file["total"], file["squares"] = statistics.total, statistics.squares
+            file["histogram"] = statistics.histogram
             file.attrs.update(
                 part_version=PART_VERSION,
                 identity=json.dumps(self._header.identity(), sort_keys=True),
                 n_in=shard.num_images,
                 n_ok=num_ok,
-                num_values=self._statistics.num_values,
-                sha256=row_sha256,
+                num_values=statistics.num_values,
+                sha256=self._hash.hexdigest((key.encode() for key in self._keys), labels, index_in_shard, metas),
                 shard=shard.name,
                 fingerprint=shard.fingerprint,
                 digest=self.digest,
             )
 
 
-class Part:
-    """A finished part, opened for reading inside a `with` block. Raises ArtefactError when it is damaged."""
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of one shard, open for reading: those of a part, or of a store from row `start` of its `codes` on.
 
-    def __init__(self, directory: Path, header: StoreHeader, shard: StoreShard) -> None:
-        self.path = part_path(directory, shard)
-        self._header = header
-        self._shard = shard
-        self._stack = ExitStack()
+    `failures` are (key, reason); `meta` None: no image has any; `statistics` None: to be taken from the codes.
+    `damaged` gives the error that says that they are, for a reason.
+    """
 
-    def __enter__(self) -> Self:
-        try:
-            self._file = self._stack.enter_context(open_hdf5(self.path))
-            attributes = dict(self._file.attrs)
-            self.num_ok = int(attributes["n_ok"])
-            self.sha256 = str(attributes["sha256"])
-            self.digest = str(attributes.get("digest", ""))
-            self.statistics: Statistics | None = Statistics(
-                self._file["total"][()],
-                self._file["squares"][()],
-                self._file["histogram"][()],
-                int(attributes["num_values"]),
-            )
-            self.keys: Array = self._file["keys"][()]
-            self.labels: Array = self._file["labels"][()]
-            self.index_in_shard: Array = self._file["index_in_shard"][()]
-            self.failures: Array = self._file["failures"][()]
-            self.codes = self._file["codes"]
-            self.flipped = self._file["codes_flipped"] if self._header.flipped else None
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise self.damaged(str(error)) from None
-        expected = (self._shard.num_images, *self._header.code_shape)
-        lengths = {len(self.keys), len(self.labels), len(self.index_in_shard), self.num_ok}
-        if self.codes.shape != expected or self.codes.dtype != self._header.dtype or len(lengths) != 1:
-            raise self.damaged("its datasets do not fit together")
-        return self
+    what: str
+    advice: str
+    num_ok: int
+    sha256: str
+    digest: str
+    keys: Array
+    labels: Array
+    index_in_shard: Array
+    failures: list[tuple[str, str]]
+    codes: Hdf5Dataset
+    flipped: Hdf5Dataset | None
+    meta: Hdf5Dataset | None
+    statistics: Statistics | None = None
+    start: int = 0
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def blocks(self) -> Iterator[tuple[int, Array, Array | None]]:
+        """(first row, codes, flipped codes or None) in blocks of about BLOCK_BYTES. Raises ArtefactError."""
+        bytes_per_row = max(int(np.prod(self.codes.shape[1:])) * self.codes.dtype.itemsize, 1)
+        step = max(BLOCK_BYTES // bytes_per_row, 1)
+        for first in range(0, self.num_ok, step):
+            rows = slice(self.start + first, self.start + min(first + step, self.num_ok))
+            try:
+                yield first, self.codes[rows], None if self.flipped is None else self.flipped[rows]
+            except (OSError, RuntimeError, ValueError) as error:
+                raise self.damaged(str(error)) from None
 
-    @property
     def metas(self) -> list[str] | None:
         """The metadata texts, or None when no image has any."""
-        if "meta" not in self._file:
-            return None
-        return [text.decode() if isinstance(text, bytes) else text for text in self._file["meta"][()]]
+        texts = [] if self.meta is None else self.meta[self.start : self.start + self.num_ok]
+        return [text.decode() for text in texts] if any(texts) else None
 
     def damaged(self, reason: str) -> ArtefactError:
-        return ArtefactError(
-            f"the part {self.path} is damaged ({reason})", next="Remove it and run the same command again."
-        )
+        return ArtefactError(f"{self.what} is damaged ({reason})", next=self.advice)
+
+
+@contextmanager
+def open_part(directory: Path, header: StoreHeader, shard: StoreShard) -> Iterator[ShardRows]:
+    """The rows of a finished part, while the block runs. Raises ArtefactError when it is damaged."""
+    path = part_path(directory, shard)
+    what, advice = f"the part {path}", "Remove it and run the same command again."
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_hdf5(path))
+            rows = ShardRows(
+                what,
+                advice,
+                num_ok=int(file.attrs["n_ok"]),
+                sha256=str(file.attrs["sha256"]),
+                digest=str(file.attrs.get("digest", "")),
+                keys=file["keys"][()],
+                labels=file["labels"][()],
+                index_in_shard=file["index_in_shard"][()],
+                failures=[(key.decode(), reason.decode()) for key, reason in file["failures"][()]],
+                codes=file["codes"],
+                flipped=file["codes_flipped"] if header.flipped else None,
+                meta=file.get("meta"),
+                statistics=Statistics(
+                    file["total"][()], file["squares"][()], file["histogram"][()], int(file.attrs["num_values"])
+                ),
+            )
+            lengths = {len(rows.keys), len(rows.labels), len(rows.index_in_shard), rows.num_ok}
+            expected = ((shard.num_images, *header.code_shape), header.dtype)
+            if (rows.codes.shape, rows.codes.dtype) != expected or len(lengths) != 1:
+                raise ValueError("its datasets do not fit together")
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise ArtefactError(f"{what} is damaged ({error})", next=advice) from None
+        yield rows
 
 
 def part_mismatch(directory: Path, header: StoreHeader, shard: StoreShard) -> str | None:
@@ -206,12 +294,10 @@ def part_mismatch(directory: Path, header: StoreHeader, shard: StoreShard) -> st
 
     Raises MachineError when it cannot be read now: it may well be whole.
     """
-    path = part_path(directory, shard)
     try:
-        with open_hdf5(path) as file:
-            attributes = dict(file.attrs)
-            found = (attributes.get("identity"), attributes.get("fingerprint"), attributes.get("n_in"))
+        with open_hdf5(part_path(directory, shard)) as file:
+            found = [file.attrs.get(name) for name in ("identity", "fingerprint", "n_in")]
     except (OSError, RuntimeError) as error:
         return f"unreadable: {error}"
-    wanted = (json.dumps(header.identity(), sort_keys=True), shard.fingerprint, shard.num_images)
+    wanted = [json.dumps(header.identity(), sort_keys=True), shard.fingerprint, shard.num_images]
     return None if found == wanted else "made from another source or with other settings"

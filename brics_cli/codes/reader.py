@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,15 +33,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-    from brics_cli.workspace.hdf5_values import Hdf5File
+    from brics_cli.workspace.hdf5 import Hdf5File
 
 HOW_TO_MAKE = "brics encode-dataset IMAGES --out codes.h5"
 AGAIN = f"Make it again: {HOW_TO_MAKE}"
 NO_STORE = f"Give a store that brics wrote: {HOW_TO_MAKE}"
 
 
-def _same(column: Any) -> Any:
-    return column
+T = TypeVar("T")
 
 
 class KeyCodeStore:
@@ -54,7 +53,8 @@ class KeyCodeStore:
     Attributes: `path`; `code_shape` (C, h, w); `image_size`; `transform` (name) and `transform_version`;
     `quantisation`; `code_kind` (bounded or continuous); `precision`; `autoencoder` (`sha256`, `config`); `source`
     (the collection's path) and `source_sha256`; `identity` (all that must not change between two runs that write
-    one store); `sha256` (of the rows); `created`; `brics_version`.
+    one store); `sha256` (of the rows); `created`; `brics_version`; `mean` and `std` of the codes per channel, float32
+    (C,).
 
     It is a map-style dataset as torch's DataLoader takes them: `DataLoader(store, batch_size=256, shuffle=True)`
     gives batches of codes, read with one indexing each; `as_dataset` adds labels and flips.
@@ -64,26 +64,23 @@ class KeyCodeStore:
         self.path = Path(path)
         if not self.path.is_file():
             what = "is a folder, not a key-code store" if self.path.is_dir() else "is missing"
-            raise ArtefactError(f"{self.path} {what}", next="Give a store, or make one: " + HOW_TO_MAKE)
+            raise ArtefactError(f"{self.path} {what}", next=f"Give a store, or make one: {HOW_TO_MAKE}")
         try:
             with open_hdf5(self.path) as file:
                 self._read_header(file)
-        except (OSError, RuntimeError) as error:
-            self._raise_unreadable(error)
+        except (OSError, RuntimeError):
+            with self.path.open("rb") as file_:
+                is_hdf5 = file_.read(8) == b"\x89HDF\r\n\x1a\n"
+            if not is_hdf5:
+                raise ArtefactError(f"{self.path} is not a key-code store (not an HDF5 file)", next=NO_STORE) from None
+            raise ArtefactError(f"{self.path} is damaged or truncated", next=AGAIN) from None
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise ArtefactError(f"the header of {self.path} is damaged ({error})", next=AGAIN) from None
         self._maps: dict[str, Array] = {}
         self._file: BinaryIO | None = None
 
-    def _raise_unreadable(self, error: Exception) -> None:
-        with self.path.open("rb") as file:
-            is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-        if not is_hdf5:
-            raise ArtefactError(f"{self.path} is not a key-code store (not an HDF5 file)", next=NO_STORE) from None
-        raise ArtefactError(f"{self.path} is damaged or truncated", next=AGAIN) from None
-
     def _read_header(self, file: Hdf5File) -> None:
-        attributes = dict(file.attrs)
+        attributes = file.attrs
         version = attributes.get("format_version")
         if version is None or "identity" not in attributes:
             raise ArtefactError(f"{self.path} is not a key-code store (an HDF5 file of something else)", next=NO_STORE)
@@ -106,31 +103,27 @@ class KeyCodeStore:
         self.sha256 = str(attributes["sha256"])
         self.created = str(attributes["created"])
         self.brics_version = str(attributes["brics_version"])
-        self._dtype = QUANTISATIONS[self.quantisation][0]
         if not isinstance(self.autoencoder.get("sha256"), str):
             raise ValueError("it names no autoencoder")
         self._num_rows = len(file["keys"])
+        self._dtype = QUANTISATIONS[self.quantisation][0]
+        self._has_class_names = "class_names" in file
         for name, kind in (("keys", "S"), ("labels", "i")):
             if file[name].shape != (self._num_rows,) or file[name].dtype.kind != kind:
                 raise ValueError(f"{name} is {file[name].shape} {file[name].dtype}")
-        self._has_class_names = "class_names" in file
-        self._offsets = {name: self._mapped(file, name) for name in ("codes", "codes_flipped") if name in file}
-        if "codes" not in self._offsets:
-            raise KeyError("no dataset 'codes'")
-        self._mean: npt.NDArray[np.float32] = file["stats/mean"][()].astype(np.float32)
-        self._std: npt.NDArray[np.float32] = file["stats/std"][()].astype(np.float32)
-        if self._mean.shape != (channels,) or self._std.shape != (channels,):
-            raise ValueError(f"stats of shape {self._mean.shape} for {channels} channels")
-
-    def _mapped(self, file: Hdf5File, name: str) -> int:
-        """The byte offset of a dataset of codes, once it is sure that all of it is in the file."""
-        dataset = file[name]
-        expected = (self._num_rows, *self.code_shape)
-        if dataset.shape != expected or dataset.dtype != self._dtype:
-            raise ValueError(f"{name} is {dataset.shape} {dataset.dtype}, not {expected} {self._dtype}")
-        if dataset.offset is None:
-            raise ValueError(f"{name} is not contiguous")
-        return dataset.offset  # all of it is in the file: that was checked when it was opened
+        self._offsets: dict[str, int] = {}
+        for name in ("codes", "codes_flipped"):
+            if name == "codes" or name in file:
+                dataset, expected = file[name], (self._num_rows, *self.code_shape)
+                if dataset.shape != expected or dataset.dtype != self._dtype:
+                    raise ValueError(f"{name} is {dataset.shape} {dataset.dtype}, not {expected} {self._dtype}")
+                if dataset.offset is None:
+                    raise ValueError(f"{name} is not contiguous")
+                self._offsets[name] = dataset.offset  # all of it is in the file: that was checked when it was opened
+        self.mean: npt.NDArray[np.float32] = file["stats/mean"][()].astype(np.float32)
+        self.std: npt.NDArray[np.float32] = file["stats/std"][()].astype(np.float32)
+        if self.mean.shape != (channels,) or self.std.shape != (channels,):
+            raise ValueError(f"stats of shape {self.mean.shape} for {channels} channels")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -184,87 +177,67 @@ class KeyCodeStore:
         return "codes_flipped" in self._offsets
 
     def _map(self, name: str) -> Array:
+        """The dataset `name`, mapped. A file that has become shorter is an error: touching what is gone is SIGBUS."""
         if name not in self._offsets:
             raise ArtefactError(f"{self.path} holds no flipped codes", next="Encode again with --flips.")
+        if self._file is None:
+            self._file = self.path.open("rb")
         if name not in self._maps:
-            if self._file is None:
-                self._file = self.path.open("rb")
             shape = (self._num_rows, *self.code_shape)
             mapped = np.memmap(self._file, self._dtype, "r", self._offsets[name], shape)
             self._maps[name] = mapped.view(np.ndarray)  # a memmap pays for its bookkeeping at every slice
-        self._check_whole(self._offsets[name] + self._maps[name].nbytes)
-        return self._maps[name]
-
-    def _check_whole(self, num_bytes: int) -> None:
-        """Raise ArtefactError when the mapped file has become shorter: touching what is gone ends in SIGBUS."""
-        assert self._file is not None
-        size_bytes = os.fstat(self._file.fileno()).st_size
+        num_bytes, size_bytes = self._offsets[name] + self._maps[name].nbytes, os.fstat(self._file.fileno()).st_size
         if size_bytes < num_bytes:
             raise ArtefactError(
                 f"{self.path} was cut short while it was read: {size_bytes:,} of at least {num_bytes:,} bytes",
                 next=AGAIN,
             )
-
-    @property
-    def mean(self) -> npt.NDArray[np.float32]:
-        """Mean of the codes per channel: float32 (C,)."""
-        return self._mean
-
-    @property
-    def std(self) -> npt.NDArray[np.float32]:
-        """Standard deviation of the codes per channel: float32 (C,)."""
-        return self._std
+        return self._maps[name]
 
     @cached_property
     def keys(self) -> list[str]:
         """The key of each row."""
-        keys: list[str] = self._column("keys", made=lambda column: [key.decode() for key in column])
-        return keys
+        return self._column("keys", made=lambda column: [key.decode() for key in column])
 
     def key_bytes(self) -> Array:
         """The keys as they are stored: UTF-8 in fixed-length bytes (N,), without a text object for each."""
-        return np.asarray(self._column("keys"))
+        return self._column("keys", made=np.asarray)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
         """The class of each row, -1 for none: int64 (N,)."""
-        labels: npt.NDArray[np.int64] = self._column("labels")
-        return labels
+        return self._column("labels", made=np.asarray)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """What labels 0, 1, ... stand for; empty where they have no names."""
         if not self._has_class_names:
             return ()
-        names: tuple[str, ...] = self._column("class_names", made=lambda names: tuple(name.decode() for name in names))
-        return names
+        return self._column("class_names", made=lambda names: tuple(name.decode() for name in names))
 
     def meta(self, index: int) -> dict[str, Any] | None:
         """The metadata of one row, read from the file on each call; None when it has none."""
-        return self._column("meta", index, made=_meta)  # type: ignore[no-any-return]
+        return self._column("meta", index, made=_meta)
 
     def metas(self, start: int, stop: int) -> list[dict[str, Any] | None]:
         """The metadata of rows start to stop - 1, in one read."""
-        metas: list[dict[str, Any] | None] = self._column(
-            "meta", slice(start, stop), made=lambda texts: [_meta(text) for text in texts]
-        )
-        return metas
+        return self._column("meta", slice(start, stop), made=lambda texts: [_meta(text) for text in texts])
 
     @cached_property
     def num_metas(self) -> int:
         """How many rows have metadata."""
-        starts = range(0, len(self), 2**16)
-        return sum(bool(text) for start in starts for text in self._column("meta", slice(start, start + 2**16)))
+        blocks = (slice(start, start + 2**16) for start in range(0, len(self), 2**16))
+        return sum(self._column("meta", block, made=lambda texts: sum(map(bool, texts))) for block in blocks)
 
     @cached_property
     def shards(self) -> list[dict[str, Any]]:
         """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 and digest of each."""
-        return self._column("shards", made=partial(_rows, fields=NEEDED_SHARD_FIELDS))  # type: ignore[no-any-return]
+        return self._column("shards", made=partial(_rows, fields=NEEDED_SHARD_FIELDS))
 
     @cached_property
     def failures(self) -> list[dict[str, Any]]:
         """The images that could not be encoded: shard, key, reason."""
-        return self._column("failures", made=partial(_rows, fields=FAILURE_FIELDS))  # type: ignore[no-any-return]
+        return self._column("failures", made=partial(_rows, fields=FAILURE_FIELDS))
 
     @cached_property
     def shard_starts(self) -> list[int]:
@@ -274,7 +247,6 @@ class KeyCodeStore:
     @property
     def header(self) -> StoreHeader:
         """What it was made of and with, as its writer had it."""
-        kind: Any = self.code_kind
         return StoreHeader(
             code_shape=self.code_shape,
             image_size=self.image_size,
@@ -286,7 +258,7 @@ class KeyCodeStore:
             num_images=int(self.identity.get("num_images", len(self))),
             flipped=self.has_flipped,
             precision=self.precision,
-            code_kind=kind,
+            code_kind=self.code_kind,
             selection=str(self.identity.get("selection", "")),
             part=str(self.identity.get("part", "")),
             labels=str(self.identity.get("labels", "")),
@@ -301,7 +273,7 @@ class KeyCodeStore:
             raise ArtefactError(f"{self.path} carries no provenance", next=AGAIN)
         return artefact
 
-    def _column(self, name: str, index: int | slice | None = None, *, made: Callable[[Any], Any] = _same) -> Any:
+    def _column(self, name: str, index: int | slice | None = None, *, made: Callable[[Any], T]) -> T:
         """A dataset, or rows of it, as `made` makes it."""
         try:
             with open_hdf5(self.path) as file:

@@ -6,25 +6,53 @@ the parts are removed. A run that finds parts goes on with the missing ones; par
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from brics_cli.codes.format import StoreHeader, StoreShard
-from brics_cli.codes.merging import write_merged
-from brics_cli.codes.parts import Part, PartWriter, part_mismatch, part_path
+import h5py
+import numpy as np
+
+import brics_cli
+from brics_cli.codes.format import (
+    FAILURE_FIELDS,
+    SEAL_ATTRIBUTE,
+    SHARD_FIELDS,
+    Array,
+    RowHash,
+    Statistics,
+    StoreHeader,
+    StoreShard,
+    bin_edges,
+    fixed_bytes,
+    names_sha256,
+    seal,
+    store_sha256,
+)
+from brics_cli.codes.parts import (
+    PartWriter,
+    RawRows,
+    ShardRows,
+    meta_bytes,
+    open_part,
+    part_mismatch,
+    part_path,
+    write_part,
+)
 from brics_cli.codes.reader import KeyCodeStore
-from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
+from brics_cli.errors import ArtefactError, TooManyFailuresError, UsageError, WouldOverwriteError
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Kind, Parent, check_output, hold_lock, open_hdf5, write_json_atomically
-from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.differences import differences
+from brics_cli.workspace.artefacts import STORE_ATTRIBUTE, differences, now
 from brics_cli.workspace.files import fsync, read_json
-from brics_cli.workspace.hdf5 import remember_own
+from brics_cli.workspace.hdf5 import look_ahead, remember_own
+
+TABLE_ROW_BYTES = 2048
+"""Room for a row of the shards or the failures table."""
 
 
 class StoreWriter:
@@ -67,30 +95,24 @@ class StoreWriter:
         self.complete = self._is_complete()
         if self.complete and not self.parts_directory.exists():
             return self
-        self._stack.enter_context(hold_lock(self.parts_directory / ".lock", what=str(self.path)))
-        # again, now that nobody else is writing: who held the lock until now may have finished the store
-        self.complete = self._is_complete()
-        if self.complete:  # killed between the last rename and the removal of the parts
-            shutil.rmtree(self.parts_directory)
-        else:
-            try:
+        with ExitStack() as stack:
+            stack.enter_context(hold_lock(self.parts_directory / ".lock", what=str(self.path)))
+            # again, now that nobody else is writing: who held the lock until now may have finished the store
+            self.complete = self._is_complete()
+            if self.complete:  # killed between the last rename and the removal of the parts
+                shutil.rmtree(self.parts_directory)
+            else:
                 self._claim_parts()
-            except BaseException:
-                self._stack.close()
-                raise
+            self._stack = stack.pop_all()
         return self
 
-    def _is_complete(self) -> bool:
-        return check_store_output(
-            self.path, self.header, shards=self.shards, overwrite=self.overwrite, inputs=[self.header.source]
-        )
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.parts_directory.exists():
-            self._remove_leftovers()
+    def __exit__(self, *error: object) -> None:
+        self._remove_leftovers()
         self._stack.close()
+
+    def _is_complete(self) -> bool:
+        inputs = [self.header.source]
+        return check_store_output(self.path, self.header, self.shards, overwrite=self.overwrite, inputs=inputs)
 
     def _remove_leftovers(self) -> None:
         """Remove the beginnings of parts whose writer was killed."""
@@ -100,8 +122,9 @@ class StoreWriter:
     def _claim_parts(self) -> None:
         """Make sure that the parts directory belongs to this store, and throw away parts that are damaged."""
         record = self.parts_directory / "identity.json"
+        there = sorted(self.parts_directory.glob("*.h5"))
         theirs = sorted(path.name for path in self.parts_directory.iterdir() if not _is_of_parts(path))
-        if theirs or (not record.exists() and any(self.parts_directory.glob("*.h5"))):
+        if theirs or (there and not record.exists()):
             raise WouldOverwriteError(
                 f"{self.parts_directory} is where parts go, and holds files that brics did not put there"
                 + (f" ({', '.join(theirs[:3])})" if theirs else ""),
@@ -110,28 +133,38 @@ class StoreWriter:
         if record.exists():
             differing = differences(read_json(record, what="unfinished store"), self.header.identity())
             if differing and not self.overwrite:
-                differing += moved_shards(self._shards_of_parts(), self.shards)
+                was = {}
+                for path in there:
+                    with suppress(OSError, RuntimeError, KeyError), open_hdf5(path) as file:
+                        was[str(file.attrs["shard"])] = int(file.attrs["n_in"]), str(file.attrs["fingerprint"])
                 raise ArtefactError(
-                    f"{self.parts_directory} holds the beginning of another store: {'; '.join(differing)}",
+                    f"{self.parts_directory} holds the beginning of another store: "
+                    + "; ".join([*differing, *moved_shards(was, self.shards)]),
                     next="Give another --out, or --overwrite to begin again.",
                 )
             if differing:
-                for old in self.parts_directory.glob("*.h5"):
+                for old in there:
                     old.unlink()
         write_json_atomically(record, self.header.identity())
         self._remove_leftovers()
-        for shard in self.shards:
-            path = part_path(self.parts_directory, shard)
-            if path.exists() and (reason := part_mismatch(self.parts_directory, self.header, shard)) is not None:
+        for index, path in self._parts().items():
+            reason = part_mismatch(self.parts_directory, self.header, self.shards[index])
+            if reason is not None:
                 self.redone.append(f"{path} ({reason})")
                 path.unlink()
 
-    def _shards_of_parts(self) -> dict[str, tuple[int, str]]:
-        """(number of images, fingerprint) of the shards whose parts can be read."""
+    def _parts(self) -> dict[int, Path]:
+        """The parts that are there, by shard."""
+        paths = {index: part_path(self.parts_directory, shard) for index, shard in enumerate(self.shards)}
+        there = {index: path for index, path in paths.items() if path.exists()}
+        look_ahead(list(there.values()))
+        return there
+
+    def _part_attributes(self) -> dict[int, dict[str, Any]]:
         found = {}
-        for path in self.parts_directory.glob("*.h5"):
-            with suppress(OSError, RuntimeError, KeyError), open_hdf5(path) as file:
-                found[str(file.attrs["shard"])] = int(file.attrs["n_in"]), str(file.attrs["fingerprint"])
+        for index, path in self._parts().items():
+            with open_hdf5(path) as file:
+                found[index] = file.attrs
         return found
 
     def digests(self) -> dict[int, str]:
@@ -141,12 +174,11 @@ class StoreWriter:
         """
         if self.complete:
             return {index: row.get("digest", "") for index, row in enumerate(KeyCodeStore(self.path).shards)}
-        found = {}
-        for index, shard in enumerate(self.shards):
-            if part_path(self.parts_directory, shard).exists():
-                with Part(self.parts_directory, self.header, shard) as part:
-                    found[index] = part.digest
-        return found
+        return {index: str(attributes.get("digest", "")) for index, attributes in self._part_attributes().items()}
+
+    def num_failed(self) -> int:
+        """Images that failed in the parts written so far."""
+        return sum(found["n_in"] - found.get("n_ok", 0) for found in self._part_attributes().values())
 
     def discard(self, shard_index: int) -> None:
         """Remove the part of a shard, which is then pending again."""
@@ -157,49 +189,148 @@ class StoreWriter:
         """The shards that have no part yet, in order."""
         return [index for index, shard in enumerate(self.shards) if not part_path(self.parts_directory, shard).exists()]
 
-    def num_failed(self) -> int:
-        """Images that failed in the parts written so far."""
-        total = 0
-        for shard in self.shards:
-            if part_path(self.parts_directory, shard).exists():
-                with Part(self.parts_directory, self.header, shard) as part:
-                    total += len(part.failures)
-        return total
-
-    def part(self, shard_index: int) -> PartWriter:
+    def part(self, shard_index: int) -> AbstractContextManager[PartWriter]:
         """A writer for the part of one shard. Other processes may make their own for `parts_directory`."""
-        return PartWriter(self.parts_directory, self.header, self.shards[shard_index])
+        return write_part(self.parts_directory, self.header, self.shards[shard_index])
+
+    def _open_part(self, shard_index: int) -> AbstractContextManager[ShardRows]:
+        return open_part(self.parts_directory, self.header, self.shards[shard_index])
 
     def merge(
         self, *, parents: Sequence[Parent], details: Mapping[str, Any] | None = None, reporter: Reporter | None = None
     ) -> Artefact:
-        """Join the parts into the store and remove them; returns its provenance (which stands in it too).
+        """Join the parts into the store and remove them; returns its provenance (which is in it too).
 
         Checks that each shard's images are all there once, encoded or failed. Raises ArtefactError for a damaged
         part, TooManyFailuresError when not one image could be encoded.
         """
         if self.pending:
             raise AssertionError(f"{len(self.pending)} shards have no part yet")
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            with (reporter or SilentReporter()).task("merge", total=self.header.num_images, unit="img") as task:
-                artefact = Artefact(self.kind, self.path, now(), False, tuple(parents), dict(details or {}))
-                artefact = write_merged(
-                    temporary, self.header, self.shards, self._open_part, artefact=artefact, task=task
-                )
-            put_in_place(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._parts()  # takes the outlines of all of them at once
+        artefact = write_merged(
+            self.path, self.header, self.shards, self._open_part,
+            kind=self.kind, parents=parents, details=details or {}, reporter=reporter or SilentReporter(),
+        )  # fmt: skip
         shutil.rmtree(self.parts_directory)
         return artefact
-
-    def _open_part(self, shard_index: int) -> Part:
-        return Part(self.parts_directory, self.header, self.shards[shard_index])
 
 
 def _is_of_parts(path: Path) -> bool:
     """Whether the writer, or one that was killed, put it into the folder of parts."""
     return path.suffix in {".h5", ".json"} or path.name == ".lock" or (path.name[:1] + path.suffix) == "..tmp"
+
+
+def write_merged(
+    path: Path,
+    header: StoreHeader,
+    shards: Sequence[StoreShard],
+    open_rows: Callable[[int], AbstractContextManager[ShardRows]],
+    *,
+    kind: Kind,
+    parents: Sequence[Parent],
+    details: Mapping[str, Any],
+    reporter: Reporter,
+) -> Artefact:
+    """Write the store that `shards` add up to, whole or not at all; returns its provenance.
+
+    The shards are the finished parts of an encoding, or those of whole stores that are joined: `open_rows(number)`
+    opens the rows of one. Checks that each shard's images are all there once, encoded or failed, and that rows are
+    those once hashed. Raises ArtefactError, or TooManyFailuresError for a store without rows.
+    """
+    table: list[tuple[Any, ...]] = []
+    failures: list[tuple[str, str, str]] = []
+    num_ok, key_width = 0, 1
+    for number, shard in enumerate(shards):
+        with open_rows(number) as part:
+            if part.num_ok + len(part.failures) != shard.num_images or len(np.unique(part.keys)) != part.num_ok:
+                raise part.damaged("its images are not all there exactly once")
+            counts = (shard.num_images, part.num_ok, len(part.failures))
+            table.append((shard.name, shard.size_bytes, shard.fingerprint, *counts, part.sha256, part.digest))
+            failures.extend((shard.name, key, reason) for key, reason in part.failures)
+            num_ok, key_width = num_ok + part.num_ok, max(key_width, part.keys.dtype.itemsize)
+    if num_ok == 0:
+        first = f"; the first, {failures[0][1]}: {failures[0][2]}" if failures else ""
+        raise TooManyFailuresError(f"none of {header.num_images:,} images could be encoded{first}")
+
+    sha256 = store_sha256(str(row[SHARD_FIELDS.index("sha256")]) for row in table)
+    shape = "x".join(str(side) for side in header.code_shape)
+    counted = {
+        "sha256": sha256,
+        "num_images": num_ok,
+        "num_failed": len(failures),
+        "summary": f"{num_ok:,} codes {shape} {header.quantisation}, {header.image_size} px",
+        "sealed": True,
+    }
+    artefact = Artefact(kind, path, now(), True, tuple(parents), {**details, **counted})
+    statistics = Statistics.empty(header.code_shape[0])
+    columns: dict[str, Array] = {
+        "keys": np.empty(num_ok, f"S{key_width}"),
+        **{name: np.empty(num_ok, "<i8") for name in ("labels", "shard_id", "index_in_shard")},
+    }
+    metas: list[tuple[int, list[str]]] = []
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with RawRows(temporary, header, num_ok) as raw, reporter.task("merge", total=num_ok, unit="img") as task:
+            start = 0
+            for number in range(len(shards)):
+                with open_rows(number) as part:
+                    row_hash = RowHash()
+                    for position, codes, flipped in part.blocks():
+                        row_hash.add(codes, flipped)
+                        if part.statistics is None:
+                            statistics.add(codes, header)
+                        raw.write(start + position, codes, flipped)
+                        task.advance(len(codes))
+                    texts = part.metas()
+                    if row_hash.hexdigest(part.keys, part.labels, part.index_in_shard, texts) != part.sha256:
+                        raise part.damaged("its rows do not have the sha256 they were written with")
+                    if part.statistics is not None:
+                        statistics.merge(part.statistics)
+                    if texts is not None:
+                        metas.append((start, texts))
+                    rows = slice(start, start + part.num_ok)
+                    columns["keys"][rows], columns["labels"][rows] = part.keys, part.labels
+                    columns["shard_id"][rows], columns["index_in_shard"][rows] = number, part.index_in_shard
+                    start += part.num_ok
+            class_names = fixed_bytes(header.class_names)
+            num_bytes = class_names.nbytes + TABLE_ROW_BYTES * (len(table) + len(failures)) + 16 * num_ok
+            num_bytes += sum(column.nbytes for column in columns.values()) + sum(meta_bytes(of) for _, of in metas)
+            with raw.small_datasets(num_bytes) as file:
+                for name, column in columns.items():
+                    file[name] = column
+                written = file.create_dataset("meta", (num_ok,), h5py.string_dtype())
+                for start, texts in metas:
+                    written[start : start + len(texts)] = texts
+                file["shards"] = _table(SHARD_FIELDS, table)
+                file["failures"] = _table(FAILURE_FIELDS, failures)
+                stats = file.create_group("stats")
+                stats["mean"], stats["std"], stats["histogram"] = statistics.mean, statistics.std, statistics.histogram
+                stats["histogram"].attrs["range"] = bin_edges(header.code_kind)
+                if header.class_names:
+                    file["class_names"] = class_names
+                    file["class_names"].attrs["sha256"] = names_sha256(class_names)
+                file.attrs.update(
+                    header.attributes(), sha256=sha256, brics_version=brics_cli.__version__, created=artefact.created
+                )
+                file.attrs[STORE_ATTRIBUTE] = json.dumps(artefact.to_json())
+                file.attrs[SEAL_ATTRIBUTE] = seal(file)
+        put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return artefact
+
+
+def _table(fields: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Array:
+    """A compound dataset: texts as fixed-length bytes, counts as int64."""
+    columns: dict[str, Array] = {}
+    for position, field in enumerate(fields):
+        values = [row[position] for row in rows]
+        is_number = bool(values) and isinstance(values[0], int)
+        columns[field] = np.array(values, "<i8") if is_number else fixed_bytes([str(value) for value in values])
+    table = np.empty(len(rows), [(field, column.dtype) for field, column in columns.items()])
+    for field, column in columns.items():
+        table[field] = column
+    return table
 
 
 def put_in_place(temporary: Path, final: Path) -> None:
@@ -213,8 +344,8 @@ def put_in_place(temporary: Path, final: Path) -> None:
 def check_store_output(
     path: Path,
     header: StoreHeader,
-    *,
     shards: Sequence[StoreShard] = (),
+    *,
     overwrite: bool,
     inputs: Sequence[str | Path] = (),
 ) -> bool:

@@ -13,10 +13,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config
-from brics_cli.config.names import CodeKind
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, CodeKind, Quantisation
 
-STORED_BITS: dict[CodeKind, int] = {"bounded": 8, "continuous": 16}
-"""Bits of one code value in a key-code store: uint8 or float16."""
+STORED_BITS: dict[Quantisation, int] = {"uint8": 8, "uint16": 16, "float16": 16}
 
 MAX_GRID_ENTRIES = 2**30
 """4 GiB of float32, and three times that in the optimiser and the average: a forgotten cap."""
@@ -32,7 +31,7 @@ class _BottleneckConfig(Config):
 
     def bits_per_position(self, code_channels: int) -> float:
         """Bits that the codes of one position take: as a store keeps them, or as indices where there is a codebook."""
-        return STORED_BITS[self.code_kind] * code_channels
+        return STORED_BITS[DEFAULT_QUANTISATIONS[self.code_kind]] * code_channels
 
 
 class BoundedConfig(_BottleneckConfig):

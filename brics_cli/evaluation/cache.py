@@ -29,10 +29,10 @@ from brics_cli.images import TRANSFORM_VERSIONS
 from brics_cli.images.fingerprints import fingerprint, known_fingerprint
 from brics_cli.images.reading import CollectionStream
 from brics_cli.images.selection import select_positions
-from brics_cli.parsing import parse_json, read_bytes
+from brics_cli.parsing import as_json, parse_json, read_bytes
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import atomic_path, write_text_atomically
-from brics_cli.workspace.caches import cache_folder
+from brics_cli.workspace.files import cache_folder
 
 if TYPE_CHECKING:
     from brics_cli.networks.features import FeatureNetwork
@@ -82,7 +82,7 @@ def load(identity: dict[str, Any], *, need_rows: bool) -> CachedFeatures | None:
     path = cache_root() / entry_name(identity)
     try:
         record = parse_json(read_bytes(path / "entry.json"))
-        if record["identity"] != json.loads(json.dumps(identity, default=str)):
+        if record["identity"] != as_json(identity):
             return None
         with np.load(path / "moments.npz", allow_pickle=False) as file:
             moments = FeatureMoments.from_state({name: file[name] for name in file.files})

@@ -19,6 +19,7 @@ from brics_cli.images import open_collection
 from brics_cli.images.reading import CollectionStream, Image, ImageStream, in_batches
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
+from brics_cli.workspace.naming import is_store
 
 
 class StoreStream(ImageStream):
@@ -65,7 +66,7 @@ def open_images(
     autoencoder is looked for; `reporter` hears what of a collection is not read. Raises UsageError and ArtefactError
     as `open_collection`, `KeyCodeStore` and `load_store_autoencoder` do.
     """
-    if str(path).endswith(".h5"):
+    if is_store(path):
         store = KeyCodeStore(Path(path))
         autoencoder = load_store_autoencoder(store, workspace=workspace, ae_path=ae_path, device=device)
         return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)

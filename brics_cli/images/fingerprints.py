@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,8 +30,7 @@ import brics_cli
 from brics_cli.errors import ArtefactError
 from brics_cli.images.pixels import ImageError
 from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.workspace.caches import cache_folder
-from brics_cli.workspace.fingerprints import IMAGES, fingerprint_of_shards
+from brics_cli.workspace.files import cache_folder
 
 if TYPE_CHECKING:
     from brics_cli.images.collection import Collection, RawImage
@@ -47,6 +46,8 @@ NOTHING_SAID = b"\0" * 32
 LONG_READ_BYTES = 2**28
 """Reading so much takes seconds, which is then shown."""
 READ_AT_ONCE = 64
+IMAGES = 64
+"""Hexadecimal digits of a digest that are of keys and images; those after them are of labels and metadata."""
 StatRow = tuple[tuple[Any, ...], int]
 _LINE = re.compile(r"([0-9a-f]{64}) ([0-9a-f]{128})\n")
 
@@ -207,6 +208,14 @@ def _read_digests(collection: Collection, shard_indices: Sequence[int], *, repor
     return found
 
 
+def fingerprint_of_shards(shards: Iterable[tuple[str, str, int]]) -> str:
+    """sha256 over (name, digest, number of images) of each shard in order: of digests what is said of images."""
+    digest = hashlib.sha256()
+    for name, content, num_images in shards:
+        digest.update(f"{name}\0{content[:IMAGES]}\0{num_images}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 def fingerprint_of(collection: Collection, found: Mapping[int, str]) -> str:
     """The fingerprint of a collection from the digests of all its shards."""
     return fingerprint_of_shards(
@@ -261,6 +270,46 @@ def check_unchanged(
             f"are the same; the first is {collection.shards[first].name}, from {collection.key(first, 0)!r} on",
             next=next,
         )
+
+
+def shards_to_redo(
+    collection: Collection,
+    recorded: Mapping[int, str],
+    *,
+    output: Path,
+    complete: bool,
+    overwrite: bool,
+    reporter: Reporter,
+) -> list[int]:
+    """Hold `output`, finished or not, against its source: the shards of other content, which `overwrite` makes again.
+
+    `recorded` are the digests of what its shards were made from; empty where an older brics did not look at images'
+    content. Shards are recognised by signature, or read and not decoded. Without `overwrite` ArtefactError says which
+    have changed, or, of an unfinished output, that an older brics began it; of a finished one of its the reporter
+    hears that it cannot be told.
+    """
+    untold = [index for index, digest in recorded.items() if not digest]
+    told = {index: digest for index, digest in recorded.items() if digest}
+    if overwrite:
+        redone = [*untold, *changed_shards(collection, told, reporter=reporter)]
+        for index in redone:
+            reporter.message(f"made again: shard {collection.shards[index].name}, since its images may have changed")
+        return redone
+    if untold and not complete:
+        raise ArtefactError(
+            f"{output} was begun by an older brics, which knew images by names and sizes alone: whether those of its "
+            f"{len(untold):,} finished shards are still the same cannot be told",
+            next="Finish it with that brics, give another --out, or --overwrite to make those shards again.",
+        )
+    next = "Give another --out, or --overwrite to take what is there now."
+    check_unchanged(collection, told, output=output, reporter=reporter, next=next)
+    if untold:
+        reporter.warning(
+            f"{output} has the names and sizes of {collection.path}, but {len(untold):,} of its {len(recorded):,} "
+            "shards were written by an older brics, which recorded nothing of their images: whether these have "
+            "changed since cannot be told; --overwrite makes them again"
+        )
+    return []
 
 
 def remember(collection: Collection, found: Mapping[str, str]) -> None:

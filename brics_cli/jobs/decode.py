@@ -15,12 +15,12 @@ from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import claim_output, open_sink
-from brics_cli.images.outputs import output_lock
 from brics_cli.images.packs import write_companions
 from brics_cli.images.sinks import Format, check_key, discard_pieces, format_of, is_one_file, pieces_directory
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.outputs import output_lock
 
 
 @dataclass(frozen=True)

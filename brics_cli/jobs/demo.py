@@ -110,7 +110,9 @@ def run_demo(
         autoencoder = load_autoencoder(run_path, device=on)
         held_out, photographs = out / "held-out.h5", out / "photographs.h5"
         for split, store_path, flips in (("held-out", held_out, False), ("shards", photographs, True)):
-            encoding = plan_encoding(str(out / split), autoencoder, out=store_path, device=on, flips=flips)
+            encoding = plan_encoding(
+                str(out / split), autoencoder=autoencoder, out=store_path, device=str(on), flips=flips
+            )
             encode_dataset(encoding, overwrite=overwrite, reporter=reporter)
 
     with _timed(seconds, "decode"):

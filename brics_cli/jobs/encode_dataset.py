@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.codes import KeyCodeStore, StoreWriter, dequantise, verify_store_in_child
-from brics_cli.codes.encode_plan import EncodePlan, plan_encoding
+from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
-from brics_cli.codes.source_check import check_source
-from brics_cli.errors import InterruptedRunError, TooManyFailuresError
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, Quantisation
+from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
-from brics_cli.images import load_shards
-from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint
+from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection
+from brics_cli.images.collection import Labels
+from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, shards_to_redo
 from brics_cli.images.loader import default_num_workers, say_enlarged
+from brics_cli.images.selection import every_nth_shard, select_keys
+from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.executors import LocalExecutor
-from brics_cli.runtime.reporting import Reporter, TimeSplit
-from brics_cli.workspace import Parent
+from brics_cli.runtime.precision import default_precision
+from brics_cli.runtime.reporting import Reporter, SilentReporter, TimeSplit
+from brics_cli.workspace import Parent, Workspace, read_provenance
+from brics_cli.workspace.naming import STORE, form_of_output
 
-__all__ = ["EncodePlan", "EncodeResult", "encode_dataset", "estimate_seconds", "plan_encoding"]
-
+BATCH_SIZE = 64
 COST_IMAGES = 64
 """Images that the cost of quantisation is measured on, at most: the first ones."""
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """What would be encoded, with what, and where to: of the `whole` collection what is in `collection`."""
+
+    whole: Collection
+    collection: Collection
+    autoencoder: Autoencoder
+    header: StoreHeader
+    shards: list[StoreShard]
+    out: Path
+    devices: list[torch.device]
+    batch_size: int
+    num_workers: int | None
+
+    @property
+    def store_bytes(self) -> int:
+        """Of the codes; the merge needs it twice."""
+        return self.header.bytes_per_image * self.header.num_images
+
+    def encoder(self) -> CodeEncoder:
+        """The encoder on the first device."""
+        network = encoding_network(self.autoencoder, precision=self.header.precision)
+        return CodeEncoder(network, self.header, device=self.devices[0], made_by=self.autoencoder.path)
+
+    def work(self, parts_directory: Path) -> ShardWork:
+        return ShardWork(
+            self.collection, self.header, self.shards, parts_directory, self.batch_size, self.num_workers,
+            self.autoencoder.path,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,9 +70,10 @@ class EncodeResult:
     """A finished store. `num_now` images were encoded by this run, the others by those before it; `num_enlarged` of
     them were smaller than the autoencoder's.
 
+    `ratio_to_pixels` and `ratio_to_source`: bytes of an image's pixels, and of its file, over those of its codes.
     `psnr_exact_db` and `psnr_db` are of reconstructions from exact and from quantised codes, means over the first
     batch of this run; None when it encoded nothing. `seconds` by phase: waiting for images, computing, writing, on
-    several devices of all together. `broken` are promises that the store breaks; None: not verified.
+    several devices of all together. `broken` are invariants that the store breaks; None: not verified.
     """
 
     path: Path
@@ -61,12 +96,100 @@ class EncodeResult:
         return len(self.failures)
 
 
-def estimate_seconds(plan: EncodePlan, *, batch_size: int, num_workers: int | None = None) -> float:
+def plan_encoding(
+    data: str | None = None,
+    *,
+    autoencoder: Autoencoder | Path | None = None,
+    out: Path | None = None,
+    quantisation: Quantisation | None = None,
+    precision: str | None = None,
+    transform: str | None = None,
+    flips: bool = False,
+    subset: str | None = None,
+    image_field: str | None = None,
+    labels: Labels | None = None,
+    keys: Sequence[str] | None = None,
+    limit: int | None = None,
+    part: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    device: str = "auto",
+    workspace: Workspace | None = None,
+    reporter: Reporter | None = None,
+) -> EncodePlan:
+    """Look at the collection and fix every setting; `reporter` hears what is looked up, and what is not read.
+
+    `data` None is what the autoencoder was trained on, `autoencoder` None the newest in `workspace` (default: the
+    current directory), `out` None `codes.h5` there; `quantisation` None is uint8 for bounded codes, float16 for
+    continuous ones; `precision` None is bf16 on CUDA, fp32 elsewhere; `transform` None is the one the autoencoder was
+    trained with. Of the collection (its `subset`, the images `image_field`, with the classes that `labels` names, see
+    `open_collection`) the images of `keys` are taken, of these the first `limit`, and of those part i of n: (i, n).
+    Raises UsageError and ArtefactError as `open_collection`; UsageError for keys that are not there, and for
+    continuous codes in a type that holds [0, 1].
+    """
+    workspace, reporter, devices = workspace or Workspace(Path()), reporter or SilentReporter(), resolve_devices(device)
+    if autoencoder is None:
+        autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
+    if data is None:
+        run = autoencoder if isinstance(autoencoder, Path) else autoencoder.path
+        data = _trained_on(run)
+        reporter.message(f"DATA not given: using {data}, which {run} was trained on")
+    if isinstance(autoencoder, Path):
+        autoencoder = load_autoencoder(autoencoder, device=devices[0])
+    if out is None:
+        out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
+    form_of_output(out, STORE)
+    config = autoencoder.config
+    quantisation = quantisation or DEFAULT_QUANTISATIONS[config.code_kind]
+    if config.code_kind == "continuous" and quantisation != DEFAULT_QUANTISATIONS["continuous"]:
+        raise UsageError(
+            f"--quantisation {quantisation} holds codes in [0, 1], and those of {autoencoder.path} are not bounded",
+            next=f"Use --quantisation {DEFAULT_QUANTISATIONS['continuous']}.",
+        )
+    whole = open_collection(data, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
+    collection: Collection = whole if keys is None else select_keys(whole, list(keys))
+    collection = collection if limit is None else collection.first(limit)
+    collection = collection if part is None else every_nth_shard(collection, part=part[0], num_parts=part[1])
+    transform = transform or autoencoder.transform
+    header = StoreHeader(
+        code_shape=config.code_shape,
+        image_size=config.image_size,
+        transform=f"{transform}/{TRANSFORM_VERSIONS[transform]}",
+        quantisation=quantisation,
+        autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
+        source=collection.path,
+        source_sha256=whole.layout,
+        num_images=len(collection),
+        flipped=flips,
+        precision=precision or default_precision(devices[0]),
+        code_kind=config.code_kind,
+        selection="" if keys is None else hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest(),
+        part="" if part is None else f"{part[0]}/{part[1]}",
+        labels=labels or "",
+        class_names=whole.class_names,
+    )
+    shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
+    return EncodePlan(
+        whole, collection, autoencoder, header, shards, out, devices, batch_size or BATCH_SIZE, num_workers
+    )
+
+
+def _trained_on(run: Path) -> str:
+    """The collection that the autoencoder of `run` was trained on."""
+    artefact = read_provenance(run)
+    collection = artefact.parent("collection") if artefact is not None else None
+    if collection is None:
+        raise ArtefactError(f"{run} does not say what it was trained on", next="Give DATA: brics encode-dataset IMAGES")
+    return collection.path
+
+
+def estimate_seconds(plan: EncodePlan) -> float:
     """Time the first batch through the real path, and scale. Slightly pessimistic: nothing is decoded ahead yet."""
     start = time.perf_counter()
-    batch = next(load_shards(plan.collection.first(batch_size), transform=plan.transform, size=plan.header.image_size,
-                             num_workers=num_workers, batch_size=batch_size))  # fmt: skip
-    _encoder(plan).encode(batch)
+    batch = next(load_shards(plan.collection.first(plan.batch_size), transform=plan.header.transform_name,
+                             size=plan.header.image_size, num_workers=plan.num_workers,
+                             batch_size=plan.batch_size))  # fmt: skip
+    plan.encoder().encode(batch)
     seconds_per_image = (time.perf_counter() - start) / max(len(batch.loaded), 1)
     return seconds_per_image * plan.header.num_images / len(plan.devices)
 
@@ -74,53 +197,47 @@ def estimate_seconds(plan: EncodePlan, *, batch_size: int, num_workers: int | No
 def encode_dataset(
     plan: EncodePlan,
     *,
-    batch_size: int = 64,
-    num_workers: int | None = None,
     overwrite: bool = False,
     max_failures: int | None = None,
     verify: bool = False,
     reporter: Reporter,
 ) -> EncodeResult:
-    """Encode every shard that has no part yet, then merge; with `verify` check every promise of the store.
+    """Encode every shard that has no part yet, then merge; with `verify` check every invariant of the store.
 
-    Raises what `StoreWriter` and `check_source` raise; TooManyFailuresError past `max_failures` or when no image is
+    Raises what `StoreWriter` and `shards_to_redo` raise; TooManyFailuresError past `max_failures` or when no image is
     left; InterruptedRunError on Ctrl-C, with finished shards kept; ArtefactError when codes are not finite or images
     change while they are read; MachineError when the process of one of several devices died.
     """
-    reporter.message(f"encoding {plan.collection.path}: {plan.collection.describe()}")
+    header, collection, num_shards = plan.header, plan.collection, len(plan.shards)
+    reporter.message(f"encoding {collection.path}: {collection.describe()}")
     num_now, num_enlarged, img_per_s, costs, split = 0, 0, None, None, TimeSplit()
-    with StoreWriter(plan.out, plan.header, plan.shards, overwrite=overwrite) as writer:
-        check_source(plan.collection, writer, overwrite=overwrite, reporter=reporter)
+    with StoreWriter(plan.out, header, plan.shards, overwrite=overwrite) as writer:
+        redone = shards_to_redo(
+            collection, writer.digests(), output=plan.out, complete=writer.complete, overwrite=overwrite,
+            reporter=reporter,
+        )  # fmt: skip
+        for index in redone:
+            writer.discard(index)
         if not writer.complete:
-            for redone in writer.redone:
-                reporter.warning(f"encoding again: {redone}")
-            pending = writer.pending
-            left = sum(plan.shards[index].num_images for index in pending)
-            if len(pending) < len(plan.shards):
-                done = len(plan.shards) - len(pending)
-                reporter.message(f"going on: {done:,} of {len(plan.shards):,} shards are encoded")
-            num_failed = writer.num_failed()
-            work = ShardWork(
-                plan.collection,
-                plan.header,
-                plan.shards,
-                writer.parts_directory,
-                plan.transform,
-                batch_size,
-                num_workers,
-            )
-            costs = _quantisation_cost(plan, work, pending)
+            for reason in writer.redone:
+                reporter.warning(f"encoding again: {reason}")
+            pending, num_failed = writer.pending, writer.num_failed()
+            if len(pending) < num_shards:
+                reporter.message(f"going on: {num_shards - len(pending):,} of {num_shards:,} shards are encoded")
+            initial = header.num_images - sum(plan.shards[index].num_images for index in pending)
+            work = plan.work(writer.parts_directory)
+            costs = _quantisation_cost(plan, pending)
             start = time.perf_counter()
             running = _run(plan, work, pending)
             try:
-                with reporter.task("encode", total=plan.header.num_images, unit="img",
-                                   initial=plan.header.num_images - left) as task:  # fmt: skip
+                with reporter.task("encode", total=header.num_images, unit="img", initial=initial) as task:
                     for progress in running:
                         split.add(progress.seconds)
                         num_now += progress.num_encoded
                         num_enlarged += progress.num_enlarged
                         num_failed += len(progress.failures)
-                        task.advance(progress.num_read, note=_note(split, num_failed))
+                        note = f"{split}, {num_failed:,} failed" if num_failed else str(split)
+                        task.advance(progress.num_read, note=note)
                         if max_failures is not None and num_failed > max_failures:
                             key, reason = progress.failures[-1] if progress.failures else ("one", "of an earlier run")
                             raise TooManyFailuresError(
@@ -129,26 +246,40 @@ def encode_dataset(
                                 next="Finished shards are kept: the same command with a larger --max-failures goes on.",
                             )
             except KeyboardInterrupt:
-                kept = len(plan.shards) - len(writer.pending)
+                kept = num_shards - len(writer.pending)
                 raise InterruptedRunError(
-                    f"interrupted; {kept:,} of {len(plan.shards):,} shards of {plan.out} are kept"
+                    f"interrupted; {kept:,} of {num_shards:,} shards of {plan.out} are kept"
                 ) from None
             finally:
                 running.close()
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
-            say_enlarged(reporter, num_enlarged, num_now, size=plan.header.image_size)
-            parents = _parents(plan, writer.digests())
-            writer.merge(parents=parents, details=_details(plan), reporter=reporter)
+            say_enlarged(reporter, num_enlarged, num_now, size=header.image_size)
+            # all of the collection, or what was taken of it where the rest has never been read
+            whole = None if collection is plan.whole else known_fingerprint(plan.whole)
+            parents = (
+                Parent("autoencoder", str(plan.autoencoder.path.resolve()), plan.autoencoder.weights_sha256),
+                Parent("collection", collection.path, whole or fingerprint_of(collection, writer.digests())),
+            )
+            details = {
+                "code_shape": list(header.code_shape),
+                "image_size": header.image_size,
+                "transform": header.transform_name,
+                "quantisation": header.quantisation,
+                "flips": header.flipped,
+                "precision": header.precision,
+            }
+            writer.merge(parents=parents, details=details, reporter=reporter)
         already_complete = writer.complete
     store = KeyCodeStore(plan.out)
+    source_bytes = sum(shard.size_bytes for shard in plan.whole.shards) / max(len(plan.whole), 1)
     return EncodeResult(
         path=plan.out,
         num_images=len(store),
         num_now=num_now,
         img_per_s=img_per_s,
-        bytes_per_image=plan.header.bytes_per_image,
-        ratio_to_pixels=plan.ratio_to_pixels,
-        ratio_to_source=plan.ratio_to_source,
+        bytes_per_image=header.bytes_per_image,
+        ratio_to_pixels=3 * header.image_size**2 / header.bytes_per_image,
+        ratio_to_source=source_bytes / header.bytes_per_image,
         psnr_exact_db=costs[0] if costs else None,
         psnr_db=costs[1] if costs else None,
         failures=[(failure["key"], failure["reason"]) for failure in store.failures],
@@ -161,79 +292,31 @@ def encode_dataset(
 
 def _run(plan: EncodePlan, work: ShardWork, pending: list[int]) -> Generator[Progress, None, None]:
     """Encode in this process on one device, in one process per device on several."""
-    if len(plan.devices) == 1:
-        yield from work.encode(pending, _encoder(plan))
-        return
     num = len(plan.devices)
+    if num == 1:
+        yield from work.encode(pending, plan.encoder())
+        return
     share = max(1, (work.num_workers or default_num_workers()) // num)
-    remote = DeviceWork(replace(work, num_workers=share), plan.autoencoder.path, plan.header.precision, num)
-    yield from LocalExecutor([str(device) for device in plan.devices]).run(remote, pending)
-
-
-@dataclass(frozen=True)
-class DeviceWork:
-    """`ShardWork` in a process of its own (`scale.Work`): it loads the autoencoder for its device."""
-
-    work: ShardWork
-    autoencoder: Path
-    precision: str
-    num_processes: int
-
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[Progress]:
-        if device == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // self.num_processes))
-        autoencoder = load_autoencoder(self.autoencoder, device=device)
-        network = encoding_network(autoencoder, precision=self.precision)
-        encoder = CodeEncoder(network, self.work.header, device=torch.device(device), made_by=autoencoder.path)
-        return self.work.encode(tasks, encoder)
-
-
-def _encoder(plan: EncodePlan) -> CodeEncoder:
-    network = encoding_network(plan.autoencoder, precision=plan.header.precision)
-    return CodeEncoder(network, plan.header, device=plan.devices[0], made_by=plan.autoencoder.path)
+    shared = replace(work, num_workers=share, num_processes=num)
+    yield from LocalExecutor([str(device) for device in plan.devices]).run(shared, pending)
 
 
 @torch.inference_mode()
-def _quantisation_cost(plan: EncodePlan, work: ShardWork, pending: list[int]) -> tuple[float, float] | None:
+def _quantisation_cost(plan: EncodePlan, pending: list[int]) -> tuple[float, float] | None:
     """Mean PSNR in dB of the first images' reconstructions from exact and from quantised codes; None without images."""
     if not pending:
         return None
     batches = load_shards(
-        plan.collection, pending[:1], transform=plan.transform, size=plan.header.image_size,
-        num_workers=work.num_workers, batch_size=min(work.batch_size, COST_IMAGES),
+        plan.collection, pending[:1], transform=plan.header.transform_name, size=plan.header.image_size,
+        num_workers=plan.num_workers, batch_size=min(plan.batch_size, COST_IMAGES),
     )  # fmt: skip
     batch = next(batches)
     batches.close()
     if not batch.keys:
         return None
-    encoder = _encoder(plan)
+    encoder = plan.encoder()
     codes = encoder.network(torch.from_numpy(batch.images).to(plan.devices[0]))  # (B, C, h, w)
     stored = dequantise(encoder.encode(batch).codes, plan.header.quantisation)
     again = torch.from_numpy(stored).to(plan.devices[0])
     exact, quantised = (psnr(batch.images, to_uint8(plan.autoencoder.decode(each))) for each in (codes, again))
     return float(exact.mean()), float(quantised.mean())
-
-
-def _note(split: TimeSplit, num_failed: int) -> str:
-    return f"{split}, {num_failed:,} failed" if num_failed else str(split)
-
-
-def _parents(plan: EncodePlan, digests: dict[int, str]) -> tuple[Parent, Parent]:
-    """The autoencoder and the collection: all of it, or what was taken of it where the rest has never been read."""
-    whole = None if plan.collection is plan.whole else known_fingerprint(plan.whole)
-    fingerprint = whole or fingerprint_of(plan.collection, digests)
-    return (
-        Parent("autoencoder", str(plan.autoencoder.path.resolve()), plan.autoencoder.weights_sha256),
-        Parent("collection", plan.collection.path, fingerprint),
-    )
-
-
-def _details(plan: EncodePlan) -> dict[str, Any]:
-    return {
-        "code_shape": list(plan.header.code_shape),
-        "image_size": plan.header.image_size,
-        "transform": plan.transform,
-        "quantisation": plan.header.quantisation,
-        "flips": plan.header.flipped,
-        "precision": plan.header.precision,
-    }

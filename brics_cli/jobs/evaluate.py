@@ -34,7 +34,6 @@ from brics_cli.evaluation.selection import Choice, Chosen, choose_metrics
 from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, check_network, read_statistics
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.opening import median_side
-from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.images.reading import CollectionStream
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.networks.features import FeatureNetwork, load_network
@@ -53,6 +52,7 @@ from brics_cli.workspace import (
 )
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output
+from brics_cli.workspace.outputs import absent_unless_done, output_lock
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
 BATCH_SIZE = 32

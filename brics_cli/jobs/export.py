@@ -1,7 +1,12 @@
-"""`brics export`: key-code store -> the files that another trainer reads (LightningDiT's safetensors shards)."""
+"""`brics export`: key-code store -> the latents that LightningDiT trains on (arXiv 2501.01423): safetensors shards.
+
+N rows per shard, float32: `latents` (N, C, h, w), `latents_flip` the same of the mirrored images, of which its loader
+draws every second one, and `labels` (N,) int64. Beside them the statistics that its loader looks for.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,73 +16,36 @@ from typing import Any
 import numpy as np
 
 from brics_cli.codes import KeyCodeStore
-from brics_cli.codes.latents import ROWS_PER_SHARD, shard_name, write_latents
+from brics_cli.codes.format import Array
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
-from brics_cli.images import claim_output
-from brics_cli.images.outputs import output_lock
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, atomic_path, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, form_of_output
+from brics_cli.workspace.outputs import claim, output_lock
 
+ROWS_PER_SHARD = 10_000
 STATISTICS = "latents_stats.pt"
+_ROWS_PER_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What would be exported. `flips`: `latents_flip` are of the mirrored images; `labels`: they are the store's."""
+    """What would be exported. `flips`: `latents_flip` are of the mirrored images; `labels`: they are the store's.
+
+    `num_classes` are those up to the largest label; 1 without labels, which are then all 0. `settings` are what
+    LightningDiT's own config needs to say of these latents.
+    """
 
     store: KeyCodeStore
     out: Path
     flips: bool
     labels: bool
     rows_per_shard: int
-
-    @property
-    def num_shards(self) -> int:
-        return math.ceil(len(self.store) / self.rows_per_shard)
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.store) * (2 * 4 * math.prod(self.store.code_shape) + 8)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes 0, 1, ... up to the largest label; 1 without labels, which are then all 0."""
-        return int(self.store.labels.max()) + 1 if self.labels else 1
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What LightningDiT's own config needs to say of these latents."""
-        _, height, _ = self.store.code_shape
-        return {
-            "data.data_path": str(self.out.resolve()),
-            "data.image_size": self.store.image_size,
-            "data.num_classes": self.num_classes,
-            "data.latent_norm": True,
-            "data.latent_multiplier": 1.0,
-            "vae.downsample_ratio": self.store.image_size // height,
-            "model.in_chans": self.store.code_shape[0],
-        }
-
-    @property
-    def artefact(self) -> Artefact:
-        settings = {
-            "to": "lightningdit",
-            "flips": self.flips,
-            "labels": self.labels,
-            "rows_per_shard": self.rows_per_shard,
-        }
-        parents = (
-            Parent("store", str(self.store.path.resolve()), self.store.sha256),
-            Parent("autoencoder", self._autoencoder_path, self.store.autoencoder["sha256"]),
-        )
-        return Artefact("latents", self.out, now(), False, parents, {"settings": settings})
-
-    @property
-    def _autoencoder_path(self) -> str:
-        parent = self.store.artefact.parent("autoencoder")
-        return parent.path if parent is not None else ""
+    num_shards: int
+    num_bytes: int
+    num_classes: int
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,9 +62,15 @@ class ExportResult:
 
 
 def plan_export(
-    store: KeyCodeStore, *, out: Path, flips: bool = True, labels: bool = True, rows_per_shard: int = ROWS_PER_SHARD
+    store: KeyCodeStore,
+    *,
+    out: Path,
+    flips: bool = True,
+    labels: bool = True,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    reporter: Reporter | None = None,
 ) -> ExportPlan:
-    """Fix every setting. Of a store without any label none are taken.
+    """Fix every setting. Of a store without any label none are taken, and `reporter` hears it.
 
     Raises ArtefactError when flips or some of the labels are not in the store, UsageError for a file as `out`.
     """
@@ -117,7 +91,21 @@ def plan_export(
         )
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out latents")
-    return ExportPlan(store, out, flips, labels and num_labels > 0, rows_per_shard)
+    if labels and not num_labels and reporter is not None:
+        reporter.message(f"{store.path} has no labels: all are written as 0, one class")
+    labels = labels and num_labels > 0
+    num_classes = int(store.labels.max()) + 1 if labels else 1
+    settings = {
+        "data.data_path": str(out.resolve()),
+        "data.image_size": store.image_size,
+        "data.num_classes": num_classes,
+        "data.latent_norm": True,
+        "data.latent_multiplier": 1.0,
+        "vae.downsample_ratio": store.image_size // store.code_shape[1],
+        "model.in_chans": store.code_shape[0],
+    }
+    num_shards, num_bytes = math.ceil(len(store) / rows_per_shard), len(store) * (8 * math.prod(store.code_shape) + 8)
+    return ExportPlan(store, out, flips, labels, rows_per_shard, num_shards, num_bytes, num_classes, settings)
 
 
 def export(plan: ExportPlan, *, overwrite: bool = False, reporter: Reporter) -> ExportResult:
@@ -126,8 +114,15 @@ def export(plan: ExportPlan, *, overwrite: bool = False, reporter: Reporter) -> 
     Raises ArtefactError or WouldOverwriteError when something else is at `out`, InterruptedRunError on Ctrl-C.
     """
     store, num_images = plan.store, len(plan.store)
+    made_by = store.artefact.parent("autoencoder")
+    parents = (
+        Parent("store", str(store.path.resolve()), store.sha256),
+        Parent("autoencoder", made_by.path if made_by is not None else "", store.autoencoder["sha256"]),
+    )
+    asked = {"to": "lightningdit", "flips": plan.flips, "labels": plan.labels, "rows_per_shard": plan.rows_per_shard}
+    artefact = Artefact("latents", plan.out, now(), False, parents, {"settings": asked})
     with output_lock(plan.out):
-        complete = claim_output(plan.artefact, overwrite=overwrite) == "complete"
+        complete = claim(artefact, overwrite=overwrite) == "complete"
         if not complete:
             labels = store.labels if plan.labels else np.zeros(num_images, np.int64)
             with reporter.task("export", total=num_images, unit="img") as task:
@@ -144,10 +139,39 @@ def export(plan: ExportPlan, *, overwrite: bool = False, reporter: Reporter) -> 
             _write_statistics(plan, reporter)
             summary = f"{num_images:,} latents for LightningDiT, {'x'.join(map(str, store.code_shape))}"
             details = {"summary": summary, "num_images": num_images, "num_classes": plan.num_classes}
-            write_provenance(finished(plan.artefact, **details, config=plan.settings))
+            write_provenance(finished(artefact, **details, config=plan.settings))
     return ExportResult(
         plan.out, num_images, plan.num_shards, plan.num_bytes, plan.num_classes, plan.settings, complete
     )
+
+
+def shard_name(number: int, *, num_shards: int) -> str:
+    """`latents_rank00_shard000.safetensors`: the loader takes them in the order of their names."""
+    return f"latents_rank00_shard{number:0{max(3, len(str(num_shards - 1)))}d}.safetensors"
+
+
+def write_latents(path: Path, store: KeyCodeStore, rows: range, *, labels: Array, flips: bool) -> None:
+    """Write `rows` (step 1) of `store`, whole or not at all, in blocks: memory does not grow with the file.
+
+    Without `flips` `latents_flip` are the latents again.
+    """
+    shape = [len(rows), *store.code_shape]
+    size = 4 * math.prod(shape)
+    tensors = {"labels": ("I64", [len(rows)], 8 * len(rows)), "latents": ("F32", shape, size),
+               "latents_flip": ("F32", shape, size)}  # fmt: skip
+    header, end = {}, 0
+    for name, (dtype, sides, num_bytes) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": sides, "data_offsets": [end, end + num_bytes]}
+        end += num_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants its data aligned
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(np.ascontiguousarray(labels[rows.start : rows.stop], "<i8").data)
+        for flipped in (False, flips):
+            for first in range(rows.start, rows.stop, _ROWS_PER_BLOCK):
+                block = slice(first, min(first + _ROWS_PER_BLOCK, rows.stop))
+                file.write(np.ascontiguousarray(store.batch(block, flipped=flipped), "<f4").data)
 
 
 def _write_statistics(plan: ExportPlan, reporter: Reporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from brics_cli.images import median_side, open_collection
 from brics_cli.images.fingerprints import known_fingerprint
 from brics_cli.workspace import Artefact, read_provenance
 from brics_cli.workspace.files import read_json
+from brics_cli.workspace.naming import is_store
 
 MAX_LISTED_FAILURES = 20
 KINDS = ("autoencoder", "diffusion")
@@ -21,7 +23,7 @@ KINDS = ("autoencoder", "diffusion")
 
 @dataclass(frozen=True)
 class Description:
-    """`facts` in the order in which they are shown. `broken` lists promises that a store breaks; None: not verified."""
+    """`facts` in the order in which they are shown. `broken`: invariants that a store breaks; None: not verified."""
 
     what: str
     path: Path
@@ -35,17 +37,17 @@ def describe(
 ) -> Description:
     """Look at `path`, or at a `subset` of the collections there, or its images `image_field`.
 
-    `verify` checks every promise of a store, in a child process with a time limit.
+    `verify` checks every invariant of a store, in a child process with a time limit.
 
     Raises UsageError and ArtefactError as `open_collection` and `KeyCodeStore`; UsageError for `verify` on anything
     but a store.
     """
     if (subset is not None or image_field is not None) and not verify:
         return _describe_collection(path, subset, image_field)
-    if Path(path).suffix == ".h5":
+    if is_store(path):
         return _describe_store(Path(path), verify=verify)
     if verify:
-        raise UsageError(f"--verify checks key-code stores, and {path} is none", next="Give a .h5 file.")
+        raise UsageError(f"--verify checks key-code stores, and {path} is not one", next="Give a .h5 file.")
     artefact = read_provenance(Path(path)) if Path(path).exists() else None
     if artefact is not None:
         return _describe_artefact(artefact)
@@ -57,7 +59,8 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
     if broken:  # what is broken may be the header: nothing else can be said for sure
         return Description("key-code store", path, broken=broken)
     store = KeyCodeStore(path)
-    num_bytes = path.stat().st_size
+    header, made_by, num_bytes = store.header, store.artefact.parent("autoencoder"), path.stat().st_size
+    chosen = {"part": header.part, "selection": header.selection[:12], "labels": header.labels}  # where it is not all
     facts: dict[str, Any] = {
         "images": len(store),
         "failed": len(store.failures),
@@ -71,12 +74,12 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
         "precision": store.precision,
         "shards": len(store.shards),
         "labelled": int((store.labels >= 0).sum()),
-        **_classes(store),
+        **_classes(Counter(store.labels[store.labels >= 0].tolist()), store.class_names),
         "mean": [round(float(value), 4) for value in store.mean],
         "std": [round(float(value), 4) for value in store.std],
         "source": store.source,
-        **_chosen(store),
-        "autoencoder": _parent_path(store.artefact, "autoencoder"),
+        **{name: value for name, value in chosen.items() if value},
+        "autoencoder": made_by.path if made_by is not None else None,
         "autoencoder_sha256": store.autoencoder["sha256"],
         "sha256": store.sha256,
         "created": store.created,
@@ -85,29 +88,11 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
     return Description("key-code store", path, facts, store.failures, broken)
 
 
-def _classes(store: KeyCodeStore) -> dict[str, Any]:
+def _classes(counts: Mapping[int, int], names: Sequence[str]) -> dict[str, Any]:
     """How many images each class has, by its name, for those that have any."""
-    counts = Counter(store.labels[store.labels >= 0].tolist())
-    names = dict(enumerate(store.class_names))
-    return {"classes": {names.get(label, str(label)): counts[label] for label in sorted(counts)}} if counts else {}
-
-
-def _classes_of_model(run: Path) -> dict[str, Any]:
-    """How many images each class had in training, by its name."""
-    config = read_json(run / "model" / "config.json", what="the model's config")
-    counts, names = config.get("class_counts", []), dict(enumerate(config.get("class_names", [])))
-    return {"classes": {names.get(label, str(label)): num for label, num in enumerate(counts) if num}} if counts else {}
-
-
-def _chosen(store: KeyCodeStore) -> dict[str, Any]:
-    """What of its source a store holds, where that is not all."""
-    chosen = {"part": store.header.part, "selection": store.header.selection[:12], "labels": store.header.labels}
-    return {name: value for name, value in chosen.items() if value}
-
-
-def _parent_path(artefact: Artefact, kind: str) -> str | None:
-    parent = artefact.parent(kind)
-    return parent.path if parent is not None else None
+    named = dict(enumerate(names))
+    classes = {named.get(label, str(label)): counts[label] for label in sorted(counts) if counts[label]}
+    return {"classes": classes} if classes else {}
 
 
 def _describe_artefact(artefact: Artefact) -> Description:
@@ -117,7 +102,8 @@ def _describe_artefact(artefact: Artefact) -> Description:
     facts |= {name: value for name, value in artefact.details.items() if name != "settings" and value != []}
     facts |= artefact.details.get("settings", {})
     if artefact.kind == "diffusion" and artefact.usable:
-        facts |= _classes_of_model(artefact.path)
+        config = read_json(artefact.path / "model" / "config.json", what="the model's config")
+        facts |= _classes(dict(enumerate(config.get("class_counts", []))), config.get("class_names", []))
     return Description(artefact.kind, artefact.path, facts)
 
 

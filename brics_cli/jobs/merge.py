@@ -15,7 +15,7 @@ from brics_cli.workspace.naming import STORE, form_of_output
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A joined store. `broken` are promises that it breaks; None: not verified."""
+    """A joined store. `broken` are invariants that it breaks; None: not verified."""
 
     path: Path
     num_images: int

@@ -15,7 +15,7 @@ from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_c
 from brics_cli.images.collection import Labels, Wanted
 from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest
 from brics_cli.images.loader import say_enlarged
-from brics_cli.images.outputs import FailureLog, output_lock
+from brics_cli.images.outputs import FailureLog
 from brics_cli.images.packs import (
     CARD,
     ManifestShard,
@@ -34,6 +34,7 @@ from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, form_of_output
+from brics_cli.workspace.outputs import output_lock
 
 BATCH_SIZE = 64
 LONG_HASH_BYTES = 2**31

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 from brics_cli.errors import ArtefactError
 from brics_cli.images import Collection, claim_output
-from brics_cli.images.fingerprints import changed_shards, check_unchanged
-from brics_cli.images.outputs import Claim
+from brics_cli.images.fingerprints import shards_to_redo
 from brics_cli.images.packs import SourceLog, source_digests
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
+from brics_cli.workspace.outputs import Claim
 
 if TYPE_CHECKING:
     from brics_cli.jobs.pack import PackPlan
-
-NEXT = "Give another --out, or --overwrite to pack what is there now."
 
 
 def claim_pack(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter: Reporter) -> Claim:
@@ -37,24 +35,16 @@ def claim_pack(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter
             raise ArtefactError(
                 f"{plan.collection.path} has changed since {plan.out} was made from it: it holds other images, or "
                 "other names or sizes of them",
-                next=NEXT,
+                next="Give another --out, or --overwrite to pack what is there now.",
             )
     claim = claim_output(artefact, overwrite=overwrite)
     if claim == "new" or (claim == "resume" and is_old and overwrite):
         write_provenance(plan.artefact)
-    elif is_old and claim == "complete":
-        reporter.warning(
-            f"{plan.out} was packed by an older brics, which recorded nothing of its images but names and sizes: "
-            "whether they have changed since cannot be told; --overwrite packs them again"
+    elif is_old or claim == "complete":
+        recorded = dict.fromkeys(range(len(sources.shards)), "") if is_old else source_digests(plan.out)
+        shards_to_redo(
+            sources, recorded, output=plan.out, complete=claim == "complete", overwrite=False, reporter=reporter
         )
-    elif is_old:
-        raise ArtefactError(
-            f"{plan.out} was begun by an older brics, which knew images by names and sizes alone: whether those of its "
-            "shards are still the same cannot be told",
-            next="Finish it with that brics, give another --out, or --overwrite to begin again.",
-        )
-    elif claim == "complete":
-        check_unchanged(sources, source_digests(plan.out), output=plan.out, reporter=reporter, next=NEXT)
     return claim
 
 
@@ -72,11 +62,8 @@ def checked_sources(plan: PackPlan, sources: Collection, *, overwrite: bool, rep
     made_from, tars = SourceLog(plan.out), sorted(plan.out.glob("*.tar"))
     num_known = next(number for number in count() if number not in made_from.digests)
     recorded = {number: made_from.digests[number] for number in range(min(num_known, len(tars)))}
-    if overwrite:
-        num_kept = min(changed_shards(sources, recorded, reporter=reporter), default=len(recorded))
-    else:
-        check_unchanged(sources, recorded, output=plan.out, reporter=reporter, next=NEXT)
-        num_kept = len(recorded)
+    redone = shards_to_redo(sources, recorded, output=plan.out, complete=False, overwrite=overwrite, reporter=reporter)
+    num_kept = min(redone, default=len(recorded))
     for tar in tars[num_kept:]:
         tar.unlink()
     made_from.keep(num_kept)

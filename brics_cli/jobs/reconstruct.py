@@ -11,8 +11,9 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
-from brics_cli.codes import Quantisation, dequantise, quantise
+from brics_cli.codes import dequantise, quantise
 from brics_cli.codes.encoding import encoding_network
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, Quantisation
 from brics_cli.errors import TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import ImageError, contact_sheet
@@ -79,7 +80,7 @@ def reconstruct(
         raise TooManyFailuresError(
             f"none of {len(images)} files can be read as an image; the first, {failures[0][0]}: {failures[0][1]}"
         )
-    quantisation: Quantisation = "uint8" if autoencoder.config.code_kind == "bounded" else "float16"
+    quantisation = DEFAULT_QUANTISATIONS[autoencoder.config.code_kind]
     network = encoding_network(autoencoder, precision=precision)
     decoded: list[np.ndarray] = []
     with torch.inference_mode():

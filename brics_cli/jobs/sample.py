@@ -18,10 +18,8 @@ import torch
 from brics_cli.codes import StoreWriter
 from brics_cli.errors import InterruptedRunError
 from brics_cli.images import claim_output, contact_sheet, open_sink
-from brics_cli.images.outputs import output_lock
 from brics_cli.images.packs import write_companions
 from brics_cli.images.sinks import discard_pieces
-from brics_cli.images.sinks.base import remove_leftovers
 from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.runtime.stopping import stop_signals
@@ -31,6 +29,8 @@ from brics_cli.sampling.plan import Plan
 from brics_cli.sampling.tasks import Format, Task
 from brics_cli.workspace import write_provenance
 from brics_cli.workspace.artefacts import finished
+from brics_cli.workspace.files import remove_leftovers
+from brics_cli.workspace.outputs import output_lock
 
 SHEET_COLUMNS = 8
 

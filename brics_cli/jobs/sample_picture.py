@@ -11,7 +11,6 @@ import numpy as np
 
 from brics_cli.errors import NothingSavedError, UsageError
 from brics_cli.images import contact_sheet
-from brics_cli.images.outputs import absent_unless_done, output_lock
 from brics_cli.images.sinks import PNG
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.reporting import Reporter, TimeSplit
@@ -22,6 +21,7 @@ from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, DEFAULT_FRAMES, check_s
 from brics_cli.workspace import Artefact, Workspace, atomic_path, check_output, write_provenance
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import FOLDER, PICTURE, form_of_output
+from brics_cli.workspace.outputs import absent_unless_done, output_lock
 
 MAX_GRID_SIDE = 256
 SHOWN_SIDE = 128

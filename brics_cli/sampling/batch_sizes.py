@@ -7,7 +7,6 @@ were computed, a run that goes on computes each seed as before, and the provenan
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from brics_cli.errors import MachineError, is_out_of_memory
-from brics_cli.parsing import parse_json, read_bytes
+from brics_cli.parsing import as_json, parse_json, read_bytes
 from brics_cli.workspace import write_json_atomically
 
 ResultT = TypeVar("ResultT")
@@ -99,7 +98,7 @@ class BatchSizes:
         """The record in `directory`; an empty one when there is none, or one of another run."""
         try:
             kept = parse_json(read_bytes(directory / RECORD_NAME))
-            if kept["identity"] == json.loads(json.dumps(identity)):
+            if kept["identity"] == as_json(identity):
                 return cls(asked, [(int(first), int(last), int(size)) for first, last, size in kept["batch_sizes"]])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # it says how, not what: without it pixels may differ by 1

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.codes import quantise
-from brics_cli.codes.parts import PartWriter
+from brics_cli.codes.parts import write_part
 from brics_cli.images import open_sink
 from brics_cli.images.sinks import PNG
 from brics_cli.images.sinks.pieces import piece_encoding
@@ -162,7 +162,7 @@ def open_file(plan: Plan, task: Task) -> Iterator[Add]:
     assert task.number is not None
     if plan.format == "h5":
         header, shards = plan.store
-        with PartWriter(plan.folder, header, shards[task.number]) as part:
+        with write_part(plan.folder, header, shards[task.number]) as part:
 
             def add_codes(batch: Batch) -> None:
                 assert batch.codes is not None

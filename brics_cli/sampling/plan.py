@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from brics_cli.codes import StoreHeader, StoreShard
+from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
 from brics_cli.images import TRANSFORM_VERSIONS, sinks
@@ -128,7 +129,7 @@ class Plan:
             code_shape=config.code_shape,
             image_size=config.image_size,
             transform=f"{autoencoder.transform}/{TRANSFORM_VERSIONS[autoencoder.transform]}",
-            quantisation="uint8" if config.code_kind == "bounded" else "float16",
+            quantisation=DEFAULT_QUANTISATIONS[config.code_kind],
             autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
             source=str(denoiser.path.resolve()),
             source_sha256=fingerprint,

@@ -33,8 +33,7 @@ from brics_cli.training.resuming import (
     resumed_recipe,
 )
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
-from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.differences import differences
+from brics_cli.workspace.artefacts import differences, now
 from brics_cli.workspace.naming import RUN, form_of_output
 
 VALIDATION_IMAGES = 2048

@@ -19,7 +19,7 @@ from brics_cli.runtime.distributed import is_first_process
 from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.state import checkpoints, newest_checkpoint, read_counts
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sha256_of_file
-from brics_cli.workspace.differences import differences
+from brics_cli.workspace.artefacts import differences
 
 CONFIG_FILE = "config.yaml"
 

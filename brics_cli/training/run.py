@@ -22,7 +22,6 @@ import brics_cli
 from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
-from brics_cli.images.outputs import output_lock
 from brics_cli.isolation import child_environment
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.distributed import World
@@ -38,6 +37,7 @@ from brics_cli.workspace import (
     write_provenance,
     write_text_atomically,
 )
+from brics_cli.workspace.outputs import output_lock
 
 COMMANDS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
 """Kind of run -> the command that trains it."""

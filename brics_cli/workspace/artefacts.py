@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.parsing import parse_json
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
+from brics_cli.workspace.naming import is_store
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -102,7 +103,7 @@ def now() -> str:
 
 
 def provenance_path(path: Path) -> Path:
-    """Where the provenance of the artefact `path` stands (not for stores: theirs is an attribute)."""
+    """Where the provenance of the artefact `path` is (not for stores: theirs is an attribute)."""
     return path / PROVENANCE_FILE if path.is_dir() else path.with_name(path.name + "." + PROVENANCE_FILE)
 
 
@@ -117,7 +118,7 @@ def read_provenance(path: Path) -> Artefact | None:
     Raises ArtefactError when its provenance is damaged or was written by a newer brics, MachineError when a store
     cannot be read now (locked, a failing mount).
     """
-    if path.is_file() and path.suffix == ".h5":
+    if path.is_file() and is_store(path):
         text = _store_provenance(path)
         if text is None:
             return None
@@ -185,7 +186,7 @@ class Workspace:
         found = []
         self.passed_over = {}
         paths = list(dict.fromkeys(self._candidates()))  # a file is met twice: as itself and as its sidecar
-        look_ahead([path for path in paths if path.suffix == ".h5" and path.is_file()])
+        look_ahead([path for path in paths if is_store(path) and path.is_file()])
         for path in paths:
             try:
                 artefact = read_provenance(path)
@@ -247,7 +248,7 @@ class Workspace:
         return None
 
     def collection_path(self, parent: Parent) -> str:
-        """Where the collection `parent` stands: as recorded, or, if it is gone from there, shards of that sha256."""
+        """Where the collection `parent` is: as recorded, or, if it is gone from there, shards of that sha256."""
         if not Path(parent.path).exists():
             moved = self.with_sha256("shards", parent.sha256)
             if moved is not None:
@@ -288,3 +289,17 @@ def _artefact_path(entry: Path) -> Path:
 def finished(artefact: Artefact, **details: Any) -> Artefact:
     """The same artefact, complete, with `details` added."""
     return replace(artefact, complete=True, details={**artefact.details, **details})
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name: was X, now Y` for every entry that is not the same in both; sha256s are shortened."""
+    return [
+        f"{name}: was {_short(was.get(name))}, now {_short(now.get(name))}"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else text

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
+"""Writing files so that a reader never sees half of one: temporary name, fsync, rename. And where caches are."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json, read_bytes
+
+PROVENANCE_FILE = "brics.json"
 
 
 @contextmanager
@@ -91,4 +93,28 @@ def check_writable(path: Path) -> None:
         pass
 
 
-PROVENANCE_FILE = "brics.json"
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove the temporary files that a killed process left of outputs called `name` (a glob pattern)."""
+    for leftover in [*folder.glob(f".{name}.tmp"), *folder.glob(f".{name}.*.tmp")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of one kind of things that can be made again; not necessarily there yet.
+
+    Below `$BRICS_CACHE`, else `$XDG_CACHE_HOME/brics`, else `~/.cache/brics`; `$BRICS_CACHE` is itself the folder of
+    `features`, as it was when there was nothing else.
+    """
+    if named := os.environ.get("BRICS_CACHE"):
+        root = Path(named).expanduser()
+        return root if kind == "features" else root / kind
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache") / "brics" / kind
+
+
+def forget(kind: str) -> None:
+    """Remove all cached things of a kind, as far as they are ours."""
+    shutil.rmtree(cache_folder(kind), ignore_errors=True)

@@ -27,7 +27,8 @@ _OF_FILES = tuple(
     for ending in endings.split()
 )
 
-STORE = {"a key-code store": (".h5",)}
+STORE_ENDING = ".h5"
+STORE = {"a key-code store": (STORE_ENDING,)}
 PICTURE = {"a picture": (".png",)}
 CURVES = {"a picture": (".png", ".svg", ".pdf")}
 REPORT = {"a report": (".json", FOLDER)}
@@ -35,6 +36,11 @@ RUN = {"a run": (FOLDER,)}
 """Outputs that have one form."""
 
 Form = TypeVar("Form", bound=str)
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether `path` is named like a key-code store."""
+    return Path(path).suffix == STORE_ENDING
 
 
 def ending_of(path: Path) -> str:
@@ -49,7 +55,7 @@ def check_written(text: str, *, option: str = "--out") -> None:
         raise UsageError(f"{option} is empty", next="Is a shell variable unset?")
     if text == "-":
         raise UsageError(
-            f"{option} - stands for no file: outputs never go to stdout", next="Give a file or a folder by its name."
+            f"{option} - is not a file: outputs never go to stdout", next="Give a file or a folder by its name."
         )
     name = re.sub(r"(/+\.?)+$", "", text)
     if name != text and (ending := ending_of(Path(name))) != FOLDER:
@@ -69,7 +75,7 @@ def form_of_output(
     """The form that `out` is to have: the one that was `asked` for, or that its ending names; `default` for a folder.
 
     `forms` maps each form to its endings, `FOLDER` for a folder. Raises UsageError when the ending is of another
-    form than the one asked for or of none of `forms`, and when a file is meant where a folder stands.
+    form than the one asked for or of none of `forms`, and for a file where a folder is.
     """
     ending = ending_of(out)
     if not out.name.endswith(ending):

@@ -84,7 +84,7 @@ USAGE = [
     ),
     (("pack", "x", "--out", ""), "--out is empty"),
     (("eval", "x", "y", "--out="), "--out is empty"),
-    (("decode", "--out", "-"), "--out - stands for no file"),
+    (("decode", "--out", "-"), "--out - is not a file"),
     (("pack", "x", "--sise", "3"), "no such option: --sise"),
     (("sample", "--n", "many"), "should be a valid integer"),
     (("sample", "--n", "0"), "should be greater than or equal to 1"),
@@ -185,7 +185,7 @@ def test_an_output_is_never_overwritten_unasked(tmp_path: Path, photographs: Pat
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("file/x", "a file stands where a directory is needed"),
+        ("file/x", "there is a file where a directory is needed"),
         ("x" * 300, "the name is too long"),
         (".", "is already there"),
     ],

@@ -26,7 +26,7 @@ def test_a_dry_run_says_what_and_writes_nothing(two):
 def test_the_result_and_the_next_command(two):
     done = brics("merge", "a.h5", "b.h5", "--out", "c.h5", "--verify", cwd=two, check=0)
     assert done.stdout.strip() == "9 codes of 3 shards from 2 stores: c.h5"
-    assert "every promise of the format holds" in done.stderr
+    assert "every invariant of the format holds" in done.stderr
     assert done.stderr.splitlines()[-1] == "next: brics train-diffusion c.h5"
     again = brics("merge", "a.h5", "b.h5", "--out", "c.h5", cwd=two, check=0)
     assert "c.h5 is complete already" in again.stderr

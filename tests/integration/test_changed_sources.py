@@ -26,7 +26,7 @@ from random_autoencoder import make_autoencoder
 
 from brics_cli import KeyCodeStore
 from brics_cli.codes import verify_store
-from brics_cli.codes.sealing import seal
+from brics_cli.codes.format import seal
 from brics_cli.evaluation import cache
 from brics_cli.images import collection as collections
 from brics_cli.images import decoders, open_collection
@@ -175,7 +175,7 @@ def test_an_unfinished_store_of_changed_pixels_is_refused_and_overwrite_encodes_
     assert "of 3 shards 1 hold other images" in refused and "first is 00001" in refused
     assert len(list(parts.glob("*.h5"))) == 3
     said = encode(source, "--overwrite", check=5).stderr
-    assert said.count("encoding again") == 1 and "encoding again: shard 00001" in said
+    assert said.count("made again") == 1 and "made again: shard 00001" in said
     assert "going on: 2 of 4 shards" in said
     encode(source, out="fresh.h5", check=5)
     assert KeyCodeStore(tmp_path / "codes.h5").sha256 == KeyCodeStore(tmp_path / "fresh.h5").sha256
@@ -420,7 +420,7 @@ def test_a_pack_of_an_older_brics_is_said_to_be_one(pack: Callable[..., Finished
                 del shard["source_digest"]
             (tmp_path / out / "manifest.json").write_text(json.dumps(manifest))
             said = pack(source, out=out).stderr
-            assert "packed by an older brics" in said and "cannot be told" in said and "complete already" in said
+            assert "written by an older brics" in said and "cannot be told" in said and "complete already" in said
         else:
             (tmp_path / out / ".sources.jsonl").unlink()
             refused = error_line(pack(source, out=out, check=3))

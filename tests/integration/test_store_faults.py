@@ -16,13 +16,13 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import torch
 from commands import brics, error_line
 from killing import Command
 from PIL import Image
@@ -30,12 +30,10 @@ from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 
 from brics_cli import KeyCodeStore, open_collection
-from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.codes import StoreWriter, verify_store
-from brics_cli.codes.encoding import ShardWork
 from brics_cli.images import ImageError
 from brics_cli.images.sinks import pieces
-from brics_cli.jobs.encode_dataset import DeviceWork, plan_encoding
+from brics_cli.jobs.encode_dataset import plan_encoding
 
 NUM_SHARDS, SHARD_SIZE = 6, 20
 ENCODE = ("encode-dataset", "shards", "--flips", "--ae", "ae")
@@ -116,15 +114,13 @@ def test_the_images_of_a_list_of_keys(inside, tmp_path):
 
 def test_the_processes_of_devices_share_the_shards(inside, tmp_path):
     """What two devices do, in this process: each takes some shards, and their parts are those of one run."""
-    plan = plan_encoding("shards", load_autoencoder(Path("ae")), out=tmp_path / "c.h5", device=torch.device("cpu"),
-                         flips=True)  # fmt: skip
+    plan = plan_encoding(
+        "shards", autoencoder=Path("ae"), out=tmp_path / "c.h5", device="cpu", flips=True, num_workers=1
+    )
     with StoreWriter(plan.out, plan.header, plan.shards) as writer:
-        work = ShardWork(
-            plan.collection, plan.header, plan.shards, writer.parts_directory, plan.transform, batch_size=64,
-            num_workers=1,
-        )  # fmt: skip
+        work = plan.work(writer.parts_directory)
         for taken in ([4, 0, 2], [1, 5, 3]):
-            device_work = pickle.loads(pickle.dumps(DeviceWork(work, Path("ae"), "fp32", num_processes=2)))
+            device_work = pickle.loads(pickle.dumps(replace(work, num_processes=2)))
             events = pickle.loads(pickle.dumps(list(device_work("cpu", iter(taken)))))
             assert sum(event.num_read for event in events) == 3 * SHARD_SIZE
             assert sum(len(event.failures) for event in events) == 3
@@ -192,7 +188,7 @@ def test_kill_9_while_encoding_changes_nothing(inside, tmp_path, encoding_s, poi
 
 
 MERGE_POINTS = {
-    "while rows are copied": "brics_cli.codes.merging._Columns.add",
+    "while rows are copied": "brics_cli.codes.writer.Statistics.merge",
     "before the rename": "brics_cli.codes.writer.put_in_place",
     "before the parts go": "brics_cli.codes.writer.shutil.rmtree",
 }

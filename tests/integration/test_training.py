@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from brics_cli.diffusion.denoisers import load_denoiser
 from brics_cli.errors import ArtefactError
-from brics_cli.images.outputs import output_lock
 from brics_cli.training.state import TrainingState, Update
+from brics_cli.workspace.outputs import output_lock
 
 QUICK = (
     "--recipe",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -110,12 +109,3 @@ def check_key(key: str) -> None:
     parts = key.split("/")
     if not key or ".." in parts or "" in parts or "\0" in key:
         raise UsageError(f"the key {key!r} is not a relative path", next="Such a file name cannot be written safely.")
-
-
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove the temporary files that a killed process left of outputs called `name` (a glob pattern)."""
-    for leftover in [*folder.glob(f".{name}.tmp"), *folder.glob(f".{name}.*.tmp")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)

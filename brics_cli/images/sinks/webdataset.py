@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from brics_cli.images.sinks.base import ImageSink, Item, remove_leftovers
+from brics_cli.images.sinks.base import ImageSink, Item
 from brics_cli.images.sinks.encodings import PNG, Encoding
 from brics_cli.workspace import atomic_path
+from brics_cli.workspace.files import remove_leftovers
 
 
 class WebDatasetSink(ImageSink):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brics_cli.images.sinks.base import ImageSink, Item, remove_leftovers
+from brics_cli.images.sinks.base import ImageSink, Item
 from brics_cli.workspace import MARK, atomic_path
+from brics_cli.workspace.files import remove_leftovers
 
 
 class EdmZip:

@@ -18,7 +18,7 @@ from common import DEVICE, QUICK, attempt, put, synchronise
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.codes.encoding import CodeEncoder, encoding_network
-from brics_cli.codes.parts import PartWriter
+from brics_cli.codes.parts import write_part
 from brics_cli.config import load_recipe
 from brics_cli.images.loader import Batch, Loaded
 from brics_cli.runtime.reporting import TimeSplit
@@ -109,7 +109,7 @@ def path(network_alone: float | None) -> None:
             shard = StoreShard("day", BATCH * BATCHES, 1, "0" * 64)
             synchronise()
             start = time.perf_counter()
-            with PartWriter(Path(folder), header, shard) as part:
+            with write_part(Path(folder), header, shard) as part:
                 for rows in encoder.stream(batches(BATCHES), split):
                     one = rows.batch
                     with split.phase("write"):

@@ -13,11 +13,12 @@ from PIL import Image
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError, WouldOverwriteError
 from brics_cli.images import claim_output, contact_sheet, open_collection, open_sink
-from brics_cli.images.outputs import FailureLog, output_lock
+from brics_cli.images.outputs import FailureLog
 from brics_cli.images.pixels import load_pixels
 from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import flat_name, key_of_name
+from brics_cli.workspace.outputs import output_lock
 
 KEYS = [f"s/{number}" for number in range(5)]
 

@@ -18,7 +18,7 @@ from store_files import SHAPE, header, write_store
 
 from brics_cli import KeyCodeStore
 from brics_cli.codes import StoreShard, StoreWriter, plan_join, verify_store, verify_store_in_child
-from brics_cli.codes.parts import Part, part_mismatch, part_path
+from brics_cli.codes.parts import open_part, part_mismatch, part_path
 from brics_cli.codes.writer import check_store_output
 from brics_cli.errors import ExitCode, MachineError, as_brics_error, machine_error
 from brics_cli.workspace import Workspace, hold_lock, read_provenance
@@ -89,7 +89,7 @@ def part(tmp_path):
 
 
 def opened_part(part):
-    with Part(*part):
+    with open_part(*part):
         pass
 
 

@@ -57,7 +57,7 @@ def test_what_cannot_be_meant_is_refused(name, asked, said):
     [
         ("", "--out is empty. Is a shell variable unset?"),
         (" ", "--out is empty"),
-        ("-", "--out - stands for no file: outputs never go to stdout. Give a file or a folder by its name."),
+        ("-", "--out - is not a file: outputs never go to stdout. Give a file or a folder by its name."),
         ("s.npz/", "--out s.npz/ ends like a folder and is named like a .npz file. Write --out s.npz."),
         ("a/S.H5//", "named like a .h5 file. Write --out a/S.H5."),
         ("x.tar.gz/./", "named like a .tar.gz file. Write --out x.tar.gz."),

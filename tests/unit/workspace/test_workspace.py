@@ -15,6 +15,7 @@ from brics_cli.workspace import (
     atomic_path,
     check_output,
     hold_lock,
+    open_hdf5,
     read_provenance,
     write_provenance,
     write_text_atomically,
@@ -135,3 +136,11 @@ def test_a_lock_is_refused_while_held_and_free_once_its_holder_is_killed(tmp_pat
     holder.join()
     with hold_lock(tmp_path / "lock", what="the run"):
         pass
+
+
+def test_texts_that_were_never_written_are_empty_however_many(tmp_path: Path) -> None:
+    """The metadata of a store of a million images that have none: HDF5 gives it no place in the file."""
+    with h5py.File(tmp_path / "many.h5", "w") as file:
+        file.create_dataset("meta", (2**20 + 1,), h5py.string_dtype())
+    with open_hdf5(tmp_path / "many.h5") as file:
+        assert file["meta"][2**20] == b"" and list(file["meta"][5:7]) == [b"", b""]

@@ -1,4 +1,7 @@
-"""What may stand where an output goes: nothing, or with --overwrite what brics made, and nothing else.
+"""What may be where an output goes: nothing, or with --overwrite what brics made, and nothing else.
+
+`check_output` says that of any path; `claim` says as well what of an output that was begun is gone on with, and
+`output_lock` keeps others from writing it.
 
 A file of ours carries a mark: `MARK` where its format has room for a remark, the provenance in a key-code store, the
 name of the report in its JSON; a tar has its provenance beside it. A folder of ours has a provenance inside.
@@ -7,17 +10,24 @@ name of the report in its JSON; a tar has its provenance beside it. A folder of 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 from brics_cli.errors import ArtefactError, WouldOverwriteError
-from brics_cli.workspace.files import PROVENANCE_FILE, read_json
+from brics_cli.parsing import as_json
+from brics_cli.workspace.artefacts import Artefact, differences, read_provenance, write_provenance
+from brics_cli.workspace.files import PROVENANCE_FILE, read_json, remove_leftovers
+from brics_cli.workspace.locks import hold_lock
+
+Claim = Literal["new", "resume", "complete"]
 
 MARK = "brics-cli"
 """What a picture, zip or npz says of its maker: `Software` in a PNG, the comment of a zip, `Creator` in SVG and PDF."""
@@ -44,7 +54,6 @@ _FILES: dict[str, re.Pattern[str]] = {
     for kind in kinds
 }
 """Of each kind of folder, what its files are called. A PNG has to carry the mark as well, a card the name of brics."""
-ADVICE = "Remove it yourself, or give another --out."
 
 
 def signature(form: str) -> dict[str, str]:
@@ -64,7 +73,7 @@ def check_output(
     """Raise WouldOverwriteError when something is at the output `path`, but for an empty folder.
 
     With `overwrite` a file that brics made is left for the writer to replace when the new one is whole. A folder is
-    emptied when brics made it as an artefact of this `kind` and all of it: no other artefact stands in it, and none of
+    emptied when brics made it as an artefact of this `kind` and all of it: no other artefact is in it, and none of
     `inputs` (paths or patterns the command reads). Links, devices, mount points and whatever the user made are never
     replaced. `flag` is the option that names `path`.
     """
@@ -76,9 +85,15 @@ def check_output(
         raise WouldOverwriteError(f"{what} {path} is {special}, and no output replaces one", next=other)
     if not overwrite:
         raise WouldOverwriteError(f"{what} {path} is already there", next=f"Give another {flag}, or --overwrite.")
-    _check_inputs(path, inputs, advice=other)
+    for text in map(str, inputs):
+        source = Path(re.split(r"[{*?]", text)[0]).resolve()
+        if any(_is_same(path, each) for each in (source, *source.parents)):
+            raise WouldOverwriteError(f"--overwrite would delete {text}, which this command reads", next=other)
     if path.is_dir():
-        _check_may_be_emptied(path, kind=kind)
+        if (reason := _why_kept(path, kind)) is not None:
+            raise WouldOverwriteError(
+                f"{path} {reason}", next="Remove it yourself, or move what is yours away, or give another --out."
+            )
         shutil.rmtree(path)
     elif not made_by_brics(path):
         raise WouldOverwriteError(
@@ -115,27 +130,12 @@ def made_by_brics(path: Path) -> bool:
 
 def _special(path: Path) -> str | None:
     """What `path` is, when it is neither a regular file nor a folder; None when it is."""
-    mode = path.lstat().st_mode
-    if stat.S_ISLNK(mode):
+    letter = stat.filemode(path.lstat().st_mode)[0]
+    if letter == "l":
         return f"a link to {path.readlink()}"
     if path.absolute().is_mount():
         return "a mount point"
-    for is_kind, name in (
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISSOCK, "a socket"),
-    ):
-        if is_kind(mode):
-            return name
-    return None
-
-
-def _check_inputs(path: Path, inputs: Sequence[str | Path], *, advice: str) -> None:
-    for text in map(str, inputs):
-        source = Path(re.split(r"[{*?]", text)[0]).resolve()
-        if any(_is_same(path, each) for each in (source, *source.parents)):
-            raise WouldOverwriteError(f"--overwrite would delete {text}, which this command reads", next=advice)
+    return {"c": "a device", "b": "a device", "p": "a pipe", "s": "a socket"}.get(letter)
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -148,32 +148,25 @@ def _is_same(path: Path, other: Path) -> bool:
         return False
 
 
-def _check_may_be_emptied(path: Path, *, kind: str | None) -> None:
-    here = Path.cwd()
-    for place, name in ((here, "the current directory"), (Path.home(), "the home directory")):
+def _why_kept(path: Path, kind: str | None) -> str | None:
+    """Why --overwrite will not empty the folder `path` for an artefact of `kind`; None: it may."""
+    for place, name in ((Path.cwd(), "the current directory"), (Path.home(), "the home directory")):
         if any(_is_same(path, each) for each in (place, *place.parents)):
-            raise WouldOverwriteError(f"{path} is or holds {name}, so --overwrite will not empty it", next=ADVICE)
+            return f"is or holds {name}, so --overwrite will not empty it"
     if not (path / PROVENANCE_FILE).is_file():
-        raise WouldOverwriteError(
-            f"{path} was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it", next=ADVICE
-        )
+        return f"was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it"
     record = read_json(path / PROVENANCE_FILE, what="artefact")
     found = record.get("kind") if isinstance(record, dict) else None
     if found != kind or kind is None:
-        raise WouldOverwriteError(
-            f"{path} holds an artefact of kind {found!r}, and --overwrite replaces kind {kind!r} alone", next=ADVICE
-        )
-    others = next((other for other in path.rglob(PROVENANCE_FILE) if other.parent != path), None)
-    if others is not None or (path / "runs").exists():
-        raise WouldOverwriteError(f"{path} holds other artefacts, so --overwrite will not empty it", next=ADVICE)
-    theirs = list(islice(_not_ours(path, kind), 1000))
+        return f"holds an artefact of kind {found!r}, and --overwrite replaces kind {kind!r} alone"
+    if (path / "runs").exists() or any(other.parent != path for other in path.rglob(PROVENANCE_FILE)):
+        return "holds other artefacts, so --overwrite will not empty it"
+    theirs = [str(each.relative_to(path)) for each in islice(_not_ours(path, kind), 1000)]
     if theirs:
-        listed = ", ".join(str(each.relative_to(path)) for each in theirs[:3])
         more = f" and {len(theirs) - 3} more" if len(theirs) > 3 else ""
-        raise WouldOverwriteError(
-            f"{path} holds files that brics did not make ({listed}{more}), so --overwrite will not empty it",
-            next="Move them away, or give another --out.",
-        )
+        listed = f"{', '.join(theirs[:3])}{more}"
+        return f"holds files that brics did not make ({listed}), so --overwrite will not empty it"
+    return None
 
 
 def _not_ours(folder: Path, kind: str) -> Iterator[Path]:
@@ -203,3 +196,64 @@ def _listed_shards(folder: Path) -> set[str]:
         with suppress(ArtefactError, OSError, KeyError, TypeError):
             listed |= {str(row[key]) for row in read_json(folder / name, what="manifest")[rows]}
     return listed
+
+
+def claim(artefact: Artefact, *, overwrite: bool, is_file: bool = False) -> Claim:
+    """Claim `artefact.path` for `artefact` (incomplete): its directory is made and marked as ours, unfinished.
+
+    `resume` when it holds an interrupted output of the same kind, parents and `details["settings"]`; `complete`
+    when that one had finished. Raises ArtefactError when an interrupted output differs, saying in what;
+    WouldOverwriteError when something else is there. `overwrite` makes all but an interrupted output of the same inputs
+    `new`. Of an output that `is_file` nothing is written. To be called inside `output_lock`.
+    """
+    path = artefact.path
+    if path.is_dir() and not (path / PROVENANCE_FILE).exists():
+        remove_leftovers(path, PROVENANCE_FILE)  # of a claim that was killed
+    existing = read_provenance(path) if path.exists() else None
+    if existing is not None and existing.kind == artefact.kind:
+        differing = differences(_identity(existing), _identity(artefact))
+        if not differing and not existing.complete:
+            if path.is_dir():
+                remove_leftovers(path, "*")  # of whatever was being written when it was killed
+            return "resume"
+        if not differing and not overwrite:
+            return "complete"
+        if differing and not existing.complete and not overwrite:
+            raise ArtefactError(
+                f"{path} was begun with other inputs: {'; '.join(differing)}",
+                next="Give another --out, or --overwrite to begin again.",
+            )
+    inputs = [parent.path for parent in artefact.parents]
+    check_output(path, overwrite=overwrite, what="the output", kind=artefact.kind, inputs=inputs)
+    if not is_file:
+        path.mkdir(parents=True, exist_ok=True)
+        write_provenance(artefact)
+    return "new"
+
+
+def _identity(artefact: Artefact) -> dict[str, Any]:
+    return {
+        **as_json(artefact.details.get("settings", {})),
+        **{parent.kind: parent.sha256 for parent in artefact.parents},
+    }
+
+
+@contextmanager
+def output_lock(path: Path) -> Iterator[None]:
+    """Let one process write to `path` while the block runs. Raises MachineError when another one does."""
+    resolved = path.resolve()  # `--out .` has no name
+    with hold_lock(resolved.with_name(f".{resolved.name}.lock"), what=str(path)):
+        remove_leftovers(resolved.parent, glob.escape(resolved.name))  # beside it: of a sheet, of its provenance
+        yield
+
+
+@contextmanager
+def absent_unless_done(paths: Sequence[Path]) -> Iterator[None]:
+    """Remove those files that were not there before, should the block fail: the same command can then be run again."""
+    new = [path for path in paths if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,48 @@
+"""What batch commands share: how torch's threads wait, and what is said at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from brics_cli.cli.output import Session
+from brics_cli.errors import ArtefactError, InterruptedRunError
+from brics_cli.runtime.reporting import command_line
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they have nothing to compute. To be called before torch is imported.
+
+    By default they spin for milliseconds after each piece of work, on the very cores that decode the next images.
+    What the user has set (OMP_WAIT_POLICY) stands; processes started from here inherit it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def same_command_goes_on() -> Iterator[None]:
+    """Add to an InterruptedRunError from the block that the same command, printed in full, goes on."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        command = command_line("brics", *sys.argv[1:])
+        raise InterruptedRunError(error.what, next=f"Go on with: {command}") from None
+
+
+def warn_about_failures(session: Session, num_failed: int, *, of: int, listed_in: str) -> None:
+    """The line that exit code 5 goes with."""
+    session.reporter.warning(f"{num_failed:,} of {of:,} images failed, listed in {listed_in}")
+
+
+def report_verification(session: Session, path: Path, broken: list[str] | None) -> None:
+    """Say that `path` was verified. Raises ArtefactError when invariants are broken; None is silent: not verified."""
+    if broken:
+        raise ArtefactError(
+            f"{path} breaks {len(broken)} invariants of its format, first: {broken[0]}",
+            next="Is the disk sound? Make it again with --overwrite.",
+        )
+    if broken is not None:
+        session.reporter.message("verified: every invariant of the format holds")

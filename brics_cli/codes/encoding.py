@@ -42,13 +42,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one batch adds: images read and encoded (of them enlarged), failures, and seconds by phase."""
+    """What one batch adds: images read and encoded (some enlarged or of several frames), failures, seconds by phase."""
 
     num_read: int
     num_encoded: int
     failures: list[Failure]
     seconds: dict[str, float]
     num_enlarged: int = 0
+    num_multi_frame: int = 0
 
 
 def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
@@ -203,7 +204,8 @@ class ShardWork:
                                 failures=failures,
                             )
                         seconds, split.seconds = split.seconds, {}
-                        yield Progress(len(batch.loaded), len(good), failures, seconds, len(batch.enlarged))
+                        counts = len(batch.enlarged), len(batch.multi_frame)
+                        yield Progress(len(batch.loaded), len(good), failures, seconds, *counts)
                         if batch.content is not None:
                             part.digest = settled_digest(self.collection, batch.shard_index, batch.content)
                             break

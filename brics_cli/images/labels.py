@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brics_cli.errors import UsageError
+from brics_cli.wording import count
 
 MAX_CLASSES = 100_000
 """A model has a vector per class number: larger numbers are renumbered, and more classes are a mistake."""
@@ -49,9 +50,17 @@ class Labelling:
         """`6 of 12 labelled (the others have none), 2 classes`."""
         labelled = self.ids[self.ids >= 0]
         others = " (the others have none)" if 0 < len(labelled) < len(self.ids) else ""
-        num_classes = len(np.unique(labelled))
-        classes = f", {num_classes:,} class" + ("es" if num_classes != 1 else "") if num_classes else ""
+        classes = f", {count(len(np.unique(labelled)), 'class')}" if len(labelled) else ""
         return "; ".join([f"{len(labelled):,} of {len(self.ids):,} labelled{others}{classes}", *self.notes])
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Whose labels they are, how image i is shown, and the names of numbers 0, 1, ... where the source knows them."""
+
+    source: str
+    shown: Callable[[int], str]
+    names: tuple[str, ...]
 
 
 def number_labels(
@@ -66,8 +75,9 @@ def number_labels(
     `source` says whose labels they are, `shown(i)` names image i; `names` are those of numbers 0, 1, ... where the
     source knows them. Raises UsageError, one line, for labels that cannot be classes.
     """
+    of = _Labels(source, shown, tuple(names))
     if isinstance(values, np.ndarray):
-        return _of_numbers(values, source=source, shown=shown, names=tuple(names), notes=())
+        return _of_numbers(values, of)
     scalars: dict[int, Scalar] = {}
     vectors: dict[int, list[float]] = {}
     for place, value in enumerate(values):
@@ -83,36 +93,48 @@ def number_labels(
         elif plain is not None:
             scalars[place] = plain
     metas: dict[int, Meta] = {}
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
     if vectors and not scalars and _all_one_hot(vectors.values()):
         scalars = {place: vector.index(1) for place, vector in vectors.items()}
-        notes.append("read from one-hot vectors")
+        notes = ("read from one-hot vectors",)
     elif vectors:
         metas = {place: {"label_vector": vector} for place, vector in vectors.items()}
-        notes.append(f"{len(vectors):,} labels are vectors, which are kept as metadata")
-    kept = _classes_in(scalars, source=source, shown=shown)
-    if isinstance(kept, str):
-        metas |= {place: {"label_value": _number_or_text(value)} for place, value in scalars.items()}
-        return Labelling(_no_ids(len(values)), metas=metas, notes=(*notes, kept))
-    ids = _no_ids(len(values))
-    places = np.fromiter(kept, np.int64, len(kept))
-    if any(isinstance(value, str) for value in kept.values()):
-        found = sorted({str(value) for value in kept.values()})
-        known = tuple(names) if names and set(found) <= set(names) else tuple(found)
-        number = {name: number for number, name in enumerate(known)}
+        notes = (f"{count(len(vectors), 'vector')} kept as metadata",)
+    ids = np.full(len(values), -1, np.int64)
+    texts = {place: value for place, value in scalars.items() if isinstance(value, str)}
+    numbers = {place: _number(value) if isinstance(value, str) else value for place, value in scalars.items()}
+    are_names = None in numbers.values()  # "1" is a number, where all texts are
+    if are_names and len(texts) < len(scalars):
+        number = next(place for place in scalars if place not in texts)
+        name = next(place for place in texts if numbers[place] is None)
+        raise UsageError(
+            f"{source} has labels of two kinds: {shown(number)} has the number {scalars[number]}, "
+            f"{shown(name)} the name {_short(texts[name])}",
+            next=f"Write all as numbers or all as names; {NO_LABELS}",
+        )
+    why_not = _why_no_names(texts) if are_names else _why_no_numbers(numbers)
+    if why_not is not None:
+        metas |= {
+            place: {"label_value": value if numbers[place] is None else numbers[place]}
+            for place, value in scalars.items()
+        }
+        return Labelling(ids, metas=metas, notes=(*notes, why_not))
+    places = list(scalars)
+    if are_names:
+        found = sorted(set(texts.values()))
+        known = of.names if of.names and set(found) <= set(of.names) else tuple(found)
+        number_of = {name: number for number, name in enumerate(known)}
         if num_digits := sum(_number(name) is not None for name in found):
-            notes.append(f"names of classes, {num_digits:,} of which are numbers")
-        ids[places] = [number[str(value)] for value in kept.values()]
-        return Labelling(ids, known, metas, tuple(notes))
-    numbers = [int(number) for number in kept.values()]
-    if max(numbers, default=0) > np.iinfo(np.int64).max:
-        raise _too_large(max(numbers), source)
-    below = next((place for place, number in kept.items() if int(number) < -1), None)
-    if below is not None:
-        raise _below_zero(kept[below], source, shown(below))
-    ids[places] = numbers
-    labelling = _of_numbers(ids, source=source, shown=shown, names=tuple(names), notes=tuple(notes))
-    return Labelling(labelling.ids, labelling.names, metas, labelling.notes)
+            notes += (f"names of classes, {num_digits:,} of which are numbers",)
+        ids[places] = [number_of[text] for text in texts.values()]
+        return Labelling(ids, known, metas, notes)
+    whole = [int(number) for number in numbers.values() if number is not None]
+    if max(whole, default=0) > np.iinfo(np.int64).max:
+        raise _too_large(max(whole), of)
+    if min(whole, default=0) < -1:
+        raise _below_zero(min(whole), places[whole.index(min(whole))], of)
+    ids[places] = whole
+    return _of_numbers(ids, of, metas, notes)
 
 
 def may_be_label(value: Any) -> bool:
@@ -142,11 +164,9 @@ def _plain(value: Any) -> Scalar | list[float] | None:
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
-        if math.isnan(value):
-            return None
         if math.isinf(value):
             raise ValueError("infinite")
-        return int(value) if value.is_integer() else value
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, list):
@@ -165,96 +185,64 @@ def _number(text: str) -> int | float | None:
     return float(text) if text.partition(".")[2].strip("0") else int(text.partition(".")[0])
 
 
-def _number_or_text(value: Scalar) -> Scalar:
-    number = _number(value) if isinstance(value, str) else None
-    return value if number is None else number
-
-
 def _all_one_hot(vectors: Iterable[list[float]]) -> bool:
-    lengths = set()
-    for vector in vectors:
-        lengths.add(len(vector))
-        if vector.count(1) != 1 or vector.count(0) != len(vector) - 1:
-            return False
-    return len(lengths) == 1
+    shapes = {(len(vector), vector.count(1), vector.count(0)) for vector in vectors}
+    return all(num_ones == 1 and num_zeros == length - 1 for length, num_ones, num_zeros in shapes) and len(shapes) == 1
 
 
-def _classes_in(
-    scalars: dict[int, Scalar], *, source: str, shown: Callable[[int], str]
-) -> dict[int, int] | dict[int, str] | str:
-    """All of `scalars` as whole numbers or all as names; as words, why they are no classes.
+def _why_no_numbers(numbers: dict[int, Any]) -> str | None:
+    fractions = sum(isinstance(number, float) for number in numbers.values())
+    return f"{count(fractions, 'fractional label')}: all are kept as metadata" if fractions else None
 
-    Raises UsageError for labels of both kinds.
-    """
-    texts = {place: value for place, value in scalars.items() if isinstance(value, str)}
-    numbers = {place: _number(text) for place, text in texts.items()}
-    is_text = next((place for place, number in numbers.items() if number is None), None)
-    if is_text is None:  # "1" is a number, where all texts are
-        known: dict[int, Any] = {**scalars, **numbers}
-        if fractions := sum(isinstance(value, float) for value in known.values()):
-            return f"{fractions:,} labels are numbers that are not whole: all are kept as metadata"
-        return {place: known[place] for place in scalars}
-    is_number = next((place for place in scalars if place not in texts), None)
-    if is_number is not None:
-        raise UsageError(
-            f"{source} has labels of two kinds: {shown(is_number)} has the number {scalars[is_number]}, "
-            f"{shown(is_text)} the name {_short(texts[is_text])}",
-            next=f"Write all as numbers or all as names; {NO_LABELS}",
-        )
+
+def _why_no_names(texts: dict[int, str]) -> str | None:
+    """Why these are no names of classes."""
     if num_texts := sum(not (text.isprintable() and len(text) <= _LONGEST_NAME) for text in texts.values()):
-        return f"{num_texts:,} labels are no names of classes (too long, or not printable): all are kept as metadata"
+        labels = count(num_texts, "label")
+        return f"{labels} too long or not printable for names of classes: all are kept as metadata"
     num_names = len(set(texts.values()))
     if num_names > _FEW_NAMES and (num_names > MAX_CLASSES or num_names > len(texts) / 2):
         return f"{num_names:,} different texts are no classes: they are kept as metadata"
-    return texts
+    return None
 
 
 def _of_numbers(
-    ids: npt.NDArray[np.int64],
-    *,
-    source: str,
-    shown: Callable[[int], str],
-    names: tuple[str, ...],
-    notes: tuple[str, ...],
+    ids: npt.NDArray[np.int64], of: _Labels, metas: dict[int, Meta] | None = None, notes: tuple[str, ...] = ()
 ) -> Labelling:
     """Class numbers, -1 for none, once they are looked at; large ones are renumbered."""
+    metas = metas or {}
     if len(ids) and ids.min() < -1:
-        place = int(ids.argmin())
-        raise _below_zero(ids[place], source, shown(place))
+        raise _below_zero(ids.min(), int(ids.argmin()), of)
     largest = int(ids.max(initial=-1))
-    if names:
-        if largest >= len(names):
-            raise UsageError(
-                f"the label of {shown(int(ids.argmax()))} in {source} is {largest:,}, "
-                f"and there are {len(names):,} class names",
-                next=f"Correct either; {NO_LABELS}",
-            )
-    elif largest >= MAX_CLASSES:
-        distinct, dense = np.unique(ids, return_inverse=True)
-        num_none = int(distinct[0] == -1)
-        if len(distinct) - num_none > MAX_CLASSES:
-            raise _too_large(largest, source)
-        notes += (f"class numbers up to {largest:,} are renumbered, and kept as names",)
-        return Labelling(dense.astype(np.int64) - num_none, tuple(map(str, distinct[num_none:].tolist())), notes=notes)
-    return Labelling(ids, names, notes=notes)
+    if of.names and largest >= len(of.names):
+        raise UsageError(
+            f"the label of {of.shown(int(ids.argmax()))} in {of.source} is {largest:,}, "
+            f"and there are {count(len(of.names), 'class name')}",
+            next=f"Correct either; {NO_LABELS}",
+        )
+    if of.names or largest < MAX_CLASSES:
+        return Labelling(ids, of.names, metas, notes)
+    distinct, dense = np.unique(ids, return_inverse=True)
+    num_none = int(distinct[0] == -1)
+    if len(distinct) - num_none > MAX_CLASSES:
+        raise _too_large(largest, of)
+    notes += (f"class numbers up to {largest:,} are renumbered, and kept as names",)
+    names = tuple(map(str, distinct[num_none:].tolist()))
+    return Labelling(dense.astype(np.int64) - num_none, names, metas, notes)
 
 
-def _below_zero(label: Any, source: str, image: str) -> UsageError:
+def _below_zero(label: Any, place: int, of: _Labels) -> UsageError:
     return UsageError(
-        f"the label of {image} in {source} is {label}, and class numbers begin at 0 (-1: no label)",
+        f"the label of {of.shown(place)} in {of.source} is {label}, and class numbers begin at 0 (-1: no label)",
         next=f"Number the classes from 0; {NO_LABELS}",
     )
 
 
-def _too_large(largest: Any, source: str) -> UsageError:
+def _too_large(largest: int, of: _Labels) -> UsageError:
     return UsageError(
-        f"the labels of {source} are no classes: there are numbers up to {largest:,}",
+        f"the labels of {of.source} are no classes: there are numbers up to {largest:,}",
         next=f"At most {MAX_CLASSES:,} classes, numbered from 0; {NO_LABELS}",
     )
-
-
-def _no_ids(num: int) -> npt.NDArray[np.int64]:
-    return np.full(num, -1, np.int64)
 
 
 def _short(value: Any) -> str:

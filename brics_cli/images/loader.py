@@ -23,6 +23,7 @@ import numpy as np
 from brics_cli.images.collection import Collection, RawImage
 from brics_cli.images.decoders import Decoders, Outcome
 from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
+from brics_cli.images.frames import num_frames
 from brics_cli.images.pixels import CUDA, FAST, ImageError, device_of_threads
 from brics_cli.runtime.reporting import Reporter
 
@@ -57,7 +58,8 @@ class Failure(NamedTuple):
 class Loaded:
     """What became of an image: `pixels` are uint8, (S, S, 3) in the memory of its batch; None: failed, for `reason`.
 
-    `short_side` is of the image as it was, in pixels. `digest` identifies what was read (`image_digest`).
+    `short_side` is of the image as it was, in pixels. `digest` identifies what was read (`image_digest`). Of
+    `num_frames` frames or pages the first is read.
     """
 
     shard_index: int
@@ -69,6 +71,7 @@ class Loaded:
     label: int | None = None
     meta: dict[str, Any] | None = None
     digest: bytes = b""
+    num_frames: int = 1
     instead_of: tuple[Loaded, ...] = ()
     """Those that failed, in whose place it stands."""
 
@@ -108,6 +111,11 @@ class Batch:
     def enlarged(self) -> list[Loaded]:
         """Those that were smaller than they are now."""
         return [image for image in self.good if image.short_side < self.images.shape[1]]
+
+    @property
+    def multi_frame(self) -> list[Loaded]:
+        """Those of which only the first frame or page was read."""
+        return [image for image in self.good if image.num_frames > 1]
 
 
 def default_num_workers() -> int:
@@ -223,11 +231,19 @@ def load_shards(
             del batch  # and with it its memory, which the next one may take
 
 
-def say_enlarged(reporter: Reporter, num_enlarged: int, num_images: int, *, size: int) -> None:
-    """Say how many of the images that were decoded were made larger, if any."""
+def say_enlarged(
+    reporter: Reporter, num_enlarged: int, num_images: int, *, size: int, num_multi_frame: int = 0
+) -> None:
+    """Say how many of the images that were decoded were made larger, and how many have more frames than were read."""
     if num_enlarged:
         were = "was" if num_enlarged == 1 else "were"
         reporter.message(f"{num_enlarged:,} of {num_images:,} images {were} enlarged: smaller than {size} px")
+    if num_multi_frame:
+        have = "has" if num_multi_frame == 1 else "have"
+        reporter.warning(
+            f"{num_multi_frame:,} of {num_images:,} images {have} several frames or pages: the first of each is read, "
+            "the others are not"
+        )
 
 
 def _batch(pixels: np.ndarray, parts: list[Future[list[Loaded]]]) -> Batch:
@@ -279,7 +295,8 @@ class _Work:
         if isinstance(outcome, str):
             return Loaded(shard_index, index, self.collection.key(shard_index, index), None, outcome, digest=digest)
         decoded, side = (pixels, outcome) if isinstance(outcome, int) else (outcome, min(outcome.shape[:2]))
-        return Loaded(shard_index, index, raw.key, decoded, "", side, raw.label, raw.meta, digest)
+        frames = num_frames(raw.data)
+        return Loaded(shard_index, index, raw.key, decoded, "", side, raw.label, raw.meta, digest, frames)
 
     def _read_groups(self, places: Sequence[Place]) -> Iterator[list[tuple[Place, RawImage | ImageError]]]:
         """The files of images, a group at a time: a thread that reads gives up the interpreter, and if it decoded each

@@ -210,7 +210,7 @@ def encode_dataset(
     """
     header, collection, num_shards = plan.header, plan.collection, len(plan.shards)
     reporter.message(f"encoding {collection.path}: {collection.describe()}")
-    num_now, num_enlarged, img_per_s, costs, split = 0, 0, None, None, TimeSplit()
+    num_now, num_enlarged, num_multi_frame, img_per_s, costs, split = 0, 0, 0, None, None, TimeSplit()
     with StoreWriter(plan.out, header, plan.shards, overwrite=overwrite) as writer:
         redone = shards_to_redo(
             collection, writer.digests(), output=plan.out, complete=writer.complete, overwrite=overwrite,
@@ -235,6 +235,7 @@ def encode_dataset(
                         split.add(progress.seconds)
                         num_now += progress.num_encoded
                         num_enlarged += progress.num_enlarged
+                        num_multi_frame += progress.num_multi_frame
                         num_failed += len(progress.failures)
                         note = f"{split}, {num_failed:,} failed" if num_failed else str(split)
                         task.advance(progress.num_read, note=note)
@@ -253,7 +254,8 @@ def encode_dataset(
             finally:
                 running.close()
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
-            say_enlarged(reporter, num_enlarged, num_now, size=header.image_size)
+            size = header.image_size
+            say_enlarged(reporter, num_enlarged, num_now, size=size, num_multi_frame=num_multi_frame)
             # all of the collection, or what was taken of it where the rest has never been read
             whole = None if collection is plan.whole else known_fingerprint(plan.whole)
             parents = (

@@ -187,7 +187,8 @@ def pack(
             return _result(plan, failures_of_finished(plan.out, plan.collection), already_complete=True)
         made_from = checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
         with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
-            place, num_now, num_enlarged = sink.resume_point(plan.collection.keys()), 0, 0
+            place, num_now = sink.resume_point(plan.collection.keys()), 0
+            num_enlarged = num_multi_frame = 0
             log = FailureLog(plan.out, keep=place)
             if place and log.was_lost:
                 log.replace(missing_places(plan.out, plan.collection, num_places=place, shard_size=plan.shard_size))
@@ -206,6 +207,7 @@ def pack(
                     for batch in batches:
                         num_now += len(batch.images)
                         num_enlarged += len(batch.enlarged)
+                        num_multi_frame += len(batch.multi_frame)
                         if batch.content is not None:
                             made_from.add(batch.shard_index, settled_digest(sources, batch.shard_index, batch.content))
                         for image in batch.loaded:
@@ -235,7 +237,7 @@ def pack(
                 f"none of {plan.num_images:,} images could be packed; the first, {key}: {reason}"
             )
         log.close()
-        say_enlarged(reporter, num_enlarged, num_now, size=plan.size)
+        say_enlarged(reporter, num_enlarged, num_now, size=plan.size, num_multi_frame=num_multi_frame)
         return replace(_finish(plan, sources, made_from, log, reporter), num_enlarged=num_enlarged)
 
 

@@ -96,6 +96,8 @@ def train_autoencoder(
             images.failures |= theirs
         for also_theirs in world.gather(images.enlarged):
             images.enlarged |= also_theirs
+        for also_theirs in world.gather(images.multi_frame):
+            images.multi_frame |= also_theirs
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return loop.result(data=plan.data, num_failed=len(images.failures))

@@ -52,6 +52,7 @@ class TrainingImages:
         self.shard_starts: list[int] = starts.tolist()
         self.failures: dict[int, str] = {}
         self.enlarged: set[int] = set()
+        self.multi_frame: set[int] = set()
         self.cached: np.ndarray | None = None
         self._held_out: set[int] = set()
 
@@ -154,7 +155,8 @@ class TrainingImages:
 
     def warn_about_failures(self, reporter: Reporter) -> None:
         """Say how many images could not be decoded so far, and the first of them; and how many were enlarged."""
-        say_enlarged(reporter, len(self.enlarged), len(self) - len(self.failures), size=self.size)
+        num, num_multi_frame = len(self) - len(self.failures), len(self.multi_frame)
+        say_enlarged(reporter, len(self.enlarged), num, size=self.size, num_multi_frame=num_multi_frame)
         if self.failures:
             sample, reason = next(iter(self.failures.items()))
             reporter.warning(
@@ -180,6 +182,7 @@ class TrainingImages:
     def _record(self, batch: Decoded) -> None:
         self.failures |= {self._sample(image): image.reason for image in batch.failed}
         self.enlarged |= {self._sample(image) for image in batch.enlarged}
+        self.multi_frame |= {self._sample(image) for image in batch.multi_frame}
 
     def _usable(self, sample: int) -> int:
         """The sample itself or what stands in for it, of those in memory."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from image_files import noise
+from image_files import encoded, noise
+from PIL import Image
 from random_autoencoder import make_autoencoder
 
 from brics_cli.cli.app import run
 from brics_cli.images import load_shards, open_collection
+from brics_cli.images.frames import num_frames
 
 SIDES = (16, 31, 32, 33, 64, 16)
 
@@ -65,3 +68,43 @@ def test_training_says_it_once(photographs, tmp_path, capsys, cache_gib):
     assert run([*words, *settings, "--out", str(tmp_path / "run")]) == 5
     (line,) = said(capsys.readouterr().err)
     assert line.endswith(" px") and " of 6 images were enlarged: smaller than " in line
+
+
+@pytest.fixture
+def animations(tmp_path: Path) -> Path:
+    for number in range(6):
+        (tmp_path / "photographs").mkdir(exist_ok=True)
+        frames = [Image.new("RGB", (64, 64), (number, 80 * frame, 0)) for frame in range(4)]
+        form, several = ["png", "webp", "tiff"][number % 3], number < 3
+        more = {"save_all": True, "append_images": frames[1:]} if several else {}
+        data = encoded(frames[0], form.upper(), **more)
+        assert num_frames(data) == (4 if several else 1)
+        (tmp_path / "photographs" / f"{number}.{form}").write_bytes(data)
+    return tmp_path / "photographs"
+
+
+def test_frames_and_pages_that_are_not_read_are_said_once(animations, tmp_path, capsys):
+    autoencoder = make_autoencoder(tmp_path / "ae", seed=0)
+    data, out = str(animations), str(tmp_path / "out")
+    tiny = ["--recipe", "tiny", "--steps", "2", "--set", "training.batch_size=4"]
+    for words in (
+        ["pack", data, "--size", "32", "--out", f"{out}/shards"],
+        ["encode-dataset", data, "--ae", str(autoencoder), "--device", "cpu", "--out", f"{out}.h5"],
+        ["train-ae", data, *tiny, "--device", "cpu", "--out", f"{out}/run"],
+    ):
+        assert run(words) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "several frames" in line]
+        assert "3 of 6 images have several frames or pages: the first of each is read" in line
+
+
+def test_frames_of_damaged_files(animations):
+    """Whatever is cut off or changed, a number comes out, and never nothing."""
+    random = np.random.default_rng(0)
+    for path in animations.iterdir():
+        data = path.read_bytes()
+        for _ in range(100):
+            changed = bytearray(data[: random.integers(0, len(data) + 1)])
+            for place in random.integers(0, max(len(changed), 1), 3):
+                if changed:
+                    changed[place] = random.integers(256)
+            assert num_frames(bytes(changed)) >= 1

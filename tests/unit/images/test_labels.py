@@ -47,11 +47,11 @@ def test_labels_that_mean_classes(values, ids, names):
 @pytest.mark.parametrize(
     ("values", "metas", "said"),
     [
-        ([0.5, 1, None], {0: {"label_value": 0.5}, 1: {"label_value": 1}}, "1 labels are numbers that are not whole"),
-        ([[1, 1], [1, 0]], {0: {"label_vector": [1, 1]}, 1: {"label_vector": [1, 0]}}, "2 labels are vectors"),
-        (["a\nb", "c"], {0: {"label_value": "a\nb"}, 1: {"label_value": "c"}}, "1 labels are no names of classes"),
-        (["x" * 300], {0: {"label_value": "x" * 300}}, "1 labels are no names of classes"),
-        ([[0.5, 1.5]], {0: {"label_vector": [0.5, 1.5]}}, "1 labels are vectors"),
+        ([0.5, 1, None], {0: {"label_value": 0.5}, 1: {"label_value": 1}}, "1 fractional label: all"),
+        ([[1, 1], [1, 0]], {0: {"label_vector": [1, 1]}, 1: {"label_vector": [1, 0]}}, "2 vectors kept as metadata"),
+        (["a\nb", "c"], {0: {"label_value": "a\nb"}, 1: {"label_value": "c"}}, "1 label too long or not printable"),
+        (["x" * 300], {0: {"label_value": "x" * 300}}, "1 label too long or not printable"),
+        ([[0.5, 1.5]], {0: {"label_vector": [0.5, 1.5]}}, "1 vector kept as metadata"),
     ],
 )  # fmt: skip
 def test_labels_that_are_no_classes_are_metadata_and_said(values, metas, said):

@@ -114,8 +114,8 @@ def test_what_is_listed_is_counted(tmp_path):
     for labels in ("none", "folder"):
         assert "labels of dataset.json not used" in open_collection(tmp_path, labels=labels).describe()
     assert "dataset.json holds no labels" in said('{"Labels": []}')
-    assert "12 labels are vectors, which are kept as metadata" in said(listed(as_label=lambda label: [0.5, label]))
-    assert "labels are numbers that are not whole" in said(listed(as_label=lambda label: label + 0.5))
+    assert "12 vectors kept as metadata" in said(listed(as_label=lambda label: [0.5, label]))
+    assert "12 fractional labels: all are kept as metadata" in said(listed(as_label=lambda label: label + 0.5))
 
 
 @pytest.mark.parametrize("form", FORMS)

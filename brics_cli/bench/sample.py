@@ -24,7 +24,7 @@ from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings, estimate
 from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.sampling.batch_sizes import OutOfMemory, attempt
+from brics_cli.sampling.engine import OutOfMemory, attempt
 from brics_cli.sampling.models import Models, load_models
 from brics_cli.workspace import Workspace
 

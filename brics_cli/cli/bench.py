@@ -218,7 +218,7 @@ def sample(
         typer.Option("--steps", min=1, help="Repeatable. Default: each sampler's own, and a figure beside it."),
     ] = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
+        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 means no guidance.")
     ] = 1.0,
     guide: Annotated[
         str | None,

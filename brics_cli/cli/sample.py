@@ -73,7 +73,7 @@ def sample(
         typer.Option("--steps", min=1, help=f"Sampler steps. Default: {DEFAULT_STEPS}."),
     ] = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 is none.")
+        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 means no guidance.")
     ] = 1.0,
     guide: Annotated[
         Path | None,

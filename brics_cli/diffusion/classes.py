@@ -62,17 +62,17 @@ class Classes:
             number = int(text)
         else:
             known = [self.shown(number) for number in self.present]
-            raise UsageError(f"--class {text}: {where} knows no such class{did_you_mean(text, known)}")
+            raise UsageError(f"--class {text}: {where} has no such class{did_you_mean(text, known)}")
         self.check(number, where=where)
         return number
 
     def check(self, number: int, *, where: object) -> None:
         """Raise UsageError for a class that cannot be sampled."""
         if not 0 <= number < self.num:
-            raise UsageError(f"--class {number}: {where} knows classes 0 to {self.num - 1}; there are: {self.listed()}")
+            raise UsageError(f"--class {number}: {where} has classes 0 to {self.num - 1}: {self.listed()}")
         if self.counts and not self.counts[number]:
             raise UsageError(
-                f"--class {self.shown(number)}: {where} was trained on no image of it; there are: {self.listed()}"
+                f"--class {self.shown(number)}: {where} was trained on no image of it, only on {self.listed()}"
             )
 
     def draw(self, seeds: Sequence[int], balance: Balance | None = None) -> list[int]:

@@ -153,22 +153,6 @@ def draws_for(
     return Draws(*(torch.from_numpy(array).to(device, non_blocking=True) for array in (u, eps, drop)))
 
 
-class ImageNoise:
-    """The normal draws of the images with these seeds: one stream per image, so no image depends on another.
-
-    Each call gives the next (B, C, h, w); the first is the latent noise.
-    """
-
-    def __init__(self, seeds: Sequence[int], *, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.seeds = tuple(seeds)
-        self.streams = [keyed_generator(seed, stream=Stream.IMAGE_NOISE) for seed in self.seeds]
-        self.shape, self.device = tuple(shape), device
-
-    def __call__(self) -> Tensor:
-        drawn = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams])
-        return torch.from_numpy(drawn).to(self.device)
-
-
 LEVEL_EDGES = (-4.0, 0.0, 4.0)
 """Edges of the log-SNR ranges whose mean loss is logged: mostly noise, more noise, more signal, mostly signal."""
 

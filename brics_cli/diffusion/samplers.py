@@ -5,9 +5,9 @@ All samplers work on EDM's form, x = x0 + sigma eps, of which the variance-prese
 end, x starts as sigmas[0] times the latent noise, and `denoise(x, sigma)` gives the estimate of x0 (B, C, h, w) for a
 float `sigma`. Every sampler is deterministic unless it is given `noise`, which draws another (B, C, h, w).
 
-Both kinds of guidance go from a worse estimate through a better one and beyond: worse + w (better - worse), w = 1 being
-none. Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): without the class -> with it. Autoguidance (Karras
-et al., arXiv 2406.02507): a guide (a smaller model, or one trained for less) -> the model itself, same class.
+Both kinds of guidance go from a worse estimate through a better one and beyond: worse + w (better - worse); w = 1 is no
+guidance. Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): without the class -> with it. Autoguidance
+(Karras et al., arXiv 2406.02507): a guide (a smaller model, or one trained for less) -> the model itself, same class.
 
 Importing this module needs no torch: the command line makes its help from the registry.
 """
@@ -126,7 +126,7 @@ class Sampler(NamedTuple):
     """The noise levels that it walks along."""
     default_steps: int
     compared_steps: int
-    """What `brics bench sample` shows beside the default."""
+    """What `brics bench sample` shows besides the default."""
     num_evaluations: Callable[[int], int] = int
     """Evaluations of the network for a number of steps."""
     stochastic: bool = False
@@ -162,7 +162,7 @@ DEFAULT_STEPS = ", ".join(
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How to sample: what images depend on beside the model, its guide, the noise and the class.
+    """How to sample: what images depend on besides the model, its guide, the noise and the class.
 
     `steps` None is the sampler's own default. `guidance` is the scale w of classifier-free guidance or, with a guide,
     of autoguidance; 1 is none. `clip`: estimates are limited to what codes can be. Raises UsageError for an unknown
@@ -179,11 +179,13 @@ class SamplerSettings:
             from brics_cli.config.suggestions import did_you_mean
 
             raise UsageError(
-                f"--sampler {self.sampler!r} is not one{did_you_mean(self.sampler, SAMPLERS)}",
-                next=f"There are: {', '.join(SAMPLERS)}.",
+                f"--sampler {self.sampler!r} is not a sampler{did_you_mean(self.sampler, SAMPLERS)}",
+                next=f"Choose from: {', '.join(SAMPLERS)}.",
             )
         if not math.isfinite(self.guidance):
-            raise UsageError(f"--guidance {self.guidance} is not a number", next="1 is none; 1.5 to 4 are usual.")
+            raise UsageError(
+                f"--guidance {self.guidance} is not a number", next="1 means no guidance; 1.5 to 4 are usual."
+            )
 
     @property
     def num_steps(self) -> int:
@@ -260,7 +262,7 @@ def check_guide(guide: Denoiser, denoiser: Denoiser) -> None:
     """Raise ArtefactError unless `guide` can guide `denoiser`.
 
     Both make codes of one shape and kind, under one normalisation and, where both say it, of one autoencoder; the guide
-    knows the same classes, or none.
+    has the same classes, or none.
     """
     made_by = [getattr(each, "lineage", {}).get("autoencoder_sha256") for each in (guide, denoiser)]  # of loaded models
     shapes = [" x ".join(map(str, each.code_shape)) for each in (guide, denoiser)]

@@ -40,7 +40,7 @@ class SampleResult:
     """What was sampled: `num_images` are at `path`, `num_now` of them from this run, at `img_per_s`.
 
     `seconds` says where this run's time went, on several devices of all together; `writing_s` is what the writing
-    threads spent beside it. `batch_sizes` are (first seed, last seed, images per batch). `settings` are those that
+    threads spent meanwhile. `batch_sizes` are (first seed, last seed, images per batch). `settings` are those that
     the images depend on.
     """
 
@@ -208,7 +208,7 @@ class _Run:
                 step = step % total + 1
                 on_step(f"step {step}/{total}  {self.split}")
 
-            yield from Engine(plan, sizes=self.sizes, on_step=between_steps).run(tasks)
+            yield from Engine.of(plan, sizes=self.sizes, on_step=between_steps).run(tasks)
 
     def take(self, done: Progress) -> None:
         """Add up what was done."""
@@ -225,7 +225,7 @@ class _Run:
             )
 
     def details(self) -> dict[str, Any]:
-        """What the provenance says beside the settings."""
+        """What the provenance says besides the settings."""
         plan, denoiser, autoencoder = self.plan, self.plan.models.denoiser, self.plan.models.autoencoder
         num, size, how = len(plan.seeds), autoencoder.config.image_size, plan.models.settings
         details = {
@@ -243,4 +243,4 @@ class _Run:
 
 
 class _Stopped(Exception):
-    """Somebody asked to stop, and the next evaluation of the network has not begun."""
+    """A stop was requested, and the next evaluation of the network has not begun."""

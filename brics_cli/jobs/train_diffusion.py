@@ -19,7 +19,7 @@ from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.config import DiffusionRecipe
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, save_denoiser
-from brics_cli.diffusion.diffusion import ImageNoise, draws_for
+from brics_cli.diffusion.diffusion import draws_for
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError
 from brics_cli.evaluation.frechet import FrechetReference
@@ -31,6 +31,7 @@ from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.sampling.models import ImageNoise
 from brics_cli.training.codes import LevelMeans, TrainingCodes, sum_dtype
 from brics_cli.training.estimate import Estimate, estimate
 from brics_cli.training.loop import TrainResult, open_loop

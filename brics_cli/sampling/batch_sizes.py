@@ -1,4 +1,4 @@
-"""Batches that fit: out of memory halves them, and what was used for which seeds is remembered.
+"""In batches of how many images seeds were computed: remembered, since out of memory halves them.
 
 Pixels of one seed may differ by 1 of 255 between batch sizes. So an unfinished output says in which batches its seeds
 were computed, a run that goes on computes each seed as before, and the provenance says it in the end.
@@ -6,53 +6,14 @@ were computed, a run that goes on computes each seed as before, and the provenan
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-
-from brics_cli.errors import MachineError, is_out_of_memory
 from brics_cli.parsing import as_json, parse_json, read_bytes
 from brics_cli.workspace import write_json_atomically
 
-ResultT = TypeVar("ResultT")
-
 RECORD_NAME = "batch-sizes.json"
-
-
-@dataclass(frozen=True)
-class OutOfMemory:
-    """What a device said when its memory ran out, in one line."""
-
-    reason: str
-
-
-def attempt(call: Callable[[], ResultT], *, device: torch.device) -> ResultT | OutOfMemory:
-    """The result of `call`, or, with everything it held on `device` freed again, that memory ran out."""
-    try:
-        return call()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error) or "out of memory").splitlines()[0]
-    # Only here are the frames gone that held the tensors of the failed batch.
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-    return OutOfMemory(reason)
-
-
-def halved(size: int, memory: OutOfMemory, *, device: torch.device) -> int:
-    """The batch size after `size`. Raises MachineError when not even one image fits."""
-    if size == 1:
-        raise MachineError(
-            f"out of memory on {device} with one image at a time ({memory.reason})",
-            next="Free the memory that other programs hold there, or use --device cpu.",
-        )
-    return size // 2
 
 
 class BatchSizes:

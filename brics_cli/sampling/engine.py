@@ -10,6 +10,7 @@ B images of a batch, (B, H, W, 3) uint8; codes (B, C, h, w).
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +27,13 @@ from torch import Tensor
 
 from brics_cli.codes import quantise
 from brics_cli.codes.parts import write_part
+from brics_cli.errors import MachineError, is_out_of_memory
 from brics_cli.images import open_sink
 from brics_cli.images.sinks import PNG
 from brics_cli.images.sinks.pieces import piece_encoding
 from brics_cli.runtime.reporting import TimeSplit
-from brics_cli.sampling.batch_sizes import BatchSizes, OutOfMemory, attempt, halved
-from brics_cli.sampling.models import OnStep
+from brics_cli.sampling.batch_sizes import BatchSizes
+from brics_cli.sampling.models import CodesOfSeeds, Models, OnStep
 from brics_cli.sampling.plan import Plan
 from brics_cli.sampling.tasks import Task, key_of
 
@@ -54,6 +56,11 @@ class Batch:
         return self.labels if self.labels is not None else [None] * len(self.seeds)
 
 
+Add = Callable[[Batch], None]
+OpenFile = Callable[[Task], AbstractContextManager[Add]]
+ResultT = TypeVar("ResultT")
+
+
 @dataclass(frozen=True)
 class Progress:
     """What happened since the last one.
@@ -73,27 +80,86 @@ class Progress:
     out_of_memory: str | None = None
 
 
-class Engine:
-    """Draws tasks of `plan` on the device of its models and writes them, in batches of `sizes`.
+@dataclass(frozen=True)
+class OutOfMemory:
+    """What a device said when its memory ran out, in one line."""
 
+    reason: str
+
+
+def attempt(call: Callable[[], ResultT], *, device: torch.device) -> ResultT | OutOfMemory:
+    """The result of `call`, or, with everything it held on `device` freed again, that memory ran out."""
+    try:
+        return call()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or "out of memory").splitlines()[0]
+    # Only here are the frames gone that held the tensors of the failed batch.
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return OutOfMemory(reason)
+
+
+def halved(size: int, memory: OutOfMemory, *, device: torch.device) -> int:
+    """The batch size after `size`. Raises MachineError when not even one image fits."""
+    if size == 1:
+        raise MachineError(
+            f"out of memory on {device} with one image at a time ({memory.reason})",
+            next="Free the memory that other programs hold there, or use --device cpu.",
+        )
+    return size // 2
+
+
+class Engine:
+    """Draws tasks on the device of `models` and writes them, in batches of `sizes`.
+
+    `open_file` opens what a task is written to (tasks without a number are not written); `keeps_codes`: codes are
+    written, not images. Images of the seeds `sheet` come back with the progress. `compute` None is `models.compute`.
     `on_step` is called between two evaluations of the network; what it raises ends the run, and leaves what is whole.
     """
 
-    def __init__(self, plan: Plan, *, sizes: BatchSizes, on_step: OnStep | None = None) -> None:
-        self.plan, self.models, self.sizes, self.on_step = plan, plan.models, sizes, on_step
+    def __init__(
+        self,
+        models: Models,
+        *,
+        sizes: BatchSizes,
+        sheet: range,
+        open_file: OpenFile | None = None,
+        keeps_codes: bool = False,
+        compute: Callable[[range, OnStep], CodesOfSeeds] | None = None,
+        on_step: OnStep | None = None,
+    ) -> None:
+        self.models, self.sizes, self.sheet, self.keeps_codes = models, sizes, sheet, keeps_codes
+        self.open_file, self.compute, self.on_step = open_file, compute or models.compute, on_step
         self.split = TimeSplit()
         self._last: tuple[range, list[int] | None, Tensor, np.ndarray | None] | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, *, sizes: BatchSizes, on_step: OnStep | None = None) -> Self:
+        """The engine of a plan."""
+        writes, codes = partial(open_file, plan), plan.format == "h5"
+        return cls(
+            plan.models, sizes=sizes, sheet=plan.sheet_seeds, open_file=writes, keeps_codes=codes, on_step=on_step
+        )
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Progress]:
         """Draw and write `tasks`, telling what happens. Raises OSError when the output cannot be written, MachineError
         when memory holds not even one image, ArtefactError when codes are not finite."""
         device = self.models.device
-        with Writer(partial(open_file, self.plan)) as writer:
+        with Writer(self.open_file) as writer:
+
+            def on_step() -> None:
+                writer.check()
+                if self.on_step is not None:
+                    self.on_step()
+
             for task in tasks:
                 left = task.seeds
                 while left:
                     size = self.sizes.at(left.start)
-                    batch = attempt(partial(self._batch, left, size, writer), device=device)
+                    batch = attempt(partial(self._batch, left, size, on_step), device=device)
                     if isinstance(batch, OutOfMemory):
                         self._last = None
                         self.sizes.limit = halved(size, batch, device=device)
@@ -103,32 +169,26 @@ class Engine:
                     if task.number is not None:
                         with self.split.phase("write"):
                             writer.put(task, batch)
-                    yield self._progress(task, batch, writer)
+                    yield self._progress(writer, batch, is_written=task.number is not None)
                     left = range(batch.seeds.stop, left.stop)
             with self.split.phase("write"):
                 writer.finish()
-            yield self._progress(None, None, writer)
+            yield self._progress(writer)
 
     @torch.inference_mode()
-    def _batch(self, left: range, size: int, writer: Writer) -> Batch:
+    def _batch(self, left: range, size: int, on_step: OnStep) -> Batch:
         """The batch that the first of the seeds `left` is in: what is wanted of it, and no more."""
         first = left.start - left.start % size
         whole = range(first, first + size)
         wanted = range(left.start, min(whole.stop, left.stop))
-        keeps_codes, sheet = self.plan.format == "h5", self.plan.sheet_seeds
         last, self._last = self._last, None  # a task may want a part of a batch, and the next task the rest
         if last is None or last[0] != whole:
-
-            def on_step() -> None:
-                writer.check()
-                if self.on_step is not None:
-                    self.on_step()
-
             with self.split.phase("denoise"):
-                codes, labels = self.models.compute(whole, on_step=on_step)
+                codes, labels = self.compute(whole, on_step)
             last = whole, labels, codes, None
         _, labels, codes, images = last
-        if images is None and (not keeps_codes or (wanted.start < sheet.stop and wanted.stop > sheet.start)):
+        shown = wanted.start < self.sheet.stop and wanted.stop > self.sheet.start
+        if images is None and (shown or not self.keeps_codes):
             with self.split.phase("decode"):
                 images = self.models.pixels(codes)
         self._last = whole, labels, codes, images
@@ -138,22 +198,18 @@ class Engine:
             size,
             None if labels is None else labels[rows],
             None if images is None else images[rows],
-            codes[rows].cpu().numpy() if keeps_codes else None,
+            codes[rows].cpu().numpy() if self.keeps_codes else None,
         )
 
-    def _progress(self, task: Task | None, batch: Batch | None, writer: Writer) -> Progress:
+    def _progress(self, writer: Writer, batch: Batch | None = None, *, is_written: bool = True) -> Progress:
         seconds, self.split.seconds = self.split.seconds, {}
         num_written, writing_s = writer.told()
         done = Progress(seconds=seconds, num_written=num_written, writing_s=writing_s)
-        if task is None or batch is None:
+        if batch is None:
             return done
-        pairs = () if batch.images is None else zip(batch.seeds, batch.images, strict=True)
-        shown = {seed: image for seed, image in pairs if seed in self.plan.sheet_seeds}
-        seeds = batch.seeds if task.number is not None else range(0)
-        return replace(done, seeds=seeds, batch_size=batch.batch_size, shown=shown)
-
-
-Add = Callable[[Batch], None]
+        images = () if batch.images is None else zip(batch.seeds, batch.images, strict=True)
+        shown = {seed: image for seed, image in images if seed in self.sheet}
+        return replace(done, seeds=batch.seeds if is_written else range(0), batch_size=batch.batch_size, shown=shown)
 
 
 @contextmanager
@@ -196,7 +252,7 @@ class Writer:
 
     DEPTH = 2
 
-    def __init__(self, open_file: Callable[[Task], AbstractContextManager[Add]]) -> None:
+    def __init__(self, open_file: OpenFile | None) -> None:
         self._open = open_file
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="brics-write-behind")
         self._pending: deque[Future[None]] = deque()
@@ -251,6 +307,7 @@ class Writer:
         start = time.perf_counter()
         try:
             if self._file is None:
+                assert self._open is not None
                 stack = ExitStack()
                 self._file = stack, stack.enter_context(self._open(task))
             stack, add = self._file
@@ -282,7 +339,7 @@ class DeviceWork:
         if where.type == "cuda" and where.index is not None:
             torch.cuda.set_device(where)
         self.plan.models.to(where)
-        return Engine(self.plan, sizes=self.sizes).run(tasks)
+        return Engine.of(self.plan, sizes=self.sizes).run(tasks)
 
 
 def estimate_seconds(plan: Plan) -> float:

@@ -6,21 +6,21 @@ Shapes: B images, codes (B, C, h, w), pixels (B, H, W, 3) uint8.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
+from brics_cli.config.suggestions import did_you_mean
 from brics_cli.diffusion.classes import Balance
 from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
-from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.diffusion.samplers import (
     DEFAULT_SAMPLER,
     DEFAULT_SETTINGS,
@@ -30,12 +30,31 @@ from brics_cli.diffusion.samplers import (
     sample_codes,
 )
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.files import PROVENANCE_FILE
 
 OnStep = Callable[[], None]
 """Called between two evaluations of the network; what it raises ends the sampling."""
+CodesOfSeeds = tuple[Tensor, list[int] | None]
+"""Codes (B, C, h, w) that are computed together, and their labels (None: no classes)."""
+
+
+class ImageNoise:
+    """The normal draws of the images with these seeds: one stream per image, so no image depends on another.
+
+    Each call gives the next (B, C, h, w); the first is the latent noise.
+    """
+
+    def __init__(self, seeds: Sequence[int], *, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.seeds = tuple(seeds)
+        self.streams = [keyed_generator(seed, stream=Stream.IMAGE_NOISE) for seed in self.seeds]
+        self.shape, self.device = tuple(shape), device
+
+    def __call__(self) -> Tensor:
+        drawn = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams])
+        return torch.from_numpy(drawn).to(self.device)
 
 
 @dataclass
@@ -44,8 +63,8 @@ class Models:
 
     `guide` is the weaker model of autoguidance. `class_` is the class of all images; None: every image draws its own,
     as `balance` says (see `Classes.draw`), or there are none. Where the models are from files: `ema` is the width of
-    the denoiser's average (None: the plain one), `parents` are what samples are made from, and `recipe` names the
-    denoiser's run.
+    the denoiser's average (None: the plain one), `parents` are what samples are made from, `recipe` names the
+    denoiser's run, and `loaded_with` are the arguments of `load_models`.
 
     Raises UsageError for classes that the model does not have, guidance that it was not trained for, a guide without
     guidance; ArtefactError for a guide that does not fit.
@@ -60,6 +79,7 @@ class Models:
     ema: float | None = None
     parents: tuple[Parent, ...] = ()
     recipe: str = ""
+    loaded_with: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         denoiser, guided = self.denoiser, self.settings.guidance != 1.0
@@ -72,11 +92,14 @@ class Models:
             )
         if denoiser.num_classes and self.guide is None and guided and denoiser.diffusion.class_dropout == 0:
             raise UsageError(
-                f"--guidance: {denoiser.path} was trained with class_dropout 0, and knows no image without a class",
+                f"--guidance: {denoiser.path} was trained with class_dropout 0, so it has no estimate without a class",
                 next="Train with --set diffusion.class_dropout=0.1, or give a weaker model with --guide.",
             )
         if self.class_ is not None:
             denoiser.classes.check(self.class_, where=denoiser.path)
+        if self.balance not in (None, *get_args(Balance)):
+            known = did_you_mean(str(self.balance), get_args(Balance))
+            raise UsageError(f"--class-balance {self.balance} is not a way to draw classes{known}")
         if self.balance is not None and (denoiser.num_classes == 0 or self.class_ is not None):
             why = "with --class" if denoiser.num_classes else f"{denoiser.path} was trained without classes, so"
             raise UsageError(f"--class-balance {self.balance}: {why} there is nothing to balance", next="Leave it out.")
@@ -105,8 +128,8 @@ class Models:
                 model.to(device)
         return self
 
-    def compute(self, seeds: Sequence[int], *, on_step: OnStep | None = None) -> tuple[Tensor, list[int] | None]:
-        """Codes (B, C, h, w) of the images of these seeds, computed together, and their labels (None: no classes)."""
+    def compute(self, seeds: Sequence[int], on_step: OnStep | None = None) -> CodesOfSeeds:
+        """The codes of the images of these seeds."""
         labels = self.labels(seeds)
         noise = ImageNoise(seeds, shape=self.denoiser.code_shape, device=self.device)
         return self.codes(noise, labels=labels, on_step=on_step), labels
@@ -142,7 +165,7 @@ class Models:
         return to_uint8(self.autoencoder.decode(codes))
 
     def record(self, *, batch_size: int) -> dict[str, Any]:
-        """What images depend on beside their seeds and the parents. What was not asked for is not named."""
+        """What images depend on besides their seeds and the parents. What was not asked for is not named."""
         record = {
             "sampler": self.settings.sampler,
             "steps": self.settings.num_steps,
@@ -157,35 +180,24 @@ class Models:
             record |= {"ema": self.ema, "ema_sha256": self.denoiser.weights_sha256}
         return record
 
+    @property
+    def sha256s(self) -> list[str]:
+        """Of all files that they were loaded from."""
+        return [self.denoiser.weights_sha256, *(parent.sha256 for parent in self.parents)]
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled is where the models are: another process loads the same files, on the CPU."""
-        models = (self.denoiser, self.guide)
-        files = [None if model is None else (model.path, model.weights_sha256) for model in models]
-        how = (self.settings, self.class_, self.balance, self.ema, self.parents, self.recipe)
-        return _load_again, (*files, self.autoencoder.path, *how)
+        """Pickled is how they were loaded: another process loads the same files, on the CPU."""
+        return _load_again, (self.loaded_with, self.sha256s)
 
 
-def _load_again(
-    denoiser: tuple[Path, str],
-    guide: tuple[Path, str] | None,
-    autoencoder: Path,
-    settings: SamplerSettings,
-    class_: int | None,
-    balance: Balance | None,
-    ema: float | None,
-    *origin: Any,
-) -> Models:
-    def load(path: Path, sha256: str, ema: float | None) -> Denoiser:
-        loaded = load_denoiser(path, ema=ema)
-        if loaded.weights_sha256 != sha256:
-            raise ArtefactError(
-                f"{path} was written again while it was being loaded (is it still being trained?)",
-                next="Run the same command again, or give the model of a checkpoint.",
-            )
-        return loaded
-
-    weaker = None if guide is None else load(*guide, None)
-    return Models(load(*denoiser, ema), load_autoencoder(autoencoder), settings, weaker, class_, balance, ema, *origin)
+def _load_again(loaded_with: dict[str, Any], sha256s: list[str]) -> Models:
+    models = load_models(**loaded_with, device=torch.device("cpu"))
+    if models.sha256s != sha256s:
+        raise ArtefactError(
+            f"{models.denoiser.path} was written again while it was being loaded (is it still being trained?)",
+            next="Run the same command again, or give the model of a checkpoint.",
+        )
+    return models
 
 
 def load_models(
@@ -216,7 +228,7 @@ def load_models(
     weaker = None if guide is None else load_denoiser(_run_of(guide), device=device)
     if weaker is not None and weaker.weights_sha256 == denoiser.weights_sha256:
         raise UsageError(
-            f"--guide {guide} is the model itself, and would change nothing",
+            f"--guide {guide} is the model itself, and would have no effect",
             next="Give a smaller model, or one trained for fewer steps.",
         )
     if isinstance(class_, str):
@@ -249,7 +261,12 @@ def load_models(
     if weaker is not None:
         parents.append(Parent("guide", str(weaker.path.resolve()), weaker.weights_sha256))
     recipe = str(run.details.get("recipe", model.name)) if run is not None else model.name
-    return Models(denoiser, decoder, settings, weaker, class_, class_balance, ema, tuple(parents), recipe)
+    loaded_with = {
+        "model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "clip": clip, "guide": guide,
+        "class_": class_, "class_balance": class_balance, "ema": ema, "autoencoder": decoder.path,
+        "workspace": workspace,
+    }  # fmt: skip
+    return Models(denoiser, decoder, settings, weaker, class_, class_balance, ema, tuple(parents), recipe, loaded_with)
 
 
 def _run_of(model: Path) -> Path:

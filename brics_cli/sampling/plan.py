@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two runs that write to one output must have in common, beside their parents."""
+        """What two runs that write to one output must have in common, besides their parents."""
         return {
             **self.models.record(batch_size=self.batch_size),
             "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
@@ -118,7 +118,7 @@ class Plan:
 
     @cached_property
     def store(self) -> tuple[StoreHeader, list[StoreShard]]:
-        """The header and the shards of a key-code store of the samples; they stand for model and settings."""
+        """The header and the shards of a key-code store of the samples; its fingerprints are of model and settings."""
         denoiser, autoencoder = self.models.denoiser, self.models.autoencoder
         identity = {"settings": self.settings, "model": denoiser.weights_sha256}
         if self.models.guide is not None:

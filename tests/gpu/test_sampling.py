@@ -11,7 +11,7 @@ from commands import brics
 from diffusion_workspace import make_workspace, tree
 from PIL import Image
 
-from brics_cli.sampling.batch_sizes import OutOfMemory, attempt
+from brics_cli.sampling.engine import OutOfMemory, attempt
 from brics_cli.sampling.models import load_models
 from brics_cli.workspace import Workspace
 

@@ -90,7 +90,7 @@ def test_a_class_is_asked_for_by_its_name(root):
         brics(*FAST, "--model", "run", "--n", 4, "--class", name, "--out", out, cwd=root, check=0)
         assert labels_of(root / out) == {number: 4}
     finished = brics(*FAST, "--model", "run", "--n", 4, "--class", "dog", "--out", "no", cwd=root, check=2)
-    assert "--class dog: run knows no such class; did you mean 'dogs'?" in error_line(finished)
+    assert "--class dog: run has no such class; did you mean 'dogs'?" in error_line(finished)
     brics(*FAST, "--model", "run", "--grid", "2x2", "--class", "cats", "--out", "cats.png", cwd=root, check=0)
 
 
@@ -122,10 +122,10 @@ def test_class_numbers_without_images_are_never_sampled(root):
     brics(*FAST, "--model", "from-one", "--n", 64, "--out", "of-one", cwd=root, check=0)
     assert set(labels_of(root / "of-one")) == {"1", "2"}
     refused = brics(*FAST, "--model", "from-one", "--n", 4, "--class", 0, "--out", "no", cwd=root, check=2)
-    assert "--class 0: from-one was trained on no image of it; there are: 1 (6 images), 2 (6" in error_line(refused)
+    assert "--class 0: from-one was trained on no image of it, only on 1 (6 images), 2 (6" in error_line(refused)
     brics(*FAST, "--model", "from-one", "--grid", "2x2", "--out", "grid.png", cwd=root, check=0)
     refused = brics(*FAST, "--model", "from-one", "--grid", "3x2", "--out", "more.png", cwd=root, check=2)
-    assert "has a row per class, and from-one knows 2" in error_line(refused)
+    assert "needs a class for each row, and from-one has 2" in error_line(refused)
 
 
 def test_eval_draws_as_sample_does(root):

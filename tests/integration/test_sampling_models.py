@@ -15,8 +15,8 @@ from PIL import Image
 
 from brics_cli import load_denoiser
 from brics_cli.diffusion.classes import Classes
-from brics_cli.diffusion.diffusion import ImageNoise
-from brics_cli.sampling.pictures import spherical
+from brics_cli.jobs.sample_picture import spherical
+from brics_cli.sampling.models import ImageNoise
 from brics_cli.workspace import Workspace, read_provenance
 
 FAST = ("sample", "--steps", "3", "--batch-size", "8", "--device", "cpu")
@@ -119,7 +119,7 @@ def test_a_grid_of_classes_has_one_per_row(workspace):
             assert np.abs(shown[4 * class_ + seed] - of_class[f"{seed:08d}"]).max() <= 1
     assert np.abs(shown[0] - shown[4]).max() > 20
     refused = brics(*FAST, "--grid", "4x4", "--out", "more.png", cwd=root, check=2)
-    assert "--grid 4x4 has a row per class, and runs/diffusion/d knows 3" in error_line(refused)
+    assert "--grid 4x4 needs a class for each row, and runs/diffusion/d has 3" in error_line(refused)
     brics(*FAST, "--grid", "4x4", "--class", 1, "--out", "more.png", cwd=root, check=0)
 
 
@@ -161,7 +161,7 @@ def test_the_arc_keeps_the_length_of_noise():
 BAD = [
     (["--ema", "0.3"], 3, "runs/diffusion/d/model holds no average of width 0.3: it has those of width 0.05."),
     (["--guide", "runs/diffusion/weak"], 2, "--guide: with --guidance 1 the model alone is used."),
-    (["--guide", "runs/diffusion/d", "--guidance", "2"], 2, "is the model itself, and would change nothing."),
+    (["--guide", "runs/diffusion/d", "--guidance", "2"], 2, "is the model itself, and would have no effect."),
     (["--guide", "nowhere", "--guidance", "2"], 3, "no diffusion run at nowhere."),
     (["--guide", "runs/diffusion/foreign", "--guidance", "2"], 3, "does not fit"),
     (["--guidance", "nan"], 2, "--guidance nan is not a number."),

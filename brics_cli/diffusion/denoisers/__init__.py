@@ -92,7 +92,7 @@ class _Average(Config):
 
 
 class _ModelFile(Config):
-    """What config.json holds beside the header."""
+    """What config.json holds besides the header."""
 
     denoiser: DenoiserConfig
     diffusion: DiffusionConfig
@@ -149,9 +149,9 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         values = {key: value for key, value in values.items() if key not in _HEADER}
         file = validate(_ModelFile, values, source=str(source))
         if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
-            raise UsageError(f"{source}: the normalisation has not {file.code_shape[0]} channels")
+            raise UsageError(f"{source}: the normalisation does not have {file.code_shape[0]} channels")
         if len(file.class_counts) not in (0, file.num_classes) or len(file.class_names) > file.num_classes:
-            raise UsageError(f"{source}: the counts or names of classes are not {file.num_classes:,}")
+            raise UsageError(f"{source}: the counts or names of classes are not those of {file.num_classes:,} classes")
         build = partial(build_network, file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
         check_against(directory / WEIGHTS_NAME, build)
         network = build()
@@ -169,9 +169,9 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
     )
     name = None if ema is None else average_name(ema)
     if name is not None and name not in file.averages:
-        there = f"has those of width {', '.join(file.averages)}" if file.averages else "has the plain one alone"
+        there = f"those of width {', '.join(file.averages)}" if file.averages else "only the plain one"
         raise ArtefactError(
-            f"{directory} holds no average of width {name}: it {there}",
+            f"{directory} holds no average of width {name}: it has {there}",
             next="Leave --ema out for the plain average, or train with --set training.ema_widths=[...].",
         )
     weights = WEIGHTS_NAME if name is None else average_file(name)

@@ -89,7 +89,7 @@ class Denoiser(nn.Module):
     def predict(
         self, x_t: Tensor, log_snr: Tensor, labels: Tensor | None = None, *, keys: Tensor | None = None
     ) -> Tensor:
-        """F: the network's output at x_t (B, C, h, w) and log_snr (B,); labels (B,) int64, num_classes for none.
+        """F: the network's output at x_t (B, C, h, w) and log_snr (B,); labels (B,) int64, `num_classes` for no class.
 
         `keys` (B,) int32: those of a U-Net's dropout in training (`parts.dropout_keys`).
         """
@@ -114,21 +114,17 @@ class Denoiser(nn.Module):
         with it (classifier-free guidance, arXiv 2207.12598): none + w (class - none), so 1 is no guidance.
         `clip`: the result is limited to what codes can be. Raises ValueError for guidance without labels.
         """
-        if self.num_classes == 0:
-            if labels is not None or guidance != 1.0:
-                raise ValueError("labels and guidance need a model that was trained with classes")
-            f = self.predict(x_t, log_snr)
+        if self.num_classes == 0 and labels is not None:
+            raise ValueError("labels need a model that was trained with classes")
+        null = torch.full((len(x_t),), self.num_classes, device=x_t.device)
+        if guidance == 1.0:
+            f = self.predict(x_t, log_snr, null if labels is None else labels)
+        elif labels is None:
+            raise ValueError("guidance needs labels")
         else:
-            null = torch.full((len(x_t),), self.num_classes, device=x_t.device)
-            if labels is None and guidance != 1.0:
-                raise ValueError("guidance needs labels")
-            if guidance == 1.0:
-                f = self.predict(x_t, log_snr, null if labels is None else labels)
-            else:
-                assert labels is not None
-                both = self.predict(torch.cat([x_t, x_t]), log_snr.repeat(2), torch.cat([labels, null]))
-                with_class, without = both.chunk(2)
-                f = without + guidance * (with_class - without)  # x is linear in F, so F may be mixed in its place
+            both = self.predict(torch.cat([x_t, x_t]), log_snr.repeat(2), torch.cat([labels, null]))
+            with_class, without = both.chunk(2)
+            f = without + guidance * (with_class - without)  # x is linear in F, so F may be mixed in its place
         _, skip, out, _, _ = (part[:, None, None, None] for part in parametrisation(self.diffusion, log_snr))
         x = skip * x_t + out * f.to(x_t.dtype)
         return self.clip(x) if clip else x
@@ -139,10 +135,8 @@ class Denoiser(nn.Module):
         log_snr = training_log_snr(self.diffusion, draws.u)
         alpha, sigma = (part[:, None, None, None] for part in alpha_sigma(log_snr))
         x_t = alpha * x + sigma * draws.eps
-        kept = None
-        if self.num_classes and labels is None:
-            kept = torch.full((len(x),), self.num_classes, device=x.device)
-        elif self.num_classes and labels is not None:
+        kept = torch.full((len(x),), self.num_classes, device=x.device)
+        if self.num_classes and labels is not None:
             dropped = (draws.drop < self.diffusion.class_dropout) | (labels < 0)
             kept = torch.where(dropped, self.num_classes, labels)
         drops = self.training and getattr(self.network, "dropout", 0.0) > 0

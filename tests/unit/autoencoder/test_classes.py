@@ -63,13 +63,13 @@ def test_a_name_of_digits_goes_before_the_number():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("birds", "--class birds: m was trained on no image of it; there are: cats (1 image), dogs (2 images)"),
+        ("birds", "--class birds: m was trained on no image of it, only on cats (1 image), dogs (2 images)"),
         ("1", "--class birds: m was trained on no image of it"),
-        ("3", "--class 3: m knows classes 0 to 2"),
-        ("cat", "--class cat: m knows no such class; did you mean 'cats'?"),
-        ("-1", "--class -1: m knows no such class; there are: cats, dogs"),
-        ("²", "knows no such class"),
-        ("9" * 400, "knows no such class"),
+        ("3", "--class 3: m has classes 0 to 2"),
+        ("cat", "--class cat: m has no such class; did you mean 'cats'?"),
+        ("-1", "--class -1: m has no such class; there are: cats, dogs"),
+        ("²", "has no such class"),
+        ("9" * 400, "has no such class"),
     ],
 )
 def test_a_class_that_is_not_there_is_refused_by_name(text, said):

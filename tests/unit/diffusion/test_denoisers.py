@@ -7,12 +7,14 @@ import json
 import pytest
 import torch
 
-from brics_cli.config import DiffusionConfig, DiTConfig
-from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from brics_cli.config import Config, DiffusionConfig, DiTConfig
+from brics_cli.diffusion.denoisers import NETWORKS, Denoiser, build_denoiser, load_denoiser, save_denoiser
 from brics_cli.diffusion.denoisers.dit import DiT, rotary_angles, rotate
-from brics_cli.diffusion.diffusion import ImageNoise, alpha_sigma, draws_for, parametrisation
+from brics_cli.diffusion.denoisers.parts import Network
+from brics_cli.diffusion.diffusion import alpha_sigma, draws_for, parametrisation
 from brics_cli.diffusion.samplers import SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.sampling.models import ImageNoise
 
 SMALL = DiTConfig(dim=32, depth=2, num_heads=2)
 LINEAGE = {"autoencoder_sha256": "a" * 64, "store_sha256": "b" * 64, "store_path": "/codes.h5"}
@@ -237,3 +239,25 @@ def test_damaged_models_are_refused_in_one_line(tmp_path, damage, said):
     with pytest.raises(ArtefactError, match=said) as raised:
         load_denoiser(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_another_denoiser_is_a_network_its_config_and_one_line(monkeypatch):
+    class ToyConfig(Config):
+        gain: float = 0.5
+
+    class Toy(Network):
+        def __init__(self, config: ToyConfig, *, code_shape: tuple[int, int, int], num_classes: int = 0) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.full((code_shape[0], 1, 1), config.gain))
+
+        def forward(self, x, c_noise, labels=None):
+            return self.gain * x
+
+    monkeypatch.setitem(NETWORKS, ToyConfig, Toy)
+    denoiser = build_denoiser(
+        ToyConfig(), DiffusionConfig(), code_shape=(3, 4, 4), store_mean=[0.4] * 3, store_std=[0.2] * 3
+    )
+    found = sample_codes(denoiser, noise=ImageNoise([0, 1], shape=(3, 4, 4)), settings=SamplerSettings(steps=2))
+    assert found.shape == (2, 3, 4, 4) and denoiser.train()(
+        codes(), draws_for(0, step=0, indices=range(4), shape=(3, 4, 4))
+    )

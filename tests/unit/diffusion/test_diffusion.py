@@ -12,7 +12,6 @@ from brics_cli.config import DiffusionConfig
 from brics_cli.diffusion.diffusion import (
     LEVEL_NAMES,
     LOG_SNR_LIMIT,
-    ImageNoise,
     alpha_sigma,
     draws_for,
     karras_sigma,
@@ -22,6 +21,7 @@ from brics_cli.diffusion.diffusion import (
     training_log_snr,
     weight,
 )
+from brics_cli.sampling.models import ImageNoise
 
 OBJECTIVES = ("eps", "v", "x0", "edm", "flow")
 SCHEDULES = ("cosine", "cosine-shifted", "edm-lognormal", "logit-normal")

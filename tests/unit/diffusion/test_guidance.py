@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from brics_cli.config import DiffusionConfig, DiTConfig
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
-from brics_cli.diffusion.diffusion import ImageNoise
 from brics_cli.diffusion.samplers import SamplerSettings, check_guide, estimate, sample_codes
 from brics_cli.errors import ArtefactError
+from brics_cli.sampling.models import ImageNoise
 
 SHAPE = (3, 4, 4)
 LOG_SNR = torch.zeros(2)

@@ -10,8 +10,12 @@ from analytic import normals
 
 from brics_cli.config import DiffusionConfig
 from brics_cli.diffusion.samplers import (
+    DEFAULT_STEPS,
+    SAMPLER_NAMES,
     SAMPLERS,
+    Sampler,
     SamplerSettings,
+    ddim,
     ddpm,
     heun,
     karras_steps,
@@ -105,3 +109,33 @@ def test_num_evaluations_is_what_is_evaluated(name):
 def test_unknown_sampler_names_the_nearest():
     with pytest.raises(UsageError, match=r"heum.*heun"):
         SamplerSettings(sampler="heum")
+
+
+def test_a_scale_that_is_not_finite_is_refused():
+    with pytest.raises(UsageError, match="--guidance inf is not a number"):
+        SamplerSettings(guidance=math.inf)
+
+
+def test_help_is_made_from_the_registry():
+    assert SAMPLER_NAMES == "dpmpp-2m, heun, ddim or ddpm"
+    assert DEFAULT_STEPS == "dpmpp-2m and heun 32, ddim 50, ddpm 250"
+
+
+def test_another_sampler_is_one_line(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "euler", Sampler(ddim, karras_steps, 40, 80))
+    assert SamplerSettings(sampler="euler").num_evaluations == 40
+    with pytest.raises(UsageError, match="did you mean 'euler'"):
+        SamplerSettings(sampler="eular")
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_only_stochastic_samplers_draw_on_the_way(name):
+    draws = []
+
+    def noise() -> torch.Tensor:
+        draws.append(1)
+        return normals(9, 2, 2)
+
+    sampler = SAMPLERS[name]
+    sampler.walk(gaussian_denoiser, normals(8, 2, 2), sampler.levels(DiffusionConfig(), 6), noise=noise)
+    assert bool(draws) == sampler.stochastic

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brics_cli.errors import MachineError, as_brics_error
-from brics_cli.sampling.batch_sizes import BatchSizes, OutOfMemory, attempt, halved
+from brics_cli.sampling.batch_sizes import BatchSizes
+from brics_cli.sampling.engine import OutOfMemory, attempt, halved
 
 CPU = torch.device("cpu")
 

@@ -30,7 +30,12 @@ def test_guidance_by_classes_needs_a_model_that_learnt_to_do_without() -> None:
     autoencoder = build_autoencoder(AUTOENCODER)
     Models(of_classes(0.1), autoencoder, GUIDED)
     never_dropped = of_classes(0.0)
-    with pytest.raises(UsageError, match="class_dropout 0, and knows no image without a class"):
+    with pytest.raises(UsageError, match="class_dropout 0, so it has no estimate without a class"):
         Models(never_dropped, autoencoder, GUIDED)
     Models(never_dropped, autoencoder)
     Models(never_dropped, autoencoder, GUIDED, guide=of_classes(0.0, dim=8))  # the guide knows the classes
+
+
+def test_an_unknown_balance_is_refused() -> None:
+    with pytest.raises(UsageError, match="--class-balance evn is not a way to draw classes; did you mean 'even'"):
+        Models(of_classes(0.1), build_autoencoder(AUTOENCODER), balance="evn")

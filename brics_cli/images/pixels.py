@@ -234,5 +234,5 @@ def _require_cuda() -> None:
 
     if not torch.cuda.is_available():
         raise UsageError(
-            f"transform {CUDA!r} needs a CUDA device, and there is none", next=f"Use {FAST!r}, or 'crop-bicubic'."
+            f"transform {CUDA!r} needs a CUDA device, and none was found", next=f"Use {FAST!r}, or 'crop-bicubic'."
         )

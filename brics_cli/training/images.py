@@ -197,7 +197,7 @@ class TrainingImages:
         return (each for each in after if each not in self._held_out)
 
     def _none_left(self) -> ArtefactError:
-        return ArtefactError(f"{self.collection.path}: no image of it can be decoded any more")
+        return ArtefactError(f"{self.collection.path}: none of its images can be decoded any more")
 
     def _place(self, sample: int) -> Place:
         shard = bisect_right(self.shard_starts, sample) - 1

@@ -17,10 +17,13 @@ from typing import Any
 import brics_cli
 
 PACKAGE = str(Path(brics_cli.__file__).parent)
-OPAQUE = {"forward", "decode", "encode", "of_prepared"}
-ASIDE = {"load_autoencoder", "load_autoencoder_of", "load_store_autoencoder", "load_denoiser", "build_autoencoder",
-         "build_denoiser", "read_bytes", "read_text", "read_json", "contact_sheet", "snapshot"}  # fmt: skip
-"""Making models, reading records, drawing sheets: no part of the way of one image."""
+OPAQUE = ("Autoencoder.encode", "Autoencoder.decode", ".forward", ".of_prepared")
+ASIDE = {
+    "load_autoencoder", "load_autoencoder_of", "load_store_autoencoder", "load_denoiser", "build_autoencoder",
+    "build_denoiser", "read_bytes", "read_text", "read_json", "parse_json", "contact_sheet", "median_side", "end_step",
+    "save_state",
+}  # fmt: skip
+"""Making models, reading records, drawing sheets, ending a step: no part of the way of one image."""
 MANY = 100
 
 
@@ -81,7 +84,7 @@ class Route:
             for one in reversed(chain):
                 path = str(Path(one.f_code.co_filename).relative_to(PACKAGE))
                 self.files.setdefault(path, one.f_code.co_qualname)
-        if event == "call" and has and code.co_name in OPAQUE:
+        if event == "call" and has and code.co_qualname.endswith(OPAQUE):
             self._inside[thread] = frame
 
 

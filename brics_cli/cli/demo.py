@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,7 @@ from brics_cli.runtime.reporting import command_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from brics_cli.jobs.demo import DemoResult
+    from brics_cli.demo import DemoResult
 
 app = options.command_app()
 
@@ -48,7 +47,6 @@ def demo(
     used to train a diffusion model, sampled and measured, each by the command of that name. What it leaves is an
     ordinary workspace: go there and go on.
     """
-    start = time.perf_counter()
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     folder = out if out is not None else session.workspace.root / "brics-demo"
     if dry_run:
@@ -63,7 +61,7 @@ def demo(
         )
         return
     session.reporter.message("loading torch")
-    from brics_cli.jobs.demo import run_demo
+    from brics_cli.demo import run_demo
 
     result = run_demo(
         folder,
@@ -73,25 +71,19 @@ def demo(
         overwrite=overwrite,
         reporter=session.reporter,
     )
-    total = time.perf_counter() - start
     value = {
-        "workspace": result.workspace,
-        "sheet": result.sheet,
-        "num_train": result.num_train,
-        "num_held_out": result.num_held_out,
-        "quality": [asdict(row) for row in result.rows],
+        **vars(result),
+        "quality": [asdict(row) for row in result.quality],
         "reports": [report.to_json() for report in result.reports],
-        "left_out": result.left_out,
-        "seconds": {**result.seconds, "total": total},
     }
-    session.result(value, _tables(result, total))
+    session.result(value, _tables(result))
     session.reporter.message(f"next: cd {command_line(result.workspace)} && brics status")
 
 
-def _tables(result: DemoResult, total: float) -> list[RenderableType]:
+def _tables(result: DemoResult) -> list[RenderableType]:
     title = f"{result.num_held_out} held-out crops of 64 px, autoencoder trained on {result.num_train}"
     quality = plain_table("", "PSNR dB", "SSIM", "pixel values per number kept", title=title)
-    for row in result.rows:
+    for row in result.quality:
         quality.add_row(row.name, f"{row.psnr_db:.2f}", f"{row.ssim:.4f}", f"{row.pixel_ratio:.0f}")
     parts: list[RenderableType] = [quality]
     others = [each for report in result.reports for each in report.results if each.metric not in ("psnr", "ssim")]
@@ -102,6 +94,5 @@ def _tables(result: DemoResult, total: float) -> list[RenderableType]:
         parts.append(more)
     if result.left_out:
         parts.append(f"not measured, weights missing: {', '.join(result.left_out)} (brics weights list)")
-    spent = "  ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
-    parts += [f"time: {spent}  all {total:.0f} s", f"sheet: {result.sheet}"]
-    return parts
+    spent = "  ".join(f"{'all' if name == 'total' else name} {s:.0f} s" for name, s in result.seconds.items())
+    return [*parts, f"time: {spent}", f"sheet: {result.sheet}"]

@@ -163,7 +163,7 @@ def _matched(
         )
     of_all = f"of the {count(len(positions), 'name')} in {source}"
     if num_twice:
-        notes.append(f"{num_twice:,} names appear twice in {source}")
+        notes.append(f"{count(num_twice, 'name')} listed twice in {source}")
     if num_left_out := int(is_left_out.sum()):
         notes.append(f"{num_left_out:,} {of_all} are of images left out")
     if num_missed := int((positions < 0).sum()):

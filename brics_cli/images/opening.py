@@ -269,7 +269,7 @@ def _open_files(format: Format, path: str, files: Sequence[Path], wanted: Wanted
     note = ""
     if groups is not None:
         num_files = {name: len(places) for name, places in groups.items() if name}
-        chosen = choose_part(num_files, wanted.subset, where=path, unit="files", num_rest=len(groups.get("", ())))
+        chosen = choose_part(num_files, wanted.subset, where=path, unit="file", num_rest=len(groups.get("", ())))
         if chosen.name is not None:
             files, note = [files[place] for place in groups[chosen.name]], chosen.note
             path = f"{path}/{chosen.name}"

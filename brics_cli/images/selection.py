@@ -8,6 +8,7 @@ from dataclasses import replace
 from brics_cli.errors import UsageError
 from brics_cli.images.collection import Collection, RawImage, Shard
 from brics_cli.images.fingerprints import StatRow
+from brics_cli.wording import count
 
 
 class SelectedCollection(Collection):
@@ -96,9 +97,8 @@ def every_nth_shard(collection: Collection, *, part: int, num_parts: int) -> Sel
     """Shards `part` - 1, `part` - 1 + n, ... of n = `num_parts`. Raises UsageError when there is not one."""
     origins = list(range(part - 1, len(collection.shards), num_parts))
     if not origins:
-        num_shards = f"{len(collection.shards):,} shard" + ("s" if len(collection.shards) != 1 else "")
+        has = count(len(collection.shards), "shard")
         raise UsageError(
-            f"{collection.path} has {num_shards}: there is nothing in part {part}/{num_parts}",
-            next="Use fewer parts.",
+            f"{collection.path} has {has}: there is nothing in part {part}/{num_parts}", next="Use fewer parts."
         )
     return SelectedCollection(collection, origins, [range(collection.shards[origin].num_images) for origin in origins])

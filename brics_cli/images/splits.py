@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from brics_cli.errors import UsageError
 from brics_cli.images.collection import printable
+from brics_cli.wording import count
 
 ALL = "all"
 """`--subset all`: everything, whatever it is called."""
@@ -120,7 +121,7 @@ def choose(
     subset: str | None,
     *,
     where: str | Path,
-    unit: str = "images",
+    unit: str = "image",
     num_rest: int = 0,
     can_join: bool = True,
 ) -> Chosen:
@@ -130,9 +131,9 @@ def choose(
     """
     if subset == ALL and ALL not in parts and can_join:
         return Chosen(None)
-    shown = {name: _with_number(name, num, unit) for name, num in parts.items()}
+    shown = {name: printable(name) + ("" if num is None else f" ({count(num, unit)})") for name, num in parts.items()}
     listed = ", ".join(list(shown.values())[:20]) + (f" and {len(parts) - 20:,} more" if len(parts) > 20 else "")
-    rest = f"; {_number(num_rest, unit)} in none of them" if num_rest else ""
+    rest = f"; {count(num_rest, unit)} in none of them" if num_rest else ""
     if subset is not None:
         found = [name for name in parts if name == subset] or [name for name in parts if same_split(name, subset)]
         if len(found) == 1:
@@ -150,18 +151,9 @@ def choose(
         return Chosen(train[0], f" ({why}; also there: {others}{rest}; --subset takes another)")
     everything = f"; or --subset {ALL}, for all of it as one collection" if can_join else ""
     raise UsageError(
-        f"{where} holds {len(parts):,} collections: {listed}{rest}",
+        f"{where} holds {count(len(parts), 'collection')}: {listed}{rest}",
         next=f"They are never mixed unasked. Give one: --subset {next(iter(parts))}{everything}.",
     )
-
-
-def _with_number(name: str, num: int | None, unit: str) -> str:
-    text = printable(name)
-    return text if num is None else f"{text} ({_number(num, unit)})"
-
-
-def _number(num: int, unit: str) -> str:
-    return f"{num:,} {unit if num != 1 else unit.removesuffix('s')}"
 
 
 def same_split(name: str, subset: str) -> bool:

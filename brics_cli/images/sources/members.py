@@ -26,6 +26,7 @@ from brics_cli.images.passed_over import OF_BRICS, PassedOver
 from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.memory import Names
 from brics_cli.images.splits import Scope, scope_of
+from brics_cli.wording import count
 
 
 class NoImagesError(UsageError):
@@ -158,7 +159,7 @@ class MemberCollection(Collection):
 
     def describe(self) -> str:
         said = self._classes.said if self._classes is not None else ""
-        return f"{len(self):,} images, {self.kind}{self.form}{said}{self._annotations.said}{self.note}"
+        return f"{count(len(self), 'image')}, {self.kind}{self.form}{said}{self._annotations.said}{self.note}"
 
     def key(self, shard_index: int, index: int) -> str:
         container, image = self._place(self.starts[shard_index] + index)

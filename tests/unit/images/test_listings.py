@@ -108,7 +108,7 @@ def test_what_is_listed_is_counted(tmp_path):
     assert "3 of the 15 names in dataset.json are of no image here" in said(
         json.dumps({"labels": [[name, 0] for name in [*NAMES, "a.png", "b.png", "c.png"]]})
     )
-    assert "12 names appear twice in dataset.json" in said(LISTINGS["twice_alike"])
+    assert "12 names listed twice in dataset.json" in said(LISTINGS["twice_alike"])
     assert said('{"labels": null}').endswith("2 subfolders, dataset.json holds no labels")
     assert said(LISTINGS["one_hot"]).endswith("12 of 12 labelled, 2 classes; read from one-hot vectors")
     for labels in ("none", "folder"):

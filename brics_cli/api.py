@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from brics_cli.sampling.drawn import DrawSettings
     from brics_cli.training.loop import TrainResult
     from brics_cli.workspace import Workspace
+    from brics_cli.workspace.naming import ImageFormat
 
 __all__ = ["decode", "encode", "evaluate", "sample", "train_autoencoder", "train_diffusion"]
 
@@ -182,9 +183,9 @@ def decode(
     *,
     autoencoder: str | Path | None = None,
     out: str | Path | None = None,
-    format: str | None = None,
+    format: ImageFormat | None = None,
     nested: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     workspace: str | Path = ".",
@@ -197,7 +198,7 @@ def decode(
     out: a folder, or one `*.zip`, `*.npz` or `*.tar`. None: `reconstructions` in `workspace`.
     format: `png`, `wds`, `zip` or `npz`. None: by `out`; png for a folder.
     nested: PNG files in folders as keys have slashes, not all in one folder.
-    batch_size: codes per batch of the network.
+    batch_size: codes per batch of the network. None: 64.
     device, overwrite, workspace, reporter: see the module.
 
     Returns the output's path and format, counts, and img/s.
@@ -205,20 +206,19 @@ def decode(
     >>> brics_cli.decode("codes.h5", out="reconstructions.zip").format
     'zip'
     """
-    from brics_cli.codes import KeyCodeStore
-    from brics_cli.codes.lineage import load_store_autoencoder
-    from brics_cli.images.sinks import FORMS, Format
     from brics_cli.jobs import decode as job
-    from brics_cli.runtime.device import resolve_device
-    from brics_cli.workspace.naming import FOLDER
 
-    reporter, place, on = reporter or _default_reporter(), _workspace(workspace), resolve_device(device)
-    if out is None:
-        out = place.root / f"reconstructions{FORMS[cast(Format, format)][0] if format else FOLDER}"
-    found = job.decoded_format(Path(out), asked=format, nested=nested)  # before any work
-    store = KeyCodeStore(codes or place.resolve("store", argument="codes", reporter=reporter).path)
-    model = load_store_autoencoder(store, workspace=place, ae_path=autoencoder, device=on)
-    plan = job.plan_decoding(store, model, out=Path(out), device=on, format=found, nested=nested)
+    reporter = reporter or _default_reporter()
+    plan = job.plan_decoding(
+        codes,
+        autoencoder=autoencoder,
+        out=out,
+        format=format,
+        nested=nested,
+        device=device,
+        workspace=_workspace(workspace),
+        reporter=reporter,
+    )
     return job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=reporter)
 
 

@@ -12,6 +12,17 @@ import numpy as np
 from PIL import Image
 
 from brics_cli.images.collection import Collection
+from brics_cli.images.sinks import OutputImage, discard_pieces, open_sink
+from brics_cli.runtime.reporting import SilentReporter
+
+
+def write_images(path: Path, images: Iterable[OutputImage], format: str | None = None, **settings: object) -> Path:
+    """An output of images, as a job makes one from beginning to end."""
+    sink = open_sink(path, format, **settings)
+    sink.write(images)
+    sink.finish(SilentReporter())
+    discard_pieces(path)
+    return path
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

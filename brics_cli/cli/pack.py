@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,17 +12,10 @@ from brics_cli.cli import options
 from brics_cli.cli.batch import same_command_goes_on, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
-from brics_cli.errors import ExitCode, UsageError
+from brics_cli.errors import ExitCode
+from brics_cli.workspace.naming import EncodingName
 
 app = options.command_app()
-
-
-class ShardFormat(StrEnum):
-    """How images are stored in the shards."""
-
-    png = "png"
-    jpeg = "jpeg"
-    webp = "webp"
 
 
 @app.command()
@@ -35,14 +27,20 @@ def pack(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that the shards go to.")],
-    size: Annotated[int, typer.Option("--size", min=1, help="Side of the square images, in pixels.")] = 256,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Side of the square images, in pixels. Default: 256.")
+    ] = None,
     transform: Annotated[
-        Transform, typer.Option("--transform", help="How an image becomes a square.")
-    ] = DEFAULT_TRANSFORM,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images per shard.")] = 1000,
+        Transform | None,
+        typer.Option("--transform", help=f"How an image becomes a square. Default: {DEFAULT_TRANSFORM}."),
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option("--shard-size", min=1, help="Images per shard. Default: 1000.")
+    ] = None,
     image_format: Annotated[
-        ShardFormat, typer.Option("--format", help="Of the images in the shards: png and webp are lossless.")
-    ] = ShardFormat.png,
+        EncodingName | None,
+        typer.Option("--format", help="Of the images in the shards: png (the default) and webp are lossless."),
+    ] = None,
     quality: Annotated[
         int | None, typer.Option("--quality", min=1, max=100, help="Of --format jpeg. Default: 95.")
     ] = None,
@@ -64,13 +62,9 @@ def pack(
 
     Example: brics pack ./photographs --out shards --size 256
     """
-    from brics_cli.images.sinks import PNG, WEBP, jpeg
     from brics_cli.jobs.pack import estimate_packing, plan_packing
     from brics_cli.jobs.pack import pack as run
 
-    if quality is not None and image_format is not ShardFormat.jpeg:
-        raise UsageError(f"--quality goes with --format jpeg, and {image_format.value} is lossless")
-    lossless = {ShardFormat.png: PNG, ShardFormat.webp: WEBP}
     session = Session(quiet=quiet, as_json=as_json)
     plan = plan_packing(
         source,
@@ -78,7 +72,8 @@ def pack(
         size=size,
         transform=transform,
         shard_size=shard_size,
-        encoding=lossless.get(image_format) or jpeg(quality or 95),
+        format=image_format,
+        quality=quality,
         subset=subset,
         labels=labels.value if labels is not None else None,
         image_field=image_field,
@@ -89,7 +84,6 @@ def pack(
         value = {
             "images": plan.num_images,
             "shards": plan.num_shards,
-            "pixel_bytes": plan.pixel_bytes,
             "out": out,
             "source": plan.collection.describe(),
             "not_read": plan.collection.passed_over.to_json(),
@@ -98,8 +92,8 @@ def pack(
         failed = f"; {estimate.num_failed} of the {estimate.num_looked_at} failed" if estimate.num_failed else ""
         session.result(
             value,
-            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {size} px in {out}: about "
-            f"{human_bytes(estimate.shard_bytes)}, and {estimate.seconds:,.0f} s on one core "
+            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {plan.size} px in {out}: "
+            f"about {human_bytes(estimate.shard_bytes)}, and {estimate.seconds:,.0f} s on one core "
             f"(measured on {estimate.num_looked_at} images{failed})",
         )
         return
@@ -109,10 +103,10 @@ def pack(
         )
     if packed.already_complete:
         session.reporter.message(f"{out} is complete already: nothing to do")
-    num_shards = f"{packed.num_shards:,} shard" + ("s" if packed.num_shards != 1 else "")
+    shards = "1 shard" if packed.num_shards == 1 else f"{packed.num_shards:,} shards"
     session.result(
         {**asdict(packed), "num_failed": packed.num_failed, "not_read": plan.collection.passed_over.to_json()},
-        f"{packed.num_images:,} images in {num_shards}, {human_bytes(packed.num_bytes)}: {packed.path}",
+        f"{packed.num_images:,} images in {shards}, {human_bytes(packed.num_bytes)}: {packed.path}",
     )
     if packed.failures:
         warn_about_failures(session, packed.num_failed, of=plan.num_images, listed_in=str(out / "failures.jsonl"))

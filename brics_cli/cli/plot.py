@@ -20,8 +20,8 @@ def plot(
         typer.Argument(metavar="[RUN...]", help="Training runs, overlaid. Default: the newest one in the workspace."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The picture: .png, .svg or .pdf.", show_default=True)
-    ] = Path("curves.png"),
+        Path | None, typer.Option("--out", metavar="FILE", help="The picture: .png, .svg or .pdf. Default: curves.png.")
+    ] = None,
     overwrite: options.Overwrite = False,
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
@@ -36,14 +36,5 @@ def plot(
     from brics_cli.jobs.plot import plot_runs
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    drawn = plot_runs(runs or [_newest_run(session)], out=out, overwrite=overwrite)
+    drawn = plot_runs(runs, out=out, overwrite=overwrite, workspace=session.workspace, reporter=session.reporter)
     session.result({"plot": drawn.path, "runs": drawn.runs}, str(drawn.path))
-
-
-def _newest_run(session: Session) -> Path:
-    """The newest training run of either kind, said on stderr."""
-    runs = [artefact for artefact in session.workspace.artefacts() if artefact.kind in ("autoencoder", "diffusion")]
-    if not runs:
-        return session.resolve("autoencoder", argument="RUN").path  # which says how to make one
-    session.reporter.message(f"RUN not given: using {runs[0].path}")
-    return runs[0].path

@@ -18,13 +18,17 @@ app = options.command_app()
 @app.command()
 def reconstruct(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The sheet.")] = Path("sheet.png"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.png", help="The sheet. Default: sheet.png.")
+    ] = None,
     ae: options.AutoencoderRun = None,
     dtype: Annotated[
         options.Precision | None,
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per batch. Default: 64.")
+    ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     workspace: options.Workspace = None,
@@ -38,21 +42,19 @@ def reconstruct(
 
     Example: brics reconstruct photos/a.jpg photos/b.jpg --out sheet.png
     """
-    from brics_cli.autoencoder.autoencoder import load_autoencoder
     from brics_cli.jobs.reconstruct import reconstruct as run
-    from brics_cli.runtime.device import resolve_device
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    target = resolve_device(device)
-    run_path = ae if ae is not None else session.resolve("autoencoder", argument="--ae").path
     made = run(
         images,
-        load_autoencoder(run_path, device=target),
+        autoencoder=ae,
         out=out,
-        device=target,
-        precision=dtype.value if dtype is not None else ("bf16" if target.type == "cuda" else "fp32"),
+        precision=dtype,
         batch_size=batch_size,
         overwrite=overwrite,
+        device=device,
+        workspace=session.workspace,
+        reporter=session.reporter,
     )
     table = plain_table("image", "PSNR dB")
     for each in made.reconstructions:
@@ -68,6 +70,6 @@ def reconstruct(
     )
     for path, reason in made.failures:
         session.reporter.warning(f"{path}: {reason}")
-    session.next_step("brics", "encode-dataset", "IMAGES", "--ae", run_path, "--out", "codes.h5")
+    session.next_step("brics", "encode-dataset", "IMAGES", "--ae", made.autoencoder, "--out", "codes.h5")
     if made.failures:
         raise typer.Exit(ExitCode.SOME_FAILED)

@@ -3,7 +3,6 @@
 from brics_cli.images.collection import Collection, RawImage, Shard
 from brics_cli.images.loader import Batch, load_shards
 from brics_cli.images.opening import median_side, open_collection
-from brics_cli.images.outputs import claim_output
 from brics_cli.images.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
 from brics_cli.images.sheets import contact_sheet
 from brics_cli.images.sinks import ImageSink, open_sink
@@ -17,7 +16,6 @@ __all__ = [
     "RawImage",
     "Shard",
     "apply_transform",
-    "claim_output",
     "contact_sheet",
     "decode_image",
     "load_shards",

@@ -22,8 +22,6 @@ import yaml
 
 from brics_cli.errors import ArtefactError
 from brics_cli.images.collection import Collection
-from brics_cli.images.outputs import FailureLog
-from brics_cli.images.sinks import webdataset_stem
 from brics_cli.images.sources.memory import Descriptor
 from brics_cli.images.sources.tar_index import index_tar
 from brics_cli.images.sources.tars import TarCollection
@@ -31,6 +29,7 @@ from brics_cli.parsing import read_json_lines
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import write_json_atomically, write_text_atomically
 from brics_cli.workspace.files import read_json
+from brics_cli.workspace.naming import webdataset_stem
 
 MANIFEST, INDEX, CARD = "manifest.json", "wids.json", "README.md"
 VERSION = 1
@@ -135,6 +134,47 @@ def missing_places(
         for place, key in enumerate(islice(collection.keys(), num_places))
         if f"{place // shard_size:05d}/{webdataset_stem(key)}" not in there
     ]
+
+
+class FailureLog:
+    """`failures.jsonl` in an output folder: one line per image that failed, written the moment it does.
+
+    `keep` is how many leading places of the output are safe; lines of later places are of work that is done again.
+    """
+
+    NAME = "failures.jsonl"
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.path = folder / self.NAME
+        self.failures: list[tuple[int, str, str]] = []
+        """(place, key, reason)."""
+        self.was_lost = not self.path.exists()
+        if not self.was_lost:
+            for row in read_json_lines(self.path):
+                with suppress(ValueError, KeyError, TypeError):
+                    if int(row["place"]) < keep:
+                        self.failures.append((int(row["place"]), str(row["key"]), str(row["reason"])))
+        self.replace(self.failures)
+
+    def add(self, place: int, key: str, reason: str) -> None:
+        """Record one failure."""
+        self.failures.append((place, key, reason))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(place, key, reason))
+
+    def replace(self, failures: list[tuple[int, str, str]]) -> None:
+        """Take these instead, in the file too."""
+        self.failures = failures
+        write_text_atomically(self.path, "".join(_line(*failure) for failure in failures))
+
+    def close(self) -> None:
+        """Remove the file when nothing failed."""
+        if not self.failures:
+            self.path.unlink(missing_ok=True)
+
+
+def _line(place: int, key: str, reason: str) -> str:
+    return json.dumps({"place": place, "key": key, "reason": reason}, ensure_ascii=False) + "\n"
 
 
 class SourceLog:

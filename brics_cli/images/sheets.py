@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from brics_cli.images.sinks.encodings import SIGNED
+from brics_cli.images.sinks.base import SIGNED
 from brics_cli.workspace import atomic_path
 
 GAP = 2

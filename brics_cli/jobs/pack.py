@@ -7,35 +7,40 @@ whole shards say where an interrupted run goes on, and a second run writes the s
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
-from brics_cli.errors import InterruptedRunError, MachineError, TooManyFailuresError, UsageError
-from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection, open_sink
+from brics_cli.config import DEFAULT_TRANSFORM
+from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, TooManyFailuresError, UsageError
+from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection
 from brics_cli.images.collection import Labels, Wanted
-from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest
+from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest, shards_to_redo
 from brics_cli.images.loader import say_enlarged
-from brics_cli.images.outputs import FailureLog
 from brics_cli.images.packs import (
     CARD,
+    FailureLog,
     ManifestShard,
     SourceLog,
     failures_of_finished,
     missing_places,
-    write_companions,
+    source_digests,
     write_manifest,
 )
 from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.images.recut import recut
-from brics_cli.images.sinks import PNG, Encoding
+from brics_cli.images.sinks import Encoding, OutputImage, WebDatasetSink, encoding_of
 from brics_cli.images.sources.tars import TarCollection
-from brics_cli.jobs.pack_sources import checked_sources, claim_pack
-from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.workspace import Artefact, Parent, sha256_of_file, write_provenance
+from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
+from brics_cli.workspace import Artefact, Parent, read_provenance, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
-from brics_cli.workspace.naming import FOLDER, form_of_output
-from brics_cli.workspace.outputs import output_lock
+from brics_cli.workspace.naming import FOLDER, EncodingName, form_of_output
+from brics_cli.workspace.outputs import Claim, claim, output_lock
 
+SIZE, SHARD_SIZE = 256, 1000
 BATCH_SIZE = 64
 LONG_HASH_BYTES = 2**31
 """Shards of so many bytes in all take seconds to hash, which is then shown."""
@@ -64,31 +69,20 @@ class PackPlan:
         return -(-self.num_images // self.shard_size)
 
     @property
-    def pixel_bytes(self) -> int:
-        """Of the packed pixels before compression."""
-        return 3 * self.size**2 * self.num_images
-
-    @property
-    def artefact(self) -> Artefact:
-        settings = {
+    def settings(self) -> dict[str, Any]:
+        return {
             "names_and_sizes": self.collection.layout,
             "size": self.size,
             "transform": f"{self.transform}/{TRANSFORM_VERSIONS[self.transform]}",
             "shard_size": self.shard_size,
             "format": self.encoding.name,
+            **({"labels": self.labels} if self.labels is not None else {}),
         }
-        if self.labels is not None:
-            settings["labels"] = self.labels
-        return Artefact("shards", self.out, now(), False, (self.parent(""),), {"settings": settings})
 
-    @property
-    def sources(self) -> Collection:
-        """What each shard is made from: the collection in shards of their size."""
-        return recut(self.collection, self.shard_size)
-
-    def parent(self, fingerprint: str) -> Parent:
-        """The collection; its fingerprint is known when all of it has been read."""
-        return Parent("collection", self.collection.path, fingerprint)
+    def artefact(self, fingerprint: str = "") -> Artefact:
+        """The output; the fingerprint of the collection is known when all of it has been read."""
+        parent = Parent("collection", self.collection.path, fingerprint)
+        return Artefact("shards", self.out, now(), False, (parent,), {"settings": self.settings})
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,8 @@ class PackEstimate:
 
     num_looked_at: int
     num_failed: int
+    pixel_bytes: int
+    """Of the packed pixels before compression."""
     shard_bytes: int
     seconds: float
 
@@ -125,10 +121,11 @@ def plan_packing(
     source: str,
     *,
     out: Path,
-    size: int,
-    transform: str,
-    shard_size: int,
-    encoding: Encoding = PNG,
+    size: int | None = None,
+    transform: str | None = None,
+    shard_size: int | None = None,
+    format: EncodingName | None = None,
+    quality: int | None = None,
     subset: str | None = None,
     labels: Labels | None = None,
     image_field: str | None = None,
@@ -136,15 +133,19 @@ def plan_packing(
 ) -> PackPlan:
     """Look at the source, and tell `reporter` what of it is not read.
 
-    Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`.
+    Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`, and for the `quality` of
+    a lossless `format`.
     """
+    encoding = encoding_of(format or "png", quality=quality)
     form_of_output(out, {"shards": (FOLDER,)})
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
     collection = open_collection(source, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
     if out.resolve() == Path(collection.path).resolve():
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
-    return PackPlan(collection, out, size, transform, shard_size, encoding, labels)
+    return PackPlan(
+        collection, out, size or SIZE, transform or DEFAULT_TRANSFORM, shard_size or SHARD_SIZE, encoding, labels
+    )
 
 
 def estimate_packing(plan: PackPlan) -> PackEstimate:
@@ -161,7 +162,8 @@ def estimate_packing(plan: PackPlan) -> PackEstimate:
         except MemoryError as error:
             raise _out_of_memory(error, next="Free some memory: one image is decoded at a time.") from None
     seconds = (time.perf_counter() - start) * plan.num_images / num
-    return PackEstimate(num, num_failed, num_bytes * plan.num_images // num, seconds)
+    pixel_bytes = 3 * plan.size**2 * plan.num_images
+    return PackEstimate(num, num_failed, pixel_bytes, num_bytes * plan.num_images // num, seconds)
 
 
 def pack(
@@ -177,124 +179,146 @@ def pack(
     Raises ArtefactError or WouldOverwriteError when something else is at `out`, MachineError when another process
     writes there, TooManyFailuresError past `max_failures` or when no image is left, InterruptedRunError on Ctrl-C.
     """
-    reporter.message(f"packing {plan.collection.path}: {plan.collection.describe()}")
+    collection = plan.collection
+    reporter.message(f"packing {collection.path}: {collection.describe()}")
+    sources = recut(collection, plan.shard_size)  # what each shard is made from
+    sink = WebDatasetSink(
+        plan.out, shard_size=plan.shard_size, encoding=plan.encoding, class_names=collection.class_names
+    )
     with output_lock(plan.out):
-        sources = plan.sources
-        claim = claim_pack(plan, sources, overwrite=overwrite, reporter=reporter)
-        if claim == "complete":
+        if _claim(plan, sources, overwrite=overwrite, reporter=reporter) == "complete":
             if not (plan.out / CARD).exists():  # of a brics that wrote none
-                _write_companions(plan, reporter)
-            return _result(plan, failures_of_finished(plan.out, plan.collection), already_complete=True)
-        made_from = checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
-        with open_sink(plan.out, "wds", shard_size=plan.shard_size, encoding=plan.encoding) as sink:
-            place, num_now = sink.resume_point(plan.collection.keys()), 0
-            num_enlarged = num_multi_frame = 0
-            log = FailureLog(plan.out, keep=place)
-            if place and log.was_lost:
-                log.replace(missing_places(plan.out, plan.collection, num_places=place, shard_size=plan.shard_size))
-            if place:
-                reporter.message(f"going on after {place:,} images that are packed")
-            batches = load_shards(
-                sources,
-                range(len(made_from.digests), len(sources.shards)),
-                transform=plan.transform,
-                size=plan.size,
-                num_workers=num_workers,
-                batch_size=BATCH_SIZE,
-            )
-            try:
-                with reporter.task("pack", total=plan.num_images, unit="img", initial=place) as task:
-                    for batch in batches:
-                        num_now += len(batch.images)
-                        num_enlarged += len(batch.enlarged)
-                        num_multi_frame += len(batch.multi_frame)
-                        if batch.content is not None:
-                            made_from.add(batch.shard_index, settled_digest(sources, batch.shard_index, batch.content))
-                        for image in batch.loaded:
-                            if image.pixels is None:
-                                log.add(place, image.key, image.reason)
-                                sink.skip(image.key)
-                            else:
-                                sink.write(image.key, image.pixels, label=image.label, meta=image.meta)
-                            place += 1
-                        if max_failures is not None and len(log.failures) > max_failures:
-                            _, key, reason = log.failures[-1]
-                            raise TooManyFailuresError(
-                                f"{len(log.failures):,} images failed, more than --max-failures {max_failures}; "
-                                f"the last, {key}: {reason}",
-                                next=f"All are listed in {log.path}.",
-                            )
-                        task.advance(len(batch.loaded), note=f"{len(log.failures):,} failed" if log.failures else None)
-            except MemoryError as error:
-                raise _out_of_memory(error, next="Use fewer --workers; whole shards are kept.") from None
-            except KeyboardInterrupt:
-                raise InterruptedRunError(f"interrupted; whole shards in {plan.out} are kept") from None
-            finally:
-                batches.close()
+                sink.finish(reporter)
+            log = failures_of_finished(plan.out, collection)
+            log.close()
+            return _result(plan, log, already_complete=True)
+        made_from = _checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
+        done = sink.resume_point(collection.keys())
+        log = FailureLog(plan.out, keep=done)
+        if done and log.was_lost:
+            log.replace(missing_places(plan.out, collection, num_places=done, shard_size=plan.shard_size))
+        if done:
+            reporter.message(f"going on after {done:,} images that are packed")
+        packing = _Packing(plan, sources, made_from, log)
+        try:
+            with reporter.task("pack", total=plan.num_images, unit="img", initial=done) as task:
+                sink.write(
+                    packing.images(done, num_workers=num_workers, max_failures=max_failures, task=task), start=done
+                )
+        except MemoryError as error:
+            raise _out_of_memory(error, next="Use fewer --workers; whole shards are kept.") from None
+        except KeyboardInterrupt:
+            raise InterruptedRunError(f"interrupted; whole shards in {plan.out} are kept") from None
         if len(log.failures) == plan.num_images:
             _, key, reason = log.failures[0]
             raise TooManyFailuresError(
                 f"none of {plan.num_images:,} images could be packed; the first, {key}: {reason}"
             )
         log.close()
-        say_enlarged(reporter, num_enlarged, num_now, size=plan.size, num_multi_frame=num_multi_frame)
-        return replace(_finish(plan, sources, made_from, log, reporter), num_enlarged=num_enlarged)
+        say_enlarged(
+            reporter,
+            packing.num_enlarged,
+            packing.num_now,
+            size=plan.size,
+            num_multi_frame=packing.num_multi_frame,
+        )
+        sink.finish(reporter)
+        _put_on_record(plan, sources, made_from, log, reporter)
+        return replace(_result(plan, log), num_enlarged=packing.num_enlarged)
+
+
+class _Packing:
+    """The images of one run of `pack`, decoded, and what is counted and recorded of them."""
+
+    def __init__(self, plan: PackPlan, sources: Collection, made_from: SourceLog, log: FailureLog) -> None:
+        self.plan, self.sources, self.made_from, self.log = plan, sources, made_from, log
+        self.num_now = self.num_enlarged = self.num_multi_frame = 0
+
+    def images(
+        self, place: int, *, num_workers: int | None, max_failures: int | None, task: Task
+    ) -> Iterator[OutputImage]:
+        """The images from `place` on."""
+        plan, failures = self.plan, self.log.failures
+        batches = load_shards(
+            self.sources,
+            range(len(self.made_from.digests), len(self.sources.shards)),
+            transform=plan.transform,
+            size=plan.size,
+            num_workers=num_workers,
+            batch_size=BATCH_SIZE,
+        )
+        with closing(batches):
+            for batch in batches:
+                self.num_now += len(batch.images)
+                self.num_enlarged += len(batch.enlarged)
+                self.num_multi_frame += len(batch.multi_frame)
+                if batch.content is not None:
+                    digest = settled_digest(self.sources, batch.shard_index, batch.content)
+                    self.made_from.add(batch.shard_index, digest)
+                for image in batch.loaded:
+                    if image.pixels is None:
+                        self.log.add(place, image.key, image.reason)
+                    yield OutputImage(image.key, image.pixels, image.label, image.meta)
+                    place += 1
+                if max_failures is not None and len(failures) > max_failures:
+                    _, key, reason = failures[-1]
+                    raise TooManyFailuresError(
+                        f"{len(failures):,} images failed, more than --max-failures {max_failures}; "
+                        f"the last, {key}: {reason}",
+                        next=f"All are listed in {self.log.path}.",
+                    )
+                task.advance(len(batch.loaded), note=f"{len(failures):,} failed" if failures else None)
 
 
 def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:
     return MachineError(f"out of memory ({str(error) or 'decoding'})", next=next)
 
 
-def _finish(
+def _put_on_record(
     plan: PackPlan, sources: Collection, made_from: SourceLog, log: FailureLog, reporter: Reporter
-) -> PackResult:
+) -> None:
     """Hash the shards, write the manifest, and then mark the whole as complete."""
-    tars = _tars(plan.out)
+    tars, shards = _tars(plan.out), []
     packed = TarCollection(str(plan.out.resolve()), tars, Wanted(labels="none"))
-    shards = []
     is_long = sum(shard.size_bytes for shard in packed.shards) > LONG_HASH_BYTES
     with (reporter if is_long else SilentReporter()).task("hash", total=len(tars), unit="shards") as task:
         for tar, shard in zip(tars, packed.shards, strict=True):
             sha256, digest = sha256_of_file(tar), made_from.digests[int(tar.stem)]
             shards.append(ManifestShard(tar.name, shard.num_images, shard.size_bytes, sha256, digest))
             task.advance()
-    _write_companions(plan, reporter)
-    result = _result(plan, log, already_complete=False)
     if sources is plan.collection:
         source_sha256 = fingerprint_of(sources, made_from.digests)
     else:
         source_sha256 = fingerprint(plan.collection, reporter=reporter)
-    artefact = replace(plan.artefact, parents=(plan.parent(source_sha256),))
+    num_images = plan.num_images - len(log.failures)
     write_manifest(
         plan.out,
-        settings=artefact.details["settings"],
+        settings=plan.settings,
         source_sha256=source_sha256,
         not_read=plan.collection.passed_over.to_json(),
         shards=shards,
-        failures=result.failures,
+        failures=[(key, reason) for _, key, reason in log.failures],
     )
-    summary = f"{result.num_images:,} images, {plan.size} px, {plan.transform}"
-    counts = {"num_images": result.num_images, "num_failed": result.num_failed, "num_shards": result.num_shards}
-    names = list(plan.collection.class_names)
-    # The fingerprint is what others name as their parent.
-    write_provenance(finished(artefact, sha256=packed.fingerprint, summary=summary, **counts, class_names=names))
+    write_provenance(
+        finished(
+            plan.artefact(source_sha256),
+            sha256=packed.fingerprint,  # what others name as their parent
+            summary=f"{num_images:,} images, {plan.size} px, {plan.transform}",
+            num_images=num_images,
+            num_failed=len(log.failures),
+            num_shards=len(tars),
+            class_names=list(plan.collection.class_names),
+        )
+    )
     made_from.discard()
-    return result
-
-
-def _write_companions(plan: PackPlan, reporter: Reporter) -> None:
-    names = plan.collection.class_names
-    write_companions(plan.out, extension=plan.encoding.extension, class_names=names, reporter=reporter)
 
 
 def _tars(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.tar"))
 
 
-def _result(plan: PackPlan, log: FailureLog, *, already_complete: bool) -> PackResult:
+def _result(plan: PackPlan, log: FailureLog, *, already_complete: bool = False) -> PackResult:
     tars = _tars(plan.out)
-    if already_complete:
-        log.close()
     return PackResult(
         path=plan.out,
         num_images=plan.num_images - len(log.failures),
@@ -303,3 +327,51 @@ def _result(plan: PackPlan, log: FailureLog, *, already_complete: bool) -> PackR
         failures=[(key, reason) for _, key, reason in log.failures],
         already_complete=already_complete,
     )
+
+
+def _claim(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter: Reporter) -> Claim:
+    """Claim the output as `claim` does; where it is complete, every image is held against its manifest.
+
+    Raises ArtefactError too when images have changed since, and when an older brics, which knew them by names and
+    sizes alone, has begun it; of what it has finished the reporter hears that this cannot be told.
+    """
+    artefact, made = plan.artefact(), read_provenance(plan.out) if plan.out.exists() else None
+    is_old = False
+    if made is not None and made.kind == artefact.kind and (parent := made.parent("collection")) is not None:
+        artefact = plan.artefact(parent.sha256)  # its images are looked at below
+        was, settings = made.details.get("settings", {}), artefact.details["settings"]
+        is_old = "names_and_sizes" not in was
+        if is_old and parent.sha256 == settings["names_and_sizes"]:
+            del settings["names_and_sizes"]
+        if not (overwrite or is_old) and {**was, "names_and_sizes": settings["names_and_sizes"]} == settings != was:
+            raise ArtefactError(
+                f"{plan.collection.path} has changed since {plan.out} was made from it: it holds other images, or "
+                "other names or sizes of them",
+                next="Give another --out, or --overwrite to pack what is there now.",
+            )
+    state = claim(artefact, overwrite=overwrite)
+    if state == "new" or (state == "resume" and is_old and overwrite):
+        write_provenance(plan.artefact())
+    elif is_old or state == "complete":
+        recorded = dict.fromkeys(range(len(sources.shards)), "") if is_old else source_digests(plan.out)
+        shards_to_redo(
+            sources, recorded, output=plan.out, complete=state == "complete", overwrite=False, reporter=reporter
+        )
+    return state
+
+
+def _checked_sources(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter: Reporter) -> SourceLog:
+    """What the shards that are there were made from, which is what the collection still holds.
+
+    Shards without a record of that are removed; with `overwrite` all from the first one of changed images on, too.
+    Raises ArtefactError, saying which, when images have changed.
+    """
+    made_from, tars = SourceLog(plan.out), _tars(plan.out)
+    num_known = next(number for number in count() if number not in made_from.digests)
+    recorded = {number: made_from.digests[number] for number in range(min(num_known, len(tars)))}
+    redone = shards_to_redo(sources, recorded, output=plan.out, complete=False, overwrite=overwrite, reporter=reporter)
+    num_kept = min(redone, default=len(recorded))
+    for tar in tars[num_kept:]:
+        tar.unlink()
+    made_from.keep(num_kept)
+    return made_from

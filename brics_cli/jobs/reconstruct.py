@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import dequantise, quantise
 from brics_cli.codes.encoding import encoding_network
@@ -18,9 +18,13 @@ from brics_cli.errors import TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import ImageError, contact_sheet
 from brics_cli.images.pixels import load_pixels
-from brics_cli.workspace import check_output
+from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.precision import default_precision
+from brics_cli.runtime.reporting import Reporter
+from brics_cli.workspace import Workspace, check_output
 from brics_cli.workspace.naming import PICTURE, form_of_output
 
+OUT, BATCH_SIZE = Path("sheet.png"), 64
 SHOWN_SIDE = 256
 """Smaller images are enlarged by whole pixels up to about this, so that they can be judged."""
 
@@ -42,67 +46,78 @@ class ReconstructResult:
     mean_psnr_db: float
     code_shape: tuple[int, int, int]
     quantisation: Quantisation
+    autoencoder: Path
     failures: list[tuple[str, str]]
 
 
 def reconstruct(
     images: Sequence[Path],
-    autoencoder: Autoencoder,
     *,
-    out: Path,
-    device: torch.device,
-    precision: str = "fp32",
-    batch_size: int = 64,
+    autoencoder: Path | None = None,
+    out: Path | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
     overwrite: bool = False,
+    device: str = "auto",
+    workspace: Workspace,
+    reporter: Reporter,
 ) -> ReconstructResult:
     """Write a sheet of originals (as the autoencoder's transform makes them square) beside their reconstructions.
 
-    Raises UsageError for a path that is no file, WouldOverwriteError when `out` is there, TooManyFailuresError when
-    not one file is an image.
+    `autoencoder` None is the newest in the workspace, `out` None `OUT`, `precision` None bf16 on CUDA and fp32
+    elsewhere. Raises UsageError for a path that is not a file, WouldOverwriteError when `out` is there,
+    TooManyFailuresError when no file is an image.
     """
+    out, on, batch_size = out or OUT, resolve_device(device), batch_size or BATCH_SIZE
+    if autoencoder is None:
+        autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
     for path in images:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "is missing"
             raise UsageError(f"{path} {what}", next="Give image files: brics reconstruct photos/*.jpg --out sheet.png")
     form_of_output(out, PICTURE)
     check_output(out, overwrite=overwrite, what="the sheet", inputs=images)
-    size = autoencoder.config.image_size
+    model = load_autoencoder(autoencoder, device=on)
     originals: list[np.ndarray] = []
     read: list[Path] = []
     failures: list[tuple[str, str]] = []
     for path in images:
         try:
-            originals.append(load_pixels(path.read_bytes(), transform=autoencoder.transform, size=size))
-            read.append(path)
+            pixels = load_pixels(path.read_bytes(), transform=model.transform, size=model.config.image_size)
         except ImageError as error:
             failures.append((str(path), str(error)))
+        else:
+            originals.append(pixels)
+            read.append(path)
     if not read:
         raise TooManyFailuresError(
             f"none of {len(images)} files can be read as an image; the first, {failures[0][0]}: {failures[0][1]}"
         )
-    quantisation = DEFAULT_QUANTISATIONS[autoencoder.config.code_kind]
-    network = encoding_network(autoencoder, precision=precision)
+
+    quantisation = DEFAULT_QUANTISATIONS[model.config.code_kind]
+    network = encoding_network(model, precision=precision or default_precision(on))
     decoded: list[np.ndarray] = []
     with torch.inference_mode():
         for start in range(0, len(originals), batch_size):
-            pixels = torch.from_numpy(np.stack(originals[start : start + batch_size])).to(device)  # (B, H, W, 3)
-            rows = quantise(network(pixels), quantisation)  # (B, C, h, w), as a store keeps them
-            codes = torch.from_numpy(dequantise(rows, quantisation)).to(device)
-            decoded.extend(to_uint8(autoencoder.decode(codes)))  # (H, W, 3) each
+            batch = torch.from_numpy(np.stack(originals[start : start + batch_size])).to(on)  # (B, H, W, 3)
+            rows = quantise(network(batch), quantisation)  # (B, C, h, w), as a store keeps them
+            codes = torch.from_numpy(dequantise(rows, quantisation)).to(on)
+            decoded.extend(to_uint8(model.decode(codes)))  # (H, W, 3) each
     quality = psnr(np.stack(originals), np.stack(decoded))
-    shape = "x".join(str(side) for side in autoencoder.config.code_shape)
+    shape = "x".join(str(side) for side in model.config.code_shape)
     contact_sheet(
         list(zip(originals, decoded, strict=True)),
         path=out,
         row_labels=[f"{path.name}  {db:.2f} dB" for path, db in zip(read, quality, strict=True)],
         title=f"original, from codes {shape} {quantisation}",
-        scale=max(1, SHOWN_SIDE // size),
+        scale=max(1, SHOWN_SIDE // model.config.image_size),
     )
     return ReconstructResult(
         path=out,
         reconstructions=[Reconstruction(path, float(db)) for path, db in zip(read, quality, strict=True)],
         mean_psnr_db=float(quality.mean()),
-        code_shape=autoencoder.config.code_shape,
+        code_shape=model.config.code_shape,
         quantisation=quantisation,
+        autoencoder=autoencoder,
         failures=failures,
     )

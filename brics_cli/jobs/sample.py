@@ -17,8 +17,7 @@ import torch
 
 from brics_cli.codes import StoreWriter
 from brics_cli.errors import InterruptedRunError
-from brics_cli.images import claim_output, contact_sheet, open_sink
-from brics_cli.images.packs import write_companions
+from brics_cli.images import contact_sheet
 from brics_cli.images.sinks import discard_pieces
 from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.reporting import Reporter, TimeSplit
@@ -115,19 +114,14 @@ class _Run:
 
     def write_images(self, *, overwrite: bool) -> bool:
         """Write what is missing of the images, join pieces to their file; whether nothing was missing."""
-        plan, class_names = self.plan, self.plan.models.denoiser.class_names
-        done_before = claim_output(plan.artefact, overwrite=overwrite, is_file=plan.is_file) == "complete"
+        plan = self.plan
+        done_before = plan.sink.claim(plan.artefact, overwrite=overwrite) == "complete"
         if not done_before:
             self.draw(plan.pending())
-            if plan.is_file:
-                with open_sink(plan.out, overwrite=True, resumable=True) as joined:
-                    joined.class_names = class_names  # its pieces are all there, and are joined
-            elif plan.format == "wds":
-                write_companions(plan.out, extension="png", class_names=class_names, reporter=self.reporter)
+            plan.sink.finish(self.reporter)
             write_provenance(finished(plan.artefact, **self.details()))
         BatchSizes.discard(plan.folder)
-        if plan.is_file:
-            discard_pieces(plan.out)
+        discard_pieces(plan.out)
         return done_before
 
     def write_store(self, *, overwrite: bool) -> bool:

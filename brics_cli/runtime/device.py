@@ -32,7 +32,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_devices(names: str = "auto") -> list[torch.device]:
-    """One device or several, `cuda:0,cuda:1`; `cuda:*` is every CUDA device there is. One named twice stands twice.
+    """One device or several, `cuda:0,cuda:1`; `cuda:*` is every CUDA device there is. One named twice
+    appears twice.
 
     Raises what `resolve_device` raises; UsageError for devices of more than one type, whose results would differ.
     """

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
@@ -28,9 +28,7 @@ from torch import Tensor
 from brics_cli.codes import quantise
 from brics_cli.codes.parts import write_part
 from brics_cli.errors import MachineError, is_out_of_memory
-from brics_cli.images import open_sink
-from brics_cli.images.sinks import PNG
-from brics_cli.images.sinks.pieces import piece_encoding
+from brics_cli.images.sinks import OutputImage, encoded
 from brics_cli.runtime.reporting import TimeSplit
 from brics_cli.sampling.batch_sizes import BatchSizes
 from brics_cli.sampling.models import CodesOfSeeds, Models, OnStep
@@ -231,14 +229,15 @@ def open_file(plan: Plan, task: Task) -> Iterator[Add]:
 
             yield add_codes
         return
-    path = plan.folder if plan.format == "png" else plan.folder / f"{task.number:05d}.tar"
-    encoding = piece_encoding(plan.out) if plan.is_file else PNG
-    with open_sink(path, "png" if plan.format == "png" else "wds", encoding=encoding, overwrite=True) as sink:
+    sink = plan.sink
+    with sink.part(task.number) as put:
 
         def add_images(batch: Batch) -> None:
             assert batch.images is not None
-            for seed, image, label in zip(batch.seeds, batch.images, batch.label_of_each, strict=True):
-                sink.write(key_of(seed), image, label=label)
+            images = map(OutputImage, map(key_of, batch.seeds), batch.images, batch.label_of_each)
+            with closing(encoded(images, sink.encoding)) as ahead:
+                for image in ahead:
+                    put(image)
 
         yield add_images
 

@@ -17,8 +17,8 @@ from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
-from brics_cli.images import TRANSFORM_VERSIONS, sinks
-from brics_cli.images.sinks import is_one_file, pieces
+from brics_cli.images import TRANSFORM_VERSIONS, open_sink
+from brics_cli.images.sinks import ImageSink, file_of_pieces
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.reporting import Reporter
@@ -34,9 +34,9 @@ from brics_cli.sampling.tasks import (
 )
 from brics_cli.workspace import Artefact, Workspace
 from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.naming import FOLDER, ending_of, form_of_output
+from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, ending_of, form_of_output
 
-FORMS = {**{Format(name): endings for name, endings in sinks.FORMS.items()}, Format.h5: (".h5",)}
+FORMS = {**{Format(name): endings for name, endings in IMAGE_FORMATS.items()}, Format.h5: (".h5",)}
 """Format -> what its --out ends in."""
 PNG_TASK = 250
 """Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
@@ -74,16 +74,20 @@ class Plan:
         return Artefact("samples", self.out, now(), False, self.models.parents, {"settings": self.settings})
 
     @property
+    def sink(self) -> ImageSink:
+        """What writes the images, where they are kept."""
+        names = self.models.denoiser.class_names
+        return open_sink(self.out, self.format, shard_size=self.shard_size, class_names=names)
+
+    @property
     def is_file(self) -> bool:
         """Whether the output is one file: a zip, an npz, a tar, a store."""
-        return is_one_file(self.out)
+        return ending_of(self.out) != FOLDER
 
     @property
     def folder(self) -> Path:
         """Where tasks are written: the output, or what the file is made of in the end."""
-        if self.format == "h5":
-            return self.out.with_name(self.out.name + ".parts")
-        return pieces.pieces_directory(self.out) if self.is_file else self.out
+        return self.out.with_name(self.out.name + ".parts") if self.format == "h5" else self.sink.folder
 
     @property
     def sheet(self) -> Path:
@@ -101,7 +105,7 @@ class Plan:
         """All seeds, cut as they are written: a file each, or some PNG files."""
         if self.format == "png":  # whole batches, so that none is computed twice
             return cut(self.seeds, max(1, round(PNG_TASK / self.batch_size)) * self.batch_size)
-        return cut(self.seeds, pieces.PIECE_SIZE if self.is_file and self.format != "h5" else self.shard_size)
+        return cut(self.seeds, self.shard_size if self.format == "h5" else self.sink.shard_size)
 
     def pending(self) -> list[Task]:
         """The tasks whose images are not all there, each from its first missing one to its last. (Not of a store: its
@@ -189,7 +193,7 @@ def _placed(plan: Plan, *, workspace: Workspace, reporter: Reporter) -> Plan:
     """`plan` with an output: an interrupted one of the same samples, or a new run."""
     new = workspace.new_run_path("samples", plan.models.recipe)
     unfinished = [
-        pieces.file_of_pieces(artefact.path)
+        file_of_pieces(artefact.path)
         for artefact in workspace.artefacts()
         if artefact.kind == "samples" and not artefact.complete
         if artefact.details.get("settings") == plan.settings and artefact.parents == plan.models.parents

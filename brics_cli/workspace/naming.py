@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import unquote
 
 from brics_cli.errors import UsageError
@@ -34,6 +34,23 @@ CURVES = {"a picture": (".png", ".svg", ".pdf")}
 REPORT = {"a report": (".json", FOLDER)}
 RUN = {"a run": (FOLDER,)}
 """Outputs that have one form."""
+
+ImageFormat = Literal["png", "wds", "zip", "npz"]
+IMAGE_FORMATS: dict[ImageFormat, tuple[str, ...]] = {
+    "png": (FOLDER,),
+    "wds": (FOLDER, ".tar"),
+    "zip": (".zip",),
+    "npz": (".npz",),
+}
+"""Formats of images, which `images.sinks` writes: what --out ends in."""
+IMAGE_TITLES: dict[ImageFormat, str] = {
+    "png": "PNG files",
+    "wds": "WebDataset shards",
+    "zip": "EDM's zip",
+    "npz": "ADM's npz",
+}
+EncodingName = Literal["png", "jpeg", "webp"]
+"""How images are encoded in shards."""
 
 Form = TypeVar("Form", bound=str)
 
@@ -110,6 +127,12 @@ def _what_is_written(forms: Mapping[Form, Sequence[str]], asked: str | None) -> 
     return f"It writes {'; '.join(named)}."
 
 
+def metavar_of(forms: Mapping[Form, Sequence[str]]) -> str:
+    """The outputs of `forms` for the help of a command: `DIR|x.tar`."""
+    endings = dict.fromkeys(ending for of_form in forms.values() for ending in of_form)
+    return "|".join("DIR" if ending == FOLDER else f"x{ending}" for ending in endings)
+
+
 def _either(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
@@ -138,6 +161,15 @@ def flat_name(key: str) -> str:
 def key_of_name(name: str) -> str:
     """The key that `flat_name` made `name` of, unless it was too long."""
     return unquote(name)
+
+
+def webdataset_stem(key: str) -> str:
+    """The member stem of `key`: the dots of its last part are written %2E, since webdataset splits at the first dot;
+    line ends %0A, since it passes over names with one."""
+    folder, slash, name = key.rpartition("/")
+    if "." in name:
+        name = name.replace("%", "%25").replace(".", "%2E")
+    return (folder + slash + name).replace("\n", "%0A")
 
 
 def _encode(text: str) -> bytes:

@@ -20,7 +20,7 @@ from killing import Command
 from random_autoencoder import make_autoencoder
 from safetensors.torch import load_file, save_file
 
-from brics_cli.images.outputs import FailureLog
+from brics_cli.images.packs import FailureLog
 from brics_cli.workspace.outputs import output_lock
 
 QUICK = ("--set", "training.batch_size=4", "--set", "training.checkpoint_every=2", "--set", "training.val_every=2")

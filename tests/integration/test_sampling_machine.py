@@ -23,7 +23,7 @@ from PIL import Image
 
 from brics_cli.codes import KeyCodeStore
 from brics_cli.diffusion.denoisers import Denoiser
-from brics_cli.images.sinks import ImageSink
+from brics_cli.images.sinks import PngSink
 from brics_cli.jobs.sample import sample
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.sampling.batch_sizes import BatchSizes
@@ -177,17 +177,17 @@ def test_memory_for_not_even_one_image_ends_with_6(workspace, tmp_path, monkeypa
 
 def test_images_are_written_while_the_next_are_drawn(workspace, tmp_path, monkeypatch):
     """A slow disk and a slow network take the time of the slower one, not of both; and the split says so."""
-    write, denoise = ImageSink.write, Denoiser.denoise
+    write, denoise = PngSink._put, Denoiser.denoise
 
-    def slow_write(sink: ImageSink, *args: object, **kwargs: object) -> None:
+    def slow_write(*args: object) -> None:
         time.sleep(0.005)
-        write(sink, *args, **kwargs)
+        write(*args)
 
     def slow_denoise(*args: object, **kwargs: object) -> torch.Tensor:
         time.sleep(0.02)
         return denoise(*args, **kwargs)
 
-    monkeypatch.setattr(ImageSink, "write", slow_write)
+    monkeypatch.setattr(PngSink, "_put", slow_write)
     monkeypatch.setattr(Denoiser, "denoise", slow_denoise)
     done = sample(plan(workspace, tmp_path / "s", "png", seeds=range(56)), reporter=SilentReporter())
     assert done.writing_s >= 56 * 0.005  # 0.04 s per batch, beside 0.06 s of the network

@@ -1,107 +1,184 @@
-"""What every sink shares: an ordered queue of images, encoded in a few threads."""
+"""What every sink shares: images are encoded in a few threads and written in order, each file whole or absent."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from brics_cli.errors import UsageError
-from brics_cli.images.sinks.encodings import PNG, Encoding
+from brics_cli.runtime.reporting import Reporter
+from brics_cli.workspace import MARK, Artefact
+from brics_cli.workspace.naming import FOLDER, EncodingName, ImageFormat
+from brics_cli.workspace.outputs import Claim, claim
 
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
 _MAX_PENDING = 64
 
 
-class Item(NamedTuple):
-    """One image on its way; `encoded` is None for a place left empty by `skip`."""
+@dataclass(frozen=True)
+class Encoding:
+    """How an image (H, W, 3), uint8 RGB, becomes the bytes of a file: a file format and its settings.
+
+    The same pixels give the same bytes with the same version of Pillow. `name` goes into artefacts: it says all that
+    the bytes depend on. Picklable, so that processes can encode.
+    """
+
+    name: str
+    extension: str
+    pillow_format: str
+    settings: Mapping[str, Any]
+
+    def encode(self, image: np.ndarray) -> bytes:
+        """The bytes of the file."""
+        buffer = BytesIO()
+        Image.fromarray(image).save(buffer, format=self.pillow_format, **self.settings)
+        return buffer.getvalue()
+
+
+SIGNED = PngInfo()
+"""What says in a PNG that brics made it."""
+SIGNED.add_text("Software", MARK)
+PNG = Encoding("png", "png", "PNG", {"compress_level": 3, "pnginfo": SIGNED})
+"""Level 3 of zlib is about twice as fast as Pillow's default 6."""
+WEBP = Encoding("webp", "webp", "WEBP", {"lossless": True, "quality": 0, "method": 1})
+"""Lossless; `quality` and `method` are effort here."""
+
+
+JPEG_QUALITY = 95
+
+
+def jpeg(quality: int) -> Encoding:
+    """JPEG of `quality` 1 to 100, with full-resolution colour (4:4:4)."""
+    return Encoding(f"jpeg-{quality}", "jpg", "JPEG", {"quality": quality, "subsampling": 0})
+
+
+def encoding_of(name: EncodingName, *, quality: int | None = None) -> Encoding:
+    """The encoding of that name. Raises UsageError for the `quality` of a lossless one."""
+    lossless = {"png": PNG, "webp": WEBP}.get(name)
+    if lossless is not None and quality is not None:
+        raise UsageError(f"--quality goes with --format jpeg, and {name} is lossless")
+    return lossless or jpeg(quality or JPEG_QUALITY)
+
+
+class OutputImage(NamedTuple):
+    """One image on its way out: `pixels` uint8 (H, W, 3); None leaves the place of an image that failed empty."""
 
     key: str
-    encoded: Future[bytes] | None
-    label: int | None
-    meta: dict[str, Any] | None
+    pixels: np.ndarray | None
+    label: int | None = None
+    meta: dict[str, Any] | None = None
+
+
+class Encoded(NamedTuple):
+    """An image and the bytes of its file; None for an empty place."""
+
+    image: OutputImage
+    data: bytes | None
 
 
 class ImageSink(ABC):
-    """Takes images in order inside a `with` block; on an exception only what is whole stays."""
+    """Writes images in the order they come; when that is interrupted, what is whole stays, and nothing else.
 
-    class_names: tuple[str, ...] = ()
-    """What labels 0, 1, ... stand for: set before leaving the block, for a file that has a place for it (a zip)."""
+    `shard_size`: images per shard. `nested`: PNG files in folders where keys have slashes. `class_names`: what labels
+    0, 1, ... stand for.
+    """
 
-    def __init__(self, path: Path, *, encoding: Encoding = PNG) -> None:
-        self.path = path
-        self.encoding = encoding
-        self.num_written = 0
-        self._pending: deque[Item] = deque()
-        self._stack = ExitStack()
+    format: ClassVar[ImageFormat]
+    ending: ClassVar[str]
+    """Of the path; `FOLDER` when images go to a folder."""
+    labels: ClassVar[Literal["each", "all or none", "none"]] = "each"
+    """Which labels there is a place for."""
+    keeps_metas: ClassVar[bool] = False
 
-    def resume_point(self, keys: Sequence[str]) -> int:
-        """How many leading `keys` are safely there from an interrupted run; writing goes on with the next one."""
-        return 0
-
-    def write(
-        self, key: str, image: np.ndarray, *, label: int | None = None, meta: dict[str, Any] | None = None
+    def __init__(
+        self,
+        path: Path,
+        *,
+        shard_size: int = 1000,
+        encoding: Encoding = PNG,
+        nested: bool = False,
+        class_names: Sequence[str] = (),
     ) -> None:
-        """Take one uint8 image (H, W, 3). Raises UsageError for a key that is no relative path."""
-        check_key(key)
-        self._pending.append(Item(key, self._pool.submit(self.encoding.encode, np.array(image)), label, meta))
-        self._drain(_MAX_PENDING)
+        self.path, self.shard_size, self.encoding, self.nested = path, shard_size, encoding, nested
+        self.class_names = class_names
 
-    def skip(self, key: str) -> None:
-        """Leave the place of an image that failed empty, so that later ones keep theirs."""
-        self._pending.append(Item(key, None, None, None))
-        self._drain(_MAX_PENDING)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs that write the same output have in common."""
+        return {"format": self.format, "shard_size": None}
 
-    def __enter__(self) -> Self:
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="brics-write"))
-        self._open()
-        return self
+    @property
+    def is_file(self) -> bool:
+        """Whether the images go to one file."""
+        return self.ending != FOLDER
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            self._discard(error)
-            return
-        try:
-            self._drain(0)
-            self._finish()
-        except BaseException as late:
-            self._discard(late)
-            raise
-        self._stack.close()
+    @property
+    def folder(self) -> Path:
+        """Where an interrupted run leaves what is whole."""
+        return self.path
 
-    def _discard(self, error: BaseException) -> None:
-        """Remove what is not whole. Another error on the way (the disk still full) must not hide the first."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        with suppress(OSError, ValueError):
-            self._abandon(error)
-        with suppress(OSError, ValueError):
-            self._stack.__exit__(type(error), error, error.__traceback__)
-
-    def _drain(self, num_left: int) -> None:
-        while len(self._pending) > num_left:
-            item = self._pending.popleft()
-            self._put(item, None if item.encoded is None else item.encoded.result())
-            self.num_written += item.encoded is not None
-
-    def _open(self) -> None:  # noqa: B027 - may stay empty
-        """Prepare for the first image."""
+    def claim(self, artefact: Artefact, *, overwrite: bool) -> Claim:
+        """Claim the output for `artefact`, as `workspace.outputs.claim` does."""
+        return claim(artefact, overwrite=overwrite)
 
     @abstractmethod
-    def _put(self, item: Item, encoded: bytes | None) -> None:
-        """Write one encoded image; None leaves its place empty."""
+    def resume_point(self, keys: Sequence[str]) -> int:
+        """How many leading `keys` are there from an interrupted run; writing goes on with the next one."""
 
-    def _finish(self) -> None:  # noqa: B027
-        """Make what was written last final."""
+    def write(self, images: Iterable[OutputImage], *, start: int = 0) -> None:
+        """Write `images`, whose places in the output are `start`, `start` + 1, ...
 
-    def _abandon(self, error: BaseException) -> None:  # noqa: B027
-        """Give up what is being written, because of `error`."""
+        Raises UsageError for a key that is not a relative path, and what asking for an image raises.
+        """
+        with closing(encoded(images, self.encoding)) as ahead:
+            for number in count(start // self.shard_size):
+                if (first := next(ahead, None)) is None:
+                    break
+                with self.part(number) as put:
+                    for image in chain([first], islice(ahead, self.shard_size - 1)):
+                        put(image)
+
+    @abstractmethod
+    def part(self, number: int) -> AbstractContextManager[Callable[[Encoded], None]]:
+        """Write images `number * shard_size` and so on, up to a whole shard: the block puts in what `encoded` gives."""
+
+    def finish(self, reporter: Reporter) -> None:  # noqa: B027 - may stay empty
+        """Add what can only be made when all images are written."""
+
+
+def encoded(images: Iterable[OutputImage], encoding: Encoding) -> Generator[Encoded, None, None]:
+    """`images` in order, encoded in a few threads ahead of their use."""
+    pending: deque[tuple[OutputImage, Future[bytes] | None]] = deque()
+
+    def first() -> Encoded:
+        image, data = pending.popleft()
+        return Encoded(image._replace(pixels=None), None if data is None else data.result())
+
+    pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="brics-write")
+    try:
+        for image in images:
+            check_key(image.key)
+            pixels = None if image.pixels is None else np.array(image.pixels)  # a copy: the buffer may be used again
+            pending.append((image, None if pixels is None else pool.submit(encoding.encode, pixels)))
+            if len(pending) > _MAX_PENDING:
+                yield first()
+        while pending:
+            yield first()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def check_key(key: str) -> None:

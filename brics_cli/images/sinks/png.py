@@ -5,46 +5,45 @@ Flat, as pytorch-fid and torch-fidelity take one: they look for images in the fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from brics_cli.images.sinks.base import ImageSink, Item
-from brics_cli.workspace.naming import flat_name
+from brics_cli.images.sinks.base import Encoded, ImageSink
+from brics_cli.workspace.naming import FOLDER, flat_name
 
 
 class PngSink(ImageSink):
     """One file per image, `flat_name(key).png`; `nested`, in folders where a key has slashes."""
 
-    def __init__(self, path: Path, *, nested: bool = False) -> None:
-        super().__init__(path)
-        self._nested = nested
+    format, ending, labels = "png", FOLDER, "none"
 
-    def _file(self, key: str) -> Path:
-        names = key.split("/") if self._nested else [key]
-        return self.path.joinpath(*map(flat_name, names[:-1]), f"{flat_name(names[-1])}.png")
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "names": "nested" if self.nested else "flat"}
+
+    def file(self, key: str) -> Path:
+        """Where the image `key` goes."""
+        *folders, name = key.split("/") if self.nested else [key]
+        return self.path.joinpath(*map(flat_name, folders), f"{flat_name(name)}.png")
 
     def resume_point(self, keys: Sequence[str]) -> int:
-        for number, key in enumerate(keys):
-            if not self._file(key).is_file():
-                return number
-        return len(keys)
+        return sum(1 for _ in takewhile(lambda key: self.file(key).is_file(), keys))
 
-    def _put(self, item: Item, encoded: bytes | None) -> None:
-        if encoded is None:
+    @contextmanager
+    def part(self, number: int) -> Iterator[Callable[[Encoded], None]]:
+        yield self._put
+
+    def _put(self, encoded: Encoded) -> None:
+        if encoded.data is None:
             return
-        final = self._file(item.key)
+        final = self.file(encoded.image.key)
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _renamed_when_whole(final) as temporary:
-            temporary.write_bytes(encoded)
-
-
-@contextmanager
-def _renamed_when_whole(final: Path) -> Iterator[Path]:
-    """As `atomic_path`, without its fsync (per small file it costs more than the image) and always the same name."""
-    temporary = final.with_name(f".{final.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = final.with_name(f".{final.name}.tmp")  # no fsync as in `atomic_path`: it costs more than this
+        try:
+            temporary.write_bytes(encoded.data)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)

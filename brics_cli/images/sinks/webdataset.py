@@ -3,92 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from brics_cli.images.sinks.base import ImageSink, Item
-from brics_cli.images.sinks.encodings import PNG, Encoding
+from brics_cli.images.packs import write_companions
+from brics_cli.images.sinks.base import Encoded, ImageSink, OutputImage
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import atomic_path
-from brics_cli.workspace.files import remove_leftovers
+from brics_cli.workspace.naming import FOLDER, ImageFormat, webdataset_stem
 
 
 class WebDatasetSink(ImageSink):
-    """`<path>/00000.tar`, ... of `shard_size` places each; or one tar when `path` ends in `.tar`.
+    """`<path>/00000.tar`, ... of `shard_size` places each.
 
     The bytes depend on keys, pixels, labels and metadata alone. Place i is in shard i // shard_size even when some
     images were skipped, so that whole shards say where to go on.
     """
 
-    def __init__(self, path: Path, shard_size: int, *, encoding: Encoding = PNG) -> None:
-        super().__init__(path, encoding=encoding)
-        self._shard_size = None if path.suffix == ".tar" else shard_size
-        self._place = 0
-        self._shard: ExitStack | None = None
+    format: ClassVar[ImageFormat] = "wds"
+    ending, keeps_metas = FOLDER, True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"format": self.format, "shard_size": self.shard_size}
+
+    def shard(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"{number:05d}.tar"
 
     def resume_point(self, keys: Sequence[str]) -> int:
-        if self._shard_size is None:
-            return 0
-        num_shards = 0
-        while self._tar(num_shards).is_file():
-            num_shards += 1
-        self._place = min(num_shards * self._shard_size, len(keys))
-        return self._place
+        num_whole = next(number for number in count() if not self.shard(number).is_file())
+        return min(num_whole * self.shard_size, len(keys))
 
-    def _open(self) -> None:
-        if self._shard_size is None:
-            remove_leftovers(self.path.parent, self.path.name)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path, "*.tar")
-
-    def _tar(self, number: int) -> Path:
-        return self.path if self._shard_size is None else self.path / f"{number:05d}.tar"
-
-    def _put(self, item: Item, encoded: bytes | None) -> None:
-        if self._shard is None:
-            self._begin_shard()
-        if encoded is not None:
-            stem, meta = webdataset_stem(item.key), item.meta
-            if stem != item.key:
-                meta = {**(meta or {}), "original_key": item.key}
-            sample: dict[str, Any] = {"__key__": stem, self.encoding.extension: encoded}
-            if item.label is not None:
-                sample["cls"] = str(item.label).encode()
-            if meta is not None:
-                sample["json"] = json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()
-            self._writer.write(sample)
-        self._place += 1
-        if self._shard_size is not None and self._place % self._shard_size == 0:
-            self._finish()
-
-    def _begin_shard(self) -> None:
+    @contextmanager
+    def part(self, number: int) -> Iterator[Callable[[Encoded], None]]:
         from webdataset.writer import TarWriter
 
-        self._shard = ExitStack()
-        number = 0 if self._shard_size is None else self._place // self._shard_size
-        temporary = self._shard.enter_context(atomic_path(self._tar(number)))
-        file = self._shard.enter_context(temporary.open("wb"))
-        self._writer = self._shard.enter_context(
-            TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")  # PAX: names beyond 100 bytes
-        )
+        with atomic_path(self.shard(number)) as temporary, temporary.open("wb") as file:
+            writer = TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")  # PAX: names beyond 100 bytes
 
-    def _finish(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
+            def put(encoded: Encoded) -> None:
+                if encoded.data is not None:
+                    writer.write({**_members(encoded.image), self.encoding.extension: encoded.data})
 
-    def _abandon(self, error: BaseException) -> None:
-        if self._shard is not None:
-            shard, self._shard = self._shard, None
-            shard.__exit__(type(error), error, error.__traceback__)
+            try:
+                yield put
+            except BaseException:
+                with suppress(OSError, ValueError):  # of a disk that is still full: the first error counts
+                    writer.close()
+                raise
+            writer.close()
+
+    def finish(self, reporter: Reporter) -> None:
+        """Write the index and the card that others' tools go by."""
+        extension = self.encoding.extension
+        write_companions(self.path, extension=extension, class_names=self.class_names, reporter=reporter)
 
 
-def webdataset_stem(key: str) -> str:
-    """The member stem of `key`: the dots of its last part are written %2E, since webdataset splits at the first dot;
-    line ends %0A, since it passes over names with one."""
-    folder, slash, name = key.rpartition("/")
-    if "." in name:
-        name = name.replace("%", "%25").replace(".", "%2E")
-    return (folder + slash + name).replace("\n", "%0A")
+def _members(image: OutputImage) -> dict[str, Any]:
+    """What there is of an image beside its pixels, by extension."""
+    stem, meta = webdataset_stem(image.key), image.meta
+    if stem != image.key:
+        meta = {**(meta or {}), "original_key": image.key}
+    members: dict[str, Any] = {"__key__": stem}
+    if image.label is not None:
+        members["cls"] = str(image.label).encode()
+    if meta is not None:
+        members["json"] = json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()
+    return members

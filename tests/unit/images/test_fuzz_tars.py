@@ -10,11 +10,12 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_files import grey, read_all
+from image_files import grey, read_all, write_images
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.images import load_shards, open_collection, open_sink
+from brics_cli.images import load_shards, open_collection
 from brics_cli.images.pixels import load_pixels
+from brics_cli.images.sinks import OutputImage
 from brics_cli.images.sources.memory import Descriptor
 from brics_cli.images.sources.tar_index import plain_members, tarfile_members
 
@@ -77,9 +78,10 @@ def repack(folder: Path, collection, read: list) -> None:
     """What our sink makes of such keys, webdataset and we read back the same."""
     usable = [raw for raw in read if raw.data in IMAGES]
     try:
-        with open_sink(folder / "y.tar") as sink:
-            for raw in usable:
-                sink.write(raw.key, load_pixels(raw.data, transform="crop-bicubic", size=4), label=raw.label)
+        images = (
+            OutputImage(raw.key, load_pixels(raw.data, transform="crop-bicubic", size=4), raw.label) for raw in usable
+        )
+        write_images(folder / "y.tar", images)
         again = read_all(open_collection(folder / "y.tar")) if usable else []
     except BricsError as error:
         assert "twice" in str(error)  # `a.b` beside `a%2Eb`: refused, never merged

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import write_images
 
 from brics_cli.errors import ArtefactError, BricsError, MachineError, UsageError
-from brics_cli.images import load_shards, open_collection, open_sink, unpacking
+from brics_cli.images import load_shards, open_collection, unpacking
 from brics_cli.images.pixels import load_pixels
-from brics_cli.images.sinks import discard_pieces
+from brics_cli.images.sinks import OutputImage
 
 LABELS = np.array([3, 0, -1, 7, 3])
 NUMBERS = [3, 0, None, 7, 3]
@@ -69,10 +70,7 @@ def _decoded(data: bytes):
 
 def test_ours_come_back_with_keys_and_labels(tmp_path):
     keys = ["s/my.photo.1", "s/a/b", "猫", "x" * 300, "s/2"]
-    with open_sink(tmp_path / "x.npz") as sink:
-        for number, (key, image) in enumerate(zip(keys, images(), strict=True)):
-            sink.write(key, image, label=number)
-    discard_pieces(tmp_path / "x.npz")
+    write_images(tmp_path / "x.npz", map(OutputImage, keys, images(), range(5)))
     collection = open_collection(tmp_path / "x.npz")
     assert [(raw.key, raw.label) for raw in collection.iter_shard(0)] == list(zip(keys, range(5), strict=True))
     assert np.array_equal(pixels(tmp_path / "x.npz"), images())
@@ -264,9 +262,8 @@ def test_no_more_than_an_image_is_in_memory(tmp_path):
     num, side = 400, 64  # 4.9 MB of pixels
     save(tmp_path / "x.npz", np.zeros((num, side, side, 3), np.uint8))
     tracemalloc.start()
-    with open_sink(tmp_path / "y.npz") as sink:
-        for raw in (open_collection(tmp_path / "x.npz")).iter_shard(0):
-            sink.write(raw.key, np.asarray(_decoded(raw.data)))
+    read = open_collection(tmp_path / "x.npz").iter_shard(0)
+    write_images(tmp_path / "y.npz", (OutputImage(raw.key, np.asarray(_decoded(raw.data))) for raw in read))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.load(tmp_path / "y.npz")["arr_0"].nbytes == num * side * side * 3

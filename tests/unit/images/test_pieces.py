@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import write_images
 
 from brics_cli.errors import UsageError
-from brics_cli.images.sinks import discard_pieces, open_sink, pieces, pieces_directory
+from brics_cli.images.sinks import OutputImage, base, discard_pieces, open_sink, pieces, pieces_directory
+from brics_cli.runtime.reporting import SilentReporter
 
 KEYS = [f"s/my.photo.{number}" if number % 2 else f"s/{number}" for number in range(10)]
 
@@ -20,39 +23,51 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_SIZE", 4)
 
 
-def write(path: Path, *, resumable: bool, stop: int | None = None) -> int:
-    """Write all images, or up to number `stop` and then fail; where it began."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (len(KEYS), 6, 6, 3), dtype=np.uint8)
-    with open_sink(path, resumable=resumable, overwrite=True) as sink:
-        first = sink.resume_point(KEYS)
-        for number in range(first, len(KEYS)):
-            if number == stop:
-                sink._drain(0)
-                raise KeyboardInterrupt
-            sink.write(KEYS[number], images[number], label=number)
-    return first
+def some_images(start: int = 0, stop: int | None = None) -> Iterator[OutputImage]:
+    """Image `start` and those after it; instead of number `stop` comes a Ctrl-C."""
+    pixels = np.random.default_rng(0).integers(0, 256, (len(KEYS), 6, 6, 3), dtype=np.uint8)
+    for number in range(start, len(KEYS)):
+        if number == stop:
+            raise KeyboardInterrupt
+        yield OutputImage(KEYS[number], pixels[number], number)
+
+
+def write(path: Path, *, stop: int | None = None) -> int:
+    """Write all images, or up to number `stop`; where it began."""
+    sink = open_sink(path)
+    start = sink.resume_point(KEYS)
+    sink.write(some_images(start, stop), start=start)
+    sink.finish(SilentReporter())
+    return start
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.npz"])
 @pytest.mark.parametrize("stop", [None, 3, 4, 9])
-def test_an_interrupted_file_is_gone_on_with(tmp_path, name, stop):
+def test_an_interrupted_file_is_gone_on_with(tmp_path, name, stop, monkeypatch):
     plain, path = tmp_path / "plain" / name, tmp_path / name
-    plain.parent.mkdir()
-    write(plain, resumable=False)
+    with monkeypatch.context() as in_one_piece:
+        in_one_piece.setattr(pieces, "PIECE_SIZE", 100)
+        write_images(plain, some_images())
     if stop is not None:
+        monkeypatch.setattr(base, "_MAX_PENDING", 0)
         with pytest.raises(KeyboardInterrupt):
-            write(path, resumable=True, stop=stop)
+            write(path, stop=stop)
         assert not path.exists()
-    assert write(path, resumable=True) == (stop or 0) // 4 * 4
+    assert write(path) == (stop or 0) // 4 * 4
     discard_pieces(path)
     assert path.read_bytes() == plain.read_bytes()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["plain", name])
 
 
+def test_a_tar_is_one_shard_of_its_images(tmp_path):
+    write(tmp_path / "x.tar")
+    write_images(tmp_path / "folder", some_images(), shard_size=100)
+    assert (tmp_path / "x.tar").read_bytes() == (tmp_path / "folder" / "00000.tar").read_bytes()
+
+
 def test_an_npz_is_what_numpy_would_have_saved(tmp_path):
     path = tmp_path / "x.npz"
-    write(path, resumable=True)
+    write(path)
     images = np.random.default_rng(0).integers(0, 256, (len(KEYS), 6, 6, 3), dtype=np.uint8)
     with np.load(path, allow_pickle=False) as saved:
         assert saved.files == ["arr_0", "arr_1", "keys"]
@@ -71,7 +86,7 @@ def test_adms_evaluator_reads_an_npz_in_batches(tmp_path):
     """As its documented way goes: the member is opened in the zip, its version 1.0 or 2.0 header read, and uint8 rows
     in C order are taken from the stream, batch by batch."""
     path = tmp_path / "x.npz"
-    write(path, resumable=True)
+    write(path)
     images = np.random.default_rng(0).integers(0, 256, (len(KEYS), 6, 6, 3), dtype=np.uint8)
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
         assert np.lib.format.read_magic(member) == (1, 0)
@@ -86,26 +101,24 @@ def test_adms_evaluator_reads_an_npz_in_batches(tmp_path):
 
 def test_labels_of_some_images_are_no_labels(tmp_path):
     path = tmp_path / "x.npz"
-    with open_sink(path) as sink:
-        for number in range(6):
-            sink.write(str(number), np.zeros((2, 3, 3), np.uint8), label=number or None)
+    write_images(path, [OutputImage(str(number), np.zeros((2, 3, 3), np.uint8), number or None) for number in range(6)])
     with np.load(path) as saved:
         assert saved.files == ["arr_0", "keys"] and saved["arr_0"].shape == (6, 2, 3, 3)
 
 
 def test_an_npz_holds_images_of_one_size(tmp_path):
-    with pytest.raises(UsageError, match="images of one size"), open_sink(tmp_path / "x.npz") as sink:
-        sink.write("a", np.zeros((2, 3, 3), np.uint8))
-        sink.write("b", np.zeros((3, 3, 3), np.uint8))
+    images = [OutputImage(str(height), np.zeros((height, 3, 3), np.uint8)) for height in (2, 3)]
+    with pytest.raises(UsageError, match="images of one size"):
+        write_images(tmp_path / "x.npz", images)
     assert not (tmp_path / "x.npz").exists()
 
 
 def test_pieces_stay_until_they_are_discarded(tmp_path):
     path = tmp_path / "x.zip"
-    write(path, resumable=True)
+    write(path)
     assert len(list(pieces_directory(path).glob("*.tar"))) == 3
     path.unlink()
-    assert write(path, resumable=True) == len(KEYS)
+    assert write(path) == len(KEYS)
     discard_pieces(path)
     discard_pieces(path)
     assert list(tmp_path.iterdir()) == [path]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from image_files import write_images
 from PIL import Image
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError, WouldOverwriteError
-from brics_cli.images import claim_output, contact_sheet, open_collection, open_sink
-from brics_cli.images.outputs import FailureLog
+from brics_cli.images import contact_sheet, open_collection, open_sink
+from brics_cli.images.packs import FailureLog
 from brics_cli.images.pixels import load_pixels
+from brics_cli.images.sinks import OutputImage, base
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.workspace import Artefact, Parent, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import flat_name, key_of_name
-from brics_cli.workspace.outputs import output_lock
+from brics_cli.workspace.outputs import claim, output_lock
 
 KEYS = [f"s/{number}" for number in range(5)]
 
@@ -27,10 +31,18 @@ def images(num: int = 5) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (num, 6, 6, 3), dtype=np.uint8)
 
 
+def outputs(start: int = 0) -> list[OutputImage]:
+    metas = [{"n": number} if number % 2 else None for number in range(5)]
+    return list(map(OutputImage, KEYS, images(), range(5), metas))[start:]
+
+
 def write_all(path: Path, **settings) -> None:
-    with open_sink(path, **settings) as sink:
-        for number, (key, image) in enumerate(zip(KEYS, images(), strict=True)):
-            sink.write(key, image, label=number, meta={"n": number} if number % 2 else None)
+    write_images(path, outputs(), **settings)
+
+
+def interrupted(images: list[OutputImage], error: BaseException) -> Iterator[OutputImage]:
+    yield from images
+    raise error
 
 
 def hidden_files(folder: Path) -> list[str]:
@@ -69,9 +81,8 @@ def test_webdataset_bytes_repeat(tmp_path):
 
 
 def test_webdataset_reads_what_we_write_dots_and_all(tmp_path):
-    with open_sink(tmp_path / "x.tar") as sink:
-        for key, image in zip(["my.photo.1", "my.photo.2", "k" * 150, "a\nb/c\n"], images(4), strict=True):
-            sink.write(key, image)
+    keys = ["my.photo.1", "my.photo.2", "k" * 150, "a\nb/c\n"]
+    write_images(tmp_path / "x.tar", map(OutputImage, keys, images(4)))
     dataset = webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
     assert [sample["__key__"] for sample in dataset] == ["my%2Ephoto%2E1", "my%2Ephoto%2E2", "k" * 150, "a%0Ab/c%0A"]
     assert open_collection(tmp_path / "x.tar").read(0, 0).meta == {"original_key": "my.photo.1"}
@@ -88,27 +99,24 @@ def test_zip_is_edms_layout_with_keys(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out", "x.zip", "x.tar"])
-def test_an_exception_leaves_nothing_half_written(tmp_path, name):
-    with pytest.raises(RuntimeError, match="stop"), open_sink(tmp_path / name, shard_size=2) as sink:
-        for key, image in zip(KEYS[:3], images(), strict=False):
-            sink.write(key, image)
-        raise RuntimeError("stop")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([], ["00000.tar"])
+def test_an_exception_leaves_nothing_half_written(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(base, "_MAX_PENDING", 0)
+    with pytest.raises(RuntimeError, match="stop"):
+        open_sink(tmp_path / name, shard_size=2).write(interrupted(outputs()[:3], RuntimeError("stop")))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == (["00000.tar"] if name == "out" else [])
 
 
 @pytest.mark.parametrize("format", ["png", "wds"])
-def test_resume_gives_the_same_files(tmp_path, format):
+def test_resume_gives_the_same_files(tmp_path, format, monkeypatch):
+    monkeypatch.setattr(base, "_MAX_PENDING", 0)
     write_all(tmp_path / "whole", format=format, shard_size=2)
-    with pytest.raises(KeyboardInterrupt), open_sink(tmp_path / "out", format, shard_size=2) as sink:
-        for key, image in zip(KEYS[:3], images(), strict=False):
-            sink.write(key, image, label=0)
-        sink._drain(0)
-        raise KeyboardInterrupt
-    with open_sink(tmp_path / "out", format, shard_size=2) as sink:
-        start = sink.resume_point(KEYS)
-        assert start == {"png": 3, "wds": 2}[format]
-        for number in range(start, 5):
-            sink.write(KEYS[number], images()[number], label=number, meta={"n": number} if number % 2 else None)
+    with pytest.raises(KeyboardInterrupt):
+        open_sink(tmp_path / "out", format, shard_size=2).write(interrupted(outputs()[:3], KeyboardInterrupt()))
+    sink = open_sink(tmp_path / "out", format, shard_size=2)
+    start = sink.resume_point(KEYS)
+    assert start == {"png": 3, "wds": 2}[format]
+    sink.write(outputs(start), start=start)
+    sink.finish(SilentReporter())
     files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
     last = files[-1]
@@ -116,19 +124,15 @@ def test_resume_gives_the_same_files(tmp_path, format):
 
 
 def test_a_skipped_place_stays_empty(tmp_path):
-    with open_sink(tmp_path / "out", shard_size=2) as sink:
-        for number, key in enumerate(KEYS):
-            if number == 1:
-                sink.skip(key)
-            else:
-                sink.write(key, images()[number])
+    some = [image._replace(pixels=None) if number == 1 else image for number, image in enumerate(outputs())]
+    write_images(tmp_path / "out", some, shard_size=2)
     assert [shard.num_images for shard in open_collection(tmp_path / "out").shards] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/x", "a//b", "", "a/../../b"])
 def test_keys_that_leave_the_output_are_refused(tmp_path, key):
-    with pytest.raises(UsageError, match="not a relative path"), open_sink(tmp_path / "out", "png") as sink:
-        sink.write(key, images()[0])
+    with pytest.raises(UsageError, match="not a relative path"):
+        open_sink(tmp_path / "out", "png").write([OutputImage(key, images()[0])])
     assert not (tmp_path / "x.png").exists()
 
 
@@ -143,27 +147,26 @@ def test_path_and_format_must_agree(tmp_path):
             open_sink(tmp_path / name)
     (tmp_path / "x.zip").write_bytes(b"mine")
     with pytest.raises(WouldOverwriteError):
-        open_sink(tmp_path / "x.zip")
+        open_sink(tmp_path / "x.zip").claim(artefact(tmp_path / "x.zip"), overwrite=False)
     with pytest.raises(WouldOverwriteError, match="not made by brics"):
-        open_sink(tmp_path / "x.zip", overwrite=True)
-    (tmp_path / "x.zip").unlink()
-    for overwrite in (False, True):
-        write_all(tmp_path / "x.zip", overwrite=overwrite)
+        open_sink(tmp_path / "x.zip").claim(artefact(tmp_path / "x.zip"), overwrite=True)
+    write_all(tmp_path / "x.zip")
+    assert open_sink(tmp_path / "x.zip").claim(artefact(tmp_path / "x.zip"), overwrite=True) == "new"
     assert zipfile.is_zipfile(tmp_path / "x.zip")
 
 
 def test_claiming_again_removes_what_a_kill_left(tmp_path):
-    claim_output(artefact(tmp_path / "out"), overwrite=False)
+    claim(artefact(tmp_path / "out"), overwrite=False)
     (tmp_path / "out" / ".failures.jsonl.0a1b2c3d.tmp").write_bytes(b"")
     (tmp_path / "out" / "00000.tar").write_bytes(b"kept")
-    assert claim_output(artefact(tmp_path / "out"), overwrite=False) == "resume"
+    assert claim(artefact(tmp_path / "out"), overwrite=False) == "resume"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.tar", "brics.json"]
 
 
 def test_a_claim_that_was_killed_is_no_claim(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".brics.json.0a1b2c3d.tmp").write_bytes(b"{")
-    assert claim_output(artefact(tmp_path / "out"), overwrite=False) == "new"
+    assert claim(artefact(tmp_path / "out"), overwrite=False) == "new"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["brics.json"]
 
 
@@ -173,25 +176,25 @@ def artefact(path: Path, sha256: str = "a" * 64, **settings) -> Artefact:
 
 def test_claims(tmp_path):
     out = tmp_path / "out"
-    assert claim_output(artefact(out, size=8), overwrite=False) == "new"
-    assert claim_output(artefact(out, size=8), overwrite=False) == "resume"
+    assert claim(artefact(out, size=8), overwrite=False) == "new"
+    assert claim(artefact(out, size=8), overwrite=False) == "resume"
     with pytest.raises(ArtefactError, match="size: was 8, now 9"):
-        claim_output(artefact(out, size=9), overwrite=False)
+        claim(artefact(out, size=9), overwrite=False)
     with pytest.raises(ArtefactError, match="collection: was aaaaaaaaaaaa, now bbbbbbbbbbbb"):
-        claim_output(artefact(out, "b" * 64, size=8), overwrite=False)
+        claim(artefact(out, "b" * 64, size=8), overwrite=False)
     write_provenance(finished(artefact(out, size=8)))
-    assert claim_output(artefact(out, size=8), overwrite=False) == "complete"
+    assert claim(artefact(out, size=8), overwrite=False) == "complete"
     with pytest.raises(WouldOverwriteError):
-        claim_output(artefact(out, size=9), overwrite=False)
+        claim(artefact(out, size=9), overwrite=False)
     (out / "00007.tar").write_bytes(b"")
-    assert claim_output(artefact(out, size=9), overwrite=True) == "new"
+    assert claim(artefact(out, size=9), overwrite=True) == "new"
     assert not (out / "00007.tar").exists()
 
 
 def test_overwrite_never_empties_a_folder_that_brics_did_not_make(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(WouldOverwriteError, match="not made by brics"):
-        claim_output(artefact(tmp_path), overwrite=True)
+        claim(artefact(tmp_path), overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 

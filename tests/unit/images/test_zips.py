@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import grey, holds_in_child, keys_of, noise, read_all
+from image_files import grey, holds_in_child, keys_of, noise, read_all, write_images
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.images import load_shards, open_collection, open_sink
+from brics_cli.images import load_shards, open_collection
 from brics_cli.images.collection import MAX_FILE_BYTES
 from brics_cli.images.pixels import ImageError
+from brics_cli.images.sinks import OutputImage
 
 
 def write_zip(path: Path, members: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> Path:
@@ -58,9 +59,8 @@ def test_sidecars_in_a_zip(tmp_path):
 
 def test_what_brics_decode_writes_keeps_its_keys_and_labels(tmp_path):
     keys = ["s/b", "s/a", "t/my.photo"]
-    with open_sink(tmp_path / "x.zip") as sink:
-        for number, key in enumerate(keys):
-            sink.write(key, np.full((4, 4, 3), number, np.uint8), label=number)
+    images = [OutputImage(key, np.full((4, 4, 3), number, np.uint8), number) for number, key in enumerate(keys)]
+    write_images(tmp_path / "x.zip", images)
     assert [(raw.key, raw.label) for raw in read_all(open_collection(tmp_path / "x.zip"))] == [
         ("s/b", 0), ("s/a", 1), ("t/my.photo", 2),
     ]  # fmt: skip

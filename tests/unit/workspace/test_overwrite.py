@@ -200,7 +200,7 @@ def test_a_failing_command_leaves_the_old_file(workspace: Path) -> None:
     arguments = ("decode", "codes.h5", "--ae", "runs/autoencoder/a", "--out", "kept.zip")
     brics(*arguments, cwd=workspace, check=0)
     before = (workspace / "kept.zip").read_bytes()
-    with patch("brics_cli.images.sinks.pieces._join_zip", side_effect=OSError(errno.ENOSPC, "full")):
+    with patch("brics_cli.images.sinks.zip.ZipSink._join", side_effect=OSError(errno.ENOSPC, "full")):
         brics(*arguments, "--overwrite", cwd=workspace, check=6)
     assert (workspace / "kept.zip").read_bytes() == before
 

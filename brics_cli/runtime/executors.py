@@ -1,33 +1,63 @@
-"""The local executor: one process per device of this machine."""
+"""Executors: where a batch job's tasks run, one shard each (DESIGN section 9). `LocalExecutor`: on this machine.
+
+Every worker is a process that tells by a pipe of its own what happens, so that one that is killed leaves no lock held
+and no message cut in half for the others. One more pipe holds the numbers of the tasks: who reads one has taken it.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from brics_cli.errors import MachineError
 from brics_cli.isolation import child_command, child_environment
-from brics_cli.runtime.executors.executor import EventT, TaskT, Work
-from brics_cli.runtime.executors.worker import NUMBER
+
+Task_contra = TypeVar("Task_contra", contravariant=True)
+Event_co = TypeVar("Event_co", covariant=True)
+TaskT = TypeVar("TaskT")
+EventT = TypeVar("EventT")
 
 STOP_S = 5.0
 """Seconds that a worker has to end before it is killed."""
+_NUMBER = struct.Struct("<q")
+
+
+class Work(Protocol[Task_contra, Event_co]):
+    """What a worker does: set up once for `device`, then take tasks from the iterator and tell what happens.
+
+    It must be picklable, and so must its events. Asking the iterator for a task is taking it: a worker may read ahead.
+    A task's result goes to disk under its final name when it is whole, so that nothing is lost with a worker.
+    """
+
+    def __call__(self, device: str, tasks: Iterator[Task_contra]) -> Iterator[Event_co]: ...
+
+
+class Executor(Protocol):
+    """Runs `work` over `tasks` on all workers it has; each task is taken by one of them."""
+
+    def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Iterator[EventT]:
+        """The workers' events as they come, in the order of each worker. Raises what a worker raised.
+
+        Raises MachineError when a worker died. However it ends, no worker is left running.
+        """
+        ...
 
 
 class LocalExecutor:
     """A process for each of `devices`; a device named twice gets two. Each takes the next task when it is ready.
 
     They are started afresh, not forked (CUDA cannot be used in a forked one) and not by multiprocessing, which would
-    run the caller's script again in each. Every worker has a pipe of its own for its events, so that one that is
-    killed can leave no lock held and no message cut in half for the others. They end with their parent, however that
-    ends.
+    run the caller's script again in each. They end with their parent, however that ends.
     """
 
     def __init__(self, devices: Sequence[str]) -> None:
@@ -36,7 +66,7 @@ class LocalExecutor:
     def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Iterator[EventT]:
         """See `Executor.run`."""
         workers: dict[Connection, tuple[str, subprocess.Popen[bytes]]] = {}
-        numbers = _numbers(len(tasks))
+        numbers = _pipe_of_numbers(len(tasks))
         try:
             try:
                 for device in self.devices[: len(tasks)]:
@@ -61,19 +91,25 @@ class LocalExecutor:
                     else:
                         del running[ready]
         finally:
-            _stop([process for _, process in workers.values()])
-            for connection in workers:
+            for _, process in workers.values():
+                process.terminate()
+            for connection, (_, process) in workers.items():
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
                 connection.close()
 
 
-def _numbers(num: int) -> int:
+def _pipe_of_numbers(num: int) -> int:
     """The end to read from of a pipe that holds the numbers 0 to `num` - 1; a thread fills it as it empties."""
     read, write = os.pipe()
 
     def fill() -> None:
         with suppress(BrokenPipeError):  # nobody is left to read
             for number in range(num):
-                os.write(write, NUMBER.pack(number))
+                os.write(write, _NUMBER.pack(number))
         os.close(write)
 
     threading.Thread(target=fill, name="brics-tasks", daemon=True).start()
@@ -81,11 +117,12 @@ def _numbers(num: int) -> int:
 
 
 def _start(numbers: int) -> tuple[Connection, subprocess.Popen[bytes]]:
+    """A worker, and the pipe to it."""
     ours, theirs = multiprocessing.Pipe()
     # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        command = child_command("brics_cli.runtime.executors.worker", theirs.fileno(), numbers)
+        command = child_command(__name__, theirs.fileno(), numbers)
         process = subprocess.Popen(command, env=child_environment(), pass_fds=[theirs.fileno(), numbers])
     except BaseException:
         ours.close()
@@ -94,17 +131,6 @@ def _start(numbers: int) -> tuple[Connection, subprocess.Popen[bytes]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()  # so that the worker's death ends the pipe
     return ours, process
-
-
-def _stop(processes: Sequence[subprocess.Popen[Any]]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _death(device: str, process: subprocess.Popen[Any]) -> MachineError:
@@ -117,3 +143,33 @@ def _death(device: str, process: subprocess.Popen[Any]) -> MachineError:
     return MachineError(
         f"the process of device {device} {how}{why}", next="What is whole is kept: run the same command again."
     )
+
+
+def main() -> None:
+    """A worker. Its arguments: the descriptors of its pipe, whose first message is (work, device, tasks), and of the
+    pipe of numbers."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    events: Connection = Connection(int(sys.argv[1]))
+
+    def taken() -> Iterator[Any]:
+        while number := os.read(int(sys.argv[2]), _NUMBER.size):  # whole or nothing: that is how they are written
+            yield tasks[_NUMBER.unpack(number)[0]]
+
+    def end_with_parent() -> None:
+        with suppress(EOFError, OSError):
+            events.recv()  # nothing more comes but the end
+        os._exit(1)
+
+    try:
+        work, device, tasks = events.recv()
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        for event in work(device, taken()):
+            events.send(("event", event))
+        events.send(("done", None))
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it cannot be pickled: its text
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        events.send(("error", error))

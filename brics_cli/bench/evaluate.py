@@ -7,7 +7,6 @@ arithmetic, and so the time, is the same. N images, D features.
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
 import tracemalloc
@@ -36,9 +35,9 @@ from brics_cli.images import open_collection
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.photographs import PHOTOGRAPHS
 from brics_cli.images.reading import CollectionStream
-from brics_cli.networks.clip import ClipFeatures, load_clip
-from brics_cli.networks.features import FeatureNetwork, quiet_jit
-from brics_cli.networks.inception import INCEPTION_FILE, NUM_CLASSES, fid_inception, load_inception
+from brics_cli.networks.clip import ClipFeatures
+from brics_cli.networks.features import FeatureNetwork, load_network
+from brics_cli.networks.inception import InceptionFeatures, fid_inception
 from brics_cli.networks.weights import find
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 
@@ -69,7 +68,7 @@ def bench_evaluate(*, num_images: int, memory_images: int, device: torch.device,
         # The real side is the larger one, so that KID has subsets to draw, as many as it has by default.
         write_images(real, -(-num_images * 5 // 4), seed=1)
         reporter.message("building networks of the published architectures")
-        networks = standin_networks(Path(directory), device=device)
+        networks = _networks(device)
         steps: list[Callable[[], Row]] = [
             frechet_step,
             lambda: gathering_memory(memory_images),
@@ -223,47 +222,33 @@ def _forward_seconds(network: FeatureNetwork, folder: Path, device: torch.device
     return seconds / len(prepared)
 
 
-class _Inception(nn.Module):
-    """The signature of NVIDIA's file around `layers`."""
-
-    def __init__(self, layers: torch.jit.ScriptModule) -> None:
-        super().__init__()
-        self.layers = layers
-        self.output = nn.Linear(2048, NUM_CLASSES)
-
-    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        features: Tensor = self.layers((img - 128) / 128)
-        if return_features:
-            return features
-        logits: Tensor = self.output(features)
-        return logits
-
-
-def standin_networks(directory: Path, *, device: torch.device) -> dict[str, FeatureNetwork]:
-    """`inception-clean` and `clip` on `device`; Inception's file is in `directory`."""
-    with torch.random.fork_rng(), warnings.catch_warnings(), quiet_jit():
-        warnings.simplefilter("ignore")
+def _networks(device: torch.device) -> dict[str, FeatureNetwork]:
+    """Inception and CLIP on `device`."""
+    found = {key: find(weights) for key, weights in (("inception-clean", "inception"), ("clip", "clip-vit-b-32"))}
+    networks = {key: load_network(key, at.path, device=device) for key, at in found.items() if at is not None}
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = fid_inception(init_weights=True).eval()
-        published = find("inception")
-        file = directory / INCEPTION_FILE
-        if published is not None:
-            shutil.copy(published.path, file)
-        else:
-            model.fc = nn.Identity()
-            layers = torch.jit.trace(model, torch.zeros(2, 3, 299, 299), check_trace=False)
-            torch.jit.script(_Inception(layers)).save(str(file))
-        inception = load_inception(file, device=device)
-        found = find("clip-vit-b-32")
-        if found is not None:
-            clip = load_clip(found.path, device=device)
-        else:
+        if "inception-clean" not in networks:
+            networks["inception-clean"] = InceptionFeatures(_RandomInception(), device, resize_inside=False)
+        if "clip" not in networks:
             logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of the random weights that are wanted
-            network = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None, precision="fp32", device=device)
-            network.visual.image_mean, network.visual.image_std = (
+            model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None, precision="fp32", device=device)
+            model.visual.image_mean, model.visual.image_std = (
                 open_clip.OPENAI_DATASET_MEAN,
                 open_clip.OPENAI_DATASET_STD,
             )
-            clip = ClipFeatures(network, device)
-    inception.key, clip.key = "inception-clean", "clip"
-    return {"inception-clean": inception, "clip": clip}
+            networks["clip"] = ClipFeatures(model, device)
+    return networks
+
+
+class _RandomInception(nn.Module):
+    """Inception as clean-fid's wrapper has it: pixels of 0-255 -> 2048 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = fid_inception(init_weights=True)
+        self.base.output, self.base.fc = self.base.fc, nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.base((pixels - 128) / 128)
+        return features

@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from brics_cli.cli import options
-from brics_cli.cli.evaluation import checks_table, comparison_table, footnotes, results_table, say_what_was_not_measured
-from brics_cli.cli.output import Session
+from brics_cli.cli.output import Session, plain_table
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES
 from brics_cli.errors import ExitCode, UsageError
-from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, Settings, metrics_help
+from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, REGISTRY, Settings, metrics_help
+from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from brics_cli.evaluation.comparing import ComparedMetric, LoadedReport
+    from brics_cli.evaluation.report import EvaluationReport, MetricResult
+    from brics_cli.jobs.self_test import Check
 
 app = options.command_app()
 
-FEATURES = "Features"
-DRAWN = "Images drawn from a diffusion run"
-NEIGHBOURS = "Nearest neighbours"
+_features = partial(typer.Option, rich_help_panel="Features")
+_drawn = partial(typer.Option, rich_help_panel="Images drawn from a diffusion run")
+_neighbours = partial(typer.Option, rich_help_panel="Nearest neighbours")
+
+REAL = (
+    "The originals: a collection, a key-code store, or saved statistics (.npz with mu and sigma; one with images, "
+    "ADM's arr_0, is a collection)."
+)
+FAKE = (
+    "What is measured: the same kinds (a store is decoded on the fly), or a diffusion run, of which images are drawn."
+)
+MODE = f"How images are resized for Inception (clean-fid's): {', '.join(MODES)}. Default: {Settings.mode}."
+PRESET = (
+    f"Features, k and numbers of precision, recall, density, coverage: {', '.join(PRESETS)}. Default: "
+    f"{Settings.preset}, whose published figures need --mode legacy-tensorflow."
+)
+STATISTICS_BY = (
+    "What made the saved statistics, where neither their arrays nor their name tell: inception-clean, "
+    "inception-legacy-tensorflow (ADM, EDM), inception-legacy-pytorch (pytorch-fid), clip or dinov2."
+)
+SELF_TEST = (
+    "Check this machine's numbers against closed forms, clean-fid's code and, given --real and --fake, clean-fid's "
+    "published statistics of CIFAR-10."
+)
+UNVERIFIED = "Use weights of unknown sha256 that were imported so. Their figures are marked not comparable."
+NEIGHBOURS_BY = f"In whose features: {', '.join(NEIGHBOUR_NETWORKS)}. Default: the first whose weights are there."
 
 
 @app.callback(invoke_without_command=True)
 def eval(
     context: typer.Context,
     metric: Annotated[list[str] | None, typer.Option("--metric", help=metrics_help())] = None,
-    real: Annotated[
-        str | None,
-        typer.Option(
-            "--real",
-            metavar="PATH",
-            help="The originals: a collection, a key-code store, or saved statistics (.npz with mu and sigma; one "
-            "with images, ADM's arr_0, is a collection).",
-        ),
-    ] = None,
-    fake: Annotated[
-        str | None,
-        typer.Option(
-            "--fake",
-            metavar="PATH",
-            help="What is measured: the same kinds (a store is decoded on the fly), or a diffusion run, of which "
-            "images are drawn on the fly.",
-        ),
-    ] = None,
+    real: Annotated[str | None, typer.Option("--real", metavar="PATH", help=REAL)] = None,
+    fake: Annotated[str | None, typer.Option("--fake", metavar="PATH", help=FAKE)] = None,
     real_subset: Annotated[
         str | None,
         typer.Option("--real-subset", metavar="NAME", help="Which collection, where --real holds several (./lsun)."),
@@ -67,105 +85,30 @@ def eval(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch of the networks. Default: 32.")
     ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            "--mode",
-            metavar="NAME",
-            help=f"How images are resized for Inception (clean-fid's): {', '.join(MODES)}. Default: {Settings.mode}.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            help=f"Features, k and numbers of precision, recall, density, coverage: {', '.join(PRESETS)}. Default: "
-            f"{Settings.preset}, whose published figures need --mode legacy-tensorflow.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = None,
-    statistics_by: Annotated[
-        str | None,
-        typer.Option(
-            "--statistics-by",
-            metavar="NETWORK",
-            help="What made the saved statistics, where neither their arrays nor their name tell: inception-clean, "
-            "inception-legacy-tensorflow (ADM, EDM), inception-legacy-pytorch (pytorch-fid), clip or dinov2.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = None,
+    mode: Annotated[str | None, _features("--mode", metavar="NAME", help=MODE)] = None,
+    preset: Annotated[str | None, _features("--preset", metavar="NAME", help=PRESET)] = None,
+    statistics_by: Annotated[str | None, _features("--statistics-by", metavar="NETWORK", help=STATISTICS_BY)] = None,
     no_cache: Annotated[
-        bool,
-        typer.Option(
-            "--no-cache",
-            help="Compute the features of --real anew and keep none; see brics cache.",
-            rich_help_panel=FEATURES,
-        ),
+        bool, _features("--no-cache", help="Compute the features of --real anew and keep none; see brics cache.")
     ] = False,
-    allow_unverified: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unverified",
-            help="Use weights of unknown sha256 that were imported so. Their figures are marked not comparable.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = False,
-    self_test: Annotated[
-        bool,
-        typer.Option(
-            "--self-test",
-            help="Check this machine's numbers against closed forms, clean-fid's code and, given --real and --fake, "
-            "clean-fid's published statistics of CIFAR-10.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = False,
+    allow_unverified: Annotated[bool, _features("--allow-unverified", help=UNVERIFIED)] = False,
+    self_test: Annotated[bool, _features("--self-test", help=SELF_TEST)] = False,
     num_samples: Annotated[
-        int | None,
-        typer.Option(
-            "--num-samples", min=1, help="Images to draw, from seed 0 on. Default: 1000.", rich_help_panel=DRAWN
-        ),
+        int | None, _drawn("--num-samples", min=1, help="Images to draw, from seed 0 on. Default: 1000.")
     ] = None,
     sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--sampler",
-            metavar="NAME",
-            help=f"{SAMPLER_NAMES}. Default: {DEFAULT_SAMPLER}.",
-            rich_help_panel=DRAWN,
-        ),
+        str | None, _drawn("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}. Default: {DEFAULT_SAMPLER}.")
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", min=1, help="Sampler steps. Default: the sampler's own.", rich_help_panel=DRAWN),
-    ] = None,
-    neighbours_by: Annotated[
-        str | None,
-        typer.Option(
-            "--neighbours-by",
-            metavar="NETWORK",
-            help=f"In whose features: {', '.join(NEIGHBOUR_NETWORKS)}. Default: the first whose weights are there.",
-            rich_help_panel=NEIGHBOURS,
-        ),
-    ] = None,
+    steps: Annotated[int | None, _drawn("--steps", min=1, help="Sampler steps. Default: the sampler's own.")] = None,
+    neighbours_by: Annotated[str | None, _neighbours("--neighbours-by", metavar="NETWORK", help=NEIGHBOURS_BY)] = None,
     neighbours_of: Annotated[
         int | None,
-        typer.Option(
-            "--neighbours-of",
-            min=1,
-            help=f"Look up the first so many fake images. Default: {Settings.num_queries}.",
-            rich_help_panel=NEIGHBOURS,
+        _neighbours(
+            "--neighbours-of", min=1, help=f"Look up the first so many fake images. Default: {Settings.num_queries}."
         ),
     ] = None,
     sheet: Annotated[
-        Path | None,
-        typer.Option(
-            "--sheet",
-            metavar="PNG",
-            help=f"Where the sheet goes. Default: {Settings.sheet}.",
-            rich_help_panel=NEIGHBOURS,
-        ),
+        Path | None, _neighbours("--sheet", metavar="PNG", help=f"Where the sheet goes. Default: {Settings.sheet}.")
     ] = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
@@ -197,21 +140,15 @@ def eval(
     from brics_cli.api import evaluate
     from brics_cli.sampling.drawn import DrawSettings
 
-    settings = {
-        "mode": mode,
-        "preset": preset,
-        "neighbours_by": neighbours_by,
-        "num_queries": neighbours_of,
-        "sheet": sheet,
-    }
-    draw = {"num_images": num_samples, "sampler": sampler, "steps": steps}
+    settings = _given(mode=mode, preset=preset, neighbours_by=neighbours_by, num_queries=neighbours_of, sheet=sheet)
+    draw = _given(num_images=num_samples, sampler=sampler, steps=steps)
     report = evaluate(
         metric,
         real=real,
         fake=fake,
         limit=limit,
-        settings=Settings(**_given(settings)),
-        draw=DrawSettings(**_given(draw)),
+        settings=Settings(**settings),
+        draw=DrawSettings(**draw),
         statistics_by=statistics_by,
         allow_unverified=allow_unverified,
         use_cache=not no_cache,
@@ -230,10 +167,10 @@ def eval(
         ]
         session.result({"planned": report.planned, "left_out": report.left_out}, lines)
         return ExitCode.DONE
-    session.result(report.to_json(), [results_table(report), *footnotes(report)])
-    say_what_was_not_measured(session, report, out)
+    session.result(report.to_json(), [_results_table(report), *_footnotes(report)])
+    _say_what_was_not_measured(session, report, out)
     store = next((source.path for source in report.sources if source.kind == "store"), None)
-    if store is not None and "fid" not in {result.metric for result in report.results}:
+    if store is not None and not any(REGISTRY[result.metric].inputs == "samples" for result in report.results):
         session.next_step("brics", "train-diffusion", store)
     else:
         session.next_step("brics", "status")
@@ -270,12 +207,12 @@ def compare_reports(
         num_points = plot_against_steps(loaded, known_metric(metric).name, path=plot)
         session.reporter.message(f"plot: {plot}, {num_points} points")
     value = {"reports": [asdict(report) for report in loaded], "metrics": [asdict(row) for row in rows]}
-    session.result(value, comparison_table(loaded, rows))
+    session.result(value, _comparison_table(loaded, rows))
     session.next_step("brics", "status")
     return ExitCode.DONE
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _given(**values: Any) -> dict[str, Any]:
     """What was given on the command line."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -299,6 +236,121 @@ def _self_test(session: Session, real: str | None, fake: str | None, *, device: 
         raise UsageError(f"--self-test --real {real}: give clean-fid's statistics, an .npz")
     statistics = None if real is None else Path(real)
     checks = self_test(statistics=statistics, images=fake, device=device, reporter=session.reporter)
-    session.result([asdict(check) for check in checks], checks_table(checks))
+    session.result([asdict(check) for check in checks], _checks_table(checks))
     session.next_step("brics", "eval")
     return ExitCode.MACHINE if any(check.passed is False for check in checks) else ExitCode.DONE
+
+
+NUM_FAILURES_SHOWN = 10
+_NOT_COMPARABLE = {
+    OWN_WEIGHTS: "the weights are not the published file",
+    UNKNOWN_STATISTICS: "it is unknown which network made the saved statistics",
+}
+NO_FIGURE = "-"
+
+
+def _results_table(report: EvaluationReport) -> Table:
+    """Metric, value, error bar, N, and what the figure is comparable with."""
+    table = plain_table("metric", "value", "±", "N", "comparable with")
+    table.columns[-1].justify = "left"
+    for result in report.results:
+        error = NO_FIGURE if result.standard_error is None else _figure(result, result.standard_error)
+        with_ = result.definition
+        if result.not_comparable is not None:
+            with_ = f"nothing published ({result.not_comparable}): {with_}"
+        title = f"{result.title} {_arrow(result.better)}".strip()
+        table.add_row(title, _figure(result, result.value), error, _number(result), with_)
+    return table
+
+
+def _footnotes(report: EvaluationReport) -> list[str]:
+    """What a reader of the table must know besides."""
+    notes = [f"{result.title}: {result.note}" for result in report.results if result.note]
+    kinds: dict[str, list[str]] = {}
+    for result in report.results:
+        if result.error_kind is not None:
+            kinds.setdefault(result.error_kind, []).append(result.title)
+    notes += [f"± of {', '.join(titles)}: {kind}" for kind, titles in kinds.items()]
+    for obstacle, why in _NOT_COMPARABLE.items():
+        of = [result.title for result in report.results if obstacle in (result.not_comparable or "")]
+        if of:
+            notes.append(f"not comparable with published figures, since {why}: {', '.join(of)}")
+    return notes
+
+
+def _comparison_table(reports: Sequence[LoadedReport], rows: Sequence[ComparedMetric]) -> Table:
+    """One column per report, the best of each row marked."""
+    table = plain_table("metric", *_short_names([report.path for report in reports]), "not ranked because of")
+    table.columns[-1].justify = "left"
+    for row in rows:
+        cells: list[str | Text] = []
+        for index, (value, error) in enumerate(zip(row.values, row.errors, strict=True)):
+            text = NO_FIGURE if value is None else f"{value:.4f}"
+            text += "" if error is None else f" ± {error:.4f}"
+            cells.append(Text(f"{text} *", "bold green") if index == row.best else text)
+        title = " ".join(filter(None, (row.title, row.unit, _arrow(row.better))))
+        table.add_row(title, *cells, ", ".join(row.differences))
+    return table
+
+
+def _checks_table(checks: Sequence[Check]) -> Table:
+    """One line per check of the self-test."""
+    table = plain_table("check", "result", "expected", "found")
+    table.columns[-1].justify = "left"
+    said = {True: Text("passed", "green"), False: Text("FAILED", "red"), None: Text("not run", "yellow")}
+    for check in checks:
+        table.add_row(check.name, said[check.passed], check.expected, check.found)
+    return table
+
+
+def _say_what_was_not_measured(session: Session, report: EvaluationReport, out: Path | None) -> None:
+    """Left-out metrics, images without a partner, images that failed: on stderr."""
+    reporter = session.reporter
+    for source in report.sources:
+        if source.cached:
+            reporter.message(f"{source.side}: features of {', '.join(source.cached)} from the cache")
+    for name, reason in report.left_out.items():
+        reporter.message(f"left out: {name}: {reason}")
+    if report.num_pairs is not None:
+        for side, keys in (("real", report.unmatched_real), ("fake", report.unmatched_fake)):
+            if keys:
+                listed = "first" if out is None else f"listed in {out}, first"
+                reporter.warning(f"{side}: {_images(len(keys))} without a partner of the same key, {listed} {keys[0]}")
+    if report.failures:
+        total = len(report.failures)
+        first = f"first {min(total, NUM_FAILURES_SHOWN)}" if total > 1 else "namely"
+        listed = f"listed in {out}" if out is not None else f"{first}:"
+        reporter.warning(f"{_images(total)} failed, left out of every figure, {listed}")
+        for failure in report.failures[:NUM_FAILURES_SHOWN] if out is None else []:
+            reporter.warning(f"{failure.side} {failure.key}: {failure.reason}")
+    if out is not None:
+        reporter.message(f"report: {out}")
+
+
+def _number(result: MetricResult) -> str:
+    real, fake = ("?" if num is None else f"{num:,}" for num in (result.num_real, result.num_fake))
+    if result.num_real == result.num_fake:
+        return real
+    if REGISTRY[result.metric].one_sided:
+        return fake
+    return f"{real} real, {fake} fake"
+
+
+def _figure(result: MetricResult, value: float) -> str:
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.{REGISTRY[result.metric].decimals}f} {result.unit}".strip()
+
+
+def _arrow(better: str) -> str:
+    return {"higher": "↑", "lower": "↓"}.get(better, "")
+
+
+def _images(num: int) -> str:
+    return f"{num:,} image{'' if num == 1 else 's'}"
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """File names where they tell the paths apart, else the paths."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)

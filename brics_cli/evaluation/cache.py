@@ -15,9 +15,10 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def cache_root() -> Path:
 
 def entry_name(identity: dict[str, Any]) -> str:
     """The name of the entry of `identity`: 32 hexadecimal digits."""
-    text = json.dumps({"format": FORMAT, **identity}, sort_keys=True, default=str)
+    text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -132,49 +133,43 @@ def save(
                 kept[block[0] : block[-1] + 1] = rows.take(block)
             kept.flush()
             del kept
-    write_text_atomically(final / "entry.json", json.dumps(record, indent=2, default=str))
+    write_text_atomically(final / "entry.json", json.dumps(record, indent=2))
     return final
 
 
 def holds_layout(layout: str) -> bool:
     """Whether there may be features of images of this layout: their fingerprint is worth knowing."""
-    for path in _entry_files():
-        with suppress(OSError, ValueError, AttributeError):
-            if parse_json(read_bytes(path)).get("layout") == layout:
-                return True
-    return False
+    return any(record.get("layout") == layout for _, record in _records())
 
 
-def _entry_files() -> list[Path]:
-    """The `entry.json` of every entry."""
+def _records() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every entry's directory and what its `entry.json` says; what is not an entry of ours is passed over."""
     try:
-        return [path / "entry.json" for path in sorted(cache_root().iterdir())]
+        paths = sorted(cache_root().iterdir())
     except OSError:
-        return []
+        return
+    for path in paths:
+        with suppress(OSError, ValueError):
+            record = parse_json(read_bytes(path / "entry.json"))
+            if isinstance(record, dict):
+                yield path, record
 
 
 def _sweep() -> None:
     """Remove what a killed process left half-written: entries are written in minutes, this is older than a day."""
     root = cache_root()
-    for pattern in (".*.tmp", ".*.old", "*/.*.tmp"):
-        for path in root.glob(pattern):
-            with suppress(OSError):  # gone already, or not ours
-                if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in root.glob("[0-9a-f]" * 32):
-        with suppress(OSError):
-            if not (path / "entry.json").exists() and time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
-                shutil.rmtree(path)
+    begun = (path for path in root.glob("[0-9a-f]" * 32) if not (path / "entry.json").exists())
+    for path in chain(root.glob(".*.tmp"), root.glob(".*.old"), root.glob("*/.*.tmp"), begun):
+        with suppress(OSError):  # gone already, or not ours
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def entries() -> list[CacheEntry]:
-    """What is in the cache, the longest unused last. What is not an entry of ours is passed over."""
+    """What is in the cache, the longest unused last."""
     found = []
-    for file in _entry_files():
-        path = file.parent
-        try:
-            record = parse_json(read_bytes(file))
-            files = [file for file in path.iterdir() if file.is_file()]
+    for path, record in _records():
+        with suppress(OSError, ValueError, KeyError, TypeError):
             found.append(
                 CacheEntry(
                     name=path.name,
@@ -182,13 +177,11 @@ def entries() -> list[CacheEntry]:
                     description=str(record["description"]),
                     network=str(record["network"]),
                     num_images=int(record["num_images"]),
-                    num_bytes=sum(file.stat().st_size for file in files),
+                    num_bytes=sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
                     has_rows=(path / "rows.npy").exists(),
                     used=(path / "entry.json").stat().st_mtime,
                 )
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return sorted(found, key=lambda entry: entry.used, reverse=True)
 
 
@@ -200,15 +193,12 @@ def prune(*, unused_s: float | None = None, max_bytes: int | None = None) -> lis
     """
     _sweep()
     kept, now = entries(), time.time()
-    doomed: list[CacheEntry] = []
     if unused_s is None and max_bytes is None:
-        doomed, kept = kept, []
-    if unused_s is not None:
-        doomed += [entry for entry in kept if now - entry.used > unused_s]
-        kept = [entry for entry in kept if entry not in doomed]
-    if max_bytes is not None:
-        while kept and sum(entry.num_bytes for entry in kept) > max_bytes:
-            doomed.append(kept.pop())
+        max_bytes = -1
+    doomed = [entry for entry in kept if unused_s is not None and now - entry.used > unused_s]
+    kept = [entry for entry in kept if entry not in doomed]
+    while kept and max_bytes is not None and sum(entry.num_bytes for entry in kept) > max_bytes:
+        doomed.append(kept.pop())
     for entry in doomed:
         shutil.rmtree(entry.path, ignore_errors=True)
     return [entry for entry in doomed if not entry.path.exists()]

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brics_cli.errors import UsageError
 from brics_cli.evaluation.moments import FeatureMoments, Gaussian
 from brics_cli.evaluation.registry import Metric, Settings
 from brics_cli.evaluation.rows import RowSource
@@ -220,11 +219,3 @@ def on_device(rows: NDArray[np.generic], device: torch.device | str) -> Tensor:
     """The rows as float64, on the device or, where that has no float64, on the CPU."""
     device = torch.device(device)
     return torch.from_numpy(np.ascontiguousarray(rows)).to("cpu" if device.type == "mps" else device, torch.float64)
-
-
-def needs_images(title: str, side: Side, path: str) -> UsageError:
-    """Saved statistics cannot give what is needed."""
-    return UsageError(
-        f"{title} needs the {side} images themselves, and {path} holds a mean and a covariance alone",
-        next=f"Give images with --{side}, or measure fid, clip-fid or fd-dinov2.",
-    )

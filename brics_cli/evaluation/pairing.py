@@ -9,7 +9,7 @@ has no partner; order, number and position never decide.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from brics_cli.workspace.naming import flat_name, key_of_name
@@ -30,59 +30,51 @@ class Pairing:
 
 def match_keys(real: Sequence[str], fake: Sequence[str]) -> Pairing:
     """Pair the keys of two collections by the rule above. Keys that occur twice on a side have no partner."""
-    real_positions, fake_positions = _positions(real), _positions(fake)
-    partner = {key: key for key in real_positions if key in fake_positions}
-    partner |= {
-        key: flat_name(key) for key in real_positions if key not in partner and flat_name(key) in fake_positions
-    }
-    taken = set(partner.values())
-    named = {flat_name(key): key for key in fake_positions if key not in taken}
-    partner |= {key: named[key] for key in real_positions if key not in partner and key in named}
-    taken = set(partner.values())
-    left_real = _by_key(key for key in real_positions if key not in partner)
-    left_fake = _by_key(key for key in fake_positions if key not in taken)
-    candidates = {(left_real[key], left_fake[key]) for key in left_real if key in left_fake}
-    candidates |= {(left_real[key], left_fake[tail]) for key in left_real for tail in _tails(key) if tail in left_fake}
-    candidates |= {(left_real[tail], left_fake[key]) for key in left_fake for tail in _tails(key) if tail in left_real}
-    of_real: dict[str, list[str]] = {}
-    of_fake: dict[str, list[str]] = {}
-    for real_key, fake_key in candidates:
-        of_real.setdefault(real_key, []).append(fake_key)
-        of_fake.setdefault(fake_key, []).append(real_key)
-    for real_key, fake_keys in of_real.items():
-        if len(fake_keys) == 1 and len(of_fake[fake_keys[0]]) == 1:
-            partner[real_key] = fake_keys[0]
-    paired = sorted((real_positions[real_key], fake_positions[fake_key]) for real_key, fake_key in partner.items())
-    paired_real, paired_fake = {r for r, _ in paired}, {f for _, f in paired}
+    once_real, once_fake = _once(real), _once(fake)
+    left_real = {key: position for position, key in enumerate(real) if key in once_real}
+    left_fake = {key: position for position, key in enumerate(fake) if key in once_fake}
+    paired: list[tuple[int, int]] = []
+
+    def pair(candidates: Iterable[tuple[str, str]]) -> None:
+        for of_real, of_fake in candidates:
+            if of_real in left_real and of_fake in left_fake:
+                paired.append((left_real.pop(of_real), left_fake.pop(of_fake)))
+
+    pair([(key, key) for key in left_real])
+    pair([(key, flat_name(key)) for key in left_real])
+    pair([(flat_name(key), key) for key in left_fake])
+    named_real, named_fake = _by_key(left_real), _by_key(left_fake)
+    candidates = {(named_real[key], named_fake[key]) for key in named_real.keys() & named_fake.keys()}
+    candidates |= {(name, named_fake[tail]) for key, name in named_real.items() for tail in _tails(key, named_fake)}
+    candidates |= {(named_real[tail], name) for key, name in named_fake.items() for tail in _tails(key, named_real)}
+    of_one_real = _once(of_real for of_real, _ in candidates)
+    of_one_fake = _once(of_fake for _, of_fake in candidates)
+    pair([each for each in candidates if each[0] in of_one_real and each[1] in of_one_fake])
+    paired.sort()
+    paired_real, paired_fake = [r for r, _ in paired], [f for _, f in paired]
     return Pairing(
-        real=[r for r, _ in paired],
-        fake=[f for _, f in paired],
-        unmatched_real=[index for index in range(len(real)) if index not in paired_real],
-        unmatched_fake=[index for index in range(len(fake)) if index not in paired_fake],
+        paired_real,
+        paired_fake,
+        sorted(set(range(len(real))).difference(paired_real)),
+        sorted(set(range(len(fake))).difference(paired_fake)),
     )
 
 
-def _positions(keys: Sequence[str]) -> dict[str, int]:
-    """Key -> position, without the keys that occur more than once."""
-    positions: dict[str, int] = {}
-    twice = set()
-    for position, key in enumerate(keys):
-        if key in positions:
-            twice.add(key)
-        positions[key] = position
-    return {key: position for key, position in positions.items() if key not in twice}
+def _once(keys: Iterable[str]) -> set[str]:
+    """Those that occur once."""
+    return {key for key, number in Counter(keys).items() if number == 1}
 
 
 def _by_key(names: Iterable[str]) -> dict[str, str]:
     """Key -> the name that stands for it, of names that may be of files; without the keys of more than one."""
-    named = list(names)
-    keys = [key_of_name(name) for name in named]
-    number = Counter(keys)
-    return {key: name for key, name in zip(keys, named, strict=True) if number[key] == 1}
+    named = [(key_of_name(name), name) for name in names]
+    once = _once(key for key, _ in named)
+    return {key: name for key, name in named if key in once}
 
 
-def _tails(key: str) -> Iterator[str]:
-    """`a/b/c` -> `b/c`, `c`."""
+def _tails(key: str, known: Mapping[str, str]) -> Iterator[str]:
+    """`a/b/c` -> `b/c`, `c`, as far as they are known."""
     while "/" in key:
         key = key.split("/", 1)[1]
-        yield key
+        if key in known:
+            yield key

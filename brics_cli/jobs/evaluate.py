@@ -17,7 +17,7 @@ from typing import Any
 import brics_cli
 from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.evaluation.family import SIDES, Context, Output, Score, Side, family_of, needs_images
+from brics_cli.evaluation.family import SIDES, Context, Output, Score, Side, family_of
 from brics_cli.evaluation.images import StoreStream, open_images
 from brics_cli.evaluation.measuring import Input, Measurement
 from brics_cli.evaluation.pairing import Pairing, match_keys
@@ -78,16 +78,11 @@ def evaluate(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> EvaluationReport:
-    """Measure `metrics` (names of the registry; None: the usual ones whose weights and inputs are there; `all`: every
-    one) of `fake` against `real`.
+    """Measure `metrics` of `fake` against `real`: `brics_cli.api.evaluate`, which says what the arguments are.
 
-    Paths are collections, key-code stores, diffusion runs (images are drawn as `draw` says) or saved statistics
-    (.npz); left out, they come from `workspace` (`codes.lineage` says how). `dry_run`: only say what would be
-    measured (`EvaluationReport.planned`). `limit`: the first so many pairs, and the first so many images of each
-    side. `statistics_by`: the network (`inception-clean`, ...) that saved statistics are of, where they do not tell.
-    `use_cache`: take features of the real side from the cache and put them there. `out`: also write the report
-    there. Raises UsageError (unknown metric, no pairs, sizes that differ, too few images), ArtefactError (weights or
-    inputs missing), MachineError (features that are not finite), WouldOverwriteError.
+    Sides that are left out come from `workspace` (`codes.lineage` says how). Raises UsageError (unknown metric, no
+    pairs, sizes that differ, too few images), ArtefactError (weights or inputs missing), MachineError (features that
+    are not finite), WouldOverwriteError.
     """
     workspace, reporter = workspace or Workspace(Path()), reporter or SilentReporter()
     batch_size, num_workers = batch_size or BATCH_SIZE, num_workers or default_num_workers()
@@ -358,7 +353,11 @@ def _why_not(chosen: Chosen, sides: dict[Side, Input], pairing: Pairing, context
                     f"{metric.title} needs at least {smallest} image{plural} on each side, {source.path} gives {num}"
                 )
         elif needs is not None and (needs.rows or needs.batches):
-            return needs_images(metric.title, side, source.path)
+            return UsageError(
+                f"{metric.title} needs the {side} images themselves, and {source.path} holds a mean and a covariance "
+                "alone",
+                next=f"Give images with --{side}, or measure fid, clip-fid or fd-dinov2.",
+            )
         elif needs is not None:
             try:
                 source.check_made_by(chosen.network or "")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, first_line, quiet_jit
+from brics_cli.networks.features import FeatureNetwork, first_line, normalised, quiet_jit
 
 
 class ClipFeatures(FeatureNetwork):
@@ -36,15 +36,14 @@ class ClipFeatures(FeatureNetwork):
         super().__init__(device)
         self.network = network.eval()
         visual: Any = network.visual
-        self.mean = torch.tensor(visual.image_mean, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(visual.image_std, device=self.device).view(1, 3, 1, 1)
+        self.channels = visual.image_mean, visual.image_std
         self._crop = Compose([Resize(self.input_side, InterpolationMode.BICUBIC), CenterCrop(self.input_side)])
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.array(self._crop(Image.fromarray(image)))  # (224, 224, 3)
 
     def forward(self, batch: Tensor) -> Tensor:
-        features: Tensor = self.network.encode_image((batch / 255 - self.mean) / self.std)  # (B, 512)
+        features: Tensor = self.network.encode_image(normalised(batch, *self.channels))  # (B, 512)
         return features
 
 

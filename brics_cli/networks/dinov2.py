@@ -18,11 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, read_state
+from brics_cli.networks.features import IMAGENET, FeatureNetwork, normalised, read_state
 
 SIDE, PATCH = 224, 14
 HEAD_FEATURES = 64
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DinoFeatures(FeatureNetwork):
@@ -35,14 +34,12 @@ class DinoFeatures(FeatureNetwork):
         super().__init__(device)
         self.network = network.to(self.device).eval()
         self.num_features = network.embed_dim
-        self.mean = torch.tensor(_MEAN, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(_STD, device=self.device).view(1, 3, 1, 1)
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.array(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))  # (224, 224, 3)
 
     def forward(self, batch: Tensor) -> Tensor:
-        tokens = self.network.forward_features((batch / 255 - self.mean) / self.std)  # (B, 1 + 16 * 16, D)
+        tokens = self.network.forward_features(normalised(batch, *IMAGENET))  # (B, 1 + 16 * 16, D)
         return tokens[:, 0]
 
 

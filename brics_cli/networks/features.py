@@ -22,6 +22,9 @@ from torch import Tensor
 from brics_cli.errors import ArtefactError, MachineError, machine_error
 from brics_cli.networks.registry import NETWORKS
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of its channels, in 0-1."""
+
 Image = NDArray[np.uint8]
 Prepared = NDArray[np.generic]
 
@@ -52,6 +55,11 @@ def read_state(path: Path, *, what: str) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise ArtefactError(f"{path} is not {what} (it holds a {type(state).__name__})")
     return state
+
+
+def normalised(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels (B, 3, H, W) of 0-255 -> those of 0-1, less the mean of each channel, over its deviation."""
+    return (batch / 255 - batch.new_tensor(mean)[:, None, None]) / batch.new_tensor(std)[:, None, None]
 
 
 def first_line(error: Exception) -> str:
@@ -85,9 +93,10 @@ class FeatureNetwork(ABC):
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
 
-    @abstractmethod
     def prepare(self, image: Image) -> Prepared:
-        """One image (H, W, 3), RGB, 0-255, as the network's input (S, S, 3), 0-255. Runs in worker threads."""
+        """One image (H, W, 3), RGB, 0-255, as the network's input (S, S, 3), 0-255; as it is, for networks that resize
+        themselves. Runs in worker threads."""
+        return image
 
     @abstractmethod
     def forward(self, batch: Tensor) -> Tensor:

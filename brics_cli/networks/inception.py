@@ -70,14 +70,13 @@ class InceptionFeatures(Inception):
         self.output = network.base.output.weight
         if resize_inside:
             self.resize = "legacy_tensorflow: the network's own, bilinear without antialias to 299x299"
-            self._resize = lambda image: image
+            self._resize = None
         else:
             self.resize = "clean: Pillow bicubic per channel in float32 to 299x299, clipped, not rounded"
             self._resize = build_resizer("clean")
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.generic]:
-        resized: NDArray[np.generic] = self._resize(image)  # (299, 299, 3), or as it is
-        return resized
+        return image if self._resize is None else self._resize(image)  # (299, 299, 3)
 
     def forward(self, batch: Tensor) -> Tensor:
         features: Tensor = self.network(batch)  # (B, 2048)

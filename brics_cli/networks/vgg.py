@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, first_line, quiet_jit, read_state
+from brics_cli.networks.features import IMAGENET, FeatureNetwork, first_line, normalised, quiet_jit, read_state
 
 SIDE = 224
 # torchvision's numbers of the convolutions, each followed by a ReLU, and of those followed by a pooling as well.
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 _BEFORE_POOLINGS = (2, 7, 14, 21, 28)
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class NvidiaVgg16(FeatureNetwork):
@@ -35,9 +32,6 @@ class NvidiaVgg16(FeatureNetwork):
     def __init__(self, network: torch.jit.ScriptModule, device: torch.device | str) -> None:
         super().__init__(device)
         self.network = network
-
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return image
 
     def forward(self, batch: Tensor) -> Tensor:
         features: Tensor = self.network(batch, return_features=True)  # (B, 4096)
@@ -58,14 +52,9 @@ class TorchvisionVgg16(FeatureNetwork):
             name: value.to(self.device, memory_format=torch.channels_last if value.ndim == 4 else torch.preserve_format)
             for name, value in state.items()
         }
-        self.mean = torch.tensor(_MEAN, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(_STD, device=self.device).view(1, 3, 1, 1)
-
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return image
 
     def forward(self, batch: Tensor) -> Tensor:
-        x = (tensorflow_bilinear(batch, SIDE) / 255 - self.mean) / self.std  # (B, 3, 224, 224)
+        x = normalised(tensorflow_bilinear(batch, SIDE), *IMAGENET)  # (B, 3, 224, 224)
         for number in _CONVOLUTIONS:
             x = F.relu(F.conv2d(x, *self._layer(f"features.{number}"), padding=1))
             if number in _BEFORE_POOLINGS:

@@ -8,6 +8,7 @@ pytorch-msssim. N images, D features. `PYTHONPATH=tests python -m peers.parity -
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,9 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from torch import nn
+from torch import Tensor, nn
 
-from brics_cli.bench.evaluate import BATCH_SIZE, standin_networks, write_images
+from brics_cli.bench.evaluate import BATCH_SIZE, write_images
 from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.inception_score import inception_score
 from brics_cli.evaluation.kernel import kernel_distance
@@ -31,9 +32,11 @@ from brics_cli.evaluation.manifold import manifold_scores
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.reconstruction import ms_ssim, psnr, ssim
 from brics_cli.evaluation.rows import ArrayRows
-from brics_cli.networks.clip import ClipFeatures
-from brics_cli.networks.features import FeatureNetwork
+from brics_cli.networks.clip import ClipFeatures, load_clip
+from brics_cli.networks.features import FeatureNetwork, quiet_jit
+from brics_cli.networks.inception import INCEPTION_FILE, NUM_CLASSES, fid_inception, load_inception
 from brics_cli.networks.perceptual import LpipsFeatures, load_lpips
+from brics_cli.networks.weights import find
 
 Features = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -223,6 +226,45 @@ def _backbone(model: nn.Module) -> nn.Module:
         for name, layer in getattr(model.net, f"slice{number}").named_children():
             features.add_module(name, layer)
     return features
+
+
+class _Inception(nn.Module):
+    """The signature of NVIDIA's file around `layers`."""
+
+    def __init__(self, layers: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.layers = layers
+        self.output = nn.Linear(2048, NUM_CLASSES)
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        features: Tensor = self.layers((img - 128) / 128)
+        if return_features:
+            return features
+        logits: Tensor = self.output(features)
+        return logits
+
+
+def standin_networks(directory: Path, *, device: torch.device) -> dict[str, FeatureNetwork]:
+    """Inception and CLIP on `device`: the published files where they are there, else the same architectures with
+    random weights. The file of Inception is in `directory`."""
+    file = directory / INCEPTION_FILE
+    with torch.random.fork_rng(), quiet_jit():
+        torch.manual_seed(0)
+        if (published := find("inception")) is not None:
+            shutil.copy(published.path, file)
+        else:
+            model = fid_inception(init_weights=True).eval()
+            model.fc = nn.Identity()
+            layers = torch.jit.trace(model, torch.zeros(2, 3, 299, 299), check_trace=False)
+            torch.jit.script(_Inception(layers)).save(str(file))
+        if (found := find("clip-vit-b-32")) is not None:
+            clip = load_clip(found.path, device=device)
+        else:
+            network = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None, precision="fp32", device=device)
+            network.visual.image_mean = open_clip.OPENAI_DATASET_MEAN
+            network.visual.image_std = open_clip.OPENAI_DATASET_STD
+            clip = ClipFeatures(network, device)
+    return {"inception-clean": load_inception(file, device=device), "clip": clip}
 
 
 def main() -> None:

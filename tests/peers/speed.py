@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 import torch_fidelity
-from peers.parity import clean_fid_distance, clean_fid_features, clean_fid_network
+from peers.parity import clean_fid_distance, clean_fid_features, clean_fid_network, standin_networks
 
-from brics_cli.bench.evaluate import BATCH_SIZE, measure, standin_networks, write_images
+from brics_cli.bench.evaluate import BATCH_SIZE, measure, write_images
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.images.loader import default_num_workers
 from brics_cli.networks.features import FeatureNetwork

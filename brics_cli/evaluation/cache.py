@@ -15,28 +15,20 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.rows import ArrayRows, RowSource, in_blocks
-from brics_cli.images import TRANSFORM_VERSIONS
-from brics_cli.images.fingerprints import fingerprint, known_fingerprint
-from brics_cli.images.reading import CollectionStream
-from brics_cli.images.selection import select_positions
 from brics_cli.parsing import as_json, parse_json, read_bytes
-from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import atomic_path, write_text_atomically
 from brics_cli.workspace.files import cache_folder
-
-if TYPE_CHECKING:
-    from brics_cli.networks.features import FeatureNetwork
 
 FORMAT = 3
 """Raised whenever what an entry holds is computed in another way."""
@@ -202,40 +194,3 @@ def prune(*, unused_s: float | None = None, max_bytes: int | None = None) -> lis
     for entry in doomed:
         shutil.rmtree(entry.path, ignore_errors=True)
     return [entry for entry in doomed if not entry.path.exists()]
-
-
-class ReferenceFeatures:
-    """The cached features of the images at `positions` of a collection, in any network."""
-
-    def __init__(self, stream: CollectionStream, positions: Sequence[int], *, reporter: Reporter) -> None:
-        self.stream = stream
-        self.images = select_positions(stream.collection, positions)
-        # Features are worth more than a pass over the files, but where there are none the pass would be for nothing:
-        # then the fingerprint comes with the features.
-        self.fingerprint = known_fingerprint(self.images)
-        if self.fingerprint is None and holds_layout(self.images.layout):
-            self.fingerprint = fingerprint(self.images, reporter=reporter)
-
-    def load(self, network: FeatureNetwork, *, need_rows: bool) -> CachedFeatures | None:
-        """The features in `network`; None when they are not there."""
-        return None if self.fingerprint is None else load(self._identity(network), need_rows=need_rows)
-
-    def save(
-        self, network: FeatureNetwork, moments: FeatureMoments, rows: RowSource | None, failures: list[tuple[str, str]]
-    ) -> None:
-        """Keep features, unless what they are of is not known. Raises OSError when the cache cannot be written."""
-        if self.fingerprint is not None:
-            description = f"{self.stream.path}: {self.stream.describe()}"
-            identity, layout = self._identity(network), self.images.layout
-            save(identity, layout=layout, description=description, moments=moments, rows=rows, failures=failures)
-
-    def _identity(self, network: FeatureNetwork) -> dict[str, Any]:
-        transform = self.stream.transform
-        return {
-            "fingerprint": self.fingerprint,
-            "transform": None if transform is None else f"{transform}/{TRANSFORM_VERSIONS[transform]}",
-            "size": self.stream.size,
-            "network": network.key,
-            "weights": network.weights_sha256,
-            "resize": network.resize,
-        }

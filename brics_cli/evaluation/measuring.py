@@ -11,19 +11,24 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import chain, zip_longest
+from typing import Any
 
 import numpy as np
 
 from brics_cli.errors import MachineError, UsageError
-from brics_cli.evaluation.cache import ReferenceFeatures
+from brics_cli.evaluation import cache
 from brics_cli.evaluation.family import SIDES, Context, Family, Needs, SetFeatures, Side, family_of
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.pairing import Pairing
-from brics_cli.evaluation.rows import SpooledRows
+from brics_cli.evaluation.rows import RowSource, SpooledRows
 from brics_cli.evaluation.selection import Chosen
 from brics_cli.evaluation.statistics import SavedStatistics
+from brics_cli.images import TRANSFORM_VERSIONS
+from brics_cli.images.fingerprints import fingerprint, known_fingerprint
 from brics_cli.images.reading import CollectionStream, ImageStream
+from brics_cli.images.selection import select_positions
 from brics_cli.networks.features import FeatureNetwork, Image, Prepared
+from brics_cli.runtime.reporting import Reporter
 
 Input = ImageStream | SavedStatistics
 
@@ -111,6 +116,43 @@ class Extraction:
                     gathering.refused = error
 
 
+class _Reference:
+    """The cached features of the images at `positions` of a collection, in any network."""
+
+    def __init__(self, stream: CollectionStream, positions: Sequence[int], *, reporter: Reporter) -> None:
+        self.stream = stream
+        self.images = select_positions(stream.collection, positions)
+        # Features are worth more than a pass over the files, but where there are none the pass would be for nothing:
+        # then the fingerprint comes with the features.
+        self.fingerprint = known_fingerprint(self.images)
+        if self.fingerprint is None and cache.holds_layout(self.images.layout):
+            self.fingerprint = fingerprint(self.images, reporter=reporter)
+
+    def load(self, network: FeatureNetwork, *, need_rows: bool) -> cache.CachedFeatures | None:
+        """The features in `network`; None when they are not there."""
+        return None if self.fingerprint is None else cache.load(self._identity(network), need_rows=need_rows)
+
+    def save(
+        self, network: FeatureNetwork, moments: FeatureMoments, rows: RowSource | None, failures: list[tuple[str, str]]
+    ) -> None:
+        """Keep features, unless what they are of is not known. Raises OSError when the cache cannot be written."""
+        if self.fingerprint is not None:
+            description = f"{self.stream.path}: {self.stream.describe()}"
+            identity, layout = self._identity(network), self.images.layout
+            cache.save(identity, layout=layout, description=description, moments=moments, rows=rows, failures=failures)
+
+    def _identity(self, network: FeatureNetwork) -> dict[str, Any]:
+        transform = self.stream.transform
+        return {
+            "fingerprint": self.fingerprint,
+            "transform": None if transform is None else f"{transform}/{TRANSFORM_VERSIONS[transform]}",
+            "size": self.stream.size,
+            "network": network.key,
+            "weights": network.weights_sha256,
+            "resize": network.resize,
+        }
+
+
 class Measurement:
     """The families that measure `chosen` on `sides`, and what one pass over these hands them.
 
@@ -153,9 +195,9 @@ class Measurement:
             "fake": (pairing.fake + pairing.unmatched_fake)[:limit],
         }
         real = sides["real"]
-        self._reference: ReferenceFeatures | None = None
+        self._reference: _Reference | None = None
         if context.use_cache and isinstance(real, CollectionStream) and self._order["real"]:
-            self._reference = ReferenceFeatures(real, self._order["real"], reporter=context.reporter)
+            self._reference = _Reference(real, self._order["real"], reporter=context.reporter)
         self._features: dict[tuple[str, Side], SetFeatures] = {}
         self._gatherings: dict[tuple[str, Side], Gathering] = {}
 

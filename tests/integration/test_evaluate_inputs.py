@@ -204,13 +204,12 @@ def test_statistics_of_another_network_are_refused_and_name_both(evaluate, folde
     assert "edm2.pkl is a pickle" in line and not (tmp_path / "owned").exists()
 
 
-def test_statistics_of_clip_and_dinov2_are_told_apart(evaluate, folders: Path, tmp_path: Path, weights: Path) -> None:
+def test_statistics_of_clip_and_dinov2_are_told_apart(
+    evaluate, folders: Path, tmp_path: Path, weights: Path, request: pytest.FixtureRequest
+) -> None:
     """With the right maker a figure; with another one exit 3, which names both; with an unknown one it is marked."""
-    if not (weights / "dinov2_vitl14_pretrain.pth").exists():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("BRICS_WEIGHTS", str(weights))
-            path = standin_weights.save_dinov2(tmp_path, width=1024, depth=1)
-            import_weights(path, allow_unverified=True, as_id="dinov2-vit-l-14")
+    standin_weights.save_dinov2(weights, width=1024, depth=1)
+    request.addfinalizer((weights / "dinov2_vitl14_pretrain.pth").unlink)
     clip, dino = "ffhq_clean_clip_vit_b_32_trainval70k_256.npz", "dinov2.npz"
     np.savez(tmp_path / clip, **gaussian(512))
     np.savez(tmp_path / "clip.npz", **gaussian(512))

@@ -33,7 +33,7 @@ from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-    from brics_cli.config.names import Quantisation
+    from brics_cli.config.names import Precision, Quantisation
     from brics_cli.diffusion.classes import Balance
     from brics_cli.evaluation.registry import Settings
     from brics_cli.evaluation.report import EvaluationReport
@@ -109,7 +109,7 @@ def encode(
     autoencoder: str | Path | None = None,
     out: str | Path | None = None,
     quantisation: Quantisation | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     transform: str | None = None,
     flips: bool = False,
     subset: str | None = None,
@@ -118,7 +118,7 @@ def encode(
     keys: Sequence[str] | None = None,
     limit: int | None = None,
     part: tuple[int, int] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     max_failures: int | None = None,
     verify: bool = False,
@@ -131,7 +131,7 @@ def encode(
 
     data: a collection of images, as for `train_autoencoder`. None: the one that the autoencoder was trained on.
     autoencoder: the run of an autoencoder. None: the newest in `workspace`.
-    out: the store, `*.h5`. None: `codes.h5` in `workspace`.
+    out: the store, `*.h5`. None: `codes.h5` in `workspace`, or `codes-I-of-N.h5` for a `part`.
     quantisation: `uint8`, `uint16` or `float16`. None: uint8 for bounded codes, float16 for those of kl, vq and rq.
     precision: arithmetic of the encoder, `fp32` or `bf16`. None: bf16 on CUDA, fp32 elsewhere.
     transform: how an image becomes a square. None: as in the autoencoder's training.
@@ -140,7 +140,7 @@ def encode(
     labels: `folder` (top-level folders are classes) or `none`. None: what the collection says.
     keys, limit, part: only the images of these keys; of them only the first so many; of these every n-th shard from
         the i-th on, as (i, n).
-    batch_size: images per batch of the network.
+    batch_size: images per batch of the network. None: 64.
     num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
     max_failures: stop once more images than this cannot be read. None: never.
     verify: check every invariant of the finished store (`EncodeResult.broken`).

@@ -21,9 +21,9 @@ OPAQUE = ("Autoencoder.encode", "Autoencoder.decode", ".forward", ".of_prepared"
 ASIDE = {
     "load_autoencoder", "load_autoencoder_of", "load_store_autoencoder", "load_denoiser", "build_autoencoder",
     "build_denoiser", "read_bytes", "read_text", "read_json", "parse_json", "contact_sheet", "median_side", "end_step",
-    "save_state",
+    "save_state", "quantisation_cost",
 }  # fmt: skip
-"""Making models, reading records, drawing sheets, ending a step: no part of the way of one image."""
+"""Making models, reading records, drawing sheets, measuring on the side, ending a step: no part of the way of one image."""
 MANY = 100
 
 

@@ -12,7 +12,7 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.batch import report_verification, same_command_goes_on, wait_passively, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.config.names import Quantisation, Transform
+from brics_cli.config.names import Precision, Quantisation, Transform
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
 
@@ -37,7 +37,7 @@ def encode_dataset(
         typer.Option("--quantisation", help="Default: uint8 for bounded codes, float16 for those of kl, vq and rq."),
     ] = None,
     dtype: Annotated[
-        options.Precision | None,
+        Precision | None,
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
     subset: options.Subset = None,
@@ -61,7 +61,9 @@ def encode_dataset(
             help="Encode every N-th shard, from shard I on (job arrays); `brics merge` joins the parts.",
         ),
     ] = None,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per batch of the network. Default: 64.")
+    ] = None,
     num_workers: options.NumWorkers = None,
     max_failures: options.MaxFailures = None,
     verify: Annotated[
@@ -92,7 +94,7 @@ def encode_dataset(
         autoencoder=ae,
         out=out,
         quantisation=quantisation,
-        precision=dtype.value if dtype is not None else None,
+        precision=dtype,
         transform=transform,
         flips=flips,
         subset=subset,

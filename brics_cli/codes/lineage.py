@@ -80,8 +80,7 @@ def load_autoencoder_of(
             autoencoder = load_autoencoder(Path(recorded), device=device)
             if autoencoder.weights_sha256 == sha256:
                 return autoencoder
-    moved = workspace.with_sha256("autoencoder", sha256)
-    if moved is not None:
+    if (moved := workspace.with_sha256("autoencoder", sha256)) is not None:
         autoencoder = load_autoencoder(moved.path, device=device)
         if autoencoder.weights_sha256 == sha256:
             return autoencoder

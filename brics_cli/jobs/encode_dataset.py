@@ -14,7 +14,7 @@ from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
-from brics_cli.config.names import DEFAULT_QUANTISATIONS, Quantisation
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision, Quantisation
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection
@@ -102,7 +102,7 @@ def plan_encoding(
     autoencoder: Autoencoder | Path | None = None,
     out: Path | None = None,
     quantisation: Quantisation | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     transform: str | None = None,
     flips: bool = False,
     subset: str | None = None,
@@ -226,7 +226,7 @@ def encode_dataset(
                 reporter.message(f"going on: {num_shards - len(pending):,} of {num_shards:,} shards are encoded")
             initial = header.num_images - sum(plan.shards[index].num_images for index in pending)
             work = plan.work(writer.parts_directory)
-            costs = _quantisation_cost(plan, pending)
+            costs = quantisation_cost(plan, pending)
             start = time.perf_counter()
             running = _run(plan, work, pending)
             try:
@@ -304,7 +304,7 @@ def _run(plan: EncodePlan, work: ShardWork, pending: list[int]) -> Generator[Pro
 
 
 @torch.inference_mode()
-def _quantisation_cost(plan: EncodePlan, pending: list[int]) -> tuple[float, float] | None:
+def quantisation_cost(plan: EncodePlan, pending: list[int]) -> tuple[float, float] | None:
     """Mean PSNR in dB of the first images' reconstructions from exact and from quantised codes; None without images."""
     if not pending:
         return None

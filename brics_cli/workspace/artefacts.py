@@ -118,25 +118,16 @@ def read_provenance(path: Path) -> Artefact | None:
     Raises ArtefactError when its provenance is damaged or was written by a newer brics, MachineError when a store
     cannot be read now (locked, a failing mount).
     """
+    record: Any = None
     if path.is_file() and is_store(path):
-        text = _store_provenance(path)
-        if text is None:
-            return None
-        try:
-            record = parse_json(text)
-        except ValueError:
-            return None  # an HDF5 file of something else may have an attribute of that name
+        with suppress(OSError, RuntimeError, KeyError, ValueError, TypeError), open_hdf5(path) as file:
+            record = parse_json(file.attrs[STORE_ATTRIBUTE])
         if not isinstance(record, dict) or "brics_artefact" not in record:
-            return None
+            return None  # an HDF5 file of something else may have an attribute of that name
+    elif (beside := provenance_path(path)).is_file():
+        record = read_json(beside, what="artefact")
     else:
-        source = provenance_path(path)
-        if not source.is_file():
-            return None
-        record = read_json(source, what="artefact")
-    return _from_json(path, record)
-
-
-def _from_json(path: Path, record: Any) -> Artefact:
+        return None
     if not isinstance(record, dict) or record.get("brics_artefact") is None:
         raise ArtefactError(f"the provenance of {path} is not one that brics wrote")
     if record["brics_artefact"] != 1:
@@ -154,15 +145,6 @@ def _from_json(path: Path, record: Any) -> Artefact:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"the provenance of {path} is damaged ({error!r})") from None
-
-
-def _store_provenance(path: Path) -> str | None:
-    try:
-        with open_hdf5(path) as file:
-            text = file.attrs.get(STORE_ATTRIBUTE)
-    except (OSError, RuntimeError, KeyError, ValueError):
-        return None
-    return text if isinstance(text, str) else None
 
 
 def sha256_of_file(path: Path) -> str:
@@ -242,10 +224,9 @@ class Workspace:
             there = read_provenance(Path(parent.path))
             if there is not None and there.details.get("sha256", parent.sha256) == parent.sha256:
                 return there
-        for artefact in [] if parent.kind in {"collection", "shards"} else self.artefacts():
-            if artefact.kind == parent.kind and artefact.details.get("sha256") == parent.sha256:
-                return artefact
-        return None
+        found = [] if parent.kind in {"collection", "shards"} else self.artefacts()
+        wanted = (parent.kind, parent.sha256)
+        return next((each for each in found if (each.kind, each.details.get("sha256")) == wanted), None)
 
     def collection_path(self, parent: Parent) -> str:
         """Where the collection `parent` is: as recorded, or, if it is gone from there, shards of that sha256."""

@@ -23,7 +23,7 @@ ASIDE = {
     "build_denoiser", "read_bytes", "read_text", "read_json", "parse_json", "contact_sheet", "median_side", "end_step",
     "save_state", "quantisation_cost",
 }  # fmt: skip
-"""Making models, reading records, drawing sheets, measuring on the side, ending a step: no part of the way of one image."""
+"""Making models, reading records, drawing sheets, measuring beside, ending a step: no part of the way of one image."""
 MANY = 100
 
 

@@ -103,28 +103,22 @@ def form_of_output(
     elif ending == FOLDER and default is not None:
         fitting = [default]
     if not fitting:
-        raise UsageError(f"{option} {out} {_what_is_wrong(ending, forms, asked)}", next=_what_is_written(forms, asked))
+        possible = [each for endings in forms.values() for each in endings]
+        if asked is not None:
+            wrong = f"does not go with --format {asked}"
+        elif FOLDER in possible:
+            wrong = f"is named like a {ending} file, which this command does not write"
+        else:
+            wrong = f"does not end in {_either(possible)}"
+        written = [
+            f"{form}: {_either(['a folder' if each == FOLDER else f'x{each}' for each in endings])}"
+            for form, endings in forms.items()
+            if asked in (None, form)
+        ]
+        raise UsageError(f"{option} {out} {wrong}", next=f"It writes {'; '.join(written)}.")
     if ending != FOLDER and out.is_dir():
         raise UsageError(f"{option} {out} is a folder, not a file", next=f"Give another {option}.")
     return fitting[0]
-
-
-def _what_is_wrong(ending: str, forms: Mapping[Form, Sequence[str]], asked: str | None) -> str:
-    if asked is not None:
-        return f"does not go with --format {asked}"
-    endings = [ending for of_form in forms.values() for ending in of_form]
-    if FOLDER not in endings:
-        return f"does not end in {_either(endings)}"
-    return f"is named like a {ending} file, which this command does not write"
-
-
-def _what_is_written(forms: Mapping[Form, Sequence[str]], asked: str | None) -> str:
-    meant = {form: endings for form, endings in forms.items() if asked in (None, form)}
-    named = [
-        f"{form}: {_either(['a folder' if ending == FOLDER else f'x{ending}' for ending in endings])}"
-        for form, endings in meant.items()
-    ]
-    return f"It writes {'; '.join(named)}."
 
 
 def metavar_of(forms: Mapping[Form, Sequence[str]]) -> str:

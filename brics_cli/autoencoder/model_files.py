@@ -26,6 +26,8 @@ from brics_cli.workspace.files import read_json
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+TRAIN_COMMANDS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
+"""Kind of model -> the command that trains it."""
 
 
 def average_name(width: float) -> str:
@@ -77,8 +79,8 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
     if not directory.is_dir():
         raise ArtefactError(f"no {kind} run at {path}", next=printed)
     if not (directory / CONFIG_NAME).is_file():
-        command = "train-ae" if kind == "autoencoder" else "train-diffusion"
-        go_on = f"It writes its first model at its first checkpoint; go on with it: brics {command} --resume {path}"
+        resume = f"brics {TRAIN_COMMANDS[kind]} --resume {path}"
+        go_on = f"It writes its first model at its first checkpoint; go on with it: {resume}"
         raise ArtefactError(
             f"{path} holds no trained {kind} (no {directory / CONFIG_NAME})",
             next=go_on if (path / "config.yaml").is_file() else printed,

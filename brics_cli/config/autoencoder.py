@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config, default_kind
-from brics_cli.config.bottlenecks import BottleneckConfig, FeatureGridConfig, GridBottleneckConfig
+from brics_cli.config.bottlenecks import BottleneckConfig, GridBottleneckConfig
 from brics_cli.config.names import CodeKind
 
 
@@ -137,14 +137,11 @@ class AutoencoderConfig(Config):
                 f"the decoder enlarges {upsampling}x (features.upscale * 2^(stages - 1) * decoder.unpatch), "
                 f"the encoder reduces {self.downsampling}x"
             )
-        self.bottleneck.check_channels(self.code_channels)
-        if isinstance(self.bottleneck, FeatureGridConfig):
-            if self.bottleneck.positions == "cell" and self.features.upscale == 1:
-                raise ValueError("bottleneck.positions 'cell' needs features.upscale > 1: a code would have one place")
-            num_groups = self.code_channels // self.bottleneck.key_dim
-            if self.features.kind == "grouped" and self.decoder.widths[0] % num_groups:
-                raise ValueError(
-                    f"features.kind 'grouped' shares decoder.widths[0] = {self.decoder.widths[0]} among {num_groups} "
-                    "groups, which does not come out even"
-                )
+        self.bottleneck.check(self.code_channels, upscale=self.features.upscale)
+        num_groups = self.bottleneck.num_groups(self.code_channels)
+        if self.features.kind == "grouped" and self.decoder.widths[0] % num_groups:
+            raise ValueError(
+                f"features.kind 'grouped' shares decoder.widths[0] = {self.decoder.widths[0]} among {num_groups} "
+                "groups, which does not come out even"
+            )
         return self

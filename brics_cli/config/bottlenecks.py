@@ -22,12 +22,14 @@ MAX_GRID_ENTRIES = 2**30
 
 
 class _BottleneckConfig(Config):
-    """What all bottlenecks share: `check_channels` raises ValueError for `code_channels` that do not fit."""
-
     code_kind: ClassVar[CodeKind] = "bounded"
 
-    def check_channels(self, code_channels: int) -> None:
-        """Any number of channels fits unless a class says otherwise."""
+    def check(self, code_channels: int, *, upscale: int) -> None:
+        """Raise ValueError for a number of channels, or of decoder inputs per code and axis, that does not fit."""
+
+    def num_groups(self, code_channels: int) -> int:
+        """Groups of channels that are looked up on their own."""
+        return 1
 
     def bits_per_position(self, code_channels: int) -> float:
         """Bits that the codes of one position take: as a store keeps them, or as indices where there is a codebook."""
@@ -61,9 +63,11 @@ class FeatureGridConfig(BoundedConfig):
     init_std: float = Field(default=0.1, ge=0.0)
     """Standard deviation of the noise of `identity` and `normal`."""
 
-    def check_channels(self, code_channels: int) -> None:
+    def check(self, code_channels: int, *, upscale: int) -> None:
         if code_channels % self.key_dim:
             raise ValueError(f"code_channels {code_channels} is not a multiple of bottleneck.key_dim {self.key_dim}")
+        if self.positions == "cell" and upscale == 1:
+            raise ValueError("bottleneck.positions 'cell' needs features.upscale > 1: a code would have one place")
         num_entries = self.num_entries(code_channels)
         if num_entries > MAX_GRID_ENTRIES:
             raise ValueError(
@@ -71,13 +75,16 @@ class FeatureGridConfig(BoundedConfig):
                 f"{MAX_GRID_ENTRIES / 1e6:,.0f} M: lower bottleneck.resolutions, or set bottleneck.table_cap"
             )
 
+    def num_groups(self, code_channels: int) -> int:
+        return code_channels // self.key_dim
+
     def num_entries(self, code_channels: int) -> int:
         """Features in the tables of all groups together: the parameters of the grids."""
         axes = self.key_dim + (0 if self.positions == "none" else 2)
         rows = [(cells + 1) ** axes for cells in self.resolutions]
         if self.table_cap is not None:
             rows = [min(each, self.table_cap) for each in rows]
-        return code_channels // self.key_dim * self.level_dim * sum(rows)
+        return self.num_groups(code_channels) * self.level_dim * sum(rows)
 
     @model_validator(mode="after")
     def _identity_fits(self) -> FeatureGridConfig:
@@ -156,7 +163,7 @@ class FsqBottleneckConfig(_BottleneckConfig):
     levels: tuple[Annotated[int, Field(ge=2, le=256)], ...] = (8,)
     """Values that a channel can take, evenly spaced in [0, 1]: one number for all channels, or one per channel."""
 
-    def check_channels(self, code_channels: int) -> None:
+    def check(self, code_channels: int, *, upscale: int) -> None:
         if len(self.levels) not in (1, code_channels):
             raise ValueError(
                 f"bottleneck.levels has {len(self.levels)} numbers: give one for all channels, or {code_channels}"

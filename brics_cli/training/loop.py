@@ -13,11 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Generic
 
+from brics_cli.autoencoder.model_files import TRAIN_COMMANDS
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
 from brics_cli.runtime.stopping import StopRequest, stop_signals
 from brics_cli.training.plan import Plan
-from brics_cli.training.run import COMMANDS, Run, open_run
+from brics_cli.training.run import Run, open_run
 from brics_cli.training.state import ModelT, TrainingState, Update
 
 EXPECTATION_AFTER_STEPS = 2
@@ -45,7 +46,7 @@ def open_loop(
         open_run(plan, state, world=world, overwrite=overwrite, reporter=reporter) as run,
         stop_signals() as stop,
         reporter.task(
-            COMMANDS[plan.artefact.kind], total=state.schedule.steps, unit="step", initial=state.step
+            TRAIN_COMMANDS[plan.artefact.kind], total=state.schedule.steps, unit="step", initial=state.step
         ) as task,
     ):
         yield Loop(run, state, world=world, stop=stop, task=task, reporter=reporter)

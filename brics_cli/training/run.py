@@ -19,7 +19,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import brics_cli
-from brics_cli.autoencoder.model_files import read_model_config
+from brics_cli.autoencoder.model_files import TRAIN_COMMANDS, read_model_config
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
 from brics_cli.isolation import child_environment
@@ -39,8 +39,6 @@ from brics_cli.workspace import (
 )
 from brics_cli.workspace.outputs import output_lock
 
-COMMANDS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
-"""Kind of run -> the command that trains it."""
 BEST = "best"
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors")
@@ -116,7 +114,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        return f"brics {COMMANDS[self.artefact.kind]} --resume {command_line(self.path)}"
+        return f"brics {TRAIN_COMMANDS[self.artefact.kind]} --resume {command_line(self.path)}"
 
     @contextmanager
     def going_on_explained(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ class CodebookBottleneck(Bottleneck):
     def __init__(self, config: VqBottleneckConfig | RqBottleneckConfig, *, model: AutoencoderConfig) -> None:
         super().__init__(model)
         distributed = torch.distributed
-        self.depth = config.depth if isinstance(config, RqBottleneckConfig) else 1
+        self.depth = getattr(config, "depth", 1)  # of `rq`
         self.quantiser = vector_quantize_pytorch(kind=config.kind).ResidualVQ(
             dim=model.code_channels,
             num_quantizers=self.depth,

@@ -34,7 +34,7 @@ class GridBottleneck(BoundedBottleneck):
 
     def __init__(self, config: FeatureGridConfig, *, model: AutoencoderConfig) -> None:
         super().__init__(model, noise_std=config.noise)
-        self.num_groups = model.code_channels // config.key_dim
+        self.num_groups = config.num_groups(model.code_channels)
         self.spec = grid_spec(config, cell=model.features.upscale, index=self.index)
         self.tables = nn.Parameter(initial_tables(config, self.spec, num_groups=self.num_groups))  # (G, V, F)
         self.tiling = model.features.upscale if config.positions != "none" else 1

@@ -16,9 +16,8 @@ from brics_cli.cli.output import Session, human_bytes
 from brics_cli.errors import BricsError
 
 if TYPE_CHECKING:
-    from brics_cli.training.estimate import Estimate
     from brics_cli.training.loop import TrainResult
-    from brics_cli.training.plan import AutoencoderPlan, DiffusionPlan
+    from brics_cli.training.plan import AutoencoderPlan, DiffusionPlan, Estimate
 
 
 @contextmanager

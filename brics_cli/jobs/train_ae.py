@@ -24,10 +24,9 @@ from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
 from brics_cli.training.adversary import build_adversary
-from brics_cli.training.estimate import Estimate, estimate
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.loop import TrainResult, open_loop
-from brics_cli.training.plan import AutoencoderPlan
+from brics_cli.training.plan import AutoencoderPlan, Estimate, estimate
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
 

@@ -33,10 +33,9 @@ from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
 from brics_cli.training.codes import LevelMeans, TrainingCodes, sum_dtype
-from brics_cli.training.estimate import Estimate, estimate
 from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.plan import DiffusionPlan
+from brics_cli.training.plan import DiffusionPlan, Estimate, estimate
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import compiled
 from brics_cli.workspace import Workspace

@@ -3,17 +3,27 @@ found here, before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from brics_cli.autoencoder.losses import perceptual_weights
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
-from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, Recipe, default_autoencoder_recipe, load_recipe
+from brics_cli.config import (
+    AutoencoderRecipe,
+    DiffusionRecipe,
+    Recipe,
+    ScheduleConfig,
+    default_autoencoder_recipe,
+    load_recipe,
+)
 from brics_cli.config.loading import recipe_from_values
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
@@ -37,6 +47,9 @@ from brics_cli.workspace.artefacts import differences, now
 from brics_cli.workspace.naming import RUN, form_of_output
 
 VALIDATION_IMAGES = 2048
+# A checkpoint holds the weights, their plain average and AdamW's two moments; of a discriminator no average.
+COPIES_PER_CHECKPOINT = 4
+COPIES_OF_DISCRIMINATOR = 3
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
 
 
@@ -210,6 +223,48 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
     if autoencoder is not None:
         parents.append(autoencoder)
     return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, store)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a run on the device at hand; validation, snapshots and waiting for data come on top."""
+
+    num_parameters: int
+    checkpoint_bytes: int
+    seconds_per_step: float
+    seconds: float
+
+
+def estimate(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    schedule: ScheduleConfig,
+    discriminator: nn.Module | None = None,
+    num_averages: int = 0,
+) -> Estimate:
+    """Time the forward and backward pass of one micro-batch, whose loss `loss` computes, and scale it up.
+
+    The pass is run twice and the second one counts. `num_averages`: those kept beside the plain one.
+    """
+    device = next(model.parameters()).device
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        loss().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    num_bytes = (COPIES_PER_CHECKPOINT + num_averages) * _num_bytes(model)
+    if discriminator is not None:
+        num_bytes += COPIES_OF_DISCRIMINATOR * _num_bytes(discriminator)
+    per_step = seconds * schedule.accumulate
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Estimate(num_parameters, num_bytes, per_step, per_step * schedule.steps)
+
+
+def _num_bytes(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _load(recipe: str | Path | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:

@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from brics_cli.config.names import Quantisation
+from brics_cli.config.names import CodeKind, Quantisation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ class StoreHeader:
     num_images: int
     flipped: bool = False
     precision: str = "fp32"
-    code_kind: Literal["bounded", "continuous"] = "bounded"
+    code_kind: CodeKind = "bounded"
     selection: str = ""
     part: str = ""
     labels: str = ""

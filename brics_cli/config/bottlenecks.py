@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config
-from brics_cli.config.names import DEFAULT_QUANTISATIONS, CodeKind, Quantisation
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, CodeKind, Positions, Quantisation
 
 STORED_BITS: dict[Quantisation, int] = {"uint8": 8, "uint16": 16, "float16": 16}
 
@@ -54,7 +54,7 @@ class FeatureGridConfig(BoundedConfig):
     """Features per vertex."""
     table_cap: PositiveInt | None = None
     """Rows per level and group at most: a level with more vertices shares them. None: every vertex has its row."""
-    positions: Literal["none", "image", "cell"] = "none"
+    positions: Positions = "none"
     """Add (y, x) to the query: the place in the image, or the place inside the cell of one code. Codes are then
     tiled to `features.upscale` times their resolution and looked up there."""
     init: Literal["identity", "normal", "uniform"] = "identity"

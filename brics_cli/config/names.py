@@ -19,6 +19,10 @@ Precision = Literal["fp32", "bf16"]
 
 CodeKind = Literal["bounded", "continuous"]
 """Codes in [0, 1], or any real numbers."""
+Positions = Literal["none", "image", "cell"]
+"""What a grid's query holds beside the key: nothing, the place in the image, or the place in a code's cell."""
+GridIndex = Literal["tiled", "hash"]
+"""How a grid's level with more vertices than rows finds its rows (`kernels.spec`)."""
 Quantisation = Literal["uint8", "uint16", "float16"]
 """How a key-code store keeps codes (`codes.format`)."""
 DEFAULT_QUANTISATIONS: dict[CodeKind, Quantisation] = {"bounded": "uint8", "continuous": "float16"}

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-Positions = Literal["none", "image", "cell"]
-Index = Literal["tiled", "hash"]
+from brics_cli.config.names import GridIndex, Positions
+
 # Instant-NGP's first three; the last two are large primes as well, for queries of four and five axes.
 HASH_PRIMES = (1, 2654435761, 805459861, 3674653429, 2097192037)
 
@@ -44,7 +44,7 @@ class GridSpec:
     positions: Positions = "none"
     cell: int = 1
     table_cap: int | None = None
-    index: Index = "tiled"
+    index: GridIndex = "tiled"
 
     def __post_init__(self) -> None:
         if not 1 <= self.key_dim <= 3:
@@ -55,8 +55,8 @@ class GridSpec:
             raise ValueError("level_dim, cell and table_cap should be at least 1")
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions should be one of {get_args(Positions)}, got {self.positions!r}")
-        if self.index not in get_args(Index):
-            raise ValueError(f"index should be one of {get_args(Index)}, got {self.index!r}")
+        if self.index not in get_args(GridIndex):
+            raise ValueError(f"index should be one of {get_args(GridIndex)}, got {self.index!r}")
 
     @property
     def query_dim(self) -> int:
@@ -87,7 +87,7 @@ class GridSpec:
     def as_ints(self, lattice: tuple[int, int] | None) -> tuple[list[int], list[int]]:
         """`resolutions`, and everything else but key_dim and level_dim, as the ints an op takes. See `from_ints`."""
         height, width = lattice or (1, 1)
-        names = get_args(Positions).index(self.positions), get_args(Index).index(self.index)
+        names = get_args(Positions).index(self.positions), get_args(GridIndex).index(self.index)
         return list(self.resolutions), [names[0], self.cell, self.table_cap or 0, names[1], height, width]
 
 
@@ -103,5 +103,5 @@ def _from_ints(
     key_dim: int, level_dim: int, resolutions: tuple[int, ...], layout: tuple[int, ...]
 ) -> tuple[GridSpec, tuple[int, int]]:
     positions, cell, table_cap, index, height, width = layout
-    names: tuple[Positions, Index] = (get_args(Positions)[positions], get_args(Index)[index])
+    names: tuple[Positions, GridIndex] = (get_args(Positions)[positions], get_args(GridIndex)[index])
     return GridSpec(key_dim, resolutions, level_dim, names[0], cell, table_cap or None, names[1]), (height, width)

@@ -8,7 +8,6 @@ h x w code positions, H_d x W_d = h * upscale x w * upscale positions of the dec
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from brics_cli.autoencoder.bottlenecks.base import BoundedBottleneck, Lookup
 from brics_cli.autoencoder.bottlenecks.features import build_features
 from brics_cli.config import AutoencoderConfig, FeatureGridConfig
+from brics_cli.config.names import GridIndex
 from brics_cli.kernels import GridSpec, grid_retrieve
 
 # Instant-NGP, arXiv 2201.05989, section 4: tables start at U(-1e-4, 1e-4).
@@ -30,7 +30,7 @@ class GridBottleneck(BoundedBottleneck):
     they are tiled (nearest) to H_d x W_d first, and the query of a token is its key and its place.
     """
 
-    index: Literal["tiled", "hash"] = "tiled"
+    index: GridIndex = "tiled"
 
     def __init__(self, config: FeatureGridConfig, *, model: AutoencoderConfig) -> None:
         super().__init__(model, noise_std=config.noise)
@@ -92,7 +92,7 @@ class HashBottleneck(GridBottleneck):
     index = "hash"
 
 
-def grid_spec(config: FeatureGridConfig, *, cell: int, index: Literal["tiled", "hash"]) -> GridSpec:
+def grid_spec(config: FeatureGridConfig, *, cell: int, index: GridIndex) -> GridSpec:
     """What the kernels need to know. `cell`: tokens per code position and axis."""
     return GridSpec(
         config.key_dim,

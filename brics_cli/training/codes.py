@@ -48,13 +48,8 @@ class CodeBatch(NamedTuple):
             yield codes, labels, Draws(*draws), index == num - 1
 
 
-class _Read(NamedTuple):
-    """A batch before it is on the device: `stored` is None where the device has the rows already."""
-
-    rows: Tensor
-    stored: Tensor | None
-    labels: Tensor
-    draws: Draws
+Read = tuple[Tensor, Tensor, Draws]
+"""A batch before it is on the device: its stored values, or the rows that the device has already; labels; draws."""
 
 
 class TrainingCodes:
@@ -87,7 +82,7 @@ class TrainingCodes:
         `ahead` reads one and draws its noise while the device computes on the one before; None: on a GPU.
         """
 
-        def read(step: int) -> _Read:
+        def read(step: int) -> Read:
             return self._read(world.mine(order.batch(step * batch_size, batch_size)), step=step)
 
         if not (self.device.type != "cpu" if ahead is None else ahead):
@@ -98,39 +93,32 @@ class TrainingCodes:
                 current, next_one = next_one.result(), reader.submit(read, step)
                 yield self._on_device(current)
 
-    def _read(self, samples: Sequence[int], *, step: int) -> _Read:
+    def _read(self, samples: Sequence[int], *, step: int) -> Read:
         """What step `step` needs of these rows of the store; a coin each decides on the mirrored codes."""
         rows = np.asarray(samples, np.int64)
         mirrored = np.zeros(len(rows), bool)
         if self.store.has_flipped:
             mirrored = keyed_coins(self.seed, step=step, indices=samples, stream=Stream.FLIP).numpy()
-        stored = None
         if self._resident is None:
             values = self.store.raw(rows)
             if mirrored.any():
                 values[mirrored] = self.store.raw(rows[mirrored], flipped=True)
-            stored = _as_tensor(values)
+            source = _as_tensor(values)
+        else:
+            source = torch.from_numpy(rows + len(self.store) * mirrored)
         draws = draws_for(self.seed, step=step, indices=samples, shape=self.store.code_shape)
         labels = torch.from_numpy(self.store.labels[rows])
-        rows_there = torch.from_numpy(rows + len(self.store) * mirrored)
         if self.device.type == "cuda":  # pinned memory is copied while the device computes
-            rows_there, labels = rows_there.pin_memory(), labels.pin_memory()
-            stored = None if stored is None else stored.pin_memory()
+            source, labels = source.pin_memory(), labels.pin_memory()
             draws = Draws(*(each.pin_memory() for each in draws))
-        return _Read(rows_there, stored, labels, draws)
+        return source, labels, draws
 
-    def _on_device(self, read: _Read) -> CodeBatch:
-        if self._resident is not None:
-            stored = self._resident.index_select(0, self._move(read.rows))
-        else:
-            assert read.stored is not None
-            stored = self._move(read.stored)
+    def _on_device(self, read: Read) -> CodeBatch:
+        """The batch on the device, which nothing waits for."""
+        source, labels, *draws = (each.to(self.device, non_blocking=True) for each in (*read[:2], *read[2]))
+        stored = source if self._resident is None else self._resident.index_select(0, source)
         codes = dequantise_on_device(stored, scale=QUANTISATIONS[self.store.quantisation][1])
-        return CodeBatch(codes, self._move(read.labels), Draws(*(self._move(each) for each in read.draws)))
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        """To the device, without waiting for it."""
-        return tensor.to(self.device, non_blocking=True)
+        return CodeBatch(codes, labels, Draws(*draws))
 
     def _upload(self, num_bytes: int) -> Tensor:
         """Every stored row on the device, (N, C, h, w), the mirrored ones after them."""

@@ -12,6 +12,7 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.batch import report_verification, same_command_goes_on, wait_passively, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
+from brics_cli.config.bottlenecks import CONTINUOUS_KINDS
 from brics_cli.config.names import Precision, Quantisation, Transform
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
@@ -34,7 +35,10 @@ def encode_dataset(
     ae: options.AutoencoderRun = None,
     quantisation: Annotated[
         Quantisation | None,
-        typer.Option("--quantisation", help="Default: uint8 for bounded codes, float16 for those of kl, vq and rq."),
+        typer.Option(
+            "--quantisation",
+            help=f"Default: uint8 for bounded codes, float16 for others ({', '.join(CONTINUOUS_KINDS)}).",
+        ),
     ] = None,
     dtype: Annotated[
         Precision | None,

@@ -8,7 +8,7 @@ keeps as float16.
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -187,3 +187,9 @@ BottleneckConfig = Annotated[
     | FsqBottleneckConfig,
     Field(discriminator="kind"),
 ]
+
+BOTTLENECK_CONFIGS: dict[str, type[_BottleneckConfig]] = {
+    config.model_fields["kind"].default: config for config in get_args(get_args(BottleneckConfig)[0])
+}
+"""By `kind`."""
+CONTINUOUS_KINDS = [kind for kind, config in BOTTLENECK_CONFIGS.items() if config.code_kind == "continuous"]

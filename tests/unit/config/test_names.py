@@ -12,7 +12,9 @@ from brics_cli.autoencoder.build import DECODERS
 from brics_cli.autoencoder.discriminator import GAN_LOSSES
 from brics_cli.autoencoder.losses import PERCEPTUAL
 from brics_cli.codes.format import QUANTISATIONS
-from brics_cli.config import BottleneckConfig, DecoderConfig, DiffusionConfig, names
+from brics_cli.config import DecoderConfig, DiffusionConfig, names
+from brics_cli.config.bottlenecks import BOTTLENECK_CONFIGS
+from brics_cli.config.runs import SMALLEST_SIDE
 from brics_cli.diffusion import diffusion
 from brics_cli.images import TRANSFORM_VERSIONS
 
@@ -40,6 +42,6 @@ def test_every_name_of_diffusion_computes_something(key, computes) -> None:
 def test_losses_bottlenecks_and_decoders() -> None:
     assert {"none", *PERCEPTUAL} == set(get_args(names.Perceptual))
     assert set(GAN_LOSSES) == set(get_args(names.GanLoss))
-    for union, registered in ((BottleneckConfig, BOTTLENECKS), (DecoderConfig, DECODERS)):
-        configs = get_args(get_args(union)[0])
-        assert {config.model_fields["kind"].default for config in configs} == set(registered)
+    assert set(SMALLEST_SIDE) == set(get_args(names.Perceptual))
+    assert set(BOTTLENECK_CONFIGS) == set(BOTTLENECKS)
+    assert {config.model_fields["kind"].default for config in get_args(get_args(DecoderConfig)[0])} == set(DECODERS)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.bottlenecks.base import Bottleneck
+from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, load_weights, read_model_config, save_model
 from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
 
 KIND = "autoencoder"
-
-
-@dataclass
-class AutoencoderOutput:
-    """`reconstructions` (B, 3, H, W) in about [-1, 1], the `codes` they were decoded from, and what to add and log."""
-
-    reconstructions: Tensor
-    codes: Tensor
-    aux_loss: Tensor
-    stats: dict[str, Tensor]
 
 
 class Autoencoder(nn.Module):
@@ -48,10 +37,13 @@ class Autoencoder(nn.Module):
         self.bottleneck = bottleneck
         self.decoder = decoder
 
-    def forward(self, images: Tensor, *, noise: Tensor | None = None) -> AutoencoderOutput:
-        """The training pass. `noise` (B, C, h, w), standard normal, is what the bottleneck adds to the codes."""
+    def forward(self, images: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, BottleneckOutput]:
+        """The training pass: reconstructions (B, 3, H, W) in about [-1, 1], and what the bottleneck made of the images.
+
+        `noise` (B, C, h, w), standard normal, is what the bottleneck adds to the codes.
+        """
         out = self.bottleneck(self.encoder(images), noise=noise)
-        return AutoencoderOutput(self.decoder(out.features), out.codes, out.aux_loss, out.stats)
+        return self.decoder(out.features), out
 
     def encode(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [-1, 1] -> codes (B, C, h, w), float32 in [0, 1], without noise."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.autoencoder import AutoencoderOutput
+from brics_cli.autoencoder.bottlenecks.base import BottleneckOutput
 from brics_cli.autoencoder.image_tensors import to_tensor
 from brics_cli.autoencoder.losses import Distance, reconstruction_loss
 from brics_cli.config import AutoencoderRecipe
@@ -18,7 +18,7 @@ from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.training.adversary import Adversary
 from brics_cli.training.images import Batch
 
-Forward = Callable[..., AutoencoderOutput]
+Forward = Callable[..., tuple[Tensor, BottleneckOutput]]
 """The autoencoder's training pass, as it is, compiled or in DDP."""
 
 
@@ -66,13 +66,13 @@ def autoencoder_loss(
     """What the autoencoder minimises on a micro-batch (B, 3, S, S): a scalar, its terms and statistics by name, and
     the reconstructions. `distance` is the recipe's perceptual one."""
     with autocast(training_precision(recipe.training.precision, images.device), images.device):
-        out = forward(images, noise=noise)
-    terms = reconstruction_loss(recipe.loss, out.reconstructions, images, distance=distance)
+        reconstructions, out = forward(images, noise=noise)
+    terms = reconstruction_loss(recipe.loss, reconstructions, images, distance=distance)
     loss = sum(terms.values(), out.aux_loss.float())
     if adversary is not None:
-        terms["gan"] = adversary.judge(out.reconstructions, terms, step=step)
+        terms["gan"] = adversary.judge(reconstructions, terms, step=step)
         loss = loss + terms["gan"]
-    return loss, terms | out.stats, out.reconstructions
+    return loss, terms | out.stats, reconstructions
 
 
 class Means:

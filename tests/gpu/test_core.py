@@ -67,9 +67,9 @@ def test_bf16_training_passes_are_finite_and_codes_stay_float32(name: str) -> No
     model = build_autoencoder(config(name)).cuda().to(memory_format=torch.channels_last)
     images = (torch.rand(4, 3, 32, 32, device="cuda") * 2 - 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cuda", torch.bfloat16):
-        out = model(images, noise=torch.randn(4, 8, 4, 4, device="cuda"))
+        reconstructions, out = model(images, noise=torch.randn(4, 8, 4, 4, device="cuda"))
     assert out.codes.dtype == torch.float32
-    ((out.reconstructions.float() - images).abs().mean() + out.aux_loss.float()).backward()
+    ((reconstructions.float() - images).abs().mean() + out.aux_loss.float()).backward()
     for parameter in model.parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all()
     counter = model.eval().bottleneck.usage_counter()

@@ -32,8 +32,8 @@ def test_every_recipe_builds_and_reconstructs(name: str) -> None:
     with torch.device("meta"):
         model = build_autoencoder(config)
         images = torch.empty(2, 3, config.image_size, config.image_size)
-        out = model(images, noise=torch.empty(2, *config.code_shape))
-    assert out.codes.shape == (2, *config.code_shape) and out.reconstructions.shape == images.shape
+        reconstructions, out = model(images, noise=torch.empty(2, *config.code_shape))
+    assert out.codes.shape == (2, *config.code_shape) and reconstructions.shape == images.shape
 
 
 @pytest.mark.parametrize(

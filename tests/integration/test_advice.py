@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import signal
@@ -161,7 +162,7 @@ def test_a_run_that_diverges_says_what_is_intact_and_how_to_go_on(workspace, tmp
         brics(*TRAIN_AE[:-1], str(steps), "--out", run, cwd=workspace)
     arguments = ("train-ae", "--resume", run, "--steps", "9") if steps else (*TRAIN_AE, "--out", run)
     with monkeypatch.context() as patched:
-        patched.setattr("brics_cli.training.state.math", SimpleNamespace(isfinite=lambda _: False))
+        patched.setattr("brics_cli.training.state.math", SimpleNamespace(**vars(math) | {"isfinite": lambda _: False}))
         line = error_line(brics(*arguments, cwd=workspace, check=6))
     intact = "the checkpoint of step 2 is intact" if steps else "no checkpoint yet"
     assert "training diverged" in line and intact in line
@@ -175,7 +176,7 @@ def test_a_run_out_of_memory_says_how_to_go_on(workspace, tmp_path, monkeypatch)
         raise MemoryError("of this test")
 
     with monkeypatch.context() as patched:
-        patched.setattr("brics_cli.jobs.train_ae.reconstruction_loss", full)
+        patched.setattr("brics_cli.training.step.reconstruction_loss", full)
         line = error_line(brics(*TRAIN_AE, "--out", tmp_path / "run", cwd=workspace, check=6))
     assert "out of memory" in line and "no checkpoint yet" in line
     words = typed(line)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from brics_cli.runtime.reporting import Clock, LineTask, Task, printable
+from brics_cli.runtime.reporting import Clock, Task, printable
 
 
 class ConsoleReporter:
@@ -22,7 +22,7 @@ class ConsoleReporter:
     @contextmanager
     def task(self, description: str, *, total: int | None, unit: str, initial: int = 0) -> Iterator[Task]:
         if self.quiet:
-            yield Clock(total, unit, initial)
+            yield Clock(description, total, unit, initial)
             return
         if self.console.is_terminal:
             with Progress(
@@ -37,9 +37,9 @@ class ConsoleReporter:
                 task: Clock = _BarTask(bar, description, total, unit, initial)
                 yield task
         else:
-            task = LineTask(self.console.print, description, total, unit, initial)
+            task = Clock(description, total, unit, initial, show=self.console.print)
             yield task
-        self.message(task.summary(description))
+        self.message(task.summary())
 
     def message(self, text: str) -> None:
         if not self.quiet:
@@ -52,7 +52,7 @@ class ConsoleReporter:
 
 class _BarTask(Clock):
     def __init__(self, bar: Progress, description: str, total: int | None, unit: str, initial: int) -> None:
-        super().__init__(total, unit, initial)
+        super().__init__(description, total, unit, initial)
         self.bar = bar
         self.id: TaskID = bar.add_task(description, total=total, completed=initial, status="")
 

@@ -7,6 +7,7 @@ whole shards say where an interrupted run goes on, and a second run writes the s
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from brics_cli.images.packs import (
 )
 from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.images.recut import recut
-from brics_cli.images.sinks import Encoding, OutputImage, WebDatasetSink, encoding_of
+from brics_cli.images.sinks import OutputImage, WebDatasetSink, encoding_of
 from brics_cli.images.sources.tars import TarCollection
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import Artefact, Parent, read_provenance, sha256_of_file, write_provenance
@@ -53,12 +54,14 @@ class PackPlan:
     """What would be packed, and where to."""
 
     collection: Collection
-    out: Path
+    sink: WebDatasetSink
     size: int
     transform: str
-    shard_size: int
-    encoding: Encoding
     labels: Labels | None
+
+    @property
+    def out(self) -> Path:
+        return self.sink.path
 
     @property
     def num_images(self) -> int:
@@ -66,16 +69,17 @@ class PackPlan:
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_images // self.shard_size)
+        return -(-self.num_images // self.sink.shard_size)
 
     @property
     def settings(self) -> dict[str, Any]:
+        """What two runs that write to one output must have in common, beside the images."""
         return {
             "names_and_sizes": self.collection.layout,
             "size": self.size,
             "transform": f"{self.transform}/{TRANSFORM_VERSIONS[self.transform]}",
-            "shard_size": self.shard_size,
-            "format": self.encoding.name,
+            "shard_size": self.sink.shard_size,
+            "format": self.sink.encoding.name,
             **({"labels": self.labels} if self.labels is not None else {}),
         }
 
@@ -143,9 +147,9 @@ def plan_packing(
     collection = open_collection(source, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
     if out.resolve() == Path(collection.path).resolve():
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
-    return PackPlan(
-        collection, out, size or SIZE, transform or DEFAULT_TRANSFORM, shard_size or SHARD_SIZE, encoding, labels
-    )
+    names = collection.class_names
+    sink = WebDatasetSink(out, shard_size=shard_size or SHARD_SIZE, encoding=encoding, class_names=names)
+    return PackPlan(collection, sink, size or SIZE, transform or DEFAULT_TRANSFORM, labels)
 
 
 def estimate_packing(plan: PackPlan) -> PackEstimate:
@@ -156,7 +160,7 @@ def estimate_packing(plan: PackPlan) -> PackEstimate:
     for shard_index, index in plan.collection.places(positions):
         try:
             data = plan.collection.read(shard_index, index).data
-            num_bytes += len(plan.encoding.encode(load_pixels(data, transform=plan.transform, size=plan.size)))
+            num_bytes += len(plan.sink.encoding.encode(load_pixels(data, transform=plan.transform, size=plan.size)))
         except ImageError:
             num_failed += 1
         except MemoryError as error:
@@ -179,12 +183,45 @@ def pack(
     Raises ArtefactError or WouldOverwriteError when something else is at `out`, MachineError when another process
     writes there, TooManyFailuresError past `max_failures` or when no image is left, InterruptedRunError on Ctrl-C.
     """
-    collection = plan.collection
+    collection, sink = plan.collection, plan.sink
     reporter.message(f"packing {collection.path}: {collection.describe()}")
-    sources = recut(collection, plan.shard_size)  # what each shard is made from
-    sink = WebDatasetSink(
-        plan.out, shard_size=plan.shard_size, encoding=plan.encoding, class_names=collection.class_names
-    )
+    sources = recut(collection, sink.shard_size)  # what each shard is made from
+    counts: Counter[str] = Counter()
+
+    def images(place: int, task: Task) -> Iterator[OutputImage]:
+        """Decode those from `place` on, and record what cannot be and what shards are made from."""
+        shards = range(len(made_from.digests), len(sources.shards))
+        with closing(
+            load_shards(
+                sources,
+                shards,
+                transform=plan.transform,
+                size=plan.size,
+                num_workers=num_workers,
+                batch_size=BATCH_SIZE,
+            )
+        ) as batches:
+            for batch in batches:
+                counts.update(
+                    images=len(batch.images), enlarged=len(batch.enlarged), multi_frame=len(batch.multi_frame)
+                )
+                if batch.content is not None:
+                    made_from.add(batch.shard_index, settled_digest(sources, batch.shard_index, batch.content))
+                for image in batch.loaded:
+                    if image.pixels is None:
+                        log.add(place, image.key, image.reason)
+                    yield OutputImage(image.key, image.pixels, image.label, image.meta)
+                    place += 1
+                num_failed = len(log.failures)
+                if max_failures is not None and num_failed > max_failures:
+                    _, key, reason = log.failures[-1]
+                    raise TooManyFailuresError(
+                        f"{num_failed:,} images failed, more than --max-failures {max_failures}; "
+                        f"the last, {key}: {reason}",
+                        next=f"All are listed in {log.path}.",
+                    )
+                task.advance(len(batch.loaded), note=f"{num_failed:,} failed" if num_failed else None)
+
     with output_lock(plan.out):
         if _claim(plan, sources, overwrite=overwrite, reporter=reporter) == "complete":
             if not (plan.out / CARD).exists():  # of a brics that wrote none
@@ -195,16 +232,13 @@ def pack(
         made_from = _checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
         done = sink.resume_point(collection.keys())
         log = FailureLog(plan.out, keep=done)
-        if done and log.was_lost:
-            log.replace(missing_places(plan.out, collection, num_places=done, shard_size=plan.shard_size))
         if done:
+            if log.was_lost:
+                log.replace(missing_places(plan.out, collection, num_places=done, shard_size=sink.shard_size))
             reporter.message(f"going on after {done:,} images that are packed")
-        packing = _Packing(plan, sources, made_from, log)
         try:
             with reporter.task("pack", total=plan.num_images, unit="img", initial=done) as task:
-                sink.write(
-                    packing.images(done, num_workers=num_workers, max_failures=max_failures, task=task), start=done
-                )
+                sink.write(images(done, task), start=done)
         except MemoryError as error:
             raise _out_of_memory(error, next="Use fewer --workers; whole shards are kept.") from None
         except KeyboardInterrupt:
@@ -215,59 +249,11 @@ def pack(
                 f"none of {plan.num_images:,} images could be packed; the first, {key}: {reason}"
             )
         log.close()
-        say_enlarged(
-            reporter,
-            packing.num_enlarged,
-            packing.num_now,
-            size=plan.size,
-            num_multi_frame=packing.num_multi_frame,
-        )
+        num_enlarged, num_multi_frame = counts["enlarged"], counts["multi_frame"]
+        say_enlarged(reporter, num_enlarged, counts["images"], size=plan.size, num_multi_frame=num_multi_frame)
         sink.finish(reporter)
         _put_on_record(plan, sources, made_from, log, reporter)
-        return replace(_result(plan, log), num_enlarged=packing.num_enlarged)
-
-
-class _Packing:
-    """The images of one run of `pack`, decoded, and what is counted and recorded of them."""
-
-    def __init__(self, plan: PackPlan, sources: Collection, made_from: SourceLog, log: FailureLog) -> None:
-        self.plan, self.sources, self.made_from, self.log = plan, sources, made_from, log
-        self.num_now = self.num_enlarged = self.num_multi_frame = 0
-
-    def images(
-        self, place: int, *, num_workers: int | None, max_failures: int | None, task: Task
-    ) -> Iterator[OutputImage]:
-        """The images from `place` on."""
-        plan, failures = self.plan, self.log.failures
-        batches = load_shards(
-            self.sources,
-            range(len(self.made_from.digests), len(self.sources.shards)),
-            transform=plan.transform,
-            size=plan.size,
-            num_workers=num_workers,
-            batch_size=BATCH_SIZE,
-        )
-        with closing(batches):
-            for batch in batches:
-                self.num_now += len(batch.images)
-                self.num_enlarged += len(batch.enlarged)
-                self.num_multi_frame += len(batch.multi_frame)
-                if batch.content is not None:
-                    digest = settled_digest(self.sources, batch.shard_index, batch.content)
-                    self.made_from.add(batch.shard_index, digest)
-                for image in batch.loaded:
-                    if image.pixels is None:
-                        self.log.add(place, image.key, image.reason)
-                    yield OutputImage(image.key, image.pixels, image.label, image.meta)
-                    place += 1
-                if max_failures is not None and len(failures) > max_failures:
-                    _, key, reason = failures[-1]
-                    raise TooManyFailuresError(
-                        f"{len(failures):,} images failed, more than --max-failures {max_failures}; "
-                        f"the last, {key}: {reason}",
-                        next=f"All are listed in {self.log.path}.",
-                    )
-                task.advance(len(batch.loaded), note=f"{len(failures):,} failed" if failures else None)
+        return replace(_result(plan, log), num_enlarged=num_enlarged)
 
 
 def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:

@@ -96,9 +96,46 @@ class TimeSplit:
         return " ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
 
 
-class _SilentTask:
+class Clock:
+    """A task that counts units and time; `show`, if any, gets a line of it at most every `every_s`."""
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None,
+        unit: str,
+        initial: int = 0,
+        *,
+        show: Callable[[str], object] | None = None,
+        every_s: float = 10.0,
+    ) -> None:
+        self.description, self.total, self.unit, self.note = description, total, unit, ""
+        self.initial = self.done = initial
+        self.start = self.shown = time.monotonic()
+        self.show, self.every_s = show, every_s
+
     def advance(self, num_units: int = 1, *, note: str | None = None) -> None:
-        pass
+        self.done += num_units
+        self.note = self.note if note is None else note
+        if self.show is not None and time.monotonic() - self.shown >= self.every_s:
+            self.shown = time.monotonic()
+            self.show(f"{self.description}: {self.status()}")
+
+    def status(self) -> str:
+        """How far it is, how fast, and when it will be done."""
+        per_s = (self.done - self.initial) / max(time.monotonic() - self.start, 1e-9)
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+        parts = [f"{count} {self.unit}", f"{_rate(per_s)} {self.unit}/s"]
+        if self.total is not None and self.done > self.initial:
+            parts.append(f"ETA {_duration((self.total - self.done) / max(per_s, 1e-9))}")
+        return "  ".join([*parts, self.note] if self.note else parts)
+
+    def summary(self) -> str:
+        """What is said at the end."""
+        elapsed = time.monotonic() - self.start
+        rate = _rate((self.done - self.initial) / max(elapsed, 1e-9))
+        text = f"{self.description}: {self.done:,} {self.unit} in {_duration(elapsed)} ({rate}/s)"
+        return f"{text}  {self.note}" if self.note else text
 
 
 class SilentReporter:
@@ -106,74 +143,13 @@ class SilentReporter:
 
     @contextmanager
     def task(self, description: str, *, total: int | None, unit: str, initial: int = 0) -> Iterator[Task]:
-        yield _SilentTask()
+        yield Clock(description, total, unit, initial)
 
     def message(self, text: str) -> None:
         pass
 
     def warning(self, text: str) -> None:
         pass
-
-
-class Clock:
-    """A task that counts units and time, and shows nothing itself."""
-
-    def __init__(self, total: int | None, unit: str, initial: int) -> None:
-        self.total = total
-        self.unit = unit
-        self.initial = self.done = initial
-        self.note = ""
-        self.start = time.monotonic()
-
-    def advance(self, num_units: int = 1, *, note: str | None = None) -> None:
-        self.done += num_units
-        if note is not None:
-            self.note = note
-
-    @property
-    def per_s(self) -> float:
-        return (self.done - self.initial) / max(time.monotonic() - self.start, 1e-9)
-
-    def status(self) -> str:
-        count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        parts = [f"{count} {self.unit}", f"{_rate(self.per_s)} {self.unit}/s"]
-        if self.total is not None and self.done > self.initial:
-            parts.append(f"ETA {_duration((self.total - self.done) / max(self.per_s, 1e-9))}")
-        if self.note:
-            parts.append(self.note)
-        return "  ".join(parts)
-
-    def summary(self, description: str) -> str:
-        elapsed = time.monotonic() - self.start
-        text = f"{description}: {self.done:,} {self.unit} in {_duration(elapsed)} ({_rate(self.per_s)}/s)"
-        return f"{text}  {self.note}" if self.note else text
-
-
-class LineTask(Clock):
-    """A task that writes a plain line every 10 s."""
-
-    every_s = 10.0
-
-    def __init__(
-        self, write: Callable[[str], object], description: str, total: int | None, unit: str, initial: int
-    ) -> None:
-        super().__init__(total, unit, initial)
-        self.write = write
-        self.description = description
-        self.last_line = self.start
-
-    def advance(self, num_units: int = 1, *, note: str | None = None) -> None:
-        super().advance(num_units, note=note)
-        now = time.monotonic()
-        if now - self.last_line >= self.every_s:
-            self.last_line = now
-            self.write(f"{self.description}: {self.status()}")
-
-
-class _MovingTask(LineTask):
-    """The same as one line of a terminal, ten times a second."""
-
-    every_s = 0.1
 
 
 class StderrReporter:
@@ -185,17 +161,15 @@ class StderrReporter:
 
     @contextmanager
     def task(self, description: str, *, total: int | None, unit: str, initial: int = 0) -> Iterator[Task]:
-        moves = sys.stderr.isatty()
-        task: LineTask = (_MovingTask if moves else LineTask)(
-            self._move if moves else self.message, description, total, unit, initial
-        )
+        show, every_s = (self._move, 0.1) if sys.stderr.isatty() else (self.message, 10.0)
+        task = Clock(description, total, unit, initial, show=show, every_s=every_s)
         try:
             yield task
         finally:
             if self._width:  # clear the line that moved
                 print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
                 self._width = 0
-        self.message(task.summary(description))
+        self.message(task.summary())
 
     def message(self, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)

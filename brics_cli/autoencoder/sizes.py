@@ -6,7 +6,6 @@ Counting ends as soon as there is too much, so that neither ten million channels
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.nn.modules.module import (
 
 from brics_cli.autoencoder.model_files import damage_explained
 from brics_cli.errors import ArtefactError, MachineError
+from brics_cli.runtime.device import memory_bytes
 
 MOST_TENSORS = 20_000
 """Of a recipe: the largest models of the field have some thousands, and each costs kilobytes of Python alone."""
@@ -111,16 +111,3 @@ def check_image_memory(image_size: int, *, what: str) -> None:
             f"{memory / 2**30:.1f} GiB of this machine",
             next="Use a smaller image_size.",
         )
-
-
-def memory_bytes(device: torch.device) -> float:
-    """The memory of `device`; infinite where the system does not say."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return math.inf
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # of the container, where it has less
-        return float(min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text())))
-    except (OSError, ValueError):
-        return float(machine)

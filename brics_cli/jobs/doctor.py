@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ import brics_cli
 from brics_cli.errors import BricsError, as_brics_error
 from brics_cli.kernels import GridSpec, grid_retrieve, reference
 from brics_cli.kernels.functional import backend
+from brics_cli.runtime.device import memory_bytes
 
 LEAST_FREE_GIB = 5.0
 RETRIEVAL_TOLERANCE = 1e-5
@@ -87,9 +89,9 @@ def _device() -> Check:
 
 
 def _memory() -> Check:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+    gib = memory_bytes(torch.device("cpu")) / 2**30
+    if math.isinf(gib):
         return Check("memory", True, "unknown on this system")
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Check("memory", gib >= 4, f"{gib:.1f} GiB", "" if gib >= 4 else "Training needs 4 GiB.")
 
 

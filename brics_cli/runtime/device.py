@@ -1,6 +1,10 @@
-"""Which device a command computes on."""
+"""Which device a command computes on, and what memory it has."""
 
 from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
 
 import torch
 
@@ -43,3 +47,16 @@ def resolve_devices(names: str = "auto") -> list[torch.device]:
     if len({device.type for device in devices}) > 1:
         raise UsageError(f"--device {names}: devices of different types give different codes", next="Use one type.")
     return devices
+
+
+def memory_bytes(device: torch.device) -> float:
+    """The memory of `device`; infinite where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return math.inf
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # of the container, where it has less
+        return float(min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text())))
+    except (OSError, ValueError):
+        return float(machine)

@@ -16,9 +16,10 @@ from random_autoencoder import make_autoencoder
 
 from brics_cli import load_autoencoder, load_denoiser
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.autoencoder.sizes import check_against, is_larger, memory_bytes
+from brics_cli.autoencoder.sizes import check_against, is_larger
 from brics_cli.config import load_recipe
 from brics_cli.errors import ArtefactError, MachineError
+from brics_cli.runtime.device import memory_bytes
 
 MORE_MIB = 100
 

@@ -20,7 +20,7 @@ def work(reporter: StderrReporter) -> None:
     with reporter.task("encode", total=3, unit="img") as task:
         for _ in range(3):
             task.advance(note="decode 40%")
-            task.last_line = 0.0  # as if time had passed
+            task.shown = float("-inf")  # as if time had passed
     reporter.warning("a name \x1b[31m")
 
 

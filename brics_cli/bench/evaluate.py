@@ -13,6 +13,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -130,12 +131,9 @@ def measure(
         context = Context(Settings(), device, pool, SilentReporter(), BATCH_SIZE, use_cache=False)
         unpaired = Pairing([], [], *(list(range(len(source))) for source in sides.values()))
         used = {each.network: networks[each.network] for each in chosen if each.network is not None}
-        measurement = Measurement(sides, unpaired, chosen, used, context)  # type: ignore[arg-type]
-        measurement.run()
-        try:
+        with closing(Measurement(sides, unpaired, chosen, used, context)) as measurement:  # type: ignore[arg-type]
+            measurement.run()
             return [measurement.family(each).result(each.metric) for each in chosen]
-        finally:
-            measurement.close()
 
 
 def frechet_step() -> Row:
@@ -195,7 +193,7 @@ def _fid(
     start = time.perf_counter()
     (score,) = measure(["fid"], real=reference.gaussian(), fake=folder, networks=networks, device=device)
     ours = time.perf_counter() - start
-    reporter.message(f"FID {score.value:.6g}, standard error {score.error or 0.0:.3g}")
+    reporter.message(f"FID {score.value:.6g}, standard error {score.standard_error or 0.0:.3g}")
     alone = _forward_seconds(networks["inception-clean"], folder, device) * num_images
     what = f"FID of {num_images:,} images of {SIDE} px"
     return Row(what, "img/s", num_images / ours, num_images / alone, "the network alone", alone / ours, ">= 0.85x")

@@ -51,11 +51,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Score:
-    """One figure. `error_kind` says in words what `error` is, `note` what a reader must know besides; `num_real` and
-    `num_fake` are None where it is unknown, or the side plays no part; `details` is what `--json` adds."""
+    """One figure. `error_kind` says what `standard_error` is, `note` what a reader must know besides; `num_real` and
+    `num_fake` are None where they are unknown, or the side plays no part; `details` is what `--json` adds."""
 
     value: float
-    error: float | None = None
+    standard_error: float | None = None
     error_kind: str | None = None
     note: str | None = None
     num_real: int | None = None

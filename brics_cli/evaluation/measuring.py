@@ -157,7 +157,7 @@ class Measurement:
     """The families that measure `chosen` on `sides`, and what one pass over these hands them.
 
     `networks` are loaded, by their names. `strict`: a metric that cannot be measured on these images raises
-    UsageError; otherwise it is refused, and the others go on. `close` when all results are taken.
+    UsageError; otherwise it is refused, and the others go on. `close` it in any case (contextlib.closing).
     """
 
     def __init__(
@@ -209,28 +209,24 @@ class Measurement:
 
     def run(self) -> None:
         """Read what must be read, and hand every family what it needs."""
-        try:
-            for network in self.networks:
-                for side in SIDES:
-                    self._prepare(network, side)
-            self._read()
-            self._know_fingerprints()
-            for (network, side), gathering in self._gatherings.items():
-                if gathering.refused is not None:
-                    of_sets = (each for each in self._users(network) if each.metric.compares == "sets")
-                    self.refused.update({each.name: gathering.refused for each in of_sets})
-                elif gathering.moments is not None:
-                    self._features[network, side] = SetFeatures(gathering.moments, gathering.rows)
-                    if side == "real":
-                        self._remember(gathering)
-            for (_, of), family in self.families.items():
-                for side in SIDES:
-                    features, needs = self._features.get((of or "", side)), family.needs(side)
-                    if features is not None and needs is not None and not needs.batches:
-                        family.add(side, features)
-        except BaseException:
-            self.close()
-            raise
+        for network in self.networks:
+            for side in SIDES:
+                self._prepare(network, side)
+        self._read()
+        self._know_fingerprints()
+        for (network, side), gathering in self._gatherings.items():
+            if gathering.refused is not None:
+                users = (each for each in self.chosen if each.network == network and each.metric.compares == "sets")
+                self.refused.update({each.name: gathering.refused for each in users})
+            elif gathering.moments is not None:
+                self._features[network, side] = SetFeatures(gathering.moments, gathering.rows)
+                if side == "real":
+                    self._remember(gathering)
+        for (_, of), family in self.families.items():
+            for side in SIDES:
+                features, needs = self._features.get((of or "", side)), family.needs(side)
+                if features is not None and needs is not None and not needs.batches:
+                    family.add(side, features)
 
     def close(self) -> None:
         """Remove the feature rows that wait on disk."""
@@ -238,15 +234,12 @@ class Measurement:
             if gathering.rows is not None:
                 gathering.rows.close()
 
-    def _users(self, network: str) -> list[Chosen]:
-        return [each for each in self.chosen if each.network == network]
-
     def _prepare(self, network: str, side: Side) -> None:
         """Take one side's features in one network from a file or the cache, or have them gathered in the pass."""
         source = self.sides[side]
-        families = [family for (_, of), family in self.families.items() if of == network]
-        needs = [need for family in families if (need := family.needs(side)) is not None]
-        hearers = [family for family in families if (need := family.needs(side)) is not None and need.batches]
+        wants = [(family, family.needs(side)) for (_, of), family in self.families.items() if of == network]
+        needs = [need for _, need in wants if need is not None]
+        hearers = [family for family, need in wants if need is not None and need.batches]
         if not needs:
             return
         if isinstance(source, SavedStatistics):
@@ -267,7 +260,8 @@ class Measurement:
         """Read both sides batch by batch."""
         batch_size = self.context.batch_size
         extraction = Extraction(list(self._gatherings.values()), self.context, strict=self.strict)
-        pairs = {key: self.families[key.metric.family, key.network] for key in self.chosen if _of_pairs(key)}
+        of_pairs = [each for each in self.chosen if each.metric.compares == "pairs"]
+        pairs = {each: self.families[each.metric.family, each.network] for each in of_pairs}
         orders = {
             side: self._order[side] if extraction.wants(side) else self._paired[side] if pairs else [] for side in SIDES
         }
@@ -340,10 +334,6 @@ class Measurement:
             self._reference.save(gathering.network, gathering.moments, gathering.rows, failures)
         except OSError as error:
             self.context.reporter.message(f"the features of {self.sides['real'].path} were not cached: {error}")
-
-
-def _of_pairs(chosen: Chosen) -> bool:
-    return chosen.metric.compares == "pairs"
 
 
 def _batches(source: Input, order: Sequence[int]) -> Iterator[tuple[list[Image | None], Sequence[int]]]:

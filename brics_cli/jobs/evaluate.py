@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -280,10 +280,11 @@ def _compare(
             report.unmatched_fake = [sides["fake"].keys[position] for position in pairing.unmatched_fake]
     wanted = []
     for each in group:
-        if (problem := _why_not(each, sides, pairing, context)) is None:
+        try:
+            _check_sides(each, sides, pairing, context)
             wanted.append(each)
-        else:
-            leave_out(each, problem)
+        except BricsError as error:
+            leave_out(each, error)
     sizes = [source.image_size for source in listed.values()]
     if any(each.metric.compares == "sets" for each in wanted) and None not in sizes and sizes[0] != sizes[1]:
         context.reporter.warning(
@@ -295,9 +296,8 @@ def _compare(
         if each.network is not None and each.network not in networks:
             path, sha256 = (each.weights.path, each.weights.sha256) if each.weights else (None, None)
             networks[each.network] = load_network(each.network, path, sha256=sha256, device=context.device)
-    found = Measurement(sides, pairing, wanted, networks, context, strict=choice.asked)
-    found.run()
-    try:
+    with closing(Measurement(sides, pairing, wanted, networks, context, strict=choice.asked)) as found:
+        found.run()
         for side, source in listed.items():
             source.sha256 = found.fingerprints.get(side, source.sha256)
             report.failures += [FailedImage(side, *failure) for failure in found.failures.get(side, [])]
@@ -317,53 +317,47 @@ def _compare(
                 report.num_pairs = family.num
             report.sheets += [str(output.path) for output in family.outputs(context.settings)]
             report.results.append(_result(each, score, networks.get(each.network or ""), sides, context.settings))
-    finally:
-        found.close()
 
 
-def _why_not(chosen: Chosen, sides: dict[Side, Input], pairing: Pairing, context: Context) -> BricsError | None:
-    """Why a metric has no figure on these sides, as far as can be said before reading them; else None."""
+def _check_sides(chosen: Chosen, sides: dict[Side, Input], pairing: Pairing, context: Context) -> None:
+    """Raise UsageError or ArtefactError when a metric has no figure on these sides, as far as can be said before
+    reading them."""
     metric, family, fake = chosen.metric, family_of(chosen.metric), sides["fake"]
     if metric.compares == "codes":
-        if fake.kind == "store":
-            return None
-        return UsageError(
-            f"{metric.title} is of a key-code store, and {fake.path} is none", next="Give --fake CODES.h5."
-        )
-    if metric.compares == "pairs":
+        if fake.kind != "store":
+            raise UsageError(
+                f"{metric.title} is of a key-code store, and {fake.path} is none", next="Give --fake CODES.h5."
+            )
+    elif metric.compares == "pairs":
         if any(isinstance(source, SavedStatistics) for source in sides.values()):
-            return UsageError(f"{metric.title} needs pairs of images, and saved statistics hold none")
+            raise UsageError(f"{metric.title} needs pairs of images, and saved statistics hold none")
         if not len(pairing):
             examples = [
                 f"{source.path} ({source.keys[0]!r}, …)" if len(source) else f"{source.path} (which is empty)"
                 for source in sides.values()
             ]
-            return UsageError(
+            raise UsageError(
                 f"no key of {examples[0]} matches one of {examples[1]}",
                 next="PSNR, SSIM and LPIPS need pairs: images of the same key on both sides.",
             )
-        return None
-    for side, source in sides.items():
-        needs = family.needs(side)
-        if not isinstance(source, SavedStatistics):
+    else:
+        for side, source in sides.items():
+            needs = family.needs(side)
             num, smallest = min(len(source), context.limit or len(source)), family.min_images(context.settings)
-            if num < smallest:
-                plural = "s" if smallest > 1 else ""
-                return UsageError(
-                    f"{metric.title} needs at least {smallest} image{plural} on each side, {source.path} gives {num}"
+            if not isinstance(source, SavedStatistics):
+                if num < smallest:
+                    raise UsageError(
+                        f"{metric.title} needs at least {smallest} image{'s' if smallest > 1 else ''} on each side, "
+                        f"{source.path} gives {num}"
+                    )
+            elif needs is not None and (needs.rows or needs.batches):
+                raise UsageError(
+                    f"{metric.title} needs the {side} images themselves, and {source.path} holds a mean and a "
+                    "covariance alone",
+                    next=f"Give images with --{side}, or measure fid, clip-fid or fd-dinov2.",
                 )
-        elif needs is not None and (needs.rows or needs.batches):
-            return UsageError(
-                f"{metric.title} needs the {side} images themselves, and {source.path} holds a mean and a covariance "
-                "alone",
-                next=f"Give images with --{side}, or measure fid, clip-fid or fd-dinov2.",
-            )
-        elif needs is not None:
-            try:
+            elif needs is not None:
                 source.check_made_by(chosen.network or "")
-            except ArtefactError as error:
-                return error
-    return None
 
 
 def _result(
@@ -382,19 +376,13 @@ def _result(
         title=metric.title,
         real=sides["real"].path,
         fake=sides["fake"].path,
-        value=score.value,
-        standard_error=score.error,
-        num_real=score.num_real,
-        num_fake=score.num_fake,
         unit=metric.unit,
         better=metric.better,
         definition=definition_of(metric, settings),
         resize=None if network is None or metric.compares != "sets" else network.resize,
         comparable=metric.published and not obstacles,
-        note=score.note,
-        error_kind=score.error_kind,
-        details=score.details,
         not_comparable=", ".join(obstacles) or None,
+        **vars(score),
     )
 
 

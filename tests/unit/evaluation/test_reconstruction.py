@@ -76,7 +76,7 @@ def test_psnr_is_averaged_over_images_and_not_taken_of_the_whole() -> None:
     per_image = 20 * np.log10(255 / np.array([1.0, 100.0]))
     score = psnr_score(a, b)
     assert score.value == pytest.approx(per_image.mean())
-    assert score.error == pytest.approx(per_image.std(ddof=1) / np.sqrt(2))
+    assert score.standard_error == pytest.approx(per_image.std(ddof=1) / np.sqrt(2))
     of_the_whole = 10 * np.log10(255**2 / 5000.5)
     assert abs(score.value - of_the_whole) > 5
 
@@ -86,7 +86,7 @@ def test_identical_pairs_are_infinite_and_said_so(pairs: tuple[np.ndarray, np.nd
     assert np.isinf(psnr(images, images)).all()
     np.testing.assert_allclose(ssim(images, images), 1)
     score = psnr_score(images, images)
-    assert (score.value, score.error) == (np.inf, None)
+    assert (score.value, score.standard_error) == (np.inf, None)
     assert score.note is not None and "3 pairs are identical" in score.note
 
 

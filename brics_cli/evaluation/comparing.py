@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.evaluation.registry import REGISTRY, Settings, weights_of
+from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS, REGISTRY, Settings, weights_of
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
@@ -74,7 +74,8 @@ def _weights(name: str, provenance: dict[str, Any]) -> dict[str, str] | None:
     """The weights that the metric `name` was measured with: id -> sha256; None where the report does not say."""
     if name not in REGISTRY or "weights" not in provenance:
         return None
-    settings = Settings(provenance.get("mode", Settings.mode), provenance.get("preset", Settings.preset))
+    mode, preset = provenance.get("mode", Settings.mode), provenance.get("preset", Settings.preset)
+    settings = Settings(mode, preset, neighbours_by=NEIGHBOUR_NETWORKS[0])
     needed = weights_of(REGISTRY[name], settings)
     return {found["id"]: found["sha256"] for found in provenance["weights"] if found["id"] == needed}
 

@@ -64,7 +64,7 @@ class NeighbourSearch:
         if wanted > 0:
             self._queries.append(torch.from_numpy(features[:wanted].copy()))
             self._query_positions += list(positions[:wanted])
-            self.query_images += list(images[:wanted])
+            self.query_images += [image.copy() for image in images[:wanted]]  # and not the memory of their batch
 
     def add_real(
         self, features: NDArray[np.float32], positions: Sequence[int], images: Sequence[Image] | None = None
@@ -88,10 +88,10 @@ class NeighbourSearch:
         candidates = torch.cat([self._positions, found], dim=1)
         nearest = distances.topk(min(self.k, distances.shape[1]), dim=1, largest=False)
         self._distances, self._positions = nearest.values, candidates.gather(1, nearest.indices)
-        if images is not None:
-            self.images.update(zip(positions, images, strict=True))
         kept = set(self._positions.flatten().tolist())
         self.images = {position: image for position, image in self.images.items() if position in kept}
+        if images is not None:
+            self.images |= {at: image.copy() for at, image in zip(positions, images, strict=True) if at in kept}
 
     def results(self) -> list[Found]:
         """One entry per query. Raises UsageError when either side had no image."""

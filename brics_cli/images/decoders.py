@@ -71,7 +71,8 @@ class Buffers:
         try:
             if shared:
                 os.ftruncate(self.descriptor, self.num_bytes)
-            self._memory = memoryview(mmap.mmap(self.descriptor, self.num_bytes))
+            kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            self._memory = memoryview(mmap.mmap(self.descriptor, self.num_bytes, flags=kind))
         except BaseException:
             self.close()
             raise

@@ -47,7 +47,10 @@ class ImageStream(ABC):
 
     @abstractmethod
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
-        """The images at `positions` (None: all) in that order, `batch_size` at a time; None for one that failed."""
+        """The images at `positions` (None: all) in that order, `batch_size` at a time; None for one that failed.
+
+        An image may be part of the memory of its batch: copy what is kept for long.
+        """
 
 
 class CollectionStream(ImageStream):
@@ -124,8 +127,7 @@ class CollectionStream(ImageStream):
             for read, batch in zip(in_batches(order, self.batch_size), batches, strict=True):
                 self._digests.update(zip(read, (image.digest for image in batch.loaded), strict=True))
                 self.failures += batch.failures
-                # copies: whoever keeps one image does not keep the memory of its batch
-                yield [None if image.pixels is None else image.pixels.copy() for image in batch.loaded]
+                yield [image.pixels for image in batch.loaded]
 
 
 def in_batches(order: Sequence[int], batch_size: int) -> Iterator[list[int]]:

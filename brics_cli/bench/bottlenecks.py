@@ -33,8 +33,9 @@ from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.weights import find
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.holdout import hold_out_look_alikes
-from brics_cli.training.images import Batch, TrainingImages
+from brics_cli.training.images import Batch
 from brics_cli.training.order import SampleOrder
+from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import autoencoder_loss, compiled, prepare
 
@@ -133,16 +134,12 @@ def _decode(
     data: str, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
 ) -> tuple[np.ndarray, list[str]]:
     collection = open_collection(data, labels="none", reporter=reporter)
-    images = TrainingImages(
-        collection, transform=recipe.data.transform, size=recipe.model.image_size, num_workers=num_workers
-    )
-    if not images.cache(limit_gib=recipe.data.cache_gib, reporter=reporter):
+    images = open_images(recipe, collection, num_workers=num_workers, reporter=reporter)
+    if images.cached is None:
         raise UsageError(
             f"{data} does not fit in {recipe.data.cache_gib:g} GiB, and every variant trains on it in turn",
             next="Give a smaller collection, or more memory: --set data.cache_gib=...",
         )
-    images.warn_about_failures(reporter)
-    assert images.cached is not None
     usable = [sample for sample in range(len(images)) if sample not in images.failures]
     return images.cached[usable], [images.key(sample) for sample in usable]
 

@@ -15,12 +15,12 @@ from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.images import open_collection
-from brics_cli.images.loader import default_num_workers
 from brics_cli.runtime.distributed import World, check_batch
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
-from brics_cli.training.images import Batch, TrainingImages
+from brics_cli.training.images import Batch
 from brics_cli.training.order import SampleOrder
+from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
 
@@ -130,13 +130,7 @@ def _random_batches(recipe: AutoencoderRecipe) -> Generator[Batch, None, None]:
 def _batches_of(data: str, recipe: AutoencoderRecipe, *, reporter: Reporter) -> Generator[Batch, None, None]:
     collection = open_collection(data, labels="none", reporter=reporter)
     reporter.message(f"{collection.path}: {collection.describe()}")
-    images = TrainingImages(
-        collection,
-        transform=recipe.data.transform,
-        size=recipe.model.image_size,
-        num_workers=default_num_workers(),
-    )
-    images.cache(limit_gib=recipe.data.cache_gib, reporter=reporter)
+    images = open_images(recipe, collection, reporter=reporter)
     shards, _ = images.split(val_fraction=None)
     order = SampleOrder(shards, seed=recipe.training.seed, window=recipe.data.shuffle_window)
     return images.batches(order, start=0, batch_size=recipe.training.batch_size)

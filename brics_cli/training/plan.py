@@ -107,36 +107,18 @@ class AutoencoderPlan(Plan):
         self, *, num_workers: int | None, reporter: Reporter
     ) -> tuple[TrainingImages, TrainingImages, np.ndarray, SampleOrder]:
         """The training images, the validation images with the samples to use of them, and the training order."""
-        workers = num_workers or default_num_workers()
-        images = self._opened(self.collection, workers, reporter)
+        images = open_images(self.recipe, self.collection, num_workers=num_workers, reporter=reporter)
         if self.val is None:
             shards, val_samples = images.split(val_fraction=self.recipe.data.val_fraction)
             val_images = images
             reporter.message(f"validating on {len(val_samples):,} images, held out by hash of their key")
         else:
             shards, _ = images.split(val_fraction=None)
-            val_images = self._opened(self.val, workers, reporter)
+            val_images = open_images(self.recipe, self.val, num_workers=num_workers, reporter=reporter)
             val_samples = np.concatenate(val_images.split(val_fraction=None)[0])
         order = SampleOrder(shards, seed=self.recipe.training.seed, window=self.recipe.data.shuffle_window)
         spread = np.linspace(0, len(val_samples) - 1, min(len(val_samples), VALIDATION_IMAGES)).round().astype(int)
         return images, val_images, val_samples[spread], order
-
-    def _opened(self, collection: Collection, num_workers: int, reporter: Reporter) -> TrainingImages:
-        data = self.recipe.data
-        images = TrainingImages(
-            collection, transform=data.transform, size=self.recipe.model.image_size, num_workers=num_workers
-        )
-        num_processes = num_local_processes()  # each keeps its own copy
-        if images.cache(limit_gib=data.cache_gib / num_processes, reporter=reporter):
-            assert images.cached is not None
-            reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
-        else:
-            reporter.message(
-                f"{len(images):,} images would take {num_processes * images.num_bytes / 2**30:,.1f} GiB decoded, more "
-                f"than data.cache_gib {data.cache_gib:g}: read shard by shard, shuffled over {data.shuffle_window:,}"
-            )
-        images.warn_about_failures(reporter)
-        return images
 
 
 @dataclass(frozen=True)
@@ -223,6 +205,30 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
     if autoencoder is not None:
         parents.append(autoencoder)
     return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, store)
+
+
+def open_images(
+    recipe: AutoencoderRecipe, collection: Collection, *, num_workers: int | None = None, reporter: Reporter
+) -> TrainingImages:
+    """The images of a collection as the recipe transforms them, in memory where they fit; what fails is said."""
+    data = recipe.data
+    images = TrainingImages(
+        collection,
+        transform=data.transform,
+        size=recipe.model.image_size,
+        num_workers=num_workers or default_num_workers(),
+    )
+    num_processes = num_local_processes()  # each keeps its own copy
+    if images.cache(limit_gib=data.cache_gib / num_processes, reporter=reporter):
+        assert images.cached is not None
+        reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
+    else:
+        reporter.message(
+            f"{len(images):,} images would take {num_processes * images.num_bytes / 2**30:,.1f} GiB decoded, more "
+            f"than data.cache_gib {data.cache_gib:g}: read shard by shard, shuffled over {data.shuffle_window:,}"
+        )
+    images.warn_about_failures(reporter)
+    return images
 
 
 @dataclass(frozen=True)

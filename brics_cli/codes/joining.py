@@ -126,25 +126,12 @@ def _open_shard(join: Join, shard_index: int) -> Iterator[ShardRows]:
     """The rows of one shard of the stores. They are read, not mapped: a merge must not fill the page tables."""
     store, number = join.order[shard_index]
     shard, advice = store.shards[number], f"See: brics info {store.path} --verify"
-    start, stop = store.shard_starts[number : number + 2]
+    failures = [(row["key"], row["reason"]) for row in store.failures if row["shard"] == shard["name"]]
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(open_hdf5(store.path))
-            rows = ShardRows(
-                f"shard {shard['name']} of {store.path}",
-                advice,
-                num_ok=shard["n_ok"],
-                sha256=shard["sha256"],
-                digest=shard.get("digest", ""),
-                keys=file["keys"][start:stop],
-                labels=file["labels"][start:stop],
-                index_in_shard=file["index_in_shard"][start:stop],
-                failures=[(row["key"], row["reason"]) for row in store.failures if row["shard"] == shard["name"]],
-                codes=file["codes"],
-                flipped=file["codes_flipped"] if store.has_flipped else None,
-                meta=file["meta"],
-                start=start,
-            )
+            file, what = stack.enter_context(open_hdf5(store.path)), f"shard {shard['name']} of {store.path}"
+            start = store.shard_starts[number]
+            rows = ShardRows(file, shard, what=what, advice=advice, failures=failures, start=start)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtefactError(f"{store.path} cannot be read ({error})", next=advice) from None
         yield rows

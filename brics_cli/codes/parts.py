@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -24,7 +23,7 @@ import numpy as np
 from brics_cli.codes.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
 from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, open_hdf5
-from brics_cli.workspace.hdf5 import Hdf5Dataset
+from brics_cli.workspace.hdf5 import Hdf5File
 
 PART_VERSION = 1
 HEADER_BYTES = 64 * 1024
@@ -212,47 +211,55 @@ class PartWriter:
             )
 
 
-@dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard, open for reading: those of a part, or of a store from row `start` of its `codes` on.
+    """The rows of one shard, open for reading: those of a part, or of a store from row `start` of it on.
 
-    `failures` are (key, reason); `meta` None: no image has any; `statistics` None: to be taken from the codes.
-    `damaged` gives the error that says that they are, for a reason.
+    `record` says `n_ok`, `sha256` and `digest`, as the attributes of a part and the shards table of a store do;
+    `failures` are (key, reason); `statistics` None: to be taken from the codes. `damaged` gives the error that says
+    that `what` is, for a reason. Raises KeyError or ValueError when they do not fit together.
     """
 
-    what: str
-    advice: str
-    num_ok: int
-    sha256: str
-    digest: str
-    keys: Array
-    labels: Array
-    index_in_shard: Array
-    failures: list[tuple[str, str]]
-    codes: Hdf5Dataset
-    flipped: Hdf5Dataset | None
-    meta: Hdf5Dataset | None
-    statistics: Statistics | None = None
-    start: int = 0
+    def __init__(
+        self,
+        file: Hdf5File,
+        record: Mapping[str, Any],
+        *,
+        what: str,
+        advice: str,
+        failures: Sequence[tuple[str, str]],
+        statistics: Statistics | None = None,
+        start: int = 0,
+    ) -> None:
+        self.num_ok, self.sha256 = int(record["n_ok"]), str(record["sha256"])
+        self.digest = str(record.get("digest", ""))
+        self.failures, self.statistics = failures, statistics
+        self._what, self._advice, self._start = what, advice, start
+        rows = slice(start, start + self.num_ok)
+        self.keys: Array = file["keys"][rows]
+        self.labels: Array = file["labels"][rows]
+        self.index_in_shard: Array = file["index_in_shard"][rows]
+        self._codes, self._flipped, self._meta = file["codes"], file.get("codes_flipped"), file.get("meta")
+        if {len(self.keys), len(self.labels), len(self.index_in_shard)} != {self.num_ok}:
+            raise ValueError("its datasets do not fit together")
 
     def blocks(self) -> Iterator[tuple[int, Array, Array | None]]:
         """(first row, codes, flipped codes or None) in blocks of about BLOCK_BYTES. Raises ArtefactError."""
-        bytes_per_row = max(int(np.prod(self.codes.shape[1:])) * self.codes.dtype.itemsize, 1)
+        bytes_per_row = max(int(np.prod(self._codes.shape[1:])) * self._codes.dtype.itemsize, 1)
         step = max(BLOCK_BYTES // bytes_per_row, 1)
         for first in range(0, self.num_ok, step):
-            rows = slice(self.start + first, self.start + min(first + step, self.num_ok))
+            rows = slice(self._start + first, self._start + min(first + step, self.num_ok))
             try:
-                yield first, self.codes[rows], None if self.flipped is None else self.flipped[rows]
+                yield first, self._codes[rows], None if self._flipped is None else self._flipped[rows]
             except (OSError, RuntimeError, ValueError) as error:
                 raise self.damaged(str(error)) from None
 
     def metas(self) -> list[str] | None:
         """The metadata texts, or None when no image has any."""
-        texts = [] if self.meta is None else self.meta[self.start : self.start + self.num_ok]
+        texts = [] if self._meta is None else self._meta[self._start : self._start + self.num_ok]
         return [text.decode() for text in texts] if any(texts) else None
 
-    def damaged(self, reason: str) -> ArtefactError:
-        return ArtefactError(f"{self.what} is damaged ({reason})", next=self.advice)
+    def damaged(self, reason: object) -> ArtefactError:
+        return ArtefactError(f"{self._what} is damaged ({reason})", next=self._advice)
 
 
 @contextmanager
@@ -263,27 +270,13 @@ def open_part(directory: Path, header: StoreHeader, shard: StoreShard) -> Iterat
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open_hdf5(path))
+            failures = [(key.decode(), reason.decode()) for key, reason in file["failures"][()]]
+            sums = (file["total"][()], file["squares"][()], file["histogram"][()], int(file.attrs["num_values"]))
             rows = ShardRows(
-                what,
-                advice,
-                num_ok=int(file.attrs["n_ok"]),
-                sha256=str(file.attrs["sha256"]),
-                digest=str(file.attrs.get("digest", "")),
-                keys=file["keys"][()],
-                labels=file["labels"][()],
-                index_in_shard=file["index_in_shard"][()],
-                failures=[(key.decode(), reason.decode()) for key, reason in file["failures"][()]],
-                codes=file["codes"],
-                flipped=file["codes_flipped"] if header.flipped else None,
-                meta=file.get("meta"),
-                statistics=Statistics(
-                    file["total"][()], file["squares"][()], file["histogram"][()], int(file.attrs["num_values"])
-                ),
+                file, file.attrs, what=what, advice=advice, failures=failures, statistics=Statistics(*sums)
             )
-            lengths = {len(rows.keys), len(rows.labels), len(rows.index_in_shard), rows.num_ok}
-            expected = ((shard.num_images, *header.code_shape), header.dtype)
-            if (rows.codes.shape, rows.codes.dtype) != expected or len(lengths) != 1:
-                raise ValueError("its datasets do not fit together")
+            if (file["codes"].shape, file["codes"].dtype) != ((shard.num_images, *header.code_shape), header.dtype):
+                raise ValueError("its codes have another shape or type")
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise ArtefactError(f"{what} is damaged ({error})", next=advice) from None
         yield rows

@@ -25,8 +25,9 @@ from brics_cli.codes.writer import check_store_output, write_merged
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.fingerprints import fingerprint_of_shards
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.workspace import Artefact, Parent, hold_lock, open_hdf5
+from brics_cli.workspace import Artefact, Parent, open_hdf5
 from brics_cli.workspace.artefacts import differences
+from brics_cli.workspace.outputs import output_lock
 
 _MAY_DIFFER = ("source", "num_images", "selection", "part")
 _COUNTED = ("sha256", "num_images", "num_failed", "summary", "sealed")
@@ -105,8 +106,7 @@ def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Rep
     Raises ArtefactError or WouldOverwriteError when something else is there, MachineError while another process
     writes it, ArtefactError when rows are not those that were once written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
+    with output_lock(path):
         inputs = [store.path for store in join.stores]
         if check_store_output(path, join.header, join.shards, overwrite=overwrite, inputs=inputs):
             if KeyCodeStore(path).sha256 != join.sha256:  # parts of one collection have its name, whatever was in it

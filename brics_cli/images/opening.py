@@ -12,6 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -295,8 +296,7 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
             own = {file.name for file in files} | format.own_files
             collection.passed_over += PassedOver(entry.name for entry in path.iterdir() if entry.name not in own)
             return collection
-    with os.scandir(path) as listed:
-        names = sorted(entry.name for entry in listed if not entry.name.startswith(".") and _is_file(entry))
+    names, _ = _entries(path)
     if "data.mdb" in names:
         raise UsageError(f"{path} is named like an LMDB, and its data.mdb is not an LMDB", next=READS)
     for format in FORMATS:
@@ -308,7 +308,9 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
                     next="Move one kind to a folder of its own.",
                 )
             collection = _open_files(format, str(path.resolve()), [path / name for name in shards], wanted)
-            collection.passed_over += files_beside(path, suffixes=format.suffixes, read=_read_beside(collection))
+            collection.passed_over += files_beside(
+                path, suffixes=format.suffixes, read=[Path(file).name for file in collection.files(0)]
+            )
             return collection
     choices = choices_below(path)
     if not any(choice.is_whole for choice in choices):
@@ -332,25 +334,6 @@ def _open_directory(path: Path, wanted: Wanted) -> Collection:
     return collection
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link in circles
-        return False
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _read_beside(collection: Collection) -> list[str]:
-    """The names of files that the first shard is read from: listings beside tars are among them."""
-    return [Path(file).name for file in collection.files(0)]
-
-
 def _file_meant(folder: Path, error: UsageError) -> UsageError | None:
     """`error`, naming the files below `folder` that are each a collection (npz); None where there are none."""
     alone = [format for format in FORMATS if format.several == "alone" and format.files_in is no_files]
@@ -363,6 +346,19 @@ def _file_meant(folder: Path, error: UsageError) -> UsageError | None:
     kinds = " and ".join(suffix for each in alone for suffix in each.suffixes)
     which = "the file" if len(files) == 1 else f"one of its {len(files):,} {kinds} files"
     return UsageError(error.what, next=f"Give {which}: {first}")
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the files and of the folders in `folder`, sorted, without hidden ones; none is looked at."""
+    files, folders = [], []
+    with os.scandir(folder) as listed:
+        for entry in (entry for entry in listed if not entry.name.startswith(".")):
+            with suppress(OSError):  # a link in circles
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.is_file():
+                    files.append(entry.name)
+    return sorted(files), sorted(folders)
 
 
 # Several collections below a folder.
@@ -401,22 +397,15 @@ class Choice:
 
 def choices_below(folder: Path) -> list[Choice]:
     """The collections that stand side by side in `folder`: LMDBs, zips, splits of parquet files, folders of shards."""
-    found: list[Path] = []
-    folders: list[Path] = []
-    with os.scandir(folder) as listed:  # of 100,000 images none is looked at
-        for entry in listed:
-            if not entry.name.startswith("."):
-                if any(format.several in ("choices", "splits") and format.is_named(entry.name) for format in FORMATS):
-                    found.append(Path(entry.path))
-                elif _is_folder(entry):
-                    folders.append(Path(entry.path))
-    files = sorted(filter(Path.is_file, found))
-    choices = []
-    for below in sorted(folders):
+    names, below_it = _entries(folder)
+    kinds = [format for format in FORMATS if format.several in ("choices", "splits")]
+    files = [folder / name for name in names if any(format.is_named(name) for format in kinds)]
+    folders, choices = [folder / name for name in below_it], []
+    for below in folders:
         format = next((format for format in FORMATS if format.files_in(below)), None)
         if format is not None:
-            names = (below.name.removesuffix("_lmdb"), below.name)
-            choices.append(Choice(format, names, (below,), is_folder=True, is_whole=True))
+            called = (below.name.removesuffix("_lmdb"), below.name)
+            choices.append(Choice(format, called, (below,), is_folder=True, is_whole=True))
     unpacked = {choice.names[-1] for choice in choices}
     for file in files:
         format = next((each for each in FORMATS if each.several == "choices" and each.is_named(file.name)), None)
@@ -425,13 +414,13 @@ def choices_below(folder: Path) -> list[Choice]:
     choices += _splits(files)
     if choices:
         return choices
-    for below in sorted(folders):
+    for below in folders:
         children = [child.name for child in islice(below.iterdir(), NUM_LOOKED_AT)]
         shards = [each for each in FORMATS if each.several == "shards" and any(map(each.is_named, children))]
         if shards:
             choices.append(Choice(shards[0], (below.name,), (below,), is_folder=True))
         elif any(each.several == "splits" and any(map(each.is_named, children)) for each in FORMATS):
-            choices += _splits(sorted(child for child in below.iterdir() if child.is_file()))
+            choices += _splits([below / name for name in _entries(below)[0]])
     return choices
 
 
@@ -440,7 +429,6 @@ def _splits(files: Sequence[Path]) -> list[Choice]:
     choices = []
     for format in FORMATS:
         tables = [file for file in files if format.several == "splits" and format.is_named(file.name)]
-        tables = [table for table in tables if not table.name.startswith(".")]
         of_words = group_files([table.name for table in tables]) or {}
         splits: dict[str, list[Path]] = {}
         for place, table in enumerate(tables):

@@ -40,7 +40,8 @@ def index_tar(title: str, descriptor: Descriptor) -> tuple[Members, int]:
     Raises ArtefactError when it is no tar, damaged, ends too early, or holds more after its end mark.
     """
     names: list[str] = []
-    columns: list[tuple[int, int]] = []
+    sizes: list[int] = []
+    offsets: list[int] = []
     num_hidden = 0
     for name, offset, size in _with_inner_tars(title, descriptor):
         tidy = tidy_name(name, where=title)
@@ -48,8 +49,9 @@ def index_tar(title: str, descriptor: Descriptor) -> tuple[Members, int]:
             num_hidden += 1
             continue
         names.append(tidy)
-        columns.append((size, offset))
-    return Members(Names(names), np.array(columns, np.int64).reshape(-1, 2)), num_hidden
+        sizes.append(size)
+        offsets.append(offset)
+    return Members(Names(names), np.array([sizes, offsets], np.int64).T), num_hidden
 
 
 def _with_inner_tars(title: str, descriptor: Descriptor) -> Iterator[TarMember]:

@@ -92,7 +92,7 @@ class TarCollection(MemberCollection):
         self.shards = []
         for tar, name, members, samples in zip(self._paths, names, self._members, self._samples, strict=True):
             shown, size_bytes = map(printable, members.names), tar.stat().st_size
-            rows = [(name, *columns) for name, columns in zip(shown, members.columns.tolist(), strict=True)]
+            rows: list[tuple[object, ...]] = list(zip(shown, *members.columns.T.tolist(), strict=True))
             layout = shard_layout(name, size_bytes, [*rows, *fields, *also])
             self.shards.append(Shard(name, len(samples), size_bytes, layout))
         whole = not self.in_split

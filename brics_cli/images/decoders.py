@@ -55,7 +55,7 @@ def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str |
 
 
 class Buffers:
-    """`num` places for batches of `shape`, each taken again once nobody holds an array in it.
+    """`num` places for batches of `shape`, each reused once no array refers to it.
 
     Fresh memory costs a page fault and a page of zeros for every 4 KiB: a fifth of the time of decoding small JPEGs.
     `shared` memory can be mapped by other processes. It is a memfd (Linux alone): without a name that could be left

@@ -73,7 +73,7 @@ class Loaded:
     digest: bytes = b""
     num_frames: int = 1
     instead_of: tuple[Loaded, ...] = ()
-    """Those that failed, in whose place it stands."""
+    """Images that failed, and that this one replaces."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Batch:
 
     @property
     def failed(self) -> list[Loaded]:
-        """All that failed, those in whose place another stands included."""
+        """All that failed, replaced ones included."""
         attempts = (each for image in self.loaded for each in (*image.instead_of, image))
         return [image for image in attempts if image.pixels is None]
 
@@ -119,7 +119,7 @@ class Batch:
 
 
 def default_num_workers() -> int:
-    """Decoding threads when nobody asks for a number."""
+    """Decoding threads by default."""
     return min(os.cpu_count() or 1, 16)
 
 

@@ -2,7 +2,7 @@
 
 Pillow's own `convert("RGB")` clips 16 bits to white, takes 12 for 16 (black), and compares the transparent colour of a
 PNG with values of another depth. Here: grey of 12 and 16 bits is scaled and rounded, colour of 16 bits keeps its high
-byte; transparency is composited on white; CMYK, YCbCr, LAB and palettes become RGB; pixels whose range nobody states
+byte; transparency is composited on white; CMYK, YCbCr, LAB and palettes become RGB; pixels without a defined range
 (signed, floating-point, 32-bit) are refused. ICC profiles and gAMA are not applied, as in every peer's loader.
 Tests: tests/unit/images/test_modes.py, a table of files beside what they show. Shapes: (H, W), (H, W, 3).
 """
@@ -57,7 +57,7 @@ def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     elif image.mode in ("P", "PA"):
         _mend_palette(image, tags)
     if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
-        image = image.convert("RGB")  # the fourth byte was not meant as alpha: nobody saves a picture of nothing
+        image = image.convert("RGB")  # the fourth byte is padding, not alpha: it would hide the whole picture
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -122,7 +122,7 @@ def _scaled(image: Image.Image, tags: Any) -> Image.Image:
 
 
 def _mend_palette(image: Image.Image, tags: Any) -> None:
-    """Give a TIFF the palette that was meant; refuse pixels that the palette has no colour for."""
+    """Rescale a TIFF palette of 8 bits; refuse pixels whose colour the palette lacks."""
     colours = tags.get(_COLOURS)
     if colours is not None and max(colours) < 256:  # 8 bits where the format wants 16: all would be black
         image.putpalette(bytes(colours), "RGB;L")

@@ -30,7 +30,7 @@ class SampleOrder:
         self.window = window
         self.num_samples = sum(len(shard) for shard in self.shards)
         if not self.num_samples:
-            raise ValueError("there is no sample to order")
+            raise ValueError("no samples to order")
         self._windows_of = lru_cache(maxsize=1)(self._permute_shards)
         self._samples_of = lru_cache(maxsize=1)(self._shuffle_window)
 

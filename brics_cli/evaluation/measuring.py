@@ -23,7 +23,7 @@ from brics_cli.evaluation.pairing import Pairing
 from brics_cli.evaluation.rows import RowSource, SpooledRows
 from brics_cli.evaluation.selection import Chosen
 from brics_cli.evaluation.statistics import SavedStatistics
-from brics_cli.images import TRANSFORM_VERSIONS
+from brics_cli.images import versioned
 from brics_cli.images.fingerprints import fingerprint, known_fingerprint
 from brics_cli.images.reading import CollectionStream, ImageStream
 from brics_cli.images.selection import select_positions
@@ -145,7 +145,7 @@ class _Reference:
         transform = self.stream.transform
         return {
             "fingerprint": self.fingerprint,
-            "transform": None if transform is None else f"{transform}/{TRANSFORM_VERSIONS[transform]}",
+            "transform": None if transform is None else versioned(transform),
             "size": self.stream.size,
             "network": network.key,
             "weights": network.weights_sha256,

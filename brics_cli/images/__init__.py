@@ -3,12 +3,11 @@
 from brics_cli.images.collection import Collection, RawImage, Shard
 from brics_cli.images.loader import Batch, load_shards
 from brics_cli.images.opening import median_side, open_collection
-from brics_cli.images.pixels import TRANSFORM_VERSIONS, ImageError, apply_transform, decode_image
+from brics_cli.images.pixels import ImageError, apply_transform, decode_image, versioned
 from brics_cli.images.sheets import contact_sheet
 from brics_cli.images.sinks import ImageSink, open_sink
 
 __all__ = [
-    "TRANSFORM_VERSIONS",
     "Batch",
     "Collection",
     "ImageError",
@@ -22,4 +21,5 @@ __all__ = [
     "median_side",
     "open_collection",
     "open_sink",
+    "versioned",
 ]

@@ -162,7 +162,12 @@ _TRANSFORMS: dict[Transform | str, tuple[str, Callable[[Image.Image, int], Image
     CUDA: ("nvjpeg-1", _crop_by_torch),
 }
 TRANSFORM_VERSIONS: dict[str, str] = {name: version for name, (version, _) in _TRANSFORMS.items()}
-"""Transform -> version, backend included; both are stored in every artefact."""
+"""Transform -> version, backend included."""
+
+
+def versioned(transform: str) -> str:
+    """`crop-bicubic/pillow-1`: a transform and its version, as every artefact states it."""
+    return f"{transform}/{TRANSFORM_VERSIONS[transform]}"
 
 
 def decode_plain_jpeg(data: bytes, *, transform: str, max_pixels: int = MAX_PIXELS) -> Tensor | None:

@@ -17,7 +17,7 @@ from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision, Quantisation
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
-from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection
+from brics_cli.images import Collection, load_shards, open_collection, versioned
 from brics_cli.images.collection import Labels
 from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, shards_to_redo
 from brics_cli.images.loader import default_num_workers, say_enlarged
@@ -154,7 +154,7 @@ def plan_encoding(
     header = StoreHeader(
         code_shape=config.code_shape,
         image_size=config.image_size,
-        transform=f"{transform}/{TRANSFORM_VERSIONS[transform]}",
+        transform=versioned(transform),
         quantisation=quantisation,
         autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
         source=collection.path,

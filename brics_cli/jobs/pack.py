@@ -17,7 +17,7 @@ from typing import Any
 
 from brics_cli.config import DEFAULT_TRANSFORM
 from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, TooManyFailuresError, UsageError
-from brics_cli.images import TRANSFORM_VERSIONS, Collection, load_shards, open_collection
+from brics_cli.images import Collection, load_shards, open_collection, versioned
 from brics_cli.images.collection import Labels, Wanted
 from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest, shards_to_redo
 from brics_cli.images.loader import say_enlarged
@@ -77,7 +77,7 @@ class PackPlan:
         return {
             "names_and_sizes": self.collection.layout,
             "size": self.size,
-            "transform": f"{self.transform}/{TRANSFORM_VERSIONS[self.transform]}",
+            "transform": versioned(self.transform),
             "shard_size": self.sink.shard_size,
             "format": self.sink.encoding.name,
             **({"labels": self.labels} if self.labels is not None else {}),

@@ -17,7 +17,7 @@ from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
-from brics_cli.images import TRANSFORM_VERSIONS, open_sink
+from brics_cli.images import open_sink, versioned
 from brics_cli.images.sinks import ImageSink, file_of_pieces
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
@@ -132,7 +132,7 @@ class Plan:
         header = StoreHeader(
             code_shape=config.code_shape,
             image_size=config.image_size,
-            transform=f"{autoencoder.transform}/{TRANSFORM_VERSIONS[autoencoder.transform]}",
+            transform=versioned(autoencoder.transform),
             quantisation=DEFAULT_QUANTISATIONS[config.code_kind],
             autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
             source=str(denoiser.path.resolve()),

@@ -16,7 +16,7 @@ from brics_cli.config import DecoderConfig, DiffusionConfig, names
 from brics_cli.config.bottlenecks import BOTTLENECK_CONFIGS
 from brics_cli.config.runs import SMALLEST_SIDE
 from brics_cli.diffusion import diffusion
-from brics_cli.images import TRANSFORM_VERSIONS
+from brics_cli.images.pixels import TRANSFORM_VERSIONS
 
 
 def test_transforms_quantisations_and_their_defaults() -> None:

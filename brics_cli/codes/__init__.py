@@ -12,19 +12,3 @@ from brics_cli.codes.joining import Join, plan_join, write_join
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.codes.verify import verify_store, verify_store_in_child
 from brics_cli.codes.writer import StoreWriter
-
-__all__ = [
-    "QUANTISATIONS",
-    "Join",
-    "KeyCodeStore",
-    "StoreHeader",
-    "StoreShard",
-    "StoreWriter",
-    "dequantise",
-    "plan_join",
-    "quantise",
-    "quantise_on_device",
-    "verify_store",
-    "verify_store_in_child",
-    "write_join",
-]

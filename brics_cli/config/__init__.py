@@ -8,19 +8,14 @@ from brics_cli.config.autoencoder import (
     AutoencoderConfig,
     DecoderConfig,
     EncoderConfig,
-    FeatureConfig,
     GroupedFeatureConfig,
-    MlpFeatureConfig,
     ResNetDecoderConfig,
     StyleDecoderConfig,
 )
 from brics_cli.config.base import Config, validate
 from brics_cli.config.bottlenecks import (
-    BottleneckConfig,
     FeatureGridConfig,
     FsqBottleneckConfig,
-    GridBottleneckConfig,
-    HashBottleneckConfig,
     KlBottleneckConfig,
     NoneBottleneckConfig,
     RqBottleneckConfig,
@@ -40,7 +35,6 @@ from brics_cli.config.loading import (
 from brics_cli.config.names import DEFAULT_TRANSFORM, CodeKind, Transform
 from brics_cli.config.runs import (
     AutoencoderRecipe,
-    DataConfig,
     DiffusionRecipe,
     LossConfig,
     OptimiserConfig,

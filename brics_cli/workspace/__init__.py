@@ -18,22 +18,3 @@ from brics_cli.workspace.files import (
 from brics_cli.workspace.hdf5 import open_hdf5
 from brics_cli.workspace.locks import hold_lock
 from brics_cli.workspace.outputs import MARK, check_output, signature
-
-__all__ = [
-    "MARK",
-    "Artefact",
-    "Kind",
-    "Parent",
-    "Workspace",
-    "atomic_path",
-    "check_output",
-    "check_writable",
-    "hold_lock",
-    "open_hdf5",
-    "read_provenance",
-    "sha256_of_file",
-    "signature",
-    "write_json_atomically",
-    "write_provenance",
-    "write_text_atomically",
-]

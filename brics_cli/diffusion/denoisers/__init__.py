@@ -27,8 +27,6 @@ from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.denoisers.unet import UNet
 from brics_cli.errors import ArtefactError, UsageError
 
-__all__ = ["Denoiser", "DiffusionLoss", "build_denoiser", "build_network", "load_denoiser", "save_denoiser"]
-
 KIND = "diffusion"
 NETWORKS: dict[type[Config], type[Network]] = {DiTConfig: DiT, UNetConfig: UNet}
 """The network of each config class. Another one is a line here, its file, and its config in `DenoiserConfig`."""

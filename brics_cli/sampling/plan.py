@@ -92,9 +92,7 @@ class Plan:
     @property
     def sheet(self) -> Path:
         """The contact sheet: out of the way of whoever reads the images."""
-        if self.format == "wds" and not self.is_file:
-            return self.out / "images" / "sheet.png"
-        return self.out.with_name(self.out.name + ".sheet.png")
+        return self.out.with_name(self.out.name + ".sheet.png") if self.format == "h5" else self.sink.sheet
 
     @property
     def sheet_seeds(self) -> range:
@@ -103,21 +101,21 @@ class Plan:
     @cached_property
     def tasks(self) -> list[Task]:
         """All seeds, cut as they are written: a file each, or some PNG files."""
-        if self.format == "png":  # whole batches, so that none is computed twice
+        if self.format == "h5":
+            return cut(self.seeds, self.shard_size)
+        if self.sink.by_image:  # whole batches, so that none is computed twice
             return cut(self.seeds, max(1, round(PNG_TASK / self.batch_size)) * self.batch_size)
-        return cut(self.seeds, self.shard_size if self.format == "h5" else self.sink.shard_size)
+        return cut(self.seeds, self.sink.shard_size)
 
     def pending(self) -> list[Task]:
         """The tasks whose images are not all there, each from its first missing one to its last. (Not of a store: its
         writer says which parts are whole.)"""
-        left = []
+        left, sink = [], self.sink
         for task in self.tasks:
-            if self.format == "png":
-                missing = [seed for seed in task.seeds if not (self.folder / f"{key_of(seed)}.png").is_file()]
-                if missing:
-                    left.append(Task(task.number, range(missing[0], missing[-1] + 1)))
-            elif not (self.folder / f"{task.number:05d}.tar").is_file():
-                left.append(task)
+            assert task.number is not None
+            missing = sink.missing(task.number, map(key_of, task.seeds))
+            if missing:
+                left.append(Task(task.number, task.seeds[missing.start : missing.stop]))
         return left
 
     @cached_property

@@ -1,10 +1,16 @@
-"""`brics decode` on the command line: what is no store, and what is missing, in one line."""
+"""`brics decode` on the command line: what is not a store, and what is missing, in one line; help states defaults."""
 
 from __future__ import annotations
 
 import pytest
 
 from brics_cli.cli.app import run
+from brics_cli.config import DEFAULT_TRANSFORM
+from brics_cli.images.sinks.base import JPEG_QUALITY
+from brics_cli.jobs import decode as decode_job
+from brics_cli.jobs import pack as pack_job
+from brics_cli.jobs import plot as plot_job
+from brics_cli.jobs import reconstruct as reconstruct_job
 
 
 def last_line(capfd) -> str:
@@ -25,3 +31,15 @@ def test_what_is_no_store(tmp_path, capfd, content, said):
         path.write_bytes(content)
     assert run(["decode", str(path), "--out", str(tmp_path / "out")]) == 3
     assert said in last_line(capfd) and not (tmp_path / "out").exists()
+
+
+def test_help_states_the_defaults_of_the_jobs(capfd):
+    for command, defaults in (
+        ("decode", (decode_job.BATCH_SIZE,)),
+        ("reconstruct", (reconstruct_job.BATCH_SIZE, reconstruct_job.OUT)),
+        ("pack", (pack_job.SIZE, pack_job.SHARD_SIZE, DEFAULT_TRANSFORM, JPEG_QUALITY)),
+        ("plot", (plot_job.OUT,)),
+    ):
+        assert run([command, "--help"]) == 0
+        shown = " ".join(capfd.readouterr().out.replace("│", " ").split())
+        assert all(f"Default: {default}." in shown for default in defaults), command

@@ -102,6 +102,8 @@ class ImageSink(ABC):
     labels: ClassVar[Literal["each", "all or none", "none"]] = "each"
     """Which labels there is a place for."""
     keeps_metas: ClassVar[bool] = False
+    by_image: ClassVar[bool] = False
+    """Whether images are whole one by one, not part by part."""
 
     def __init__(
         self,
@@ -130,6 +132,11 @@ class ImageSink(ABC):
         """Where an interrupted run leaves what is whole."""
         return self.path
 
+    @property
+    def sheet(self) -> Path:
+        """Where a contact sheet goes: out of the way of whoever reads the images."""
+        return self.path.with_name(self.path.name + ".sheet.png")
+
     def claim(self, artefact: Artefact, *, overwrite: bool) -> Claim:
         """Claim the output for `artefact`, as `workspace.outputs.claim` does."""
         return claim(artefact, overwrite=overwrite)
@@ -137,6 +144,10 @@ class ImageSink(ABC):
     @abstractmethod
     def resume_point(self, keys: Sequence[str]) -> int:
         """How many leading `keys` are there from an interrupted run; writing goes on with the next one."""
+
+    @abstractmethod
+    def missing(self, number: int, keys: Iterable[str]) -> range:
+        """Which of the `keys` of part `number` are not there, from the first of them to the last."""
 
     def write(self, images: Iterable[OutputImage], *, start: int = 0) -> None:
         """Write `images`, whose places in the output are `start`, `start` + 1, ...

@@ -5,7 +5,7 @@ Flat, as pytorch-fid and torch-fidelity take one: they look for images in the fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +18,7 @@ from brics_cli.workspace.naming import FOLDER, flat_name
 class PngSink(ImageSink):
     """One file per image, `flat_name(key).png`; `nested`, in folders where a key has slashes."""
 
-    format, ending, labels = "png", FOLDER, "none"
+    format, ending, labels, by_image = "png", FOLDER, "none", True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -31,6 +31,10 @@ class PngSink(ImageSink):
 
     def resume_point(self, keys: Sequence[str]) -> int:
         return sum(1 for _ in takewhile(lambda key: self.file(key).is_file(), keys))
+
+    def missing(self, number: int, keys: Iterable[str]) -> range:
+        places = [place for place, key in enumerate(keys) if not self.file(key).is_file()]
+        return range(places[0], places[-1] + 1) if places else range(0)
 
     @contextmanager
     def part(self, number: int) -> Iterator[Callable[[Encoded], None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -33,6 +33,13 @@ class WebDatasetSink(ImageSink):
     def shard(self, number: int) -> Path:
         """The file of a shard."""
         return self.folder / f"{number:05d}.tar"
+
+    @property
+    def sheet(self) -> Path:
+        return super().sheet if self.is_file else self.path / "images" / "sheet.png"
+
+    def missing(self, number: int, keys: Iterable[str]) -> range:
+        return range(0) if self.shard(number).is_file() else range(sum(1 for _ in keys))
 
     def resume_point(self, keys: Sequence[str]) -> int:
         num_whole = next(number for number in count() if not self.shard(number).is_file())

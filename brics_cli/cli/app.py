@@ -103,22 +103,21 @@ class LazyGroup(TyperGroup):
         console = stdout_console()
         console.print(Text.assemble(("\nbrics", "bold"), f" {brics_cli.__version__}  {TAGLINE}\n"))
         console.print(Text.assemble("Usage: ", ("brics COMMAND [OPTIONS]\n", "bold")))
-        width = max(len(name) for name in COMMANDS)
-        for panel in dict.fromkeys(entry.panel for entry in COMMANDS.values()):
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, entry in COMMANDS.items():
+            panels.setdefault(entry.panel, []).append((name, entry.help))
+        panels["Options"] = [
+            ("--version", "Print the version and exit."),
+            ("--traceback", "On an error show where in brics it happened (any command takes it)."),
+            ("--help", "Print this page; after a command, that command's."),
+        ]
+        for title, rows in panels.items():
             table = Table.grid(padding=(0, 2))
-            table.add_column(width=width, style="bold cyan", no_wrap=True)
+            table.add_column(width=max(map(len, COMMANDS)), style="bold cyan", no_wrap=True)
             table.add_column()
-            for name, entry in COMMANDS.items():
-                if entry.panel == panel:
-                    table.add_row(name, entry.help)
-            console.print(Panel(table, title=panel, title_align="left", border_style="dim"))
-        options = Table.grid(padding=(0, 2))
-        options.add_column(width=width, style="bold cyan", no_wrap=True)
-        options.add_column()
-        options.add_row("--version", "Print the version and exit.")
-        options.add_row("--traceback", "On an error show where in brics it happened (any command takes it).")
-        options.add_row("--help", "Print this page; after a command, that command's.")
-        console.print(Panel(options, title="Options", title_align="left", border_style="dim"))
+            for row in rows:
+                table.add_row(*row)
+            console.print(Panel(table, title=title, title_align="left", border_style="dim"))
         console.print(Text(f"{NEXT_STEP}\n", "dim"))
 
 

@@ -103,7 +103,7 @@ def encode_dataset(
         flips=flips,
         subset=subset,
         image_field=image_field,
-        labels=labels.value if labels is not None else None,
+        labels=labels,
         keys=read_keys(keys) if keys is not None else None,
         limit=limit,
         part=one_of,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -116,23 +115,9 @@ ImageField = Annotated[
 ]
 
 
-class LabelSource(StrEnum):
-    """Where labels come from, other than from what the collection says."""
-
-    folder = "folder"
-    none = "none"
-
-
 Labels = Annotated[
-    LabelSource | None,
+    Literal["folder", "none"] | None,
     typer.Option(
         "--labels", help="`folder`: top-level folders (in a zip or tars too) are classes; `none`: read no labels."
     ),
 ]
-
-
-class Precision(StrEnum):
-    """The arithmetic of the networks."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.segment import Segment
 
 from brics_cli.runtime.reporting import command_line, printable
-from brics_cli.workspace.naming import FOLDER, ending_of
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
@@ -120,11 +119,6 @@ class Session:
         console = stdout_console(pipe_width=pipe_width)
         for part in [text] if not isinstance(text, Sequence) or isinstance(text, str) else text:
             console.print(part)
-
-    def say_format(self, out: Path, format: str, *, asked: str | None) -> None:
-        """Say what the ending of `out` was taken for, where no format was asked for."""
-        if asked is None and ending_of(out) != FOLDER:
-            self.reporter.message(f"--format not given: {format}, by the ending of {out}")
 
     def next_step(self, *words: str | Path) -> None:
         """The last stderr line: the command that usually comes next, with this run's real paths."""

@@ -75,7 +75,7 @@ def pack(
         format=image_format,
         quality=quality,
         subset=subset,
-        labels=labels.value if labels is not None else None,
+        labels=labels,
         image_field=image_field,
         reporter=session.reporter,
     )

@@ -10,6 +10,7 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.config.names import Precision
 from brics_cli.errors import ExitCode
 
 app = options.command_app()
@@ -23,7 +24,7 @@ def reconstruct(
     ] = None,
     ae: options.AutoencoderRun = None,
     dtype: Annotated[
-        options.Precision | None,
+        Precision | None,
         typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
     ] = None,
     batch_size: Annotated[

@@ -69,7 +69,13 @@ def choose_metrics(
         found = _find(weights_id, allow_unverified)
         if weights_id is not None and found is None:
             if known.name in named:
-                _say_missing(weights_id, known, settings, allow_unverified=allow_unverified)
+                try:
+                    require(weights_id, known.title, allow_unverified=allow_unverified, instead=need_no_weights())
+                except ArtefactError as error:
+                    if key == network_of(known, replace(settings, preset=Settings.preset)):
+                        raise
+                    instead = f"Or --preset {Settings.preset}, which takes Inception's features."
+                    raise ArtefactError(str(error), next=instead) from None
             left_out[known.name] = missing_line(weights_id)
             continue
         chosen.append(Chosen(known, key, found))
@@ -78,13 +84,3 @@ def choose_metrics(
 
 def _find(weights_id: str | None, allow_unverified: bool) -> FoundWeights | None:
     return None if weights_id is None else find(weights_id, allow_unverified=allow_unverified)
-
-
-def _say_missing(weights_id: str, known: Metric, settings: Settings, *, allow_unverified: bool) -> None:
-    try:
-        require(weights_id, known.title, allow_unverified=allow_unverified, instead=need_no_weights())
-    except ArtefactError as error:
-        if network_of(known, settings) == network_of(known, replace(settings, preset=Settings.preset)):
-            raise
-        next = f"Or --preset {Settings.preset}, which takes Inception's features."
-        raise ArtefactError(str(error), next=next) from None

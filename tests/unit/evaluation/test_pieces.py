@@ -22,7 +22,7 @@ from brics_cli.evaluation.family import Context, Needs
 from brics_cli.evaluation.frechet import frechet_distance
 from brics_cli.evaluation.measuring import Extraction, Gathering
 from brics_cli.evaluation.moments import FeatureMoments
-from brics_cli.evaluation.neighbours import NeighbourSearch
+from brics_cli.evaluation.neighbours import Neighbours
 from brics_cli.evaluation.reconstruction import MS_SSIM_SIDE, ms_ssim
 from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS, Settings
 from brics_cli.evaluation.rows import ArrayRows
@@ -164,21 +164,24 @@ def test_nearest_neighbours_are_those_of_all_pairs() -> None:
     generator = np.random.default_rng(0)
     real, fake = (generator.normal(size=(num, 6)).astype(np.float32) for num in (40, 5))
     fake[2] = real[17]
-    search = NeighbourSearch(num_queries=4, k=3, squared=False)
+    with ThreadPoolExecutor(1) as pool:
+        settings = Settings(num_queries=4, num_neighbours=3)
+        search = Neighbours(Context(settings, torch.device("cpu"), pool, SilentReporter()), None, {})
     images = [np.full((2, 2, 3), number, np.uint8) for number in range(40)]
-    search.add_fake(fake, [10, 11, 12, 13, 14], images[:5])
+    assert search.wants_fake_first
+    search.add("fake", fake, [10, 11, 12, 13, 14], images[:5])
+    assert not search.wants_fake_first
     for start in range(0, 40, 7):
         positions = list(range(start, min(start + 7, 40)))
-        search.add_real(real[positions], positions, [images[position] for position in positions])
-    distances = np.linalg.norm(fake[:4, None] - real[None], axis=2)
-    for row, found in enumerate(search.results()):
-        order = np.argsort(distances[row])[:3]
-        assert found.query == 10 + row
-        assert found.positions == order.tolist()
-        np.testing.assert_allclose(found.distances, distances[row][order], rtol=1e-5, atol=1e-12)
-    assert search.results()[2].distances[0] == 0
-    kept = {position for found in search.results() for position in found.positions}
-    assert set(search.images) == kept and all((search.images[at] == at).all() for at in kept)
+        search.add("real", real[positions], positions, [images[position] for position in positions])
+    expected = np.linalg.norm(fake[:4, None] - real[None], axis=2)
+    distances, positions = search.found()
+    assert (search.query_positions, search.num) == ([10, 11, 12, 13], 4)
+    np.testing.assert_array_equal(positions, np.argsort(expected, axis=1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :3], rtol=1e-5, atol=1e-12)
+    assert distances[2, 0] == 0
+    assert set(search.images) == set(positions.flatten().tolist())
+    assert all((search.images[at] == at).all() for at in search.images)
 
 
 class CountingNetwork(FeatureNetwork):

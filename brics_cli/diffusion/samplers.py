@@ -166,7 +166,7 @@ class SamplerSettings:
 
     `steps` None is the sampler's own default. `guidance` is the scale w of classifier-free guidance or, with a guide,
     of autoguidance; 1 is none. `clip`: estimates are limited to what codes can be. Raises UsageError for an unknown
-    sampler, and for a scale that is not finite.
+    sampler, for less than one step, and for a scale that is not finite.
     """
 
     sampler: str = DEFAULT_SAMPLER
@@ -182,6 +182,8 @@ class SamplerSettings:
                 f"--sampler {self.sampler!r} is not a sampler{did_you_mean(self.sampler, SAMPLERS)}",
                 next=f"Choose from: {', '.join(SAMPLERS)}.",
             )
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"--steps {self.steps} is not at least 1")
         if not math.isfinite(self.guidance):
             raise UsageError(
                 f"--guidance {self.guidance} is not a number", next="1 means no guidance; 1.5 to 4 are usual."

@@ -28,6 +28,7 @@ from brics_cli.sampling.tasks import (
     DEFAULT_SHARD_SIZE,
     Format,
     Task,
+    check_at_least_1,
     cut,
     key_of,
     seed_range,
@@ -164,6 +165,8 @@ def plan_sampling(
     workspace, else a new run. Raises UsageError for what cannot go together, and what `load_models` raises.
     """
     wanted = seed_range(num=num, seeds=seeds, seed=seed)
+    check_at_least_1(batch_size, option="--batch-size")
+    check_at_least_1(shard_size, option="--shard-size")
     devices = tuple(resolve_devices(device))
     form = _form(out, asked=format, reporter=reporter)
     on = devices[0] if len(devices) == 1 else torch.device("cpu")

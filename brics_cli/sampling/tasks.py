@@ -50,6 +50,7 @@ def seed_range(*, num: int | None = None, seeds: str | range | None = None, seed
 
     Raises UsageError when they contradict each other, or are too large or too many.
     """
+    check_at_least_1(num, option="--n")
     if seeds is None:
         first = seed or 0
         wanted = range(first, first + (num or DEFAULT_NUM))
@@ -79,6 +80,12 @@ def _read_range(text: str) -> range:
     if not first.isdecimal() or (dash and not last.isdecimal()):
         raise UsageError(f"--seeds {text!r} is not a range", next="Example: --seeds 0-49999")
     return range(int(first), int(last if dash else first) + 1)
+
+
+def check_at_least_1(value: int | None, *, option: str) -> None:
+    """Raise UsageError for a count below 1; None is a count that was not given."""
+    if value is not None and value < 1:
+        raise UsageError(f"{option} {value} is not at least 1")
 
 
 def check_seed(seed: int, *, option: str) -> None:

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+import brics_cli
 from brics_cli.cli.app import run
 from brics_cli.errors import ExitCode, UsageError
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.sampling.tasks import seed_range
 
 
@@ -49,6 +51,7 @@ def test_seed_range(given, wanted):
         ({"seeds": "7-3"}, "empty"),
         ({"seeds": range(-1, 3)}, "not from 0 to 2"),
         ({"seeds": range(0, 9, 2)}, "step"),
+        ({"num": 0}, "--n 0 is not at least 1"),
         ({"seeds": "0-9", "num": 5}, "disagree"),
         ({"seeds": "0-9", "seed": 5}, "both"),
         ({"seeds": f"0-{10**23}"}, "not from 0 to 2"),
@@ -81,3 +84,13 @@ def test_bad_input_is_one_line(arguments, code, said, tmp_path, capsys):
     errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and said in errors[0]
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"num": 0}, {"batch_size": 0}, {"shard_size": 0}, {"steps": 0}, {"format": "jpg"}, {"sampler": "huen"},
+     {"seeds": "x"}, {"guidance": float("nan")}],
+)  # fmt: skip
+def test_what_the_command_refuses_the_function_refuses(given, tmp_path):
+    with pytest.raises(UsageError):
+        brics_cli.sample(workspace=tmp_path, reporter=SilentReporter(), **given)

@@ -114,6 +114,8 @@ def test_unknown_sampler_names_the_nearest():
 def test_a_scale_that_is_not_finite_is_refused():
     with pytest.raises(UsageError, match="--guidance inf is not a number"):
         SamplerSettings(guidance=math.inf)
+    with pytest.raises(UsageError, match="--steps 0 is not at least 1"):
+        SamplerSettings(steps=0)
 
 
 def test_help_is_made_from_the_registry():

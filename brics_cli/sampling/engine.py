@@ -159,6 +159,7 @@ class Engine:
                     size = self.sizes.at(left.start)
                     batch = attempt(partial(self._batch, left, size, on_step), device=device)
                     if isinstance(batch, OutOfMemory):
+                        writer.check()  # it may have been the writer's memory
                         self._last = None
                         self.sizes.limit = halved(size, batch, device=device)
                         lost = left if task.number is not None else range(0)
@@ -245,8 +246,9 @@ def open_file(plan: Plan, task: Task) -> Iterator[Add]:
 class Writer:
     """Writes batches in a thread of its own while the `with` block computes the next ones.
 
-    At most `DEPTH` batches wait, so memory is bounded and a slow disk slows the block down. What the thread raised, the
-    next `put`, `check` or `finish` raises. When the block ends by an exception, the file that is not whole is given up.
+    At most `DEPTH` batches wait, so memory is bounded and a slow disk slows the block down. What the thread raised,
+    every later `put`, `check` and `finish` raises. When the block ends by an exception, the file that is not whole is
+    given up.
     """
 
     DEPTH = 2
@@ -256,7 +258,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="brics-write-behind")
         self._pending: deque[Future[None]] = deque()
         self._file: tuple[ExitStack, Add] | None = None
-        self._failed = False
+        self._error: BaseException | None = None
         self._num_written, self._seconds = 0, 0.0
         self._told = (0, 0.0)
 
@@ -265,20 +267,22 @@ class Writer:
 
     def put(self, task: Task, batch: Batch) -> None:
         """Hand over the next batch of `task`, waiting while `DEPTH` others wait."""
-        self.check()
-        while len(self._pending) > self.DEPTH:
-            self._pending.popleft().result()
+        self._wait(num_left=self.DEPTH)
         self._pending.append(self._pool.submit(self._write, task, batch))
 
     def check(self) -> None:
         """Raise what the thread raised, if it did."""
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> None:
         """Wait until everything is written."""
-        while self._pending:
+        self._wait(num_left=0)
+
+    def _wait(self, *, num_left: int) -> None:
+        while len(self._pending) > num_left:
             self._pending.popleft().result()
+        self.check()
 
     def told(self) -> tuple[int, float]:
         """The images written, and the seconds of writing, since this was last asked."""
@@ -295,13 +299,12 @@ class Writer:
             error = late
             raise
         finally:
-            self._failed = True
             self._pool.shutdown(cancel_futures=True)  # and wait for what is being written
             if self._file is not None and error is not None:
                 self._file[0].__exit__(type(error), error, error.__traceback__)
 
     def _write(self, task: Task, batch: Batch) -> None:
-        if self._failed:  # a file without the batch that failed would not be whole
+        if self._error is not None:  # a file without the batch that failed would not be whole
             return
         start = time.perf_counter()
         try:
@@ -314,9 +317,9 @@ class Writer:
             if batch.seeds.stop == task.seeds.stop:
                 stack.close()
                 self._file = None
-        except BaseException:
-            self._failed = True
-            raise
+        except BaseException as error:
+            self._error = error
+            return
         self._num_written += len(batch.seeds)
         self._seconds += time.perf_counter() - start
 

@@ -112,6 +112,19 @@ def test_a_file_that_lacks_a_batch_is_never_whole() -> None:
     assert files.written == [] and files.ended == ["0 is given up"]
 
 
+def test_an_error_is_raised_again_when_somebody_swallowed_it() -> None:
+    """As an error that reads like memory that ran out would be, in the middle of a batch."""
+    files = Files(fails_at(0))
+    with pytest.raises(OSError, match="No space"), Writer(files.open) as writer:
+        writer.put(WHOLE, batch(0))
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                writer.finish()
+        with pytest.raises(OSError, match="No space"):
+            writer.put(WHOLE, batch(1))
+    assert files.ended == ["0 is given up"]
+
+
 def test_an_error_of_the_last_batch_is_not_lost() -> None:
     files = Files(fails_at(0))
     with pytest.raises(OSError, match="No space"), Writer(files.open) as writer:

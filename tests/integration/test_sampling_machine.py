@@ -175,6 +175,16 @@ def test_memory_for_not_even_one_image_ends_with_6(workspace, tmp_path, monkeypa
     )
 
 
+def test_memory_that_runs_out_in_writing_ends_with_6_and_halves_nothing(workspace, tmp_path, monkeypatch):
+    def write(sink: PngSink, *args: object, **kwargs: object) -> None:
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    monkeypatch.setattr(PngSink, "_put", write)
+    finished = brics(*SAMPLE, "--format", "png", "--out", tmp_path / "s", "--device", "cpu", cwd=workspace, check=6)
+    assert "memory" in error_line(finished) and "going on with batches" not in finished.stderr
+    assert not read_provenance(tmp_path / "s").complete
+
+
 def test_images_are_written_while_the_next_are_drawn(workspace, tmp_path, monkeypatch):
     """A slow disk and a slow network take the time of the slower one, not of both; and the split says so."""
     write, denoise = PngSink._put, Denoiser.denoise

@@ -33,8 +33,7 @@ from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-    from brics_cli.config.names import Precision, Quantisation
-    from brics_cli.diffusion.classes import Balance
+    from brics_cli.config.names import ClassBalance, Precision, Quantisation
     from brics_cli.evaluation.registry import Settings
     from brics_cli.evaluation.report import EvaluationReport
     from brics_cli.images.opening import Labels
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from brics_cli.jobs.sample import SampleResult
     from brics_cli.runtime.reporting import Reporter
     from brics_cli.sampling.drawn import DrawSettings
+    from brics_cli.sampling.tasks import SampleFormat
     from brics_cli.training.loop import TrainResult
     from brics_cli.workspace import Workspace
     from brics_cli.workspace.naming import ImageFormat
@@ -273,13 +273,13 @@ def sample(
     seeds: str | range | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
-    format: str | None = None,
+    format: SampleFormat | None = None,
     sampler: str = DEFAULT_SAMPLER,
     steps: int | None = None,
     guidance: float = 1.0,
     guide: str | Path | None = None,
     class_: int | str | None = None,
-    class_balance: Balance | None = None,
+    class_balance: ClassBalance | None = None,
     clip: bool = True,
     ema: float | None = None,
     autoencoder: str | Path | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,20 @@ import typer
 from brics_cli import api
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, human_bytes
+from brics_cli.config.names import ClassBalance
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLER_NAMES
 from brics_cli.errors import InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import command_line
-from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, DEFAULT_FRAMES, DEFAULT_NUM, DEFAULT_SHARD_SIZE, Format
+from brics_cli.sampling.tasks import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_FRAMES,
+    DEFAULT_NUM,
+    DEFAULT_SHARD_SIZE,
+    FORMATS,
+    TITLES,
+    SampleFormat,
+)
+from brics_cli.workspace.naming import metavar_of
 
 if TYPE_CHECKING:
     from brics_cli.sampling.plan import Plan
@@ -24,13 +33,6 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 PICTURES = "Pictures"
-
-
-class ClassBalance(StrEnum):
-    """How often each class is drawn."""
-
-    proportional = "proportional"
-    even = "even"
 
 
 @app.command()
@@ -56,14 +58,13 @@ def sample(
     ae: options.AutoencoderRun = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR|x.zip|x.npz|x.tar|x.h5", help="Default: runs/samples/DATE-RECIPE."),
+        typer.Option("--out", metavar=metavar_of(FORMATS), help="Default: runs/samples/DATE-RECIPE."),
     ] = None,
     sample_format: Annotated[
-        Format | None,
+        SampleFormat | None,
         typer.Option(
             "--format",
-            help="WebDataset shards, PNG files, EDM's zip, ADM's npz, or a key-code store. Default: by --out; wds for "
-            "a DIR.",
+            help=f"{', '.join(TITLES.values())}. Default: by --out; wds for a DIR.",
         ),
     ] = None,
     codes: Annotated[bool, typer.Option("--codes", help="Keep the key codes, as a store: --format h5.")] = False,
@@ -162,12 +163,12 @@ def sample(
         return
     if frames is not None:
         raise UsageError("--frames goes with --interpolate", next="Example: --interpolate 3 7 --frames 12")
-    if codes and sample_format not in (None, Format.h5):
+    if codes and sample_format not in (None, "h5"):
         raise UsageError(
             f"--codes and --format {sample_format} disagree", next="A key-code store is --codes or --format h5."
         )
     how |= {
-        "num": num, "seeds": seeds, "format": Format.h5 if codes else sample_format, "class_balance": class_balance,
+        "num": num, "seeds": seeds, "format": "h5" if codes else sample_format, "class_balance": class_balance,
         "shard_size": shard_size,
     }  # fmt: skip
     if dry_run:
@@ -198,7 +199,7 @@ def _say_plan(session: Session, plan: Plan) -> None:
 
     seconds, models, num = estimate_seconds(plan), plan.models, len(plan.seeds)
     shape, size, settings = models.denoiser.code_shape, models.autoencoder.config.image_size, models.settings
-    num_bytes = num * (shape[0] * shape[1] * shape[2] if plan.format == Format.h5 else 3 * size**2)
+    num_bytes = num * (shape[0] * shape[1] * shape[2] if plan.format == "h5" else 3 * size**2)
     session.result(
         {
             "images": num,

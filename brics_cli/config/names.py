@@ -32,6 +32,9 @@ Schedule = Literal["cosine", "cosine-shifted", "edm-lognormal", "logit-normal"]
 Weighting = Literal["none", "min-snr", "soft-min-snr", "edm"]
 """Of diffusion (`diffusion.diffusion`). The names of samplers are those of its registry, `diffusion.samplers`."""
 
+ClassBalance = Literal["proportional", "even"]
+"""How often each class is drawn: as often as in training, or each alike (`diffusion.classes`)."""
+
 Perceptual = Literal["none", "multiscale", "lpips", "vgg16"]
 """Perceptual distances of the autoencoder's loss (`autoencoder.losses`)."""
 GanLoss = Literal["hinge", "non-saturating"]

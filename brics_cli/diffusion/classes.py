@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from brics_cli.config.names import ClassBalance
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
 from brics_cli.runtime.randomness import Stream, keyed_generator
 
-Balance = Literal["proportional", "even"]
 NUM_LISTED = 10
 
 
@@ -75,7 +75,7 @@ class Classes:
                 f"--class {self.shown(number)}: {where} was trained on no image of it, only on {self.listed()}"
             )
 
-    def draw(self, seeds: Sequence[int], balance: Balance | None = None) -> list[int]:
+    def draw(self, seeds: Sequence[int], balance: ClassBalance | None = None) -> list[int]:
         """A class for the image of each seed, from a stream of its own: of those with images alone.
 
         `proportional`: as often as in training; `even`: each as often as any other. None: proportional, or even where

@@ -25,7 +25,7 @@ from brics_cli.runtime.stopping import stop_signals
 from brics_cli.sampling.batch_sizes import BatchSizes
 from brics_cli.sampling.engine import DeviceWork, Engine, Progress
 from brics_cli.sampling.plan import Plan
-from brics_cli.sampling.tasks import Format, Task
+from brics_cli.sampling.tasks import SampleFormat, Task
 from brics_cli.workspace import write_provenance
 from brics_cli.workspace.artefacts import finished
 from brics_cli.workspace.files import remove_leftovers
@@ -44,7 +44,7 @@ class SampleResult:
     """
 
     path: Path
-    format: Format
+    format: SampleFormat
     num_images: int
     num_now: int
     img_per_s: float | None

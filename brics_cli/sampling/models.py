@@ -18,8 +18,8 @@ from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
+from brics_cli.config.names import ClassBalance
 from brics_cli.config.suggestions import did_you_mean
-from brics_cli.diffusion.classes import Balance
 from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
 from brics_cli.diffusion.samplers import (
     DEFAULT_SAMPLER,
@@ -75,7 +75,7 @@ class Models:
     settings: SamplerSettings = DEFAULT_SETTINGS
     guide: Denoiser | None = None
     class_: int | None = None
-    balance: Balance | None = None
+    balance: ClassBalance | None = None
     ema: float | None = None
     parents: tuple[Parent, ...] = ()
     recipe: str = ""
@@ -97,8 +97,8 @@ class Models:
             )
         if self.class_ is not None:
             denoiser.classes.check(self.class_, where=denoiser.path)
-        if self.balance not in (None, *get_args(Balance)):
-            known = did_you_mean(str(self.balance), get_args(Balance))
+        if self.balance not in (None, *get_args(ClassBalance)):
+            known = did_you_mean(str(self.balance), get_args(ClassBalance))
             raise UsageError(f"--class-balance {self.balance} is not a way to draw classes{known}")
         if self.balance is not None and (denoiser.num_classes == 0 or self.class_ is not None):
             why = "with --class" if denoiser.num_classes else f"{denoiser.path} was trained without classes, so"
@@ -209,7 +209,7 @@ def load_models(
     clip: bool = True,
     guide: Path | None = None,
     class_: int | str | None = None,
-    class_balance: Balance | None = None,
+    class_balance: ClassBalance | None = None,
     ema: float | None = None,
     autoencoder: Path | None = None,
     workspace: Workspace,

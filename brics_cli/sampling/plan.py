@@ -26,7 +26,8 @@ from brics_cli.sampling.models import Models, load_models
 from brics_cli.sampling.tasks import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_SHARD_SIZE,
-    Format,
+    FORMATS,
+    SampleFormat,
     Task,
     check_at_least_1,
     cut,
@@ -35,10 +36,8 @@ from brics_cli.sampling.tasks import (
 )
 from brics_cli.workspace import Artefact, Workspace
 from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, ending_of, form_of_output
+from brics_cli.workspace.naming import FOLDER, ending_of, form_of_output
 
-FORMS = {**{Format(name): endings for name, endings in IMAGE_FORMATS.items()}, Format.h5: (".h5",)}
-"""Format -> what its --out ends in."""
 PNG_TASK = 250
 """Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
 SHEET_IMAGES = 64
@@ -56,7 +55,7 @@ class Plan:
     seeds: range
     batch_size: int
     out: Path
-    format: Format
+    format: SampleFormat
     shard_size: int
     devices: tuple[torch.device, ...]
 
@@ -66,7 +65,7 @@ class Plan:
         return {
             **self.models.record(batch_size=self.batch_size),
             "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
-            "format": self.format.value,
+            "format": self.format,
             "shard_size": self.shard_size,
         }
 
@@ -178,13 +177,13 @@ def plan_sampling(
     return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
 
 
-def _form(out: Path | None, *, asked: str | None, reporter: Reporter) -> Format:
+def _form(out: Path | None, *, asked: str | None, reporter: Reporter) -> SampleFormat:
     """The format that was asked for, or that `out` says; wds for a folder."""
     if out is None:
-        if asked not in (None, *Format):
-            raise UsageError(f"--format {asked!r} is not a format{did_you_mean(str(asked), Format)}")
-        return Format(asked or "wds")
-    form = form_of_output(out, FORMS, asked=asked, default=Format.wds)
+        if asked not in (None, *FORMATS):
+            raise UsageError(f"--format {asked!r} is not a format{did_you_mean(str(asked), FORMATS)}")
+        return asked or "wds"
+    form = form_of_output(out, FORMATS, asked=asked, default="wds")
     if asked is None and ending_of(out) != FOLDER:
         reporter.message(f"--format not given: {form}, by the ending of {out}")
     return form
@@ -207,4 +206,4 @@ def _placed(plan: Plan, *, workspace: Workspace, reporter: Reporter) -> Plan:
     if unfinished:
         reporter.message(f"--out not given: going on with the unfinished {unfinished[0]}")
         return replace(plan, out=unfinished[0])
-    return replace(plan, out=new.with_name(new.name + FORMS[plan.format][0]))
+    return replace(plan, out=new.with_name(new.name + FORMATS[plan.format][0]))

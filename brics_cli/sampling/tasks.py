@@ -6,9 +6,10 @@ Importing this module needs no torch: the command line takes its defaults and ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Literal, cast
 
 from brics_cli.errors import UsageError
+from brics_cli.workspace.naming import IMAGE_FORMATS, IMAGE_TITLES, STORE_ENDING, ImageFormat
 
 DEFAULT_NUM, DEFAULT_BATCH_SIZE, DEFAULT_SHARD_SIZE, DEFAULT_FRAMES = 64, 32, 1000, 12
 MAX_SEED = 2**62
@@ -16,14 +17,13 @@ MAX_NUM = 10**9
 """Images of one run: its list of tasks is kept in memory."""
 
 
-class Format(StrEnum):
-    """How samples are stored: WebDataset shards, PNG files, EDM's zip, ADM's npz, or a key-code store."""
-
-    wds = "wds"
-    png = "png"
-    zip = "zip"
-    npz = "npz"
-    h5 = "h5"
+SampleFormat = Literal[ImageFormat, "h5"]
+FORMATS: dict[SampleFormat, tuple[str, ...]] = {
+    **cast(dict[SampleFormat, tuple[str, ...]], IMAGE_FORMATS),
+    "h5": (STORE_ENDING,),
+}
+"""What --out ends in, by format."""
+TITLES: dict[SampleFormat, str] = {**cast(dict[SampleFormat, str], IMAGE_TITLES), "h5": "a key-code store"}
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,14 @@ def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
     return network
 
 
+@dataclass(frozen=True)
 class CodeEncoder:
     """Batches of images in, stored values out, through `network` on `device`."""
 
-    def __init__(self, network: Network, header: StoreHeader, *, device: torch.device, made_by: Path | str) -> None:
-        self.network = network
-        self.header = header
-        self.device = device
-        self.made_by = made_by
+    network: Network
+    header: StoreHeader
+    device: torch.device
+    made_by: Path | str
 
     def encode(self, batch: Batch) -> Rows:
         """One batch, waited for. Raises ArtefactError when codes are not finite."""

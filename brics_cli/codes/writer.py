@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +56,7 @@ TABLE_ROW_BYTES = 2048
 """Room for a row of the shards or the failures table."""
 
 
+@dataclass
 class StoreWriter:
     """Write the store `path` inside a `with` block, holding its lock.
 
@@ -68,26 +70,21 @@ class StoreWriter:
     `kind` is that of the artefact: `store`, or `samples` for codes that were sampled and not encoded.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        header: StoreHeader,
-        shards: Sequence[StoreShard],
-        *,
-        overwrite: bool = False,
-        kind: Kind = "store",
-    ) -> None:
-        self.path = Path(path)
-        self.kind = kind
-        self.header = header
-        self.shards = list(shards)
-        self.overwrite = overwrite
-        self.complete = False
-        self.redone: list[str] = []
-        """Parts that were damaged and will be written again, each with the reason."""
-        self.parts_directory = self.path.with_name(self.path.name + ".parts")
+    path: Path
+    header: StoreHeader
+    shards: Sequence[StoreShard]
+    _: KW_ONLY
+    overwrite: bool = False
+    kind: Kind = "store"
+    complete: bool = field(default=False, init=False)
+    redone: list[str] = field(default_factory=list, init=False)
+    """Parts that were damaged and will be written again, each with the reason."""
+    _stack: ExitStack = field(default_factory=ExitStack, init=False)
+
+    @property
+    def parts_directory(self) -> Path:
         """Where parts are written, by other processes too while this one holds the lock."""
-        self._stack = ExitStack()
+        return self.path.with_name(self.path.name + ".parts")
 
     def __enter__(self) -> Self:
         if self.path.is_dir():
@@ -320,16 +317,16 @@ def write_merged(
     return artefact
 
 
-def _table(fields: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Array:
+def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Array:
     """A compound dataset: texts as fixed-length bytes, counts as int64."""
     columns: dict[str, Array] = {}
-    for position, field in enumerate(fields):
+    for position, name in enumerate(names):
         values = [row[position] for row in rows]
         is_number = bool(values) and isinstance(values[0], int)
-        columns[field] = np.array(values, "<i8") if is_number else fixed_bytes([str(value) for value in values])
-    table = np.empty(len(rows), [(field, column.dtype) for field, column in columns.items()])
-    for field, column in columns.items():
-        table[field] = column
+        columns[name] = np.array(values, "<i8") if is_number else fixed_bytes([str(value) for value in values])
+    table = np.empty(len(rows), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = column
     return table
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,12 +11,13 @@ from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.opening import collection_exists
-from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance
+from brics_cli.workspace import Artefact, Kind, Workspace, read_provenance
 
 if TYPE_CHECKING:
     import torch
 
     from brics_cli.autoencoder.autoencoder import Autoencoder
+    from brics_cli.runtime.reporting import Reporter
 
 Compares = Literal["pairs", "sets"]
 """`pairs` (PSNR, SSIM, LPIPS, rFID): codes with what was encoded. `sets` (FID, ...): samples with the training data."""
@@ -93,9 +93,9 @@ def load_autoencoder_of(
 
 @dataclass(frozen=True)
 class Origin:
-    """A collection, and the square that something made of its images: `transform` and `size` in pixels."""
+    """The path of a collection, and the square that something made of its images: `transform`, `size` in pixels."""
 
-    collection: Parent
+    collection: str
     transform: str
     size: int
 
@@ -125,7 +125,7 @@ def origin_of(artefact: Artefact, compares: Compares, *, workspace: Workspace) -
     collection = made_by.parent("collection") or made_by.parent("shards")
     if collection is None:
         return None
-    return Origin(replace(collection, path=workspace.collection_path(collection)), transform, size)
+    return Origin(workspace.collection_path(collection), transform, size)
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ def comparison_inputs(
     compares: Compares,
     *,
     workspace: Workspace,
+    reporter: Reporter,
     real: str | Path | None = None,
     fake: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> ComparisonInputs:
-    """The inputs of one kind of comparison; what was left out is looked up and `say` is told what was found.
+    """The inputs of one kind of comparison; what was left out is looked up, and `reporter` hears what was found.
 
     `fake` is by default the newest store (`pairs`) or samples (`sets`), `real` what `origin_of` that says. The
     transform and the size that made the codes apply to `real` too, so that both sides show the same square. Raises
@@ -157,9 +157,8 @@ def comparison_inputs(
         if path is not None and not collection_exists(path):
             raise UsageError(f"no such file or folder: {path}")
     if fake is None:
-        newest = workspace.newest("store" if compares == "pairs" else "samples")
-        fake = newest.path
-        say(f"--fake not given: using {fake}")
+        kind: Kind = "store" if compares == "pairs" else "samples"
+        fake = workspace.resolve(kind, argument="--fake", reporter=reporter).path
     made = _made_by_brics(fake)
     if real is not None:
         # a foreign `fake`: perhaps `real` is ours and says which square it shows
@@ -175,12 +174,12 @@ def comparison_inputs(
         origin = None if made is None else origin_of(made, compares, workspace=workspace)
         if origin is None:
             raise ArtefactError(f"{fake} does not say what it was made from", next="Give --real PATH.")
-        real = origin.collection.path
+        real = origin.collection
         if not collection_exists(real):
             raise ArtefactError(
                 f"{real}, {_LEFT_OUT[compares]}, is not there any more", next="Give --real PATH where it is now."
             )
-        say(f"--real not given: using {real}, {_LEFT_OUT[compares]}")
+        reporter.message(f"--real not given: using {real}, {_LEFT_OUT[compares]}")
     square = (origin.transform, origin.size) if origin is not None else (None, None)
     return ComparisonInputs(str(real), str(fake), *square)
 

@@ -168,7 +168,7 @@ def _plan(
         if not members:
             continue
         try:
-            inputs = comparison_inputs(compares, workspace=workspace, real=real, fake=fake, say=reporter.message)
+            inputs = comparison_inputs(compares, workspace=workspace, real=real, fake=fake, reporter=reporter)
             plan.setdefault(inputs, []).extend(members)
         except ArtefactError as error:
             if choice.asked:

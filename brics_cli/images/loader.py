@@ -23,7 +23,7 @@ import numpy as np
 from brics_cli.images.collection import Collection, RawImage
 from brics_cli.images.decoders import Decoders, Outcome
 from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
-from brics_cli.images.frames import num_frames
+from brics_cli.images.modes import num_frames
 from brics_cli.images.pixels import CUDA, FAST, ImageError, device_of_threads
 from brics_cli.runtime.reporting import Reporter
 

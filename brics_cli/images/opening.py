@@ -21,10 +21,18 @@ from pathlib import Path
 from PIL import Image
 
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.images.collection import ANYTHING, Collection, Labels, Wanted, is_image, visible_path
+from brics_cli.images.collection import (
+    ANYTHING,
+    OF_BRICS,
+    Collection,
+    Labels,
+    PassedOver,
+    Wanted,
+    is_image,
+    visible_path,
+)
 from brics_cli.images.fields import ALL as ALL_IMAGES
 from brics_cli.images.packs import check_manifest
-from brics_cli.images.passed_over import OF_BRICS, PassedOver
 from brics_cli.images.pixels import PILLOW_FORMATS, ImageError, is_image_file
 from brics_cli.images.sources import tars
 from brics_cli.images.sources.folder import FolderCollection, files_beside

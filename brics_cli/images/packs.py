@@ -23,8 +23,7 @@ import yaml
 from brics_cli.errors import ArtefactError
 from brics_cli.images.collection import Collection
 from brics_cli.images.sources.memory import Descriptor
-from brics_cli.images.sources.tar_index import index_tar
-from brics_cli.images.sources.tars import TarCollection
+from brics_cli.images.sources.tars import TarCollection, index_tar
 from brics_cli.parsing import read_json_lines
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import write_json_atomically, write_text_atomically

@@ -13,7 +13,7 @@ from random_autoencoder import make_autoencoder
 
 from brics_cli.cli.app import run
 from brics_cli.images import load_shards, open_collection
-from brics_cli.images.frames import num_frames
+from brics_cli.images.modes import num_frames
 
 SIDES = (16, 31, 32, 33, 64, 16)
 

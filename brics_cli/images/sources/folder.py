@@ -11,9 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from brics_cli.errors import ArtefactError
-from brics_cli.images.collection import ANYTHING, Wanted, check_num_bytes, printable, virtual_shards, visible_path
+from brics_cli.images.collection import (
+    ANYTHING,
+    HIDDEN,
+    OF_BRICS,
+    PassedOver,
+    Wanted,
+    check_num_bytes,
+    printable,
+    virtual_shards,
+    visible_path,
+)
 from brics_cli.images.listings import LISTINGS, Listing, read_listing
-from brics_cli.images.passed_over import HIDDEN, OF_BRICS, PassedOver
 from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.members import MemberCollection, Members
 from brics_cli.images.sources.memory import Names

@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.annotations import Annotations, FolderClasses
-from brics_cli.images.collection import Collection, RawImage, Wanted, is_image, printable
+from brics_cli.images.collection import OF_BRICS, Collection, PassedOver, RawImage, Wanted, is_image, printable
 from brics_cli.images.fields import Fields, survey
 from brics_cli.images.labels import FIELDS
 from brics_cli.images.listings import SIDECARS, Listing, Texts, is_listing, may_hold_label, read_listing
-from brics_cli.images.passed_over import OF_BRICS, PassedOver
 from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.memory import Names
 from brics_cli.images.splits import Scope, scope_of

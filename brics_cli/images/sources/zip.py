@@ -17,9 +17,8 @@ import numpy as np
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.annotations import recorded_class_names
-from brics_cli.images.collection import ANYTHING, Wanted, check_num_bytes, printable, virtual_shards
+from brics_cli.images.collection import ANYTHING, HIDDEN, Wanted, check_num_bytes, printable, virtual_shards
 from brics_cli.images.listings import DATASET_JSON, Listing
-from brics_cli.images.passed_over import HIDDEN
 from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.format import Format
 from brics_cli.images.sources.members import MemberCollection, Members, tidy_name

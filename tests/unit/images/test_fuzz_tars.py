@@ -17,7 +17,7 @@ from brics_cli.images import load_shards, open_collection
 from brics_cli.images.pixels import load_pixels
 from brics_cli.images.sinks import OutputImage
 from brics_cli.images.sources.memory import Descriptor
-from brics_cli.images.sources.tar_index import plain_members, tarfile_members
+from brics_cli.images.sources.tars import plain_members, tarfile_members
 
 IMAGES = [grey(value) for value in range(4)]
 # parts that have tripped others, and any text at all

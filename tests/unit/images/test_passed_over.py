@@ -16,7 +16,7 @@ from table_files import write_parquet
 from brics_cli.cli.app import run
 from brics_cli.errors import ArtefactError
 from brics_cli.images import open_collection
-from brics_cli.images.passed_over import extension_of
+from brics_cli.images.collection import extension_of
 
 IMAGES = {"a.png": grey(1), "b/c.JPG": grey(2)}
 SIDECARS = {"a.cls": b"1", "b/c.json": b"{}"}

@@ -81,9 +81,8 @@ class Annotations:
         beside = read_sidecars(texts)
         meta, label = dict(beside.meta), None
         if self._labelling is not None:
-            number = int(self._labelling.ids[image])
-            label = number if number >= 0 else None
-            meta |= self._labelling.metas.get(image, {})
+            label, more = self._labelling.of(image)
+            meta |= more
         elif self._labels:
             label = as_class(beside.label)
         if label is None and beside.is_alone and "label_value" not in meta and beside.label != "-1":

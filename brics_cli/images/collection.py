@@ -242,14 +242,11 @@ class Collection(ABC):
         return limited
 
 
-class _Keys(Sequence[str]):
-    """A collection's keys by position."""
+class Strings(Sequence[str]):
+    """Strings that are made when they are asked for: `_at` gives one by its position."""
 
-    def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-
-    def __len__(self) -> int:
-        return len(self._collection)
+    @abstractmethod
+    def _at(self, position: int) -> str: ...
 
     @overload
     def __getitem__(self, position: int) -> str: ...
@@ -257,9 +254,18 @@ class _Keys(Sequence[str]):
     def __getitem__(self, position: slice) -> list[str]: ...
     def __getitem__(self, position: int | slice) -> str | list[str]:
         chosen = range(len(self))[position]
-        if isinstance(chosen, int):
-            return self._collection.key(*self._collection.places([chosen])[0])
-        return [self._collection.key(*place) for place in self._collection.places(chosen)]
+        return self._at(chosen) if isinstance(chosen, int) else [self._at(place) for place in chosen]
+
+
+class _Keys(Strings):
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    def _at(self, position: int) -> str:
+        return self._collection.key(*self._collection.places([position])[0])
 
     def __iter__(self) -> Iterator[str]:
         for shard_index, shard in enumerate(self._collection.shards):

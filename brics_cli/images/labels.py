@@ -45,6 +45,11 @@ class Labelling:
     metas: dict[int, Meta] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def of(self, image: int) -> tuple[int | None, Meta]:
+        """(class, what its label says that is no class) of one image."""
+        number = int(self.ids[image])
+        return number if number >= 0 else None, self.metas.get(image, {})
+
     @property
     def said(self) -> str:
         """`6 of 12 labelled (the others have none), 2 classes`."""

@@ -11,14 +11,23 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.annotations import Annotations, FolderClasses
-from brics_cli.images.collection import OF_BRICS, Collection, PassedOver, RawImage, Wanted, is_image, printable
+from brics_cli.images.collection import (
+    OF_BRICS,
+    Collection,
+    PassedOver,
+    RawImage,
+    Strings,
+    Wanted,
+    is_image,
+    printable,
+)
 from brics_cli.images.fields import Fields, survey
 from brics_cli.images.labels import FIELDS
 from brics_cli.images.listings import SIDECARS, Listing, Texts, is_listing, may_hold_label, read_listing
@@ -190,25 +199,19 @@ class MemberCollection(Collection):
         return texts
 
 
-class _ImageNames(Sequence[str]):
-    """The names of a collection's images, as listings call them: each made when it is asked for."""
+class _ImageNames(Strings):
+    """The names of a collection's images, as listings call them."""
 
     def __init__(self, collection: MemberCollection) -> None:
-        self._collection = collection
+        self._of = collection
 
     def __len__(self) -> int:
-        return self._collection._ends[-1]
+        return self._of._ends[-1]
 
-    @overload
-    def __getitem__(self, position: int) -> str: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[str]: ...
-    def __getitem__(self, position: int | slice) -> str | list[str]:
-        if isinstance(position, slice):
-            return [self[place] for place in range(len(self))[position]]
-        of = self._collection
-        container, image = of._place(position)
-        return of._prefixes[container] + of._members[container].names[of._samples[container].image(image)]
+    def _at(self, position: int) -> str:
+        container, image = self._of._place(position)
+        member = self._of._samples[container].image(image)
+        return self._of._prefixes[container] + self._of._members[container].names[member]
 
 
 class Samples:

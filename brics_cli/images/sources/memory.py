@@ -7,18 +7,20 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Generic, TypeVar, overload
+from typing import Generic, TypeVar
 
 import numpy as np
+
+from brics_cli.images.collection import Strings
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Names(Sequence[str]):
+class Names(Strings):
     """An unchangeable sequence of strings, kept as one run of bytes: about a tenth of what a list of `str` takes.
 
     Surrogates (bytes of a file name that are not UTF-8) survive.
@@ -40,16 +42,8 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        chosen = range(len(self))[index]
-        if not isinstance(chosen, int):
-            return [self[place] for place in chosen]
-        index = chosen
-        return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+    def _at(self, position: int) -> str:
+        return self._text[self._ends[position] : self._ends[position + 1]].decode("utf-8", "surrogateescape")
 
 
 class ProcessCache(Generic[Key, Value]):

@@ -170,11 +170,9 @@ class ArrayCollection(Collection):
         pixels = file.read(offset + position * self._image_bytes, self._image_bytes)
         if len(pixels) != self._image_bytes:
             raise ImageError("damaged: the file became shorter")
-        label, meta = -1, None
-        if self._labelling is not None:
-            label, meta = int(self._labelling.ids[position]), self._labelling.metas.get(position)
+        label, meta = (None, {}) if self._labelling is None else self._labelling.of(position)
         data = b"P6\n%d %d\n255\n" % (self._width, self._height) + pixels
-        return RawImage(self._key(position), data, label if label >= 0 else None, meta, shard_index, index)
+        return RawImage(self._key(position), data, label, meta or None, shard_index, index)
 
 
 def is_array_file(first: bytes) -> bool:

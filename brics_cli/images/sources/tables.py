@@ -32,7 +32,7 @@ from brics_cli.images.collection import (
     shard_names,
     visible_path,
 )
-from brics_cli.images.labels import Labelling, number_labels
+from brics_cli.images.labels import Labelling, Meta, number_labels
 from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.columns import Columns, choose_columns
 from brics_cli.images.sources.format import Format
@@ -142,13 +142,11 @@ class TableCollection(Collection):
 
     def read(self, shard_index: int, index: int) -> RawImage:
         columns = self._tables[shard_index].columns
-        label, meta = None, {}
+        label: int | None = None
+        meta: Meta = {}
         names = (columns.image, *columns.metadata)
         if self._labelling is not None:
-            position = self.starts[shard_index] + index
-            number = int(self._labelling.ids[position])
-            label = number if number >= 0 else None
-            meta = self._labelling.metas.get(position, {})
+            label, meta = self._labelling.of(self.starts[shard_index] + index)
         elif columns.label is not None:
             names += (columns.label,)
         group, place = self._place(shard_index, self._row(shard_index, index), names)

@@ -224,8 +224,8 @@ def _without_suffix(name: str) -> str:
 
 
 # Where everything in a tar is: one pass over its headers, offsets kept. Most tars say nothing but names and sizes;
-# their headers are read here, three times as fast as `tarfile` does. A tar with anything else in it (links, long names, PAX
-# records, damage) is left to `tarfile` as a whole. A tar inside a tar (ImageNet's, one for each class) is read as a
+# their headers are read here, three times as fast as `tarfile` does. A tar with anything else in it (links, long names,
+# PAX records, damage) is left to `tarfile` as a whole. A tar inside a tar (ImageNet's, one for each class) is read as a
 # folder of its name, one level deep.
 
 

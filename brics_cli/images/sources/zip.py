@@ -121,7 +121,7 @@ class ZipCollection(MemberCollection):
 
 def start_of_member(file: Descriptor, offset: int) -> int | None:
     """Where the bytes of a member begin whose header is at `offset`; None where there is no header."""
-    header = file.read(offset, _LOCAL_HEADER.size)
+    header = file.read(offset, _LOCAL_HEADER.size) if offset >= 0 else b""  # it is reckoned from the end
     if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
         return None
     _, name_length, extra_length = _LOCAL_HEADER.unpack(header)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_files import grey, holds_in_child, keys_of, noise, read_all, write_images
 
@@ -147,6 +147,7 @@ def test_two_processes_read_one_zip(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=6), st.integers(0, 1500))
+@example([(461, 2)], 0)  # a directory that begins before the file
 def test_a_mutated_zip_opens_right_or_says_why(tmp_path_factory, changes, cut):
     path = tmp_path_factory.mktemp("fuzz") / "x.zip"
     members = {"a.png": grey(1), "b.png": grey(2), "dataset.json": b'{"labels": [["a.png", 1]]}'}

@@ -178,7 +178,11 @@ def _not_ours(folder: Path, kind: str) -> Iterator[Path]:
             relative = str(path.relative_to(folder))
             if _special(path) is not None:
                 yield path
-            elif path.is_dir() or relative == PROVENANCE_FILE or fnmatch.fnmatch(path.name, ".*.tmp"):
+            elif (
+                path.is_dir()
+                or relative == PROVENANCE_FILE
+                or any(fnmatch.fnmatch(part, ".*.tmp") for part in Path(relative).parts)
+            ):
                 continue
             elif (
                 (kind not in _FILES or not _FILES[kind].fullmatch(relative))

@@ -243,3 +243,11 @@ def test_a_path_that_is_no_utf8_goes_through_every_command(workspace: Path) -> N
         brics(*arguments, cwd=workspace, check=0)
     parents = read_provenance(workspace / "latin-shards").parents
     assert parents[0].path.endswith(f"/{images}")
+
+
+def test_what_a_kill_left_of_a_model_in_the_making_may_be_overwritten(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / ".best.0123abcd.tmp").mkdir(parents=True)
+    (run / ".best.0123abcd.tmp" / "config.json").write_text("{}")
+    write_provenance(Artefact("autoencoder", run, "2026-01-01T00:00:00"))
+    check_output(run, overwrite=True, what="the run", kind="autoencoder")

@@ -24,6 +24,8 @@ ASIDE = {
     "save_state", "quantisation_cost",
 }  # fmt: skip
 """Making models, reading records, drawing sheets, measuring beside, ending a step: no part of the way of one image."""
+ASIDE_FILES = {"cli/app.py", "evaluation/cache.py", "images/fingerprints.py"}
+"""Starting a command, recognising what was seen before."""
 MANY = 100
 
 
@@ -66,7 +68,8 @@ class Route:
                 del self._inside[thread]
             return
         code = frame.f_code
-        if event == "call" and code.co_name in ASIDE:
+        path = str(Path(code.co_filename).relative_to(PACKAGE))
+        if event == "call" and (code.co_name in ASIDE or path in ASIDE_FILES - {"cli/app.py"}):
             self._inside[thread] = frame
             return
         if event == "call":
@@ -83,7 +86,8 @@ class Route:
                 each = each.f_back
             for one in reversed(chain):
                 path = str(Path(one.f_code.co_filename).relative_to(PACKAGE))
-                self.files.setdefault(path, one.f_code.co_qualname)
+                if path not in ASIDE_FILES:
+                    self.files.setdefault(path, one.f_code.co_qualname)
         if event == "call" and has and code.co_qualname.endswith(OPAQUE):
             self._inside[thread] = frame
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, to_tensor, to_uint8
 from brics_cli.evaluation.reconstruction import capped_psnr, ssim
 
 NOISE_LEVELS = (0.05, 0.1, 0.2)

@@ -33,9 +33,8 @@ from brics_cli.evaluation.registry import REGISTRY, Settings, network_of
 from brics_cli.evaluation.selection import Chosen
 from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images import open_collection
-from brics_cli.images.loader import default_num_workers
+from brics_cli.images.loader import CollectionStream, default_num_workers
 from brics_cli.images.photographs import PHOTOGRAPHS
-from brics_cli.images.reading import CollectionStream
 from brics_cli.networks.clip import ClipFeatures
 from brics_cli.networks.features import FeatureNetwork, load_network
 from brics_cli.networks.inception import InceptionFeatures, fid_inception

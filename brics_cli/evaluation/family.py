@@ -24,7 +24,7 @@ from torch import Tensor
 from brics_cli.evaluation.moments import FeatureMoments, Gaussian
 from brics_cli.evaluation.registry import Metric, Settings
 from brics_cli.evaluation.rows import RowSource
-from brics_cli.images.reading import ImageStream
+from brics_cli.images.loader import ImageStream
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.runtime.reporting import Reporter
 

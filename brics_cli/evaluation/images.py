@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.images import open_collection
-from brics_cli.images.reading import CollectionStream, Image, ImageStream, in_batches
+from brics_cli.images.loader import CollectionStream, Image, ImageStream, in_batches
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
 from brics_cli.workspace.naming import is_store

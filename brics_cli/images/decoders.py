@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from brics_cli.errors import MachineError
-from brics_cli.images.pixels import ImageError, decode_image, load_with_side
+from brics_cli.images.pixels import Outcome, decode_files
 from brics_cli.isolation import child_command, child_environment
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -34,24 +34,6 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 AGAIN = "Run the same command again."
 CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)}
 """Exit codes of a process that an image may have ended."""
-
-Outcome = str | int | np.ndarray
-"""Why a file cannot be used; or the shorter side of the image as it was, px; or, without a transform, its pixels."""
-
-
-def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str | None) -> list[Outcome]:
-    """Decode in the calling thread. Raises UsageError for an unknown transform."""
-    outcomes: list[Outcome] = []
-    for number, data in enumerate(files):
-        try:
-            if transform is None:
-                outcomes.append(np.array(decode_image(data)))
-            else:
-                pixels[number], side = load_with_side(data, transform=transform, size=pixels.shape[1])
-                outcomes.append(side)
-        except ImageError as error:
-            outcomes.append(str(error))
-    return outcomes
 
 
 class Buffers:

@@ -1,6 +1,7 @@
 """The decode-ahead engine: images of a collection, asked for in batches, come back decoded and in order.
 
-Training, encoding, packing and evaluation all read through `decode_ahead`. A pool of threads reads files and decodes
+Training, encoding, packing and evaluation all read through `decode_ahead`: in the order of shards (`load_shards`), at
+any positions (`CollectionStream`), or by requests of their own. A pool of threads reads files and decodes
 them ahead of their use, unless there are enough images to be worth starting processes that decode (`decoders`). Threads
 take a few images at a time, so that small images are not outweighed by the queue, and pixels are written straight into
 their batch. An image that fails is reported in its batch, never raised from the middle.
@@ -11,21 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brics_cli.images.collection import Collection, RawImage
-from brics_cli.images.decoders import Decoders, Outcome
-from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, image_digest
-from brics_cli.images.modes import num_frames
-from brics_cli.images.pixels import CUDA, FAST, ImageError, device_of_threads
+from brics_cli.images.decoders import Decoders
+from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, fingerprint_of, image_digest
+from brics_cli.images.pixels import CUDA, FAST, ImageError, Outcome, decode_files, device_of_threads, num_frames
+from brics_cli.images.selection import select_positions
 from brics_cli.runtime.reporting import Reporter
+
+Image = NDArray[np.uint8]
+"""(H, W, 3), RGB."""
 
 MAX_CHUNK = 16
 """Images that a thread takes at a time, at most."""
@@ -231,8 +238,127 @@ def load_shards(
             del batch  # and with it its memory, which the next one may take
 
 
+class ImageStream(ABC):
+    """`len(stream)` images in a fixed order, each with a key that is known before any pixel is read.
+
+    `failures` grows while reading: (key, reason) of every image that could not be used.
+    """
+
+    kind: str
+    path: str
+    keys: list[str]
+    identity: str
+    """The sha256 of what is read: a store's, a model's with its settings; of a collection see `fingerprint_of_read`."""
+
+    def __init__(self, *, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.failures: list[Failure] = []
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is in a few words: `970 images, folder, crop-bicubic to 64 px`."""
+
+    @abstractmethod
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        """The images at `positions` (None: all) in that order, `batch_size` at a time; None for one that failed.
+
+        An image may be part of the memory of its batch: copy what is kept for long.
+        """
+
+
+class CollectionStream(ImageStream):
+    """The images of a collection, through a transform, or with `transform=None` as they are."""
+
+    kind = "collection"
+
+    def __init__(
+        self,
+        collection: Collection,
+        *,
+        transform: str | None,
+        size: int | None,
+        batch_size: int,
+        num_workers: int | None,
+    ) -> None:
+        super().__init__(batch_size=batch_size)
+        if (transform is None) != (size is None):
+            raise ValueError("transform and size go together")
+        self.collection = collection
+        self.path = collection.path
+        self.identity = ""
+        self.transform = transform
+        self.size = size
+        self.num_workers = num_workers
+        self.keys = list(collection.keys())
+        self.multi_frame: set[int] = set()
+        """The positions of images of which only the first frame or page was read."""
+        self._digests: dict[int, bytes] = {}
+        self._watches: list[Watch] = []
+
+    def describe(self) -> str:
+        through = f", {self.transform} to {self.size} px" if self.transform else ", as they are"
+        return self.collection.describe() + through
+
+    @property
+    def num_read(self) -> int:
+        """How many different images were read so far."""
+        return len(self._digests)
+
+    def fingerprint_of_read(self) -> str | None:
+        """The fingerprint of the images that were read, as a collection of their own; None when none was.
+
+        The digests of shards that were read as a whole are remembered.
+        """
+        if not self._digests:
+            return None
+        positions = sorted(self._digests)
+        view, rows, found = select_positions(self.collection, positions), iter(positions), dict[int, str]()
+        for number, shard in enumerate(view.shards):
+            digest = ShardDigest(shard.name)
+            for position in islice(rows, shard.num_images):
+                digest.add(self._digests[position])
+            found[number] = digest.hexdigest()
+            if view is self.collection and self._watches:
+                self._watches[number].content(found[number])
+        return fingerprint_of(view, found)
+
+    def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
+        order = range(len(self)) if positions is None else positions
+        if len(order) == len(self) and not self._watches:
+            self._watches = [Watch(self.collection, shard) for shard in range(len(self.collection.shards))]
+        requests = (
+            [Place(*place) for place in self.collection.places(batch)] for batch in in_batches(order, self.batch_size)
+        )
+        batches = decode_ahead(
+            self.collection,
+            requests,
+            transform=FAST if self.transform == CUDA else self.transform,  # what is measured needs no GPU
+            size=self.size,
+            num_images=len(order),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
+        with closing(batches):
+            for read, batch in zip(in_batches(order, self.batch_size), batches, strict=True):
+                self._digests.update(zip(read, (image.digest for image in batch.loaded), strict=True))
+                self.failures += batch.failures
+                self.multi_frame.update(
+                    at for at, image in zip(read, batch.loaded, strict=True) if image.num_frames > 1
+                )
+                yield [image.pixels for image in batch.loaded]
+
+
+def in_batches(order: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """`order`, `batch_size` positions at a time."""
+    for start in range(0, len(order), batch_size):
+        yield list(order[start : start + batch_size])
+
+
 def say_enlarged(
-    reporter: Reporter, num_enlarged: int, num_images: int, *, size: int, num_multi_frame: int = 0
+    reporter: Reporter, num_enlarged: int, num_images: int, *, size: int = 0, num_multi_frame: int = 0
 ) -> None:
     """Say how many of the images that were decoded were made larger, and how many have more frames than were read."""
     if num_enlarged:
@@ -279,7 +405,11 @@ class _Work:
         loaded: list[Loaded] = []
         for group in self._read_groups(places):
             out = pixels[len(loaded) : len(loaded) + len(group)]
-            outcomes = self.decoders.decode([b"" if isinstance(raw, ImageError) else raw.data for _, raw in group], out)
+            files = [b"" if isinstance(raw, ImageError) else raw.data for _, raw in group]
+            if self.decoders.processes:
+                outcomes = self.decoders.decode(files, out)
+            else:
+                outcomes = decode_files(files, out, transform=self.decoders.transform)
             for (place, raw), outcome, image in zip(group, outcomes, out, strict=True):
                 loaded.append(self._loaded(place, raw, outcome, image))
         return loaded

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError

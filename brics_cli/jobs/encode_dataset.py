@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision, Quantisation

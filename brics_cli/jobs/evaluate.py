@@ -32,9 +32,8 @@ from brics_cli.evaluation.report import (
 )
 from brics_cli.evaluation.selection import Choice, Chosen, choose_metrics
 from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, check_network, read_statistics
-from brics_cli.images.loader import default_num_workers
+from brics_cli.images.loader import CollectionStream, default_num_workers
 from brics_cli.images.opening import median_side
-from brics_cli.images.reading import CollectionStream
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.networks.features import FeatureNetwork, load_network
 from brics_cli.runtime.device import resolve_device

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder, to_uint8
 from brics_cli.codes import dequantise, quantise
 from brics_cli.codes.encoding import encoding_network
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Quantisation

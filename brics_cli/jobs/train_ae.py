@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder
+from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder, to_tensor, to_uint8
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
 from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe

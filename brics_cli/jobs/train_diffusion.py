@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
-from brics_cli.images.reading import Image, ImageStream
+from brics_cli.images.loader import Image, ImageStream
 from brics_cli.sampling.models import Models, load_models
 from brics_cli.sampling.tasks import key_of
 from brics_cli.workspace import Workspace

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
 from brics_cli.config.names import ClassBalance

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from brics_cli.autoencoder.autoencoder import to_tensor
 from brics_cli.autoencoder.bottlenecks.base import BottleneckOutput
-from brics_cli.autoencoder.image_tensors import to_tensor
 from brics_cli.autoencoder.losses import Distance, reconstruction_loss
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.runtime.distributed import World

@@ -14,8 +14,7 @@ from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder
-from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder, to_tensor, to_uint8
 from brics_cli.images.pixels import load_pixels
 
 

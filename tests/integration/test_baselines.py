@@ -10,7 +10,7 @@ import torch
 from commands import brics
 
 from brics_cli import KeyCodeStore, load_autoencoder
-from brics_cli.autoencoder.image_tensors import to_tensor
+from brics_cli.autoencoder.autoencoder import to_tensor
 from brics_cli.images import load_shards, open_collection
 
 

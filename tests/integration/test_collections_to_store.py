@@ -19,8 +19,7 @@ from PIL import Image
 from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder
-from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder, to_tensor, to_uint8
 from brics_cli.cli.app import run
 from brics_cli.codes import KeyCodeStore, quantise, verify_store
 from brics_cli.images import load_shards, open_collection

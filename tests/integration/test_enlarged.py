@@ -13,7 +13,7 @@ from random_autoencoder import make_autoencoder
 
 from brics_cli.cli.app import run
 from brics_cli.images import load_shards, open_collection
-from brics_cli.images.modes import num_frames
+from brics_cli.images.pixels import num_frames
 
 SIDES = (16, 31, 32, 33, 64, 16)
 
@@ -91,6 +91,7 @@ def test_frames_and_pages_that_are_not_read_are_said_once(animations, tmp_path, 
         ["pack", data, "--size", "32", "--out", f"{out}/shards"],
         ["encode-dataset", data, "--ae", str(autoencoder), "--device", "cpu", "--out", f"{out}.h5"],
         ["train-ae", data, *tiny, "--device", "cpu", "--out", f"{out}/run"],
+        ["eval", "--metric", "psnr", "--real", data, "--fake", f"{out}.h5", "--device", "cpu"],
     ):
         assert run(words) == 0
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "several frames" in line]

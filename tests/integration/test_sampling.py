@@ -19,9 +19,8 @@ from diffusion_workspace import AUTOENCODER, make_workspace, tree
 from killing import Command
 from PIL import Image
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder, save_autoencoder
+from brics_cli.autoencoder.autoencoder import load_autoencoder, save_autoencoder, to_uint8
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.autoencoder.image_tensors import to_uint8
 from brics_cli.cli.app import run
 from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ExitCode

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from brics_cli import load_autoencoder
-from brics_cli.autoencoder.autoencoder import save_autoencoder
+from brics_cli.autoencoder.autoencoder import save_autoencoder, to_tensor, to_uint8
 from brics_cli.autoencoder.build import build_autoencoder
-from brics_cli.autoencoder.image_tensors import to_tensor, to_uint8
 from brics_cli.autoencoder.layers import reflect_into_unit
 from brics_cli.config import AutoencoderConfig
 from brics_cli.errors import ArtefactError

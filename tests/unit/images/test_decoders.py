@@ -19,7 +19,7 @@ from PIL import Image
 from brics_cli.errors import MachineError, UsageError
 from brics_cli.images import load_shards, loader, open_collection
 from brics_cli.images.decoders import Buffers, Decoders
-from brics_cli.images.reading import CollectionStream
+from brics_cli.images.loader import CollectionStream
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 

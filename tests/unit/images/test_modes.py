@@ -9,9 +9,8 @@ import pytest
 from odd_images import CASES, random_values
 from PIL import Image
 
-from brics_cli.images.decoders import Decoders, decode_files
-from brics_cli.images.modes import to_rgb
-from brics_cli.images.pixels import ImageError, decode_image, load_pixels
+from brics_cli.images.decoders import Decoders
+from brics_cli.images.pixels import ImageError, decode_files, decode_image, load_pixels, to_rgb
 
 
 @pytest.mark.parametrize("name", CASES)

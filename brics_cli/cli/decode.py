@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from brics_cli import api
 from brics_cli.cli import options
 from brics_cli.cli.batch import same_command_goes_on
 from brics_cli.cli.output import Session
@@ -51,21 +52,16 @@ def decode(
 
     Example: brics decode codes.h5 --out reconstructions
     """
-    from brics_cli.jobs import decode as job
-
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    plan = job.plan_decoding(
-        codes,
-        autoencoder=ae,
-        out=out,
-        format=image_format,
-        nested=nested,
-        device=device,
-        workspace=session.workspace,
-        reporter=session.reporter,
-    )
-    store, format, path = plan.store, plan.sink.format, plan.sink.path
+    how: dict[str, Any] = {
+        "autoencoder": ae, "out": out, "format": image_format, "nested": nested, "device": device,
+        "reporter": session.reporter,
+    }  # fmt: skip
     if dry_run:
+        from brics_cli.jobs.decode import plan_decoding
+
+        plan = plan_decoding(codes, **how, workspace=session.workspace)
+        store, format, path = plan.store, plan.sink.format, plan.sink.path
         left_out = [f"not written as {format}: {what}" for what in plan.left_out]
         size = store.image_size
         session.result(
@@ -74,7 +70,9 @@ def decode(
         )
         return
     with same_command_goes_on():
-        decoded = job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=session.reporter)
+        decoded = api.decode(
+            codes, **how, batch_size=batch_size, overwrite=overwrite, workspace=session.workspace.root
+        )
     if decoded.already_complete:
         session.reporter.message(f"{decoded.path} is complete already, made from the same inputs: nothing to do")
     speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brics_cli import api
 from brics_cli.cli import options
 from brics_cli.cli.batch import report_verification, same_command_goes_on, wait_passively, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
@@ -16,6 +17,10 @@ from brics_cli.config.bottlenecks import CONTINUOUS_KINDS
 from brics_cli.config.names import Precision, Quantisation, Transform
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
+
+if TYPE_CHECKING:
+    from brics_cli.codes import StoreHeader
+    from brics_cli.jobs.encode_dataset import EncodePlan, EncodeResult
 
 app = options.command_app()
 
@@ -88,82 +93,80 @@ def encode_dataset(
     Example: brics encode-dataset ./lsun --out codes.h5 --flips
     """
     wait_passively()
-    from brics_cli.jobs.encode_dataset import encode_dataset as run
-    from brics_cli.jobs.encode_dataset import estimate_seconds, plan_encoding
-
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     one_of = parse_part(part) if part is not None else None
-    plan = plan_encoding(
-        data,
-        autoencoder=ae,
-        out=out,
-        quantisation=quantisation,
-        precision=dtype,
-        transform=transform,
-        flips=flips,
-        subset=subset,
-        image_field=image_field,
-        labels=labels,
-        keys=read_keys(keys) if keys is not None else None,
-        limit=limit,
-        part=one_of,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        workspace=session.workspace,
-        reporter=session.reporter,
-    )
-    header, source, not_read = plan.header, plan.collection.describe(), plan.collection.passed_over.to_json()
-    codes = f"codes {'x'.join(str(side) for side in header.code_shape)} {header.quantisation}"
+    how: dict[str, Any] = {
+        "autoencoder": ae, "out": out, "quantisation": quantisation, "precision": dtype, "transform": transform,
+        "flips": flips, "subset": subset, "image_field": image_field, "labels": labels,
+        "keys": read_keys(keys) if keys is not None else None, "limit": limit, "part": one_of,
+        "batch_size": batch_size, "num_workers": num_workers, "device": device, "reporter": session.reporter,
+    }  # fmt: skip
     if dry_run:
-        seconds = estimate_seconds(plan)
-        value = {
-            "images": header.num_images,
-            "shards": len(plan.shards),
-            "code_shape": list(header.code_shape),
-            "bytes": plan.store_bytes,
-            "bytes_needed": 2 * plan.store_bytes,
-            "seconds": seconds,
-            "out": plan.out,
-            "source": source,
-            "not_read": not_read,
-        }
-        session.result(
-            value,
-            f"would encode {source} into {plan.out}: {codes}, "
-            f"{human_bytes(plan.store_bytes)} (twice that while parts are merged), "
-            f"about {seconds:,.0f} s on {device if device != 'auto' else plan.devices[0]} by its first batch",
-        )
+        from brics_cli.jobs.encode_dataset import plan_encoding
+
+        _say_plan(session, plan_encoding(data, **how, workspace=session.workspace))
         return
     with same_command_goes_on():
-        encoded = run(plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=session.reporter)
+        encoded = api.encode(
+            data, **how, max_failures=max_failures, verify=verify, overwrite=overwrite, workspace=session.workspace.root
+        )
     if encoded.already_complete:
-        session.reporter.message(f"{plan.out} is complete already, made from the same inputs: nothing to do")
-    value = {**asdict(encoded), "num_failed": encoded.num_failed, "not_read": not_read}
+        session.reporter.message(f"{encoded.path} is complete already, made from the same inputs: nothing to do")
+    value = {**asdict(encoded), "num_failed": encoded.num_failed}
     speed = f", {encoded.img_per_s:,.1f} img/s" if encoded.img_per_s is not None and encoded.num_now else ""
     cost = ""
     if encoded.psnr_exact_db is not None and encoded.psnr_db is not None:
         loss_db = encoded.psnr_exact_db - encoded.psnr_db
         value["quantisation_cost_db"] = loss_db
         shown = round(loss_db, 3) + 0.0  # a gain below the last digit is no "-0.000"
-        cost = f"; {header.quantisation} costs {shown:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first images)"
+        cost = f"; {encoded.quantisation} costs {shown:.3f} dB of {encoded.psnr_exact_db:.2f} dB PSNR (first images)"
     session.result(
         value,
-        f"{encoded.num_images:,} {codes}{speed}, {encoded.bytes_per_image:,} bytes per "
+        f"{encoded.num_images:,} {_codes(encoded)}{speed}, {encoded.bytes_per_image:,} bytes per "
         f"image (1/{encoded.ratio_to_pixels:.3g} of its pixels, 1/{encoded.ratio_to_source:.3g} of its file){cost}: "
         f"{encoded.path}",
     )
     report_verification(session, encoded.path, encoded.broken)
     if encoded.failures:
         warn_about_failures(
-            session, encoded.num_failed, of=header.num_images, listed_in=f"{plan.out} (brics info {plan.out})"
+            session,
+            encoded.num_failed,
+            of=encoded.num_images + encoded.num_failed,
+            listed_in=f"{encoded.path} (brics info {encoded.path})",
         )
     if one_of is None:
-        session.next_step("brics", "train-diffusion", plan.out)
+        session.next_step("brics", "train-diffusion", encoded.path)
     else:
-        session.reporter.message(f"when all {one_of[1]} parts are encoded: brics merge {plan.out} ... --out codes.h5")
+        session.reporter.message(f"when all {one_of[1]} parts are encoded: brics merge {encoded.path} ... --out codes.h5")
     if encoded.failures:
         raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+def _codes(of: StoreHeader | EncodeResult) -> str:
+    return f"codes {'x'.join(map(str, of.code_shape))} {of.quantisation}"
+
+
+def _say_plan(session: Session, plan: EncodePlan) -> None:
+    from brics_cli.jobs.encode_dataset import estimate_seconds
+
+    seconds, header, source = estimate_seconds(plan), plan.header, plan.collection.describe()
+    value = {
+        "images": header.num_images,
+        "shards": len(plan.shards),
+        "code_shape": list(header.code_shape),
+        "bytes": plan.store_bytes,
+        "bytes_needed": 2 * plan.store_bytes,
+        "seconds": seconds,
+        "out": plan.out,
+        "source": source,
+        "not_read": plan.collection.passed_over.to_json(),
+    }
+    session.result(
+        value,
+        f"would encode {source} into {plan.out}: {_codes(header)}, "
+        f"{human_bytes(plan.store_bytes)} (twice that while parts are merged), "
+        f"about {seconds:,.0f} s on {','.join(map(str, plan.devices))} by its first batch",
+    )
 
 
 def parse_part(text: str) -> tuple[int, int]:

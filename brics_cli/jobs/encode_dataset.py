@@ -72,11 +72,14 @@ class EncodeResult:
     `ratio_to_pixels` and `ratio_to_source`: bytes of an image's pixels, and of its file, over those of its codes.
     `psnr_exact_db` and `psnr_db` are of reconstructions from exact and from quantised codes, means over the first
     batch of this run; None when it encoded nothing. `seconds` by phase: waiting for images, computing, writing, on
-    several devices of all together. `broken` are invariants that the store breaks; None: not verified.
+    several devices of all together. `broken` are invariants that the store breaks; None: not verified. `not_read`
+    counts files of the collection that are no images of it, by extension and by reason.
     """
 
     path: Path
     num_images: int
+    code_shape: tuple[int, int, int]
+    quantisation: Quantisation
     num_now: int
     img_per_s: float | None
     bytes_per_image: int
@@ -88,7 +91,8 @@ class EncodeResult:
     already_complete: bool
     seconds: dict[str, float]
     broken: list[str] | None
-    num_enlarged: int = 0
+    num_enlarged: int
+    not_read: dict[str, int]
 
     @property
     def num_failed(self) -> int:
@@ -276,6 +280,8 @@ def encode_dataset(
     return EncodeResult(
         path=plan.out,
         num_images=len(store),
+        code_shape=header.code_shape,
+        quantisation=header.quantisation,
         num_now=num_now,
         img_per_s=img_per_s,
         bytes_per_image=header.bytes_per_image,
@@ -288,6 +294,7 @@ def encode_dataset(
         seconds=split.seconds,
         broken=verify_store_in_child(plan.out) if verify else None,
         num_enlarged=num_enlarged,
+        not_read=collection.passed_over.to_json(),
     )
 
 

@@ -70,9 +70,7 @@ def decode(
         )
         return
     with same_command_goes_on():
-        decoded = api.decode(
-            codes, **how, batch_size=batch_size, overwrite=overwrite, workspace=session.workspace.root
-        )
+        decoded = api.decode(codes, **how, batch_size=batch_size, overwrite=overwrite, workspace=session.workspace.root)
     if decoded.already_complete:
         session.reporter.message(f"{decoded.path} is complete already, made from the same inputs: nothing to do")
     speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""

@@ -137,7 +137,9 @@ def encode_dataset(
     if one_of is None:
         session.next_step("brics", "train-diffusion", encoded.path)
     else:
-        session.reporter.message(f"when all {one_of[1]} parts are encoded: brics merge {encoded.path} ... --out codes.h5")
+        session.reporter.message(
+            f"when all {one_of[1]} parts are encoded: brics merge {encoded.path} ... --out codes.h5"
+        )
     if encoded.failures:
         raise typer.Exit(ExitCode.SOME_FAILED)
 

@@ -169,7 +169,7 @@ def _report(error: BaseException) -> int:
             return ExitCode.USAGE  # help has been printed
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "brics"
-        text = _decapitalise(format_message())
+        text = _decapitalise(format_message().replace("Value error, ", "").replace("Input should be ", "it should be "))
         print_error(f"{path}: {text}{'' if text.endswith(('.', '?')) else '.'} See {path} --help")
         return ExitCode.USAGE
     expected = as_brics_error(error)

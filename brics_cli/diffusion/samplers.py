@@ -175,13 +175,9 @@ class SamplerSettings:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            from brics_cli.config.suggestions import did_you_mean
+        from brics_cli.config.suggestions import check_known
 
-            raise UsageError(
-                f"--sampler {self.sampler!r} is not a sampler{did_you_mean(self.sampler, SAMPLERS)}",
-                next=f"Choose from: {', '.join(SAMPLERS)}.",
-            )
+        check_known(self.sampler, SAMPLERS, option="--sampler", what="sampler")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"--steps {self.steps} is not at least 1")
         if not math.isfinite(self.guidance):

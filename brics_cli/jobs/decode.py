@@ -12,6 +12,7 @@ import torch
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
+from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import open_sink
 from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces
@@ -89,6 +90,7 @@ def plan_decoding(
     Raises ArtefactError when the autoencoder's codes have another shape; UsageError when `out`, `format` and `nested`
     disagree, or when a key of the store would be written outside of `out`.
     """
+    check_known(format, IMAGE_FORMATS, option="--format", what="format")
     if out is None:
         out = workspace.root / f"reconstructions{IMAGE_FORMATS[format][0] if format else FOLDER}"
     sink = open_sink(Path(out), format, default="png", nested=nested)

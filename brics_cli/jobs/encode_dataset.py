@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -14,6 +15,7 @@ from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision, Quantisation
+from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import Collection, load_shards, open_collection, versioned
@@ -131,6 +133,8 @@ def plan_encoding(
     continuous codes in a type that holds [0, 1].
     """
     workspace, reporter, devices = workspace or Workspace(Path()), reporter or SilentReporter(), resolve_devices(device)
+    check_known(quantisation, get_args(Quantisation), option="--quantisation", what="quantisation")
+    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     if autoencoder is None:
         autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
     if data is None:

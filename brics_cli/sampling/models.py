@@ -18,7 +18,7 @@ from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
 from brics_cli.config.names import ClassBalance
-from brics_cli.config.suggestions import did_you_mean
+from brics_cli.config.suggestions import check_known
 from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
 from brics_cli.diffusion.samplers import (
     DEFAULT_SAMPLER,
@@ -96,9 +96,7 @@ class Models:
             )
         if self.class_ is not None:
             denoiser.classes.check(self.class_, where=denoiser.path)
-        if self.balance not in (None, *get_args(ClassBalance)):
-            known = did_you_mean(str(self.balance), get_args(ClassBalance))
-            raise UsageError(f"--class-balance {self.balance} is not a way to draw classes{known}")
+        check_known(self.balance, get_args(ClassBalance), option="--class-balance", what="way to draw classes")
         if self.balance is not None and (denoiser.num_classes == 0 or self.class_ is not None):
             why = "with --class" if denoiser.num_classes else f"{denoiser.path} was trained without classes, so"
             raise UsageError(f"--class-balance {self.balance}: {why} there is nothing to balance", next="Leave it out.")

@@ -15,8 +15,7 @@ import torch
 
 from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.config.names import DEFAULT_QUANTISATIONS
-from brics_cli.config.suggestions import did_you_mean
-from brics_cli.errors import UsageError
+from brics_cli.config.suggestions import check_known
 from brics_cli.images import open_sink, versioned
 from brics_cli.images.sinks import ImageSink, file_of_pieces
 from brics_cli.parsing import parse_json, read_bytes
@@ -150,7 +149,7 @@ def plan_sampling(
     seeds: str | range | None = None,
     seed: int | None = None,
     out: Path | None = None,
-    format: str | None = None,
+    format: SampleFormat | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     shard_size: int | None = None,
     device: str = "auto",
@@ -177,11 +176,10 @@ def plan_sampling(
     return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
 
 
-def _form(out: Path | None, *, asked: str | None, reporter: Reporter) -> SampleFormat:
+def _form(out: Path | None, *, asked: SampleFormat | None, reporter: Reporter) -> SampleFormat:
     """The format that was asked for, or that `out` says; wds for a folder."""
+    check_known(asked, FORMATS, option="--format", what="format")
     if out is None:
-        if asked not in (None, *FORMATS):
-            raise UsageError(f"--format {asked!r} is not a format{did_you_mean(str(asked), FORMATS)}")
         return asked or "wds"
     form = form_of_output(out, FORMATS, asked=asked, default="wds")
     if asked is None and ending_of(out) != FOLDER:

@@ -88,6 +88,7 @@ USAGE = [
     (("pack", "x", "--sise", "3"), "no such option: --sise"),
     (("sample", "--n", "many"), "should be a valid integer"),
     (("sample", "--n", "0"), "should be greater than or equal to 1"),
+    (("decode", "--format", "jpg"), "invalid value for '--format': 'jpg' is not one of 'png', "),
     (("eval", "--metric", "pnsr"), "did you mean 'psnr'?"),
     (("info",), "give either a PATH or --flops RECIPE"),
     (("info", "--flops", "brics-265"), "did you mean 'brics-256'?"),

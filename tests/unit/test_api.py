@@ -100,6 +100,21 @@ def test_what_is_left_out_is_said_on_stderr_and_errors_are_raised(workspace, tmp
         brics_cli.train_diffusion(root / "codes.h5", recipe="nosuch", workspace=tmp_path, reporter=QUIET)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("encode", {"quantisation": "int8"}, "--quantisation 'int8' is not a quantisation; did you mean 'uint8'?"),
+        ("encode", {"precision": "fp16"}, "--dtype 'fp16' is not a precision; did you mean 'bf16'?"),
+        ("decode", {"format": "jpg"}, "--format 'jpg' is not a format; did you mean 'png'?"),
+        ("sample", {"format": "jpg"}, "--format 'jpg' is not a format; did you mean 'png'?"),
+        ("sample", {"sampler": "huen"}, "--sampler 'huen' is not a sampler; did you mean 'heun'?"),
+    ],
+)
+def test_a_wrong_name_is_said_with_the_nearest(workspace, name, wrong, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        getattr(brics_cli, name)(**wrong, workspace=workspace[0], reporter=QUIET)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_package_exports_it(name):
     assert name in brics_cli.__all__ and name in dir(brics_cli)

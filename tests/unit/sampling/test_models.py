@@ -37,5 +37,5 @@ def test_guidance_by_classes_needs_a_model_that_learnt_to_do_without() -> None:
 
 
 def test_an_unknown_balance_is_refused() -> None:
-    with pytest.raises(UsageError, match="--class-balance evn is not a way to draw classes; did you mean 'even'"):
+    with pytest.raises(UsageError, match="--class-balance 'evn' is not a way to draw classes; did you mean 'even'"):
         Models(of_classes(0.1), build_autoencoder(AUTOENCODER), balance="evn")

@@ -33,10 +33,9 @@ from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from brics_cli.config import AutoencoderRecipe, DiffusionRecipe
-    from brics_cli.config.names import ClassBalance, Precision, Quantisation
+    from brics_cli.config.names import ClassBalance, Labels, Precision, Quantisation
     from brics_cli.evaluation.registry import Settings
     from brics_cli.evaluation.report import EvaluationReport
-    from brics_cli.images.opening import Labels
     from brics_cli.jobs.decode import DecodeResult
     from brics_cli.jobs.encode_dataset import EncodeResult
     from brics_cli.jobs.sample import SampleResult

@@ -24,7 +24,7 @@ from brics_cli.bench.bottleneck_results import Job, Trained, append_result, plot
 from brics_cli.bench.bottleneck_scores import score
 from brics_cli.bench.choices import DEFAULT_VARIANTS, VARIANTS
 from brics_cli.bench.timing import Report, device_name
-from brics_cli.config import AutoencoderRecipe, load_recipe
+from brics_cli.config import DEFAULT_TRANSFORM, AutoencoderRecipe, load_recipe
 from brics_cli.errors import UsageError
 from brics_cli.images import apply_transform, open_collection
 from brics_cli.images.loader import default_num_workers
@@ -121,7 +121,9 @@ def load_split(
         size = recipe.model.image_size
         train = np.stack(list(photograph_squares(size, num_per_block=SQUARES_PER_BLOCK)))  # (N, S, S, 3)
         crops = (Image.fromarray(crop.pixels) for crop in photograph_crops() if crop.held_out)
-        return HeldOut("photographs", train, np.stack([apply_transform(crop, "crop-bicubic", size) for crop in crops]))
+        return HeldOut(
+            "photographs", train, np.stack([apply_transform(crop, DEFAULT_TRANSFORM, size) for crop in crops])
+        )
     train, keys = _decode(data, recipe=recipe, num_workers=num_workers, reporter=reporter)
     if val is not None:
         held_out = _decode(val, recipe=recipe, num_workers=num_workers, reporter=reporter)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from brics_cli.config.bottlenecks import BOTTLENECK_CONFIGS
+
 SCALES = {
     "code": "16 x 16 tokens, 8 groups of 2 keys, 4 levels",
     "paper": "64 x 64 tokens, 4 groups of (key, y, x), 16 levels",
@@ -17,7 +19,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "grid-positions": ("model.bottleneck.positions=image", *_POSITIONS),
     "grid-cell": ("model.bottleneck.positions=cell", *_POSITIONS),
     "hash": ("model.bottleneck.kind=hash", "model.bottleneck.table_cap=256"),
-    **{kind: (f"model.bottleneck.kind={kind}",) for kind in ("none", "kl", "fsq", "vq", "rq")},
 }
+VARIANTS |= {kind: (f"model.bottleneck.kind={kind}",) for kind in BOTTLENECK_CONFIGS if kind not in VARIANTS}
 """Variants of `bench bottlenecks` -> what each changes in the recipe, which has the grid as it is."""
 DEFAULT_VARIANTS = ("grid", "none", "kl", "fsq", "vq", "rq")

@@ -29,7 +29,7 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.codes import StoreHeader, StoreShard, StoreWriter
 from brics_cli.codes.encoding import CodeEncoder, Network, ShardWork, encoding_network
-from brics_cli.config import AutoencoderRecipe, load_recipe
+from brics_cli.config import DEFAULT_TRANSFORM, AutoencoderRecipe, load_recipe
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.loader import default_num_workers, in_processes
 from brics_cli.images.pixels import load_pixels
@@ -79,8 +79,8 @@ def bench_encode(
     codes = torch.rand((batch_size, *code_shape), generator=torch.Generator().manual_seed(0)).to(device)
     networks = {"none": lambda pixels: codes[: len(pixels)], **networks}
     header = StoreHeader(
-        code_shape=code_shape, image_size=size, transform="crop-bicubic/bench", quantisation="uint8", source="bench",
-        source_sha256="0" * 64, num_images=num_images, autoencoder={"sha256": "0" * 64, "config": {}},
+        code_shape=code_shape, image_size=size, transform=f"{DEFAULT_TRANSFORM}/bench", quantisation="uint8",
+        source="bench", source_sha256="0" * 64, num_images=num_images, autoencoder={"sha256": "0" * 64, "config": {}},
     )  # fmt: skip
     ratios, alone, alone_cpu_us, by_processes, pipeline = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
@@ -88,7 +88,7 @@ def bench_encode(
         collection = open_collection(Path(folder, "shards"))
         sample = collection.first(SAMPLE)
         files = [raw.data for shard in range(len(sample.shards)) for raw in sample.iter_shard(shard)]
-        processes = in_processes(num_images, transform="crop-bicubic", size=size, num_workers=workers)
+        processes = in_processes(num_images, transform=DEFAULT_TRANSFORM, size=size, num_workers=workers)
         _decode_alone(files, size=size, workers=workers)  # warms up
         before, _ = _decode_alone(files, size=size, workers=workers)
         for _ in range(repeats):
@@ -178,7 +178,7 @@ def _decode_alone(files: list[bytes], *, size: int, workers: int) -> tuple[float
 
     def work(share: list[bytes]) -> None:
         for data in share:
-            load_pixels(data, transform="crop-bicubic", size=size)
+            load_pixels(data, transform=DEFAULT_TRANSFORM, size=size)
 
     with ThreadPoolExecutor(workers) as pool:
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -212,7 +212,7 @@ def _decode_share(share: tuple[int, int]) -> None:
     (files, size, together), (first, step) = _held, share
     together.wait()
     for data in files[first::step]:
-        load_pixels(data, transform="crop-bicubic", size=size)
+        load_pixels(data, transform=DEFAULT_TRANSFORM, size=size)
 
 
 def _encode(

@@ -14,7 +14,7 @@ from brics_cli.cli import options
 from brics_cli.cli.batch import report_verification, same_command_goes_on, wait_passively, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.config.bottlenecks import CONTINUOUS_KINDS
-from brics_cli.config.names import Precision, Quantisation, Transform
+from brics_cli.config.names import Quantisation, Transform
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
 
@@ -45,10 +45,7 @@ def encode_dataset(
             help=f"Default: uint8 for bounded codes, float16 for others ({', '.join(CONTINUOUS_KINDS)}).",
         ),
     ] = None,
-    dtype: Annotated[
-        Precision | None,
-        typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
-    ] = None,
+    dtype: options.Dtype = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
     labels: options.Labels = None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from brics_cli.config import names
 
 COMMON = "Common"
 
@@ -51,6 +53,10 @@ Devices = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
+Dtype = Annotated[
+    names.Precision | None,
+    typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -116,7 +122,7 @@ ImageField = Annotated[
 
 
 Labels = Annotated[
-    Literal["folder", "none"] | None,
+    names.Labels | None,
     typer.Option(
         "--labels", help="`folder`: top-level folders (in a zip or tars too) are classes; `none`: read no labels."
     ),

@@ -10,7 +10,6 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.output import Session, plain_table
-from brics_cli.config.names import Precision
 from brics_cli.errors import ExitCode
 
 app = options.command_app()
@@ -23,10 +22,7 @@ def reconstruct(
         Path | None, typer.Option("--out", metavar="FILE.png", help="The sheet. Default: sheet.png.")
     ] = None,
     ae: options.AutoencoderRun = None,
-    dtype: Annotated[
-        Precision | None,
-        typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
-    ] = None,
+    dtype: options.Dtype = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch. Default: 64.")
     ] = None,

@@ -13,6 +13,8 @@ RecipeKind = Literal["autoencoder", "diffusion"]
 Transform = Literal["crop-bicubic", "adm", "edm-lanczos", "none", "crop-bicubic-fast", "crop-bicubic-cuda"]
 """How an image becomes a square (`images.pixels`)."""
 DEFAULT_TRANSFORM: Transform = "crop-bicubic"
+Labels = Literal["folder", "none"]
+"""Where classes of images come from: top-level folders, or nowhere (`images.opening`)."""
 
 Precision = Literal["fp32", "bf16"]
 """What networks compute in (`runtime.precision`, which has the default of a device)."""

@@ -17,11 +17,12 @@ from functools import cached_property
 from itertools import accumulate
 from os.path import commonpath
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from brics_cli.config.names import Labels
 from brics_cli.images.fingerprints import StatRow, fingerprint, stat_row
 from brics_cli.images.pixels import ImageError
 
@@ -41,7 +42,6 @@ OF_BRICS = frozenset({"brics.json", "manifest.json", "failures.jsonl", "wids.jso
 _LONGEST_EXTENSION = 16
 """Characters. What is longer, or holds a space, is a name with a dot in it."""
 _NUM_SHOWN = 12
-Labels = Literal["folder", "none"]
 
 
 class Wanted(NamedTuple):

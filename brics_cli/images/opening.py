@@ -20,12 +20,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from brics_cli.config.names import Labels
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.collection import (
     ANYTHING,
     OF_BRICS,
     Collection,
-    Labels,
     PassedOver,
     Wanted,
     is_image,

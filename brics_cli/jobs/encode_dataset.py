@@ -14,12 +14,11 @@ import torch
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
-from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision, Quantisation
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, Labels, Precision, Quantisation
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import Collection, load_shards, open_collection, versioned
-from brics_cli.images.collection import Labels
 from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, shards_to_redo
 from brics_cli.images.loader import default_num_workers, say_enlarged
 from brics_cli.images.selection import every_nth_shard, select_keys

@@ -15,10 +15,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from brics_cli.config import DEFAULT_TRANSFORM
+from brics_cli.config.names import DEFAULT_TRANSFORM, Labels
 from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, TooManyFailuresError, UsageError
 from brics_cli.images import Collection, load_shards, open_collection, versioned
-from brics_cli.images.collection import Labels, Wanted
+from brics_cli.images.collection import Wanted
 from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest, shards_to_redo
 from brics_cli.images.loader import say_enlarged
 from brics_cli.images.packs import (

@@ -16,7 +16,8 @@ stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says n
 `mps`, `cpu`, or `auto`: the first of these there is; images go in and out as sRGB, 8 bit.
 
 A finished output of the same inputs and settings is returned as it is, an unfinished one is gone on with, and anything
-else at `out` raises WouldOverwriteError unless `overwrite`. Errors are those of `brics_cli.errors`, all of them a
+else at `out` raises WouldOverwriteError unless `overwrite`. Messages name arguments as the command line does: `--ae` is
+`autoencoder`, `DATA` is `data`. Errors are those of `brics_cli.errors`, all of them a
 BricsError: UsageError (an argument), ArtefactError (an input is missing, damaged or does not fit),
 WouldOverwriteError, MachineError (disk, memory, a lock, diverged training), InterruptedRunError (Ctrl-C; the same call
 goes on). Importing this module costs nothing: torch is loaded by the first call.

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from brics_cli.config.names import Labels
 from brics_cli.images.fingerprints import StatRow, fingerprint, stat_row
 from brics_cli.images.pixels import ImageError
+from brics_cli.wording import count
 
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
@@ -37,6 +38,15 @@ MAX_FILE_BYTES = 2**30
 
 
 HIDDEN = "hidden files or folders"
+_ONE = {
+    HIDDEN: "hidden file or folder",
+    "links to folders": "link to a folder",
+    "sockets, pipes or devices": "socket, pipe or device",
+    "rows that were": "row that was",
+    "images ": "image ",
+    "values ": "value ",
+}
+"""How a reason begins -> how it does where it holds for one alone."""
 OF_BRICS = frozenset({"brics.json", "manifest.json", "failures.jsonl", "wids.json"})
 """What brics itself writes beside images."""
 _LONGEST_EXTENSION = 16
@@ -123,9 +133,11 @@ class PassedOver:
         if num := self.files.total():
             listed = [f"{each:,} {extension}" for extension, each in self.files.most_common(_NUM_SHOWN)]
             if num_others := num - sum(each for _, each in self.files.most_common(_NUM_SHOWN)):
-                listed.append(f"{num_others:,} others")
-            parts.append(f"{num:,} of {num + self.num_read:,} files ({', '.join(listed)})")
-        parts += [f"{num:,} {reason}" for reason, num in self.reasons.most_common()]
+                listed.append(count(num_others, "other"))
+            parts.append(f"{num:,} of {count(num + self.num_read, 'file')} ({', '.join(listed)})")
+        for reason, num in self.reasons.most_common():
+            begins = next((begins for begins in _ONE if num == 1 and reason.startswith(begins)), "")
+            parts.append(f"{num:,} {_ONE.get(begins, '')}{reason.removeprefix(begins)}")
         return f"not read: {'; '.join(parts)}" if parts else ""
 
     def to_json(self) -> dict[str, int]:

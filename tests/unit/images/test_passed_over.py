@@ -16,7 +16,7 @@ from table_files import write_parquet
 from brics_cli.cli.app import run
 from brics_cli.errors import ArtefactError
 from brics_cli.images import open_collection
-from brics_cli.images.collection import extension_of
+from brics_cli.images.collection import PassedOver, extension_of
 
 IMAGES = {"a.png": grey(1), "b/c.JPG": grey(2)}
 SIDECARS = {"a.cls": b"1", "b/c.json": b"{}"}
@@ -46,6 +46,17 @@ def write(form: str, root: Path, members: dict[str, bytes]) -> Path:
         (root / "x" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "x" / name).write_bytes(data)
     return root / "x"
+
+
+def test_one_of_each_is_said_in_the_singular():
+    passed = PassedOver(["a.heic"])
+    reasons = ("hidden files or folders", "links to folders visited before", "rows that were not downloaded (no url)")
+    passed.reasons.update(reasons)
+    assert passed.describe() == (
+        "not read: 1 of 1 file (1 .heic); 1 hidden file or folder; 1 link to a folder visited before; "
+        "1 row that was not downloaded (no url)"
+    )
+    assert passed.to_json() == {".heic": 1, **dict.fromkeys(reasons, 1)}
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])

@@ -32,6 +32,12 @@ def same_command_goes_on() -> Iterator[None]:
         raise InterruptedRunError(error.what, next=f"Go on with: {command}") from None
 
 
+def say_if_complete(session: Session, path: Path, already_complete: bool) -> None:
+    """Say where an output was finished by an earlier run."""
+    if already_complete:
+        session.reporter.message(f"{path} is complete already, made from the same inputs: nothing to do")
+
+
 def warn_about_failures(session: Session, num_failed: int, *, of: int, listed_in: str) -> None:
     """The line that exit code 5 goes with."""
     session.reporter.warning(f"{num_failed:,} of {of:,} images failed, listed in {listed_in}")

@@ -10,7 +10,7 @@ import typer
 
 from brics_cli import api
 from brics_cli.cli import options
-from brics_cli.cli.batch import same_command_goes_on
+from brics_cli.cli.batch import same_command_goes_on, say_if_complete
 from brics_cli.cli.output import Session
 from brics_cli.workspace.naming import IMAGE_FORMATS, IMAGE_TITLES, ImageFormat, metavar_of
 
@@ -71,8 +71,7 @@ def decode(
         return
     with same_command_goes_on():
         decoded = api.decode(codes, **how, batch_size=batch_size, overwrite=overwrite, workspace=session.workspace.root)
-    if decoded.already_complete:
-        session.reporter.message(f"{decoded.path} is complete already, made from the same inputs: nothing to do")
+    say_if_complete(session, decoded.path, decoded.already_complete)
     speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""
     session.result(asdict(decoded), f"{decoded.num_images:,} images{speed}: {decoded.path}")
     session.next_step("brics", "eval", "--metric", "psnr", "--fake", decoded.path)

@@ -11,7 +11,13 @@ import typer
 
 from brics_cli import api
 from brics_cli.cli import options
-from brics_cli.cli.batch import report_verification, same_command_goes_on, wait_passively, warn_about_failures
+from brics_cli.cli.batch import (
+    report_verification,
+    same_command_goes_on,
+    say_if_complete,
+    wait_passively,
+    warn_about_failures,
+)
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.config.bottlenecks import CONTINUOUS_KINDS
 from brics_cli.config.names import Quantisation, Transform
@@ -107,8 +113,7 @@ def encode_dataset(
         encoded = api.encode(
             data, **how, max_failures=max_failures, verify=verify, overwrite=overwrite, workspace=session.workspace.root
         )
-    if encoded.already_complete:
-        session.reporter.message(f"{encoded.path} is complete already, made from the same inputs: nothing to do")
+    say_if_complete(session, encoded.path, encoded.already_complete)
     value = {**asdict(encoded), "num_failed": encoded.num_failed}
     speed = f", {encoded.img_per_s:,.1f} img/s" if encoded.img_per_s is not None and encoded.num_now else ""
     cost = ""

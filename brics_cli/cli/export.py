@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.batch import same_command_goes_on
+from brics_cli.cli.batch import same_command_goes_on, say_if_complete
 from brics_cli.cli.output import Session, human_bytes
+from brics_cli.wording import count
 
 app = options.command_app()
 
@@ -50,29 +51,26 @@ def export(
 
     Example: brics export codes.h5 --to lightningdit --out latents
     """
-    from brics_cli.codes import KeyCodeStore
     from brics_cli.jobs.export import export as run
     from brics_cli.jobs.export import plan_export
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    store = KeyCodeStore(codes if codes is not None else session.resolve("store", argument="CODES").path)
-    out = out or session.workspace.root / "latents"
-    plan = plan_export(store, out=out, flips=flips, labels=labels, reporter=session.reporter)
-    shape = " x ".join(map(str, store.code_shape))
-    num_shards = f"{plan.num_shards:,} shard" + "s" * (plan.num_shards != 1)
-    num_classes = f"{plan.num_classes:,} class" + "es" * (plan.num_classes != 1)
+    plan = plan_export(
+        codes, out=out, flips=flips, labels=labels, workspace=session.workspace, reporter=session.reporter
+    )
+    num_images, shape = len(plan.store), " x ".join(map(str, plan.store.code_shape))
+    num_shards, num_classes = count(plan.num_shards, "shard"), count(plan.num_classes, "class")
     if dry_run:
         session.result(
-            {"images": len(store), "shards": plan.num_shards, "bytes": plan.num_bytes, "num_classes": plan.num_classes,
+            {"images": num_images, "shards": plan.num_shards, "bytes": plan.num_bytes, "num_classes": plan.num_classes,
              "settings": plan.settings, "out": plan.out},
-            f"would export {len(store):,} latents {shape} for {to.value} into {num_shards} in "
+            f"would export {num_images:,} latents {shape} for {to.value} into {num_shards} in "
             f"{plan.out}: {human_bytes(plan.num_bytes)}",
         )  # fmt: skip
         return
     with same_command_goes_on():
         exported = run(plan, overwrite=overwrite, reporter=session.reporter)
-    if exported.already_complete:
-        session.reporter.message(f"{plan.out} is complete already, made from the same store: nothing to do")
+    say_if_complete(session, exported.path, exported.already_complete)
     config = " ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}"
                       for name, value in exported.settings.items())  # fmt: skip
     session.result(

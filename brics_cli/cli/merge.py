@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.batch import report_verification
+from brics_cli.cli.batch import report_verification, say_if_complete
 from brics_cli.cli.output import Session, human_bytes
 
 app = options.command_app()
@@ -49,8 +49,7 @@ def merge(
         )
         return
     merged = run(join, out=out, overwrite=overwrite, verify=verify, reporter=session.reporter)
-    if merged.already_complete:
-        session.reporter.message(f"{out} is complete already, made from the same stores: nothing to do")
+    say_if_complete(session, merged.path, merged.already_complete)
     session.result(
         asdict(merged),
         f"{merged.num_images:,} codes of {merged.num_shards:,} shards from {merged.num_stores} stores: {merged.path}",

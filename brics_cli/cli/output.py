@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from brics_cli.cli.progress import ConsoleReporter
-    from brics_cli.workspace import Artefact, Kind, Workspace
+    from brics_cli.workspace import Workspace
 
 
 PIPE_WIDTH = 160
@@ -104,10 +104,6 @@ class Session:
         self.as_json = as_json
         self.quiet = quiet
         self.reporter: ConsoleReporter = ConsoleReporter(stderr_console(), quiet=quiet)
-
-    def resolve(self, kind: Kind, *, argument: str) -> Artefact:
-        """The newest artefact of `kind`, said on stderr, for an `argument` that was left out."""
-        return self.workspace.resolve(kind, argument=argument, reporter=self.reporter)
 
     def result(
         self, value: Any, text: RenderableType | Sequence[RenderableType] = (), *, pipe_width: int | None = None

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.batch import same_command_goes_on, warn_about_failures
+from brics_cli.cli.batch import same_command_goes_on, say_if_complete, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
 from brics_cli.errors import ExitCode
+from brics_cli.wording import count
 from brics_cli.workspace.naming import EncodingName
 
 app = options.command_app()
@@ -101,12 +102,11 @@ def pack(
         packed = run(
             plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=session.reporter
         )
-    if packed.already_complete:
-        session.reporter.message(f"{out} is complete already: nothing to do")
-    shards = "1 shard" if packed.num_shards == 1 else f"{packed.num_shards:,} shards"
+    say_if_complete(session, packed.path, packed.already_complete)
     session.result(
         {**asdict(packed), "num_failed": packed.num_failed, "not_read": plan.collection.passed_over.to_json()},
-        f"{packed.num_images:,} images in {shards}, {human_bytes(packed.num_bytes)}: {packed.path}",
+        f"{packed.num_images:,} images in {count(packed.num_shards, 'shard')}, {human_bytes(packed.num_bytes)}: "
+        f"{packed.path}",
     )
     if packed.failures:
         warn_about_failures(session, packed.num_failed, of=plan.num_images, listed_in=str(out / "failures.jsonl"))

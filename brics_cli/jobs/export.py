@@ -19,7 +19,7 @@ from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.format import Array
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.workspace import Artefact, Parent, atomic_path, write_provenance
+from brics_cli.workspace import Artefact, Parent, Workspace, atomic_path, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, form_of_output
 from brics_cli.workspace.outputs import claim, output_lock
@@ -62,18 +62,23 @@ class ExportResult:
 
 
 def plan_export(
-    store: KeyCodeStore,
+    codes: Path | None = None,
     *,
-    out: Path,
+    out: Path | None = None,
     flips: bool = True,
     labels: bool = True,
     rows_per_shard: int = ROWS_PER_SHARD,
-    reporter: Reporter | None = None,
+    workspace: Workspace,
+    reporter: Reporter,
 ) -> ExportPlan:
-    """Fix every setting. Of a store without any label none are taken, and `reporter` hears it.
+    """Fix every setting: `codes` None is the newest store in the workspace, `out` None `latents` there. Of a store
+    without any label none are taken, and `reporter` hears it.
 
     Raises ArtefactError when flips or some of the labels are not in the store, UsageError for a file as `out`.
     """
+    if codes is None:
+        codes = workspace.resolve("store", argument="CODES", reporter=reporter).path
+    store, out = KeyCodeStore(codes), out or workspace.root / "latents"
     form_of_output(out, {"LightningDiT's latents": (FOLDER,)})
     if not len(store):
         raise ArtefactError(f"{store.path} holds no codes")
@@ -91,7 +96,7 @@ def plan_export(
         )
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out latents")
-    if labels and not num_labels and reporter is not None:
+    if labels and not num_labels:
         reporter.message(f"{store.path} has no labels: all are written as 0, one class")
     labels = labels and num_labels > 0
     num_classes = int(store.labels.max()) + 1 if labels else 1

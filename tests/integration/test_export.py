@@ -18,7 +18,7 @@ from store_files import PARENTS, header, write_store
 from brics_cli.codes import KeyCodeStore, StoreShard, StoreWriter
 from brics_cli.jobs import export as job
 from brics_cli.runtime.reporting import SilentReporter
-from brics_cli.workspace import read_provenance
+from brics_cli.workspace import Workspace, read_provenance
 
 SHAPE = (3, 4, 4)
 
@@ -45,7 +45,7 @@ def make_store(path: Path, num: int = 25, *, labels: bool = True, flipped: bool 
 
 
 def export(store: Path, out: Path, **settings) -> job.ExportResult:
-    plan = job.plan_export(KeyCodeStore(store), out=out, **settings)
+    plan = job.plan_export(store, out=out, workspace=Workspace(out.parent), reporter=SilentReporter(), **settings)
     return job.export(plan, reporter=SilentReporter())
 
 

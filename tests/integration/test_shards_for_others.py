@@ -15,7 +15,8 @@ from commands import brics, error_line
 from diffusion_workspace import make_workspace
 from PIL import Image
 
-from brics_cli.images import decode_image, open_collection
+from brics_cli.images import open_collection
+from brics_cli.images.pixels import decode_image
 
 READ_WITH_DATASETS = """
 import hashlib, json, sys

@@ -10,31 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from brics_cli.images.sinks.base import PNG, Encoding, ImageSink, OutputImage, check_key, encoded, encoding_of, jpeg
+from brics_cli.images.sinks.base import PNG, ImageSink, OutputImage, check_key, encoded, encoding_of
 from brics_cli.images.sinks.npz import NpzSink
-from brics_cli.images.sinks.pieces import TarSink, discard_pieces, file_of_pieces, pieces_directory
+from brics_cli.images.sinks.pieces import TarSink, discard_pieces, file_of_pieces
 from brics_cli.images.sinks.png import PngSink
 from brics_cli.images.sinks.webdataset import WebDatasetSink
 from brics_cli.images.sinks.zip import ZipSink
 from brics_cli.workspace.naming import IMAGE_FORMATS, ImageFormat, ending_of, form_of_output
-
-__all__ = [
-    "PNG",
-    "SINKS",
-    "Encoding",
-    "ImageSink",
-    "OutputImage",
-    "PngSink",
-    "WebDatasetSink",
-    "check_key",
-    "discard_pieces",
-    "encoded",
-    "encoding_of",
-    "file_of_pieces",
-    "jpeg",
-    "open_sink",
-    "pieces_directory",
-]
 
 SINKS: tuple[type[ImageSink], ...] = (PngSink, WebDatasetSink, TarSink, ZipSink, NpzSink)
 

@@ -63,7 +63,7 @@ def test_images_that_are_not_square(tmp_path):
 
 
 def _decoded(data: bytes):
-    from brics_cli.images import decode_image
+    from brics_cli.images.pixels import decode_image
 
     return decode_image(data)
 

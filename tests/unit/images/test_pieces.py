@@ -12,7 +12,8 @@ import pytest
 from image_files import write_images
 
 from brics_cli.errors import UsageError
-from brics_cli.images.sinks import OutputImage, base, discard_pieces, open_sink, pieces, pieces_directory
+from brics_cli.images.sinks import OutputImage, base, discard_pieces, open_sink, pieces
+from brics_cli.images.sinks.pieces import pieces_directory
 from brics_cli.runtime.reporting import SilentReporter
 
 KEYS = [f"s/my.photo.{number}" if number % 2 else f"s/{number}" for number in range(10)]

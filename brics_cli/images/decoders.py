@@ -10,7 +10,6 @@ N images, S pixels per side.
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,7 +26,7 @@ import numpy as np
 
 from brics_cli.errors import MachineError
 from brics_cli.images.pixels import Outcome, decode_files
-from brics_cli.isolation import child_command, child_environment
+from brics_cli.runtime.executors import above_standard_streams, start_child
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """What keeps a process from starting threads for arithmetic."""
@@ -189,25 +188,16 @@ class _Process:
     """The parent's side of a process that decodes."""
 
     def __init__(self, buffers: Buffers, *, transform: str | None) -> None:
-        self._connection, theirs = multiprocessing.Pipe()
-        descriptor = above_standard_streams(os.dup(theirs.fileno()))
-        theirs.close()
         self._ready = False
-        arguments = (descriptor, buffers.descriptor, buffers.num_bytes, buffers.shape[1], transform or "")
-        try:
-            self.popen = subprocess.Popen(
-                child_command("brics_cli.images.decoders", *arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[descriptor, buffers.descriptor],
-                env=child_environment(**ONE_THREAD),
-                start_new_session=True,  # Ctrl-C is for the parent, with whom it ends
-            )
-        except BaseException:
-            self._connection.close()
-            raise
-        finally:
-            os.close(descriptor)  # so that its end is the end of the pipe
+        self._connection, self.popen = start_child(
+            "brics_cli.images.decoders",
+            *(buffers.descriptor, buffers.num_bytes, buffers.shape[1], transform or ""),
+            pass_fds=[buffers.descriptor],
+            env=ONE_THREAD,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent, with whom it ends
+        )
 
     def is_ready(self, *, wait_s: float | None) -> bool:
         """Whether it has started; waits for that, None: as long as it takes. Raises _EndedError when it ended."""
@@ -261,18 +251,3 @@ def main() -> None:
                 connection.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
-
-
-def above_standard_streams(descriptor: int) -> int:
-    """The same file under a number that no standard stream has, for a process that is started with it.
-
-    In a program whose standard streams are closed the next file gets one of their numbers, and what the process writes
-    to that stream would go into the file.
-    """
-    import fcntl  # not on every system
-
-    try:
-        duplicate: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-        return duplicate
-    finally:
-        os.close(descriptor)

@@ -118,19 +118,45 @@ def _pipe_of_numbers(num: int) -> int:
 
 def _start(numbers: int) -> tuple[Connection, subprocess.Popen[bytes]]:
     """A worker, and the pipe to it."""
-    ours, theirs = multiprocessing.Pipe()
     # Ctrl-C reaches the whole group, and a process that is only importing would answer with a traceback.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        command = child_command(__name__, theirs.fileno(), numbers)
-        process = subprocess.Popen(command, env=child_environment(), pass_fds=[theirs.fileno(), numbers])
+        return start_child(__name__, numbers, pass_fds=[numbers], env={})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def start_child(
+    module: str, *arguments: object, pass_fds: Sequence[int], env: dict[str, str], **settings: Any
+) -> tuple[Connection, subprocess.Popen[bytes]]:
+    """Start `main()` of `module`, whose first argument is the descriptor of a pipe; our end of it, and the process."""
+    ours, theirs = multiprocessing.Pipe()
+    descriptor = above_standard_streams(os.dup(theirs.fileno()))
+    theirs.close()
+    try:
+        command = child_command(module, descriptor, *arguments)
+        process = subprocess.Popen(command, pass_fds=[descriptor, *pass_fds], env=child_environment(**env), **settings)
     except BaseException:
         ours.close()
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()  # so that the worker's death ends the pipe
+        os.close(descriptor)  # so that the child's end is the end of the pipe
     return ours, process
+
+
+def above_standard_streams(descriptor: int) -> int:
+    """The same file under a number that no standard stream has, for a process that is started with it.
+
+    In a program whose standard streams are closed the next file gets one of their numbers, and what the process writes
+    to that stream would go into the file.
+    """
+    import fcntl  # not on every system
+
+    try:
+        duplicate: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        return duplicate
+    finally:
+        os.close(descriptor)
 
 
 def _death(device: str, process: subprocess.Popen[Any]) -> MachineError:

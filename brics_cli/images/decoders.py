@@ -41,7 +41,7 @@ class Buffers:
     Fresh memory costs a page fault and a page of zeros for every 4 KiB: a fifth of the time of decoding small JPEGs.
     `shared` memory can be mapped by other processes. It is a memfd (Linux alone): without a name that could be left
     behind, outside /dev/shm, of which containers have little, and gone with the last process that holds it. Raises
-    OSError; but memory is taken only when it is used.
+    OSError where so much cannot be shared; but memory is taken only when it is used.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], *, num: int, shared: bool = False) -> None:
@@ -54,9 +54,12 @@ class Buffers:
                 os.ftruncate(self.descriptor, self.num_bytes)
             kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self._memory = memoryview(mmap.mmap(self.descriptor, self.num_bytes, flags=kind))
-        except BaseException:
-            self.close()
-            raise
+        except BaseException as error:
+            if shared or not isinstance(error, OSError):
+                self.close()
+                raise
+            self._free.clear()  # more than may be asked for at once: each batch gets memory of its own
+            self.num_bytes, self._memory = 1, memoryview(bytearray(1))
         self._address = np.frombuffer(self._memory, np.uint8).ctypes.data
 
     def take(self, num_images: int) -> np.ndarray:

@@ -160,4 +160,5 @@ def _decoded(plan: DecodePlan, done: int, *, batch_size: int, task: Task) -> Ite
 
 
 def _formats(keep: Callable[[type[ImageSink]], bool]) -> str:
-    return " and ".join(dict.fromkeys(sink.format for sink in SINKS if keep(sink)))
+    *first, last = dict.fromkeys(sink.format for sink in SINKS if keep(sink))
+    return f"{', '.join(first)} and {last}" if first else last

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from store_files import write_store
 
 from brics_cli.cli.app import run
+from brics_cli.codes import KeyCodeStore
 from brics_cli.config import DEFAULT_TRANSFORM
+from brics_cli.images import open_sink
 from brics_cli.images.sinks.base import JPEG_QUALITY
 from brics_cli.jobs import decode as decode_job
 from brics_cli.jobs import pack as pack_job
@@ -31,6 +34,12 @@ def test_what_is_no_store(tmp_path, capfd, content, said):
         path.write_bytes(content)
     assert run(["decode", str(path), "--out", str(tmp_path / "out")]) == 3
     assert said in last_line(capfd) and not (tmp_path / "out").exists()
+
+
+def test_what_a_format_leaves_out_is_said_with_those_that_keep_it(tmp_path):
+    store = KeyCodeStore(write_store(tmp_path / "codes.h5", ["a"]))
+    plan = decode_job.DecodePlan(store, None, open_sink(tmp_path / "out", "png"), None)
+    assert plan.left_out == ["2 labels (wds, zip and npz keep them)", "the metadata of 2 images (wds keeps it)"]
 
 
 def test_help_states_the_defaults_of_the_jobs(capfd, monkeypatch):

@@ -53,6 +53,11 @@ class PiecewiseSink(WebDatasetSink):
         super().__init__(path, **{**settings, "shard_size": PIECE_SIZE, "encoding": self.piece_encoding})
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Without the number of images per piece, which the file does not show."""
+        return {**super().settings, "shard_size": None}
+
+    @property
     def folder(self) -> Path:
         return pieces_directory(self.path)
 
@@ -80,6 +85,10 @@ class TarSink(PiecewiseSink):
     """One WebDataset shard: the members of all pieces, then one end mark, two blocks of zeros in a whole record."""
 
     ending = ".tar"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "shard_size": self.shard_size}
 
     def _join(self, pieces: Sequence[Path], path: Path) -> None:
         with path.open("wb") as joined:

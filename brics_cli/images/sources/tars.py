@@ -81,13 +81,12 @@ class TarCollection(MemberCollection):
         self.passed_over.reasons[HIDDEN] += sum(num_hidden for _, num_hidden in indices)
         beside = _listings_beside(self._paths)
         self._listings_beside = list(map(str, beside))
-        num_files = f"the {count(len(paths), 'tar file')} of {path}"
         self._arrange(
             [members for members, _ in indices],
             wanted,
             path=path,
             titles=titles,
-            where=num_files,
+            where=titles[0] if len(titles) == 1 else f"the {len(titles):,} tar files of {path}",
             prefixes=[f"{name}/" for name in names],
             listings=list(beside.values()),
             class_names=recorded_class_names(*self._paths),

@@ -90,9 +90,11 @@ def test_tars_read_as_webdataset_reads_them(tmp_path, fields, chosen, form):
 def test_several_images_are_listed_and_asked_for(tmp_path, form):
     path = write(form, tmp_path, members_of("cls", "png", "seg.png"))
     with pytest.raises(
-        UsageError, match=r"samples of several images each: png \(6\), seg\.png \(6\).*--image-field png"
-    ):
+        UsageError,
+        match=r"samples of several images each: png \(6\), seg\.png \(6\).*--image-field png",
+    ) as caught:
         open_collection(path)
+    assert "1 tar file" not in str(caught.value)
     with pytest.raises(UsageError, match=r"no images 'mask\.png'; there are: png \(6\), seg\.png \(6\)"):
         open_collection(path, image_field="mask.png")
     chosen = open_collection(path, image_field="png")

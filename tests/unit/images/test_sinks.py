@@ -49,6 +49,20 @@ def hidden_files(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*")]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("out", {"format": "png", "shard_size": None, "names": "flat"}),
+        ("x.zip", {"format": "zip", "shard_size": None}),
+        ("x.npz", {"format": "npz", "shard_size": None}),
+        ("x.tar", {"format": "wds", "shard_size": 1000}),
+    ],
+)
+def test_what_is_recorded_of_an_output(tmp_path, name, expected):
+    """Outputs of earlier versions are gone on with, and found to be complete, by it."""
+    assert open_sink(tmp_path / name, default="png", shard_size=7).settings == expected
+
+
 def test_png_folder_keeps_keys(tmp_path):
     write_all(tmp_path / "out", format="png")
     read = list(open_collection(tmp_path / "out").iter_shard(0))

@@ -18,6 +18,7 @@ from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, REGISTRY, Settings, metrics_help
 from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
+from brics_cli.wording import count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -315,12 +316,14 @@ def _say_what_was_not_measured(session: Session, report: EvaluationReport, out: 
         for side, keys in (("real", report.unmatched_real), ("fake", report.unmatched_fake)):
             if keys:
                 listed = "first" if out is None else f"listed in {out}, first"
-                reporter.warning(f"{side}: {_images(len(keys))} without a partner of the same key, {listed} {keys[0]}")
+                reporter.warning(
+                    f"{side}: {count(len(keys), 'image')} without a partner of the same key, {listed} {keys[0]}"
+                )
     if report.failures:
         total = len(report.failures)
         first = f"first {min(total, NUM_FAILURES_SHOWN)}" if total > 1 else "namely"
         listed = f"listed in {out}" if out is not None else f"{first}:"
-        reporter.warning(f"{_images(total)} failed, left out of every figure, {listed}")
+        reporter.warning(f"{count(total, 'image')} failed, left out of every figure, {listed}")
         for failure in report.failures[:NUM_FAILURES_SHOWN] if out is None else []:
             reporter.warning(f"{failure.side} {failure.key}: {failure.reason}")
     if out is not None:
@@ -344,10 +347,6 @@ def _figure(result: MetricResult, value: float) -> str:
 
 def _arrow(better: str) -> str:
     return {"higher": "↑", "lower": "↓"}.get(better, "")
-
-
-def _images(num: int) -> str:
-    return f"{num:,} image{'' if num == 1 else 's'}"
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

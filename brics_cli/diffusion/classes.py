@@ -13,6 +13,7 @@ from brics_cli.config.names import ClassBalance
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
 from brics_cli.runtime.randomness import Stream, keyed_generator
+from brics_cli.wording import count
 
 NUM_LISTED = 10
 
@@ -49,7 +50,7 @@ class Classes:
 
     def listed(self) -> str:
         """`cats (6 images), dogs (1 image)`, the first few."""
-        num = [f" ({n:,} image{'s' if n != 1 else ''})" for n in self.counts] or [""] * self.num
+        num = [f" ({count(n, 'image')})" for n in self.counts] or [""] * self.num
         listed = [f"{self.shown(number)}{num[number]}" for number in self.present]
         more = f" and {len(listed) - NUM_LISTED:,} more" if len(listed) > NUM_LISTED else ""
         return ", ".join(listed[:NUM_LISTED]) + more

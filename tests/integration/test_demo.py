@@ -50,7 +50,7 @@ def test_every_mission_line_works_in_the_workspace_it_leaves(workspace: Path, ph
     brics("train-ae", "./shards", "--steps", 1, "--set", "training.batch_size=2", cwd=workspace, check=0)
     encoded = brics("encode-dataset", "./lsun", "--out", "codes.h5", cwd=workspace, check=0)
     assert "--ae not given: using runs/autoencoder/" in encoded.stderr and "brics-64" in encoded.stderr
-    quick = ("--steps", 1, "--set", "training.batch_size=2")
+    quick = ("--steps", 1, "--set", "training.batch_size=2", "--set", "denoiser.depth=1")
     trained = brics("train-diffusion", "codes.h5", *quick, cwd=workspace, check=0)
     assert "--recipe not given: using brics-dit-s" in trained.stderr
     sampled = brics("sample", "--n", 3, "--steps", 2, cwd=workspace, check=0)

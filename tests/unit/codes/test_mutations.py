@@ -28,6 +28,8 @@ from brics_cli.jobs.info import describe
 from brics_cli.workspace import read_provenance
 
 LIMIT_S = 20
+HANG_S = 90
+"""A process that opens a store is ended after 8 s of CPU, which a busy machine stretches, or after 60 s in all."""
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -159,7 +161,7 @@ def survive(path: Path, read: Callable[[Path], str], *, num: int, seed: int) -> 
         except Exception as error:
             shutil.copy(mutated, path.with_name(f"failed-{seed}-{number}.h5"))
             raise AssertionError(f"seed {seed}, mutation {number}") from error
-        assert time.monotonic() - start < LIMIT_S, f"seed {seed}, mutation {number} hangs"
+        assert time.monotonic() - start < HANG_S, f"seed {seed}, mutation {number} hangs"
     return refused
 
 

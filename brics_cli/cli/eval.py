@@ -42,8 +42,9 @@ FAKE = (
 )
 MODE = f"How images are resized for Inception (clean-fid's): {', '.join(MODES)}. Default: {Settings.mode}."
 PRESET = (
-    f"Features, k and numbers of precision, recall, density, coverage: {', '.join(PRESETS)}. Default: "
-    f"{Settings.preset}, whose published figures need --mode legacy-tensorflow."
+    f"Features, k and numbers of precision, recall, density, coverage: "
+    f"{', '.join(f'{name} ({preset.describe()})' for name, preset in PRESETS.items())}. Default: {Settings.preset}, "
+    "whose published figures need --mode legacy-tensorflow."
 )
 STATISTICS_BY = (
     "What made the saved statistics, where neither their arrays nor their name tell: inception-clean, "

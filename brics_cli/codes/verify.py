@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from brics_cli.codes.format import (
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, BricsError, MachineError
 from brics_cli.isolation import child_command, child_environment
+from brics_cli.workspace.hdf5 import limit
 from brics_cli.workspace.locks import locks_are_off
 
 BLOCK_ROWS = 4096
@@ -119,20 +122,29 @@ def _broken_contents(store: KeyCodeStore, file: h5py.File) -> Iterator[str]:
         yield "attribute autoencoder lacks the sha256 or the config"
 
 
-def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -> list[str]:
-    """`verify_store` in a process of its own. A crash, or more than `timeout_s` (default: 60 s and 20 s per GB of
-    file), is a broken invariant too. Raises ArtefactError when the file is missing, MachineError as `verify_store`."""
+def verify_store_in_child(path: str | Path, *, limit_s: float | None = None) -> list[str]:
+    """`verify_store` in a process of its own. A crash, or more than `limit_s` of computing (default: 60 s and 20 s per
+    GB of file), is a broken invariant too.
+
+    Raises ArtefactError when the file is missing, MachineError as `verify_store`, and when ten times as long is not
+    enough for a process that hardly computes: then the machine or its disk is too busy, and nothing is known.
+    """
     path = Path(path)
     if not path.is_file():
         raise ArtefactError(f"{path} is missing")
-    limit_s = timeout_s if timeout_s is not None else 60 + 20 * path.stat().st_size / 1e9
-    command = child_command("brics_cli.codes.verify", path)
+    limit_s = math.ceil(limit_s if limit_s is not None else 60 + 20 * path.stat().st_size / 1e9)
+    command = child_command("brics_cli.codes.verify", path, limit_s)
     try:
         child = subprocess.run(
-            command, env=child_environment(), capture_output=True, text=True, timeout=limit_s, check=False
+            command, env=child_environment(), capture_output=True, text=True, timeout=10 * limit_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return [f"reading it did not end in {math.ceil(limit_s)} s"]
+        raise MachineError(
+            f"checking {path} did not end in {10 * limit_s:,} s",
+            next="The machine or its disk is too slow now: try again.",
+        ) from None
+    if child.returncode == -signal.SIGXCPU:
+        return [f"reading it did not end in {limit_s:,} s"]
     try:
         found = json.loads(child.stdout)
     except ValueError:
@@ -144,7 +156,8 @@ def verify_store_in_child(path: str | Path, *, timeout_s: float | None = None) -
 
 
 def main() -> None:
-    """The life of the process; its argument: the store."""
+    """The life of the process; its arguments: the store, and for how many seconds it may compute."""
+    limit(resource.RLIMIT_CPU, int(sys.argv[2]))
     try:
         print(json.dumps(verify_store(sys.argv[1])))
     except MachineError as said:

@@ -36,6 +36,11 @@ class ManifoldPreset:
     max_fake: int | None
     source: str
 
+    def describe(self) -> str:
+        """`vgg16-fc2, k = 5, at most 10,000 images`."""
+        most = f", at most {self.max_real:,} images" if self.max_real is not None else ""
+        return f"{self.network or 'Inception'}, k = {self.k}{most}"
+
 
 # Inequality, k and sizes as read in guided-diffusion's evaluations/evaluator.py (openai/guided-diffusion, 1b61a43) and
 # in StyleGAN3's metrics/precision_recall.py and metric_main.py; both take distances in float16, which we do not.

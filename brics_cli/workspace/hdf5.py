@@ -82,7 +82,8 @@ def look_ahead(paths: Sequence[Path]) -> None:
             for path in paths[start : start + MOST_AT_ONCE]:
                 with suppress(OSError):  # `open_hdf5` says so
                     files.append(stack.enter_context(path.open("rb")))
-            _outlines_of(files)
+            with suppress(MachineError):  # the same
+                _outlines_of(files)
 
 
 def remember_own(path: Path) -> None:
@@ -265,7 +266,12 @@ def _in_child(files: Sequence[BinaryIO]) -> list[dict[str, Any]]:
         said, complaint = process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
-        reason = "does not end"
+        if said.count("\n") < 2:  # it had computed for less than its limit: nothing is known of the file
+            raise MachineError(
+                f"reading {files[0].name} did not end in {LIMIT_S:.0f} s",
+                next="The machine or its disk is too slow now: try again.",
+            ) from None
+        return [json.loads(line) for line in said.split("\n")[1:-1]]
     ready, *lines = said.split("\n")[:-1] or [""]
     if ready != "ready":
         last = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
@@ -284,11 +290,11 @@ def main() -> None:
         sys.exit("/dev/fd is missing")
     import h5py  # noqa: F401 - before any limit
 
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_AS, MEMORY_BYTES)
     print("ready", flush=True)
     for descriptor in sys.argv[1:]:
-        _limit(resource.RLIMIT_CPU, math.ceil(sum(os.times()[:2])) + CPU_S)
+        limit(resource.RLIMIT_CPU, math.ceil(sum(os.times()[:2])) + CPU_S)
         try:
             text = json.dumps(_outline(f"/dev/fd/{descriptor}"))
             if len(text) > MOST_BYTES:
@@ -298,7 +304,7 @@ def main() -> None:
         print(text, flush=True)
 
 
-def _limit(which: int, most: int) -> None:
+def limit(which: int, most: int) -> None:
     """Set a soft limit, or leave it where the user's own hard one (`ulimit -v`, `ulimit -t`) is lower."""
     hard = resource.getrlimit(which)[1]
     resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

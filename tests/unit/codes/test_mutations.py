@@ -23,7 +23,7 @@ from commands import brics
 from store_files import write_store
 
 from brics_cli.codes import KeyCodeStore, verify_store, verify_store_in_child
-from brics_cli.errors import BricsError, ExitCode
+from brics_cli.errors import BricsError, ExitCode, MachineError
 from brics_cli.jobs.info import describe
 from brics_cli.workspace import read_provenance
 
@@ -218,8 +218,11 @@ def test_a_child_that_dies_or_hangs_is_reported(path, monkeypatch, tmp_path):
     dying.chmod(0o755)
     monkeypatch.setattr(verify.sys, "executable", str(dying))
     assert verify_store_in_child(path) == ["reading it crashes libhdf5 (signal 11)"]
+    dying.write_text("#!/bin/sh\nkill -XCPU $$\n")
+    assert verify_store_in_child(path) == ["reading it did not end in 61 s"]
     dying.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert verify_store_in_child(path, timeout_s=0.2) == ["reading it did not end in 1 s"]
+    with pytest.raises(MachineError, match="did not end in 10 s"):  # it computes nothing: the store is not to blame
+        verify_store_in_child(path, limit_s=0.2)
 
 
 def test_text_that_is_no_utf8_is_shown_and_stored_as_such(path):

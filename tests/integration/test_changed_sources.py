@@ -29,7 +29,7 @@ from brics_cli.codes import verify_store
 from brics_cli.codes.format import seal
 from brics_cli.evaluation import cache
 from brics_cli.images import collection as collections
-from brics_cli.images import decoders, open_collection
+from brics_cli.images import open_collection, pixels
 from brics_cli.jobs import encode_dataset as job
 
 NUM, SHARD = 12, 3
@@ -474,8 +474,8 @@ def test_a_copy_and_a_touched_folder_find_the_features_again(
     a, b = (write_folder(tmp_path / name, images(seed=seed, num=6)) for seed, name in enumerate("ab"))
     first = evaluate(a, b)
     assert source_of(first, "real")["cached"] == []
-    decoded, decode = [], decoders.decode_image
-    monkeypatch.setattr(decoders, "decode_image", lambda data: decoded.append(data) or decode(data))
+    decoded, decode = [], pixels.decode_image
+    monkeypatch.setattr(pixels, "decode_image", lambda data: decoded.append(data) or decode(data))
     again = evaluate(a, b)
     assert figure(again) == figure(first) and source_of(again, "real")["cached"] and len(decoded) == 6  # b alone
     os.utime(a / "000.bmp")

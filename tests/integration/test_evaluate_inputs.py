@@ -23,7 +23,7 @@ from brics_cli.config import AutoencoderConfig, DiffusionConfig, DiTConfig, Enco
 from brics_cli.diffusion.denoisers import build_denoiser, save_denoiser
 from brics_cli.errors import ExitCode
 from brics_cli.images import collection as collections
-from brics_cli.images import decoders
+from brics_cli.images import pixels
 from brics_cli.networks import features
 from brics_cli.networks.weights import import_weights
 from brics_cli.sampling.drawn import DrawSettings, draw_images
@@ -86,8 +86,8 @@ def test_one_pass_decodes_each_image_once_and_runs_each_network_once(
     """All metrics of pairs, sets and neighbours at once; the second run takes the real side from the cache."""
     decoded: list[bytes] = []
     run: Counter[str] = Counter()
-    decode, forward = decoders.decode_image, features.FeatureNetwork._run
-    monkeypatch.setattr(decoders, "decode_image", lambda data: decoded.append(data) or decode(data))
+    decode, forward = pixels.decode_image, features.FeatureNetwork._run
+    monkeypatch.setattr(pixels, "decode_image", lambda data: decoded.append(data) or decode(data))
 
     def counted(self: features.FeatureNetwork, inputs: np.ndarray) -> np.ndarray:
         run[self.name] += len(inputs)

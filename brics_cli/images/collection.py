@@ -118,6 +118,10 @@ class PassedOver:
         self.reasons: Counter[str] = Counter()
         self.num_read = num_read
 
+    def add(self, name: str) -> None:
+        """Count one more file."""
+        self.files[extension_of(name)] += 1
+
     def __bool__(self) -> bool:
         return bool(self.files or self.reasons)
 

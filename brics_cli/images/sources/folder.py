@@ -121,7 +121,7 @@ def files_beside(folder: Path, *, suffixes: tuple[str, ...], read: Sequence[str]
             name.endswith("_stats.json") and Path(folder, name.removesuffix("_stats.json") + ".tar").is_file()
         )
         if not ("/" not in name and name.lower().endswith(suffixes)) and name not in ours and not of_img2dataset:
-            passed += PassedOver([name])
+            passed.add(name)
     return passed
 
 

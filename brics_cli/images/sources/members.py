@@ -149,7 +149,7 @@ class MemberCollection(Collection):
             if scope.holds(name) or (is_listing(name) and scope.is_beside(name, images)):
                 kept.append(place)
             elif scope.is_above(name) and not is_image(name) and name not in OF_BRICS:
-                self.passed_over += PassedOver([name])
+                self.passed_over.add(name)
         return members.take(kept)
 
     def _listings(self, titles: Sequence[str]) -> Iterator[Listing]:

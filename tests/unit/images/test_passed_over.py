@@ -101,6 +101,11 @@ def test_files_beside_tables(tmp_path):
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     (tmp_path / "data" / "extra.jsonl").touch()
     assert open_collection(tmp_path).passed_over.to_json() == {".jsonl": 1}
+    (tmp_path / "data" / "notes").mkdir()
+    (tmp_path / "data" / "notes" / ".hidden").touch()  # comes after extra.jsonl
+    (tmp_path / "data" / "notes" / "again").symlink_to(tmp_path / "data")
+    reasons = {"hidden files or folders": 1, "links to folders visited before": 1}
+    assert open_collection(tmp_path).passed_over.to_json() == {".jsonl": 1, **reasons}
 
 
 def test_links_to_what_was_visited_before_are_counted(tmp_path):

@@ -200,7 +200,15 @@ class FieldSurvey:
         names: Counter[str] = Counter(self._in_folders or {})
         if self._is_by_folder() and asked <= names.keys():
             return Fields(images=self._chosen(asked, set(names), names, where=where), by_folder=True)
-        dotted = {field for field in self._num if "." in field and self._is_meant(field, is_tar=is_tar)}
+        by_stem: dict[str, list[str]] = {}
+        for field in self._num:
+            by_stem.setdefault(field.rpartition(".")[0], []).append(field)
+        dotted = {
+            field
+            for stem, same in by_stem.items()
+            for field in same
+            if stem and self._is_meant(field, same, is_tar=is_tar)
+        }
         several: set[str] = set()
         num_pairs = 0
         for group, num in self._groups.items():
@@ -223,10 +231,8 @@ class FieldSurvey:
         enough = len(self._folders) > 1 and 2 * names.total() > 3 * len(self._folders)
         return enough and all(2 * num >= len(self._folders) for num in names.values())
 
-    def _is_meant(self, field: str, *, is_tar: bool) -> bool:
-        """Whether it is a field; those of other extensions (`image.jpg`, `image.png`) count with it."""
-        stem = field.rpartition(".")[0]
-        same = [other for other in self._num if other.rpartition(".")[0] == stem]
+    def _is_meant(self, field: str, same: Sequence[str], *, is_tar: bool) -> bool:
+        """Whether it is a field; the `same` of all extensions (`image.jpg`, `image.png`) count together."""
         num = sum(self._num[other] for other in same)
         beside_image = not self._beside_images.keys().isdisjoint(same)
         of_mask = beside_image and any(word in NOT_IMAGES for word in re.split(r"[._-]", field))

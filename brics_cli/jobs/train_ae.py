@@ -92,10 +92,8 @@ def train_autoencoder(
         # batches are closed, and with them the threads that add to the failures
         for theirs in world.gather(images.failures):
             images.failures |= theirs
-        for also_theirs in world.gather(images.enlarged):
-            images.enlarged |= also_theirs
-        for also_theirs in world.gather(images.multi_frame):
-            images.multi_frame |= also_theirs
+        images.enlarged.update(*world.gather(images.enlarged))
+        images.multi_frame.update(*world.gather(images.multi_frame))
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return loop.result(data=plan.data, num_failed=len(images.failures))

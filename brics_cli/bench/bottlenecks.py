@@ -27,7 +27,6 @@ from brics_cli.bench.timing import Report, device_name
 from brics_cli.config import DEFAULT_TRANSFORM, AutoencoderRecipe, load_recipe
 from brics_cli.errors import UsageError
 from brics_cli.images import apply_transform, open_collection
-from brics_cli.images.loader import default_num_workers
 from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.weights import find
@@ -108,7 +107,7 @@ class HeldOut(NamedTuple):
 
 
 def load_split(
-    data: str | None, val: str | None, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
+    data: str | None, val: str | None, *, recipe: AutoencoderRecipe, num_workers: int | None, reporter: Reporter
 ) -> HeldOut:
     """Decode `data`; without `val`, hold a tenth of it out: whole clusters of look-alikes.
 
@@ -133,7 +132,7 @@ def load_split(
 
 
 def _decode(
-    data: str, *, recipe: AutoencoderRecipe, num_workers: int, reporter: Reporter
+    data: str, *, recipe: AutoencoderRecipe, num_workers: int | None, reporter: Reporter
 ) -> tuple[np.ndarray, list[str]]:
     collection = open_collection(data, labels="none", reporter=reporter)
     images = open_images(recipe, collection, num_workers=num_workers, reporter=reporter)
@@ -203,7 +202,6 @@ def bench_bottlenecks(
         own = recipe_of(job, recipe=recipe, overrides=overrides, steps=steps)
         recipes[job] = at_cost(own, gflop) if equal_cost else own
         build_autoencoder(recipes[job].model)  # a missing extra is said now, not hours later
-    num_workers = num_workers or default_num_workers()
     split = load_split(data, val, recipe=reference, num_workers=num_workers, reporter=reporter)
     reporter.message(f"{split.name}: {len(split.train):,} images to train on, {len(split.val):,} held out")
     backbone = find("alexnet")
@@ -215,8 +213,7 @@ def bench_bottlenecks(
             title = f"{job.variant}, seed {job.seed}"
             model, img_per_s = train(wanted, split.train, device=device, reporter=reporter, title=title)
             scores = score(model, split.val, device=device, lpips=lpips)
-            cost, (_, height, width) = count(wanted)[-1], wanted.model.code_shape
-            bits = wanted.model.bottleneck.bits_per_position(wanted.model.code_channels) * height * width
+            cost = count(wanted)[-1]
             row = Trained(
                 job=job,
                 data=split.name,
@@ -225,7 +222,7 @@ def bench_bottlenecks(
                 recipe=wanted.model_dump(mode="json"),
                 gflop=cost.gflop,
                 params_m=cost.params_m,
-                bits_per_pixel=bits / wanted.model.image_size**2,
+                bits_per_pixel=wanted.model.bits_per_pixel,
                 img_per_s=img_per_s,
                 device=device_name(device),
                 scores=scores,

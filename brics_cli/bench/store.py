@@ -23,13 +23,12 @@ from brics_cli.codes.dataset import KeyCodeDataset
 from brics_cli.workspace import Parent
 
 SHARD_SIZE = 1000
+CODE_SHAPE = (16, 16, 16)
 BATCHES = 100
 """Random batches per repeat."""
 
 
-def bench_store(
-    *, num_rows: int = 50_000, batch_size: int = 256, repeats: int = 5, code_shape: tuple[int, int, int] = (16, 16, 16)
-) -> Report:
+def bench_store(*, num_rows: int = 50_000, batch_size: int = 256, repeats: int = 5) -> Report:
     """Write and read a store of `num_rows` random uint8 codes (C, h, w), in the page cache, in a temporary folder.
 
     `write_rows_per_s` of the value counts parts, hashes, statistics, fsync and merge; `ratio` of each of `readings` is
@@ -37,9 +36,9 @@ def bench_store(
     """
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
         path, raw = Path(folder, "codes.h5"), Path(folder, "codes.npy")
-        write_rows_per_s = num_rows / _write(path, num_rows=num_rows, code_shape=code_shape)
+        write_rows_per_s = num_rows / _write(path, num_rows=num_rows)
         store = KeyCodeStore(path)
-        plain = np.lib.format.open_memmap(raw, "w+", np.uint8, (num_rows, *code_shape))
+        plain = np.lib.format.open_memmap(raw, "w+", np.uint8, (num_rows, *CODE_SHAPE))
         for first in range(0, num_rows, SHARD_SIZE):
             plain[first : first + SHARD_SIZE] = store.raw(slice(first, first + SHARD_SIZE))
         mapped = np.lib.format.open_memmap(raw, "r")
@@ -63,7 +62,7 @@ def bench_store(
                         read(rows)
                     if repeat:
                         seconds[how].append(time.perf_counter() - start)
-    device, shape = device_name(torch.device("cpu")), " x ".join(map(str, code_shape))
+    device, shape = device_name(torch.device("cpu")), " x ".join(map(str, CODE_SHAPE))
     title = f"{num_rows:,} rows of {shape} uint8, random batches of {batch_size}, warm, on {device}; "
     title += f"written at {write_rows_per_s:,.0f} rows/s"
     table, readings = Table(title, ["read by", "rows/s", "of numpy.memmap"]), []
@@ -73,19 +72,19 @@ def bench_store(
         ratio = statistics.median(base / each for base, each in zip(reference, taken, strict=True))
         readings.append({"how": how, "rows_per_s": rows_per_s, "ratio": ratio})
         table.rows.append([how, f"{rows_per_s:,.0f}", f"{ratio:.2f}"])
-    value = {"device": device, "num_rows": num_rows, "code_shape": list(code_shape), "batch_size": batch_size}
+    value = {"device": device, "num_rows": num_rows, "code_shape": list(CODE_SHAPE), "batch_size": batch_size}
     return Report({**value, "write_rows_per_s": write_rows_per_s, "readings": readings}, [table])
 
 
-def _write(path: Path, *, num_rows: int, code_shape: tuple[int, int, int]) -> float:
+def _write(path: Path, *, num_rows: int) -> float:
     """Write the store; the seconds that it took."""
     header = StoreHeader(
-        code_shape=code_shape, image_size=256, transform="none/bench", quantisation="uint8", source="random",
+        code_shape=CODE_SHAPE, image_size=256, transform="none/bench", quantisation="uint8", source="random",
         source_sha256="0" * 64, num_images=num_rows, autoencoder={"sha256": "0" * 64, "config": {}},
     )  # fmt: skip
     starts = range(0, num_rows, SHARD_SIZE)
     shards = [StoreShard(f"{start:08d}", min(SHARD_SIZE, num_rows - start), 0, "0" * 64) for start in starts]
-    codes = np.random.default_rng(0).integers(0, 256, (SHARD_SIZE, *code_shape), np.uint8)
+    codes = np.random.default_rng(0).integers(0, 256, (SHARD_SIZE, *CODE_SHAPE), np.uint8)
     start = time.perf_counter()
     with StoreWriter(path, header, shards) as writer:
         for number, shard in enumerate(shards):

@@ -45,7 +45,7 @@ def validate(cls: type[ConfigT], values: Any, *, source: str) -> ConfigT:
     except ValidationError as error:
         found = error.errors(include_url=False)
         # an unknown key explains a missing one, so it goes first
-        problem = min(found, key=lambda each: each["type"] not in ("unknown_key", "extra_forbidden"))
+        problem = min(found, key=lambda each: each["type"] != "unknown_key")
         raise UsageError(f"{source}: {_said(problem, values)}") from None
 
 

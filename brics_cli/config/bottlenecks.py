@@ -1,5 +1,5 @@
-"""The config of every bottleneck: one class per `kind`, nothing else to register (`autoencoder.build` has
-the module of each).
+"""The config of every bottleneck: one class per `kind`, and its place in `BottleneckConfig`; `autoencoder.bottlenecks`
+has the module of each.
 
 `code_kind` says what its codes are: `bounded` to [0, 1], or `continuous`, any real number, which a key-code store
 keeps as float16.

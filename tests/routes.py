@@ -7,6 +7,7 @@ bytes of a file, as an argument or a result), or called a function that has. Net
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -21,11 +22,13 @@ OPAQUE = ("Autoencoder.encode", "Autoencoder.decode", ".forward", ".of_prepared"
 ASIDE = {
     "load_autoencoder", "load_autoencoder_of", "load_store_autoencoder", "load_denoiser", "build_autoencoder",
     "build_denoiser", "read_bytes", "read_text", "read_json", "parse_json", "contact_sheet", "median_side", "end_step",
-    "save_state", "quantisation_cost",
+    "quantisation_cost",
 }  # fmt: skip
 """Making models, reading records, drawing sheets, measuring beside, ending a step: no part of the way of one image."""
-ASIDE_FILES = {"cli/app.py", "evaluation/cache.py", "images/fingerprints.py"}
-"""Starting a command, recognising what was seen before."""
+ASIDE_FILES = {"evaluation/cache.py", "images/fingerprints.py"}
+"""Recognising what was seen before."""
+STARTER = "cli/app.py"
+"""It starts every command, and is not listed."""
 MANY = 100
 
 
@@ -35,13 +38,15 @@ def is_data(value: Any) -> bool:
         return len(value) >= MANY
     if type(value).__module__ in ("torch", "numpy"):
         shape = getattr(value, "shape", ())
-        size = 1
-        for side in shape:
-            size *= side
-        return len(shape) > 0 and size >= MANY
+        return len(shape) > 0 and math.prod(shape) >= MANY
     if isinstance(value, list | tuple):
         return any(is_data(item) for item in value[:4])
     return False
+
+
+def file_of(frame: FrameType) -> str:
+    """The file of a frame of `brics_cli`, below the package."""
+    return str(Path(frame.f_code.co_filename).relative_to(PACKAGE))
 
 
 class Route:
@@ -68,8 +73,7 @@ class Route:
                 del self._inside[thread]
             return
         code = frame.f_code
-        path = str(Path(code.co_filename).relative_to(PACKAGE))
-        if event == "call" and (code.co_name in ASIDE or path in ASIDE_FILES - {"cli/app.py"}):
+        if event == "call" and (code.co_name in ASIDE or file_of(frame) in ASIDE_FILES):
             self._inside[thread] = frame
             return
         if event == "call":
@@ -77,18 +81,17 @@ class Route:
             has = any(is_data(frame.f_locals.get(name)) for name in names)
         else:
             has = is_data(result)
-        if has:
-            chain: list[FrameType] = []
-            each: FrameType | None = frame
-            while each is not None:
-                if each.f_code.co_filename.startswith(PACKAGE):
-                    chain.append(each)
-                each = each.f_back
-            for one in reversed(chain):
-                path = str(Path(one.f_code.co_filename).relative_to(PACKAGE))
-                if path not in ASIDE_FILES:
-                    self.files.setdefault(path, one.f_code.co_qualname)
-        if event == "call" and has and code.co_qualname.endswith(OPAQUE):
+        if not has:
+            return
+        chain: list[FrameType] = []
+        each: FrameType | None = frame
+        while each is not None:
+            if each.f_code.co_filename.startswith(PACKAGE) and file_of(each) != STARTER:
+                chain.append(each)
+            each = each.f_back
+        for one in reversed(chain):
+            self.files.setdefault(file_of(one), one.f_code.co_qualname)
+        if event == "call" and code.co_qualname.endswith(OPAQUE):
             self._inside[thread] = frame
 
 

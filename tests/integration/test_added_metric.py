@@ -49,8 +49,9 @@ def test_a_metric_of_somebody_elses(added: None, tmp_path: Path) -> None:
             Image.fromarray(np.full((32, 32, 3), value + number, np.uint8)).save(tmp_path / name / f"{number}.png")
     words = ("eval", "--metric", "mae", "--metric", "mean-distance", "--real", "a", "--fake", "b")
     mae, distance = json.loads(brics(*words, "--json", cwd=tmp_path, check=0).stdout)["results"]
-    assert (mae["value"], mae["num_real"], mae["standard_error"], mae["definition"]) == (4, 4, 0, "uint8 RGB")
+    assert (mae["metric"], mae["value"], mae["standard_error"], mae["definition"]) == ("mae", 4, 0, "uint8 RGB")
+    assert mae["num_real"] == mae["num_fake"] == 4
     assert distance["value"] > 0 and distance["definition"] == "112 features of random convolutions"
     table = brics(*words, cwd=tmp_path, check=0).stdout
-    assert "MAE" in table and "4.0000" in table
+    assert "MAE ↓" in table and "4.0000" in table
     assert "mae" in registry.metrics_help()

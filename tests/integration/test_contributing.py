@@ -1,9 +1,7 @@
-"""CONTRIBUTING.md: its six patches are short, touch what they may, and work; a metric of one's own is measured."""
+"""CONTRIBUTING.md: its six patches are short, touch what they may, and work."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import re
 import shutil
@@ -12,9 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import brics
-
-from brics_cli.evaluation.registry import REGISTRY, Metric, register
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -65,37 +60,3 @@ def test_a_patch_applies_and_its_test_passes(title: str, tmp_path: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert finished.returncode == 0, finished.stdout
-
-
-MODULE = """
-import numpy as np
-
-from brics_cli.evaluation.family import PairFamily
-
-
-class Largest(PairFamily):
-    def values(self, real, fake):
-        return np.abs(real.astype(float) - fake).max(axis=(1, 2, 3))
-"""
-
-
-def test_a_metric_of_ones_own_is_measured(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a module outside of the package, through `brics eval`, to the report and the help page."""
-    (tmp_path / "of_ones_own.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    definition = "uint8 RGB, largest difference, mean over images"
-    register(Metric("largest", "Largest", "of_ones_own:Largest", "lower", definition, compares="pairs"))
-    try:
-        sides = ("--real", photographs, "--fake", photographs)
-        said = json.loads(brics("eval", "--metric", "largest", *sides, "--json", cwd=tmp_path, check=0).stdout)
-        (result,) = said["results"]
-        assert (result["metric"], result["value"], result["num_fake"]) == ("largest", 0.0, 48)
-        assert result["definition"] == definition
-        shown = brics("eval", "--metric", "largest", *sides, cwd=tmp_path, check=0).stdout
-        assert "Largest ↓" in shown and "0.0000" in shown
-        with pytest.raises(ValueError, match="already"):
-            register(REGISTRY["largest"])
-    finally:
-        del REGISTRY["largest"]
-        sys.modules.pop("of_ones_own", None)

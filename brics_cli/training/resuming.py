@@ -14,7 +14,7 @@ from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.loading import key_of, recipe_from_values
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, open_collection
-from brics_cli.images.fingerprints import fingerprint, known_digests
+from brics_cli.images.fingerprints import digests, fingerprint_of, known_digests
 from brics_cli.runtime.distributed import is_first_process
 from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.state import checkpoints, newest_checkpoint, read_counts
@@ -102,11 +102,14 @@ def identity_of(collection: Collection, reporter: Reporter) -> str:
     Of more than MAX_READ it is the layout, and the reporter hears that.
     """
     known = known_digests(collection)
-    unknown = sum(shard.size_bytes for index, shard in enumerate(collection.shards) if index not in known)
-    if unknown > MAX_READ:
-        reporter.warning(f"{collection.path}: {unknown / 2**30:,.0f} GiB are too much to read for it, so {BY_LAYOUT}")
+    unknown = [index for index in range(len(collection.shards)) if index not in known]
+    num_bytes = sum(collection.shards[index].size_bytes for index in unknown)
+    if num_bytes > MAX_READ:
+        reporter.warning(f"{collection.path}: {num_bytes / 2**30:,.0f} GiB are too much to read for it, so {BY_LAYOUT}")
         return collection.layout
-    return fingerprint(collection, reporter=reporter) if is_first_process() else ""
+    if not is_first_process():
+        return ""
+    return fingerprint_of(collection, known | digests(collection, unknown, reporter=reporter))
 
 
 def begun_alike(artefact: Artefact, recipe: Recipe) -> Artefact | None:

@@ -82,23 +82,15 @@ class ShardDigest:
         return self._images.hexdigest() + self._notes.hexdigest()
 
 
-def image_digest(key: str, sha256: bytes, label: int | None, meta: Mapping[str, Any] | None) -> bytes:
-    """64 bytes that stand for one image: 32 for its key and its file, of whose bytes `sha256` is (`UNREADABLE` where it
-    has none), and 32 for its label and metadata."""
+def image_digest(key: str, raw: RawImage | None) -> bytes:
+    """64 bytes that stand for the image `key`, as it was read (None: that failed): 32 for its key and its file, and 32
+    for its label and metadata."""
+    sha256 = UNREADABLE if raw is None else hashlib.sha256(raw.data).digest()
     image = hashlib.sha256(f"{key}\0".encode("utf-8", "surrogatepass") + sha256).digest()
-    if label is None and meta is None:
+    if raw is None or (raw.label is None and raw.meta is None):
         return image + NOTHING_SAID
-    said = json.dumps([label, meta], sort_keys=True, ensure_ascii=False, default=str)
+    said = json.dumps([raw.label, raw.meta], sort_keys=True, ensure_ascii=False, default=str)
     return image + hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
-
-
-def digested(collection: Collection, shard_index: int, index: int) -> tuple[RawImage | ImageError, bytes]:
-    """One image, read, or why that cannot be; and its digest."""
-    try:
-        raw = collection.read(shard_index, index)
-    except ImageError as error:
-        return error, image_digest(collection.key(shard_index, index), UNREADABLE, None, None)
-    return raw, image_digest(raw.key, hashlib.sha256(raw.data).digest(), raw.label, raw.meta)
 
 
 def signature(collection: Collection, shard_index: int) -> Signature:
@@ -155,14 +147,20 @@ def read_digest(collection: Collection, shard_index: int, *, pool: ThreadPoolExe
     shard = collection.shards[shard_index]
     digest = ShardDigest(shard.name)
 
+    def row(index: int) -> bytes:
+        try:
+            raw = collection.read(shard_index, index)
+        except ImageError:
+            return image_digest(collection.key(shard_index, index), None)
+        return image_digest(raw.key, raw)
+
     def rows(start: int) -> list[bytes]:
-        stop = min(start + READ_AT_ONCE, shard.num_images)
-        return [digested(collection, shard_index, index)[1] for index in range(start, stop)]
+        return [row(index) for index in range(start, min(start + READ_AT_ONCE, shard.num_images))]
 
     starts = range(0, shard.num_images, READ_AT_ONCE)
     for taken in map(rows, starts) if pool is None else pool.map(rows, starts):
-        for row in taken:
-            digest.add(row)
+        for each in taken:
+            digest.add(each)
     return watch.content(digest.hexdigest()).digest
 
 

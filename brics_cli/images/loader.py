@@ -10,7 +10,6 @@ B images per batch, S pixels per side.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from brics_cli.images.collection import Collection, RawImage
 from brics_cli.images.decoders import Decoders
-from brics_cli.images.fingerprints import UNREADABLE, Content, ShardDigest, Watch, fingerprint_of, image_digest
+from brics_cli.images.fingerprints import Content, ShardDigest, Watch, fingerprint_of, image_digest
 from brics_cli.images.pixels import CUDA, FAST, ImageError, Outcome, decode_files, device_of_threads, num_frames
 from brics_cli.images.selection import select_positions
 from brics_cli.runtime.reporting import Reporter
@@ -418,12 +417,10 @@ class _Work:
         shard_index, index = place.shard_index, place.index
         if isinstance(raw, ImageError):
             key = self.collection.key(shard_index, index)
-            return Loaded(shard_index, index, key, None, str(raw), digest=image_digest(key, UNREADABLE, None, None))
-        digest = b""
-        if self.digests:
-            digest = image_digest(raw.key, hashlib.sha256(raw.data).digest(), raw.label, raw.meta)
+            return Loaded(shard_index, index, key, None, str(raw), digest=image_digest(key, None))
+        digest = image_digest(raw.key, raw) if self.digests else b""
         if isinstance(outcome, str):
-            return Loaded(shard_index, index, self.collection.key(shard_index, index), None, outcome, digest=digest)
+            return Loaded(shard_index, index, raw.key, None, outcome, digest=digest)
         decoded, side = (pixels, outcome) if isinstance(outcome, int) else (outcome, min(outcome.shape[:2]))
         frames = num_frames(raw.data)
         return Loaded(shard_index, index, raw.key, decoded, "", side, raw.label, raw.meta, digest, frames)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +47,6 @@ class TrainingImages:
         self.transform = transform
         self.size = size
         self.num_workers = num_workers
-        starts = np.cumsum([0, *[shard.num_images for shard in collection.shards]])
-        self.shard_starts: list[int] = starts.tolist()
         self.failures: dict[int, str] = {}
         self.enlarged: set[int] = set()
         self.multi_frame: set[int] = set()
@@ -57,7 +54,7 @@ class TrainingImages:
         self._held_out: set[int] = set()
 
     def __len__(self) -> int:
-        return self.shard_starts[-1]
+        return self.collection.starts[-1]
 
     @property
     def num_bytes(self) -> int:
@@ -65,8 +62,7 @@ class TrainingImages:
         return len(self) * self.size**2 * 3
 
     def key(self, sample: int) -> str:
-        place = self._place(sample)
-        return self.collection.key(place.shard_index, place.index)
+        return self.collection.keys()[sample]
 
     def cache(self, *, limit_gib: float, reporter: Reporter) -> bool:
         """Decode everything into memory if it fits in `limit_gib`; whether it did. Failures are recorded."""
@@ -97,14 +93,13 @@ class TrainingImages:
             )
         held_out = np.zeros(len(self), bool)
         if val_fraction is not None:
-            digests = (hashlib.sha256(self.key(sample).encode()).digest() for sample in range(len(self)))
+            digests = (hashlib.sha256(key).digest() for key in map(str.encode, self.collection.keys()))
             hashes = np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, len(self))
             held_out = hashes < np.uint64(int(val_fraction * 2**64))
             if not held_out.any() or held_out.all():
                 held_out = hashes == hashes.min()
             self._held_out = set(np.flatnonzero(held_out).tolist())
-        spans = zip(self.shard_starts, self.shard_starts[1:], strict=False)
-        shards = [start + np.flatnonzero(~held_out[start:end]) for start, end in spans]
+        shards = [start + np.flatnonzero(~held_out[start:end]) for start, end in pairwise(self.collection.starts)]
         return shards, np.flatnonzero(held_out)
 
     def load(self, samples: Sequence[int]) -> np.ndarray:
@@ -200,11 +195,10 @@ class TrainingImages:
         return ArtefactError(f"{self.collection.path}: none of its images can be decoded any more")
 
     def _place(self, sample: int) -> Place:
-        shard = bisect_right(self.shard_starts, sample) - 1
-        return Place(shard, sample - self.shard_starts[shard])
+        return Place(*self.collection.places([sample])[0])
 
     def _sample(self, image: Place | Loaded) -> int:
-        return self.shard_starts[image.shard_index] + image.index
+        return self.collection.starts[image.shard_index] + image.index
 
 
 class _Window(NamedTuple):

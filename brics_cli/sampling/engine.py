@@ -182,6 +182,7 @@ class Engine:
         wanted = range(left.start, min(whole.stop, left.stop))
         last, self._last = self._last, None  # a task may want a part of a batch, and the next task the rest
         if last is None or last[0] != whole:
+            del last  # its memory is needed now
             with self.split.phase("denoise"):
                 codes, labels = self.compute(whole, on_step)
             last = whole, labels, codes, None

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from brics_cli.sampling.engine import Add, Batch, Writer
+from brics_cli.sampling.batch_sizes import BatchSizes
+from brics_cli.sampling.engine import Add, Batch, Engine, Writer
+from brics_cli.sampling.models import CodesOfSeeds, OnStep
 from brics_cli.sampling.tasks import Task
 
 WHOLE = Task(0, range(1000))
@@ -141,3 +148,19 @@ def test_an_exception_in_the_block_gives_up_what_is_not_whole(error: type[BaseEx
         writer.finish()
         raise error
     assert files.ended == ["0 is whole", "1 is given up"] and no_thread_is_left()
+
+
+def test_the_memory_of_a_batch_is_free_while_the_next_one_is_computed() -> None:
+    before: list[weakref.ref[torch.Tensor]] = []
+
+    def compute(seeds: range, on_step: OnStep) -> CodesOfSeeds:
+        assert all(codes() is None for codes in before)
+        codes = torch.zeros(len(seeds), 1, 2, 2)
+        before.append(weakref.ref(codes))
+        return codes, None
+
+    models: Any = SimpleNamespace(
+        device=torch.device("cpu"), compute=compute, pixels=lambda codes: np.zeros((len(codes), 8, 8, 3), np.uint8)
+    )
+    list(Engine(models, sizes=BatchSizes(2), sheet=range(6)).run([Task(None, range(6))]))
+    assert len(before) == 3

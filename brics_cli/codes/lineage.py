@@ -11,7 +11,7 @@ from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.opening import collection_exists
-from brics_cli.workspace import Artefact, Kind, Workspace, read_provenance
+from brics_cli.workspace import Artefact, Kind, Workspace, provenance_at
 
 if TYPE_CHECKING:
     import torch
@@ -159,10 +159,10 @@ def comparison_inputs(
     if fake is None:
         kind: Kind = "store" if compares == "pairs" else "samples"
         fake = workspace.resolve(kind, argument="--fake", reporter=reporter).path
-    made = _made_by_brics(fake)
+    made = provenance_at(fake)
     if real is not None:
         # a foreign `fake`: perhaps `real` is ours and says which square it shows
-        origin = _known_origin(made, workspace) or _known_origin(_made_by_brics(real), workspace)
+        origin = _known_origin(made, workspace) or _known_origin(provenance_at(real), workspace)
     else:
         if made is not None and made.kind in {"samples", "diffusion"} and compares == "pairs":
             raise ArtefactError(
@@ -188,8 +188,3 @@ def _known_origin(artefact: Artefact | None, workspace: Workspace) -> Origin | N
     with suppress(ArtefactError):
         return None if artefact is None else origin_of(artefact, "sets", workspace=workspace)
     return None
-
-
-def _made_by_brics(path: str | Path) -> Artefact | None:
-    path = Path(path)
-    return read_provenance(path) if path.exists() else None

@@ -45,7 +45,7 @@ from brics_cli.workspace import (
     Workspace,
     check_output,
     check_writable,
-    read_provenance,
+    provenance_at,
     write_json_atomically,
     write_provenance,
 )
@@ -202,7 +202,7 @@ def _open_side(
                 f"{path} holds images and statistics, and its images are measured; ADM's evaluator takes the "
                 "statistics, as --statistics-by inception-legacy-tensorflow does"
             )
-    made = read_provenance(Path(path)) if Path(path).exists() else None
+    made = provenance_at(path)
     if made is not None and made.kind == "diffusion":
         return draw_images(Path(path), draw, workspace=workspace, device=context.device, batch_size=context.batch_size)
     return open_images(
@@ -251,7 +251,7 @@ def _model_behind(path: str, workspace: Workspace) -> dict[str, Any] | None:
     A run that has been trained on since no longer has the weights that made it, and is not named.
     """
     with suppress(ArtefactError):
-        made = read_provenance(Path(path)) if Path(path).exists() else None
+        made = provenance_at(path)
         for kind in ("diffusion", "autoencoder"):
             run = None if made is None else workspace.ancestor(made, kind)  # type: ignore[arg-type]
             if run is not None:
@@ -390,7 +390,7 @@ def _save(report: EvaluationReport, out: Path) -> None:
     write_json_atomically(out, report.to_json())
     parents = []
     for source in report.sources:
-        made = read_provenance(Path(source.path)) if Path(source.path).exists() else None
+        made = provenance_at(source.path)
         parents.append(Parent(made.kind if made else source.kind, source.path, source.sha256))
     summary = ", ".join(f"{result.title} {result.value:.4g}" for result in report.results)
     details = {"summary": summary, "comparable": report.provenance["comparable"]}

@@ -12,7 +12,7 @@ from brics_cli.codes import KeyCodeStore, verify_store_in_child
 from brics_cli.errors import UsageError
 from brics_cli.images import median_side, open_collection
 from brics_cli.images.fingerprints import known_fingerprint
-from brics_cli.workspace import Artefact, read_provenance
+from brics_cli.workspace import Artefact, provenance_at
 from brics_cli.workspace.files import read_json
 from brics_cli.workspace.naming import is_store
 
@@ -48,7 +48,7 @@ def describe(
         return _describe_store(Path(path), verify=verify)
     if verify:
         raise UsageError(f"--verify checks key-code stores, and {path} is not one", next="Give a .h5 file.")
-    artefact = read_provenance(Path(path)) if Path(path).exists() else None
+    artefact = provenance_at(path)
     if artefact is not None:
         return _describe_artefact(artefact)
     return _describe_collection(path, None, None)

@@ -36,7 +36,7 @@ from brics_cli.images.recut import recut
 from brics_cli.images.sinks import OutputImage, WebDatasetSink, encoding_of
 from brics_cli.images.sources.tars import TarCollection
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
-from brics_cli.workspace import Artefact, Parent, read_provenance, sha256_of_file, write_provenance
+from brics_cli.workspace import Artefact, Parent, provenance_at, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, EncodingName, form_of_output
 from brics_cli.workspace.outputs import Claim, claim, output_lock
@@ -321,7 +321,7 @@ def _claim(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter: Re
     Raises ArtefactError too when images have changed since, and when an older brics, which knew them by names and
     sizes alone, has begun it; of what it has finished the reporter hears that this cannot be told.
     """
-    artefact, made = plan.artefact(), read_provenance(plan.out) if plan.out.exists() else None
+    artefact, made = plan.artefact(), provenance_at(plan.out)
     is_old = False
     if made is not None and made.kind == artefact.kind and (parent := made.parent("collection")) is not None:
         artefact = plan.artefact(parent.sha256)  # its images are looked at below

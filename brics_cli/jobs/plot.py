@@ -16,7 +16,7 @@ import numpy as np
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.reporting import Reporter
-from brics_cli.workspace import Workspace, atomic_path, check_output, read_provenance, signature
+from brics_cli.workspace import Workspace, atomic_path, check_output, provenance_at, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def read_curves(run: Path) -> Curves:
 
     Raises ArtefactError when `run` is not a training run, or has logged nothing.
     """
-    artefact = read_provenance(run) if run.exists() else None
+    artefact = provenance_at(run)
     if artefact is None or artefact.kind not in ("autoencoder", "diffusion"):
         raise ArtefactError(f"{run} is not a training run", next="`brics status` lists the runs.")
     path = run / "metrics.jsonl"

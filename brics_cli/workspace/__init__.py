@@ -5,6 +5,7 @@ from brics_cli.workspace.artefacts import (
     Kind,
     Parent,
     Workspace,
+    provenance_at,
     read_provenance,
     sha256_of_file,
     write_provenance,

@@ -147,6 +147,12 @@ def read_provenance(path: Path) -> Artefact | None:
         raise ArtefactError(f"the provenance of {path} is damaged ({error!r})") from None
 
 
+def provenance_at(path: str | Path) -> Artefact | None:
+    """`read_provenance` of what is at `path`; None also when nothing is there, whatever is said beside it."""
+    path = Path(path)
+    return read_provenance(path) if path.exists() else None
+
+
 def sha256_of_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from brics_cli.errors import ArtefactError, WouldOverwriteError
 from brics_cli.parsing import as_json
-from brics_cli.workspace.artefacts import Artefact, differences, read_provenance, write_provenance
+from brics_cli.workspace.artefacts import Artefact, differences, provenance_at, write_provenance
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, remove_leftovers
 from brics_cli.workspace.locks import hold_lock
 
@@ -213,7 +213,7 @@ def claim(artefact: Artefact, *, overwrite: bool, is_file: bool = False) -> Clai
     path = artefact.path
     if path.is_dir() and not (path / PROVENANCE_FILE).exists():
         remove_leftovers(path, PROVENANCE_FILE)  # of a claim that was killed
-    existing = read_provenance(path) if path.exists() else None
+    existing = provenance_at(path)
     if existing is not None and existing.kind == artefact.kind:
         differing = differences(_identity(existing), _identity(artefact))
         if not differing and not existing.complete:

@@ -56,18 +56,16 @@ def open_images(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     num_workers: int | None = None,
-    ae_path: Path | None = None,
     reporter: Reporter | None = None,
 ) -> ImageStream:
     """The images at `path`: a key-code store (`*.h5`) or any collection that `open_collection` reads.
 
-    `transform` and `size` apply to a collection; a store already has both. `ae_path` overrides where the store's
-    autoencoder is looked for; `reporter` hears what of a collection is not read. Raises UsageError and ArtefactError
-    as `open_collection`, `KeyCodeStore` and `load_store_autoencoder` do.
+    `transform` and `size` apply to a collection; a store already has both. `reporter` hears what of a collection is
+    not read. Raises UsageError and ArtefactError as `open_collection`, `KeyCodeStore` and `load_store_autoencoder` do.
     """
     if is_store(path):
         store = KeyCodeStore(Path(path))
-        autoencoder = load_store_autoencoder(store, workspace=workspace, ae_path=ae_path, device=device)
+        autoencoder = load_store_autoencoder(store, workspace=workspace, device=device)
         return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)
     return CollectionStream(
         open_collection(path, labels="none", reporter=reporter),

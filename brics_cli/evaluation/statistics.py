@@ -105,10 +105,9 @@ class SavedStatistics:
 
 
 def check_network(name: str) -> None:
-    """Raise UsageError, with the nearest, unless saved statistics may be of the network `name`."""
+    """Raise UsageError, with the nearest or all, unless saved statistics may be of the network `name`."""
     if name not in NUM_FEATURES:
-        near = did_you_mean(name, NUM_FEATURES) or f"; there are: {', '.join(NUM_FEATURES)}"
-        raise UsageError(f"--statistics-by: no network {name!r}{near}")
+        raise UsageError(f"--statistics-by: no network {name!r}{did_you_mean(name, NUM_FEATURES)}")
 
 
 def read_statistics(path: Path, *, network: str | None = None) -> SavedStatistics:

@@ -198,7 +198,6 @@ def fetch(
     *,
     allow_unverified: bool = False,
     reporter: Reporter | None = None,
-    timeout_s: float = TIMEOUT_S,
 ) -> list[FoundWeights]:
     """Download weights into the root, each checked before it gets its name; those already there are left alone.
 
@@ -218,14 +217,14 @@ def fetch(
     for wanted in entries:
         found = find(wanted.id, allow_unverified=wanted.sha256 is None)
         if found is None:
-            found = _download(wanted, reporter, timeout_s)
+            found = _download(wanted, reporter)
         else:
             reporter.message(f"{wanted.id}: already at {found.path}")
         fetched.append(found)
     return fetched
 
 
-def _download(wanted: WeightsEntry, reporter: Reporter, timeout_s: float) -> FoundWeights:
+def _download(wanted: WeightsEntry, reporter: Reporter) -> FoundWeights:
     """What has arrived waits beside the final place as `<file>.part`; a connection that breaks after having brought
     something is taken up again a few times, and the next call goes on where this one ends."""
     by_hand = f"On a connected machine: curl -LO {wanted.url}; then brics weights import {wanted.file}"
@@ -245,7 +244,7 @@ def _download(wanted: WeightsEntry, reporter: Reporter, timeout_s: float) -> Fou
             for attempt in range(NUM_RECONNECTIONS + 1):
                 before, reason = _size(part), "the connection ended early"
                 try:
-                    if _receive(wanted, part, task, timeout_s=timeout_s):
+                    if _receive(wanted, part, task):
                         break
                 except urllib.error.HTTPError as error:
                     raise MachineError(
@@ -274,19 +273,19 @@ def _download(wanted: WeightsEntry, reporter: Reporter, timeout_s: float) -> Fou
     return FoundWeights(wanted.id, final, sha256, verified=wanted.sha256 is not None)
 
 
-def _receive(wanted: WeightsEntry, part: Path, task: Task, *, timeout_s: float) -> bool:
+def _receive(wanted: WeightsEntry, part: Path, task: Task) -> bool:
     """Append what is missing of `part`, or write it anew if the server knows no ranges; whether all of it came."""
     have = _size(part)
     request = urllib.request.Request(wanted.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response: Any = urllib.request.urlopen(request, timeout=timeout_s)
+        response: Any = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
         if have == wanted.num_bytes:  # nothing beyond what is there, which is all of it
             return True
         part.unlink()  # of another file
-        return _receive(wanted, part, task, timeout_s=timeout_s)
+        return _receive(wanted, part, task)
     with contextlib.closing(response):
         resumed = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
         length = response.headers.get("Content-Length")

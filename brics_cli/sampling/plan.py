@@ -79,11 +79,6 @@ class Plan:
         return open_sink(self.out, self.format, shard_size=self.shard_size, class_names=names)
 
     @property
-    def is_file(self) -> bool:
-        """Whether the output is one file: a zip, an npz, a tar, a store."""
-        return ending_of(self.out) != FOLDER
-
-    @property
     def folder(self) -> Path:
         """Where tasks are written: the output, or what the file is made of in the end."""
         return self.out.with_name(self.out.name + ".parts") if self.format == "h5" else self.sink.folder

@@ -164,8 +164,8 @@ def machine_error(error: BaseException, *, where: object = None) -> MachineError
     `where` is the file, for errors that do not name it.
     """
     if is_out_of_memory(error):
-        first_line = (str(error) or "out of memory").splitlines()[0]
-        return MachineError(f"out of memory ({first_line})", next=_MACHINE_ERRNOS[errno.ENOMEM][1])
+        said = (str(error) or "out of memory").splitlines()[0]
+        return MachineError(f"out of memory ({said})", next=_MACHINE_ERRNOS[errno.ENOMEM][1])
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return MachineError("no more threads can be started", next=_PROCESSES)
     number = errno_of(error)
@@ -176,6 +176,11 @@ def machine_error(error: BaseException, *, where: object = None) -> MachineError
         what, next_step = "locked by another process", _LOCKED
     where = getattr(error, "filename", None) or where
     return MachineError(f"{what}: {where}" if where else what, next=next_step)
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says in its first line; its kind when it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def as_brics_error(error: BaseException) -> BricsError | None:

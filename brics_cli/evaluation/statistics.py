@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from brics_cli.config.suggestions import did_you_mean
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.errors import ArtefactError, UsageError, first_line
 from brics_cli.evaluation.moments import Array, Gaussian
-from brics_cli.networks.features import Image, first_line
+from brics_cli.networks.features import Image
 from brics_cli.workspace import sha256_of_file
 
 NUM_FEATURES: dict[str, int] = {

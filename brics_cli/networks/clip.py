@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, first_line, normalised, quiet_jit
+from brics_cli.errors import ArtefactError, first_line
+from brics_cli.networks.features import FeatureNetwork, normalised, quiet_jit
 
 
 class ClipFeatures(FeatureNetwork):

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brics_cli.errors import ArtefactError, MachineError, machine_error
+from brics_cli.errors import ArtefactError, MachineError, first_line, machine_error
 from brics_cli.networks.registry import NETWORKS
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,10 +60,6 @@ def read_state(path: Path, *, what: str) -> dict[str, Tensor]:
 def normalised(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixels (B, 3, H, W) of 0-255 -> those of 0-1, less the mean of each channel, over its deviation."""
     return (batch / 255 - batch.new_tensor(mean)[:, None, None]) / batch.new_tensor(std)[:, None, None]
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

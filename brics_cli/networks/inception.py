@@ -22,7 +22,7 @@ from cleanfid.resize import build_resizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, first_line
 from brics_cli.networks.features import FeatureNetwork, full_float32, quiet_jit, read_state
 
 # clean-fid's wrapper opens a file of this name in the directory it is given.
@@ -116,7 +116,7 @@ def load_inception(path: Path, *, device: torch.device | str = "cpu", resize_ins
             network = InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside)
         classes = tuple(network.base.output.weight.shape)
     except (RuntimeError, AttributeError, ValueError) as error:
-        raise ArtefactError(f"{path} is not the Inception network ({str(error).splitlines()[0]})") from None
+        raise ArtefactError(f"{path} is not the Inception network ({first_line(error)})") from None
     if classes != (NUM_CLASSES, InceptionFeatures.num_features):
         raise ArtefactError(f"{path} is not the Inception network (its output is {classes})")
     return InceptionFeatures(network, device, resize_inside=resize_inside)

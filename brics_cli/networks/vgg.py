@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import IMAGENET, FeatureNetwork, first_line, normalised, quiet_jit, read_state
+from brics_cli.errors import ArtefactError, first_line
+from brics_cli.networks.features import IMAGENET, FeatureNetwork, normalised, quiet_jit, read_state
 
 SIDE = 224
 # torchvision's numbers of the convolutions, each followed by a ReLU, and of those followed by a pooling as well.

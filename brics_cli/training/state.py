@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.model_files import average_file, average_name, load_weights, read_tensors, write_tensors
 from brics_cli.config import OptimiserConfig, ScheduleConfig
-from brics_cli.errors import ArtefactError, MachineError, machine_error
+from brics_cli.errors import ArtefactError, MachineError, first_line, machine_error
 from brics_cli.workspace.files import read_json, write_json_atomically
 
 if TYPE_CHECKING:
@@ -303,8 +303,7 @@ def read_optimiser(path: Path, optimiser: torch.optim.Optimizer) -> None:
     except Exception as error:  # unpickling a damaged file can raise anything
         if (said := machine_error(error, where=path)) is not None:
             raise said from None
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArtefactError(f"{path} cannot be read ({first_line})") from None
+        raise ArtefactError(f"{path} cannot be read ({first_line(error)})") from None
     for group, setting in zip(optimiser.param_groups, settings, strict=True):
         group.update(setting)
         for parameter in group["params"]:

@@ -25,7 +25,7 @@ from brics_cli.networks.registry import WEIGHTS, WeightsEntry, entry, recognise
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import atomic_path, hold_lock, sha256_of_file, write_json_atomically
-from brics_cli.workspace.files import fsync
+from brics_cli.workspace.files import cache_home, fsync
 
 CHECKED_FILE = "checked.json"
 TIMEOUT_S = 30.0
@@ -62,7 +62,7 @@ def weights_root() -> Path:
     """Where brics keeps weights; not necessarily there yet."""
     if named := os.environ.get("BRICS_WEIGHTS"):
         return Path(named).expanduser()
-    return _cache_home() / "brics" / "weights"
+    return cache_home() / "brics" / "weights"
 
 
 def search_places() -> list[Path]:
@@ -70,7 +70,7 @@ def search_places() -> list[Path]:
 
     clean-fid uses the temporary directory, torchvision and lpips use torch's hub, OpenAI's clip its own cache.
     """
-    torch_home = Path(os.environ.get("TORCH_HOME") or _cache_home() / "torch").expanduser()
+    torch_home = Path(os.environ.get("TORCH_HOME") or cache_home() / "torch").expanduser()
     places = (weights_root(), Path(tempfile.gettempdir()), torch_home / "hub/checkpoints", Path.home() / ".cache/clip")
     return list(dict.fromkeys(places))
 
@@ -318,7 +318,3 @@ def checked_sha256(path: Path) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()

@@ -111,8 +111,12 @@ def cache_folder(kind: str) -> Path:
     if named := os.environ.get("BRICS_CACHE"):
         root = Path(named).expanduser()
         return root if kind == "features" else root / kind
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache") / "brics" / kind
+    return cache_home() / "brics" / kind
+
+
+def cache_home() -> Path:
+    """Where programs of this user keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
 
 
 def forget(kind: str) -> None:

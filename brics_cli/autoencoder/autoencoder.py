@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
-from brics_cli.autoencoder.model_files import WEIGHTS_NAME, load_weights, read_model_config, save_model
+from brics_cli.autoencoder.model_files import CONFIG_NAME, WEIGHTS_NAME, load_weights, read_model_config, save_model
 from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
@@ -87,7 +87,7 @@ def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") ->
     from brics_cli.autoencoder.build import build_autoencoder
 
     values, directory = read_model_config(path, kind=KIND)
-    source = directory / "config.json"
+    source = directory / CONFIG_NAME
     try:
         config = validate(AutoencoderConfig, values.get("model"), source=str(source))
     except UsageError as error:  # no user wrote this file: it is damaged

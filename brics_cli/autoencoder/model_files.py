@@ -26,6 +26,8 @@ from brics_cli.workspace.files import read_json
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+HEADER = ("format_version", "kind", "brics_version")
+"""What every config begins with."""
 TRAIN_COMMANDS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
 """Kind of model -> the command that trains it."""
 
@@ -55,7 +57,7 @@ def save_model(
     """
     with atomic_path(directory) as temporary:
         temporary.mkdir()
-        header = {"format_version": FORMAT_VERSION, "kind": kind, "brics_version": brics_cli.__version__}
+        header = dict(zip(HEADER, (FORMAT_VERSION, kind, brics_cli.__version__), strict=True))
         listed = {}
         for name, tensors in (averages or {}).items():
             file = average_file(name)
@@ -69,7 +71,7 @@ def save_model(
 
 
 def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], Path]:
-    """The config of the model at `path`, and its model directory.
+    """What the config of the model at `path` holds besides its header, and its model directory.
 
     Raises ArtefactError when it is not found, damaged, of another kind, or of a newer format.
     """
@@ -95,7 +97,7 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
             f"{path} has model format {config['format_version']}, this brics reads {FORMAT_VERSION}",
             next=f"It was written by brics {config.get('brics_version', '?')}: pip install -U brics-cli",
         )
-    return config, directory
+    return {name: value for name, value in config.items() if name not in HEADER}, directory
 
 
 def load_weights(model: nn.Module, directory: Path, *, device: torch.device | str, file: str = WEIGHTS_NAME) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from brics_cli.autoencoder.model_files import (
+    CONFIG_NAME,
     WEIGHTS_NAME,
     average_file,
     average_name,
@@ -104,9 +105,6 @@ class _ModelFile(Config):
     averages: dict[str, _Average] = Field(default={})
 
 
-_HEADER = ("format_version", "kind", "brics_version")
-
-
 def save_denoiser(
     directory: Path,
     *,
@@ -142,9 +140,8 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
     ArtefactError when there is no such model or average, or when its files are damaged, foreign or of a newer format.
     """
     values, directory = read_model_config(path, kind=KIND)
-    source = directory / "config.json"
+    source = directory / CONFIG_NAME
     try:
-        values = {key: value for key, value in values.items() if key not in _HEADER}
         file = validate(_ModelFile, values, source=str(source))
         if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
             raise UsageError(f"{source}: the normalisation does not have {file.code_shape[0]} channels")

@@ -27,7 +27,7 @@ from brics_cli.images.sinks import PngSink
 from brics_cli.jobs.sample import sample
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.sampling.batch_sizes import BatchSizes
-from brics_cli.sampling.engine import DeviceWork
+from brics_cli.sampling.engine import DeviceWork, Writer
 from brics_cli.sampling.models import Models
 from brics_cli.sampling.plan import Plan, plan_sampling
 from brics_cli.workspace import Workspace, read_provenance
@@ -144,6 +144,11 @@ def test_a_run_that_was_short_of_memory_goes_on_as_it_was(workspace, tmp_path, m
         brics(*flags, tmp_path / "whole" / name, cwd=workspace, check=0)
     with monkeypatch.context() as short:
         memory = LittleMemory(short, fits=4, after=12)
+        put = Writer.put
+
+        def put_and_wait(writer: Writer, *batch: object) -> None:  # what is on the disk must not depend on the clock
+            put(writer, *batch)
+            writer.finish()
 
         def dies(models: Models) -> torch.device:
             if memory.calls > 16:
@@ -151,12 +156,13 @@ def test_a_run_that_was_short_of_memory_goes_on_as_it_was(workspace, tmp_path, m
             return original.fget(models)
 
         original = Models.device
+        short.setattr(Writer, "put", put_and_wait)
         short.setattr("brics_cli.sampling.models.Models.device", property(dies))
         stopped = brics(*flags, tmp_path / "cut" / name, cwd=workspace, check=130)
         assert "going on with batches of 4" in stopped.stderr
     finished = brics(*flags, tmp_path / "cut" / name, "--json", cwd=workspace, check=0)
     assert json.loads(finished.stdout)["batch_sizes"] == [[0, 31, 8], [32, 59, 4]]
-    assert "going on: 20 of 60 images are there" in finished.stderr
+    assert "going on: 40 of 60 images are there" in finished.stderr
     ours, other = (tree(tmp_path / folder) for folder in ("cut", "whole"))
     if name == "s.h5":
         stores = [KeyCodeStore(tmp_path / folder / name) for folder in ("cut", "whole")]

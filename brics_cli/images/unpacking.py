@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from brics_cli.errors import MachineError
+from brics_cli.wording import count
 
 SHARE = 0.5
 """Of the free space of the folder for temporary files, for each: the next one has half of the rest, so that however
@@ -46,4 +47,4 @@ def said_before(path: str) -> str | None:
     if not num:
         return None
     place = f"{tempfile.gettempdir()}, where each may take {SHARE:.0%} of the {allowance() / SHARE / 1e9:.1f} GB free"
-    return f"{path}: {num:,} compressed tar{'s' if num > 1 else ''}, unpacked in {place}"
+    return f"{path}: {count(num, 'compressed tar')}, unpacked in {place}"

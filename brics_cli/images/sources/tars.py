@@ -38,11 +38,11 @@ from brics_cli.images.listings import LISTINGS, Listing, read_listing
 from brics_cli.images.sources.format import Format
 from brics_cli.images.sources.members import MemberCollection, Members, tidy_name
 from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
-from brics_cli.images.unpacking import copy_unpacked
+from brics_cli.images.unpacking import COMPRESSED_SUFFIXES, copy_unpacked
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.wording import count
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst")
+TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
 AGAIN = "Download or pack that shard again."
 BLOCK = tarfile.BLOCKSIZE
@@ -100,13 +100,11 @@ class TarCollection(MemberCollection):
             rows: list[tuple[object, ...]] = list(zip(shown, *members.columns.T.tolist(), strict=True))
             layout = shard_layout(name, size_bytes, [*rows, *fields, *also])
             self.shards.append(Shard(name, len(samples), size_bytes, layout))
-        whole = not self.in_split
-        num_checked = check_img2dataset_counts(self._paths, [len(each) for each in self._samples]) if whole else 0
-        num_failed = sum(map(_num_not_downloaded, self._paths)) if whole else 0
-        if num_failed:
+        downloads = {} if self.in_split else _check_img2dataset(self._paths, [len(each) for each in self._samples])
+        if num_failed := sum(max(stats.get("count", 0) - stats["successes"], 0) for stats in downloads.values()):
             self.passed_over.reasons["images that img2dataset could not download"] += num_failed
         self.form = f", {count(len(self.shards), 'shard')}{', compressed' if any(self._compressed) else ''}"
-        self.form += ", made by img2dataset (counts checked)" if num_checked else ""
+        self.form += ", made by img2dataset (counts checked)" if downloads else ""
 
     def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
         return [str(self._paths[shard_index]), *self._listings_beside]
@@ -176,30 +174,24 @@ def _open_compressed(path: Path, compression: str | None) -> IO[bytes]:
     return bz2.open(path) if compression == "bzip2" else lzma.open(path)
 
 
-def check_img2dataset_counts(paths: Sequence[Path], counts: Sequence[int]) -> int:
+def _check_img2dataset(paths: Sequence[Path], counts: Sequence[int]) -> dict[Path, dict[str, int]]:
     """Hold the `NNNNN_stats.json` that img2dataset writes last beside each tar against the tar's images.
 
-    Returns how many were held. Raises ArtefactError when a count differs, or a tar lacks the file others have.
+    Returns the statistics by tar. Raises ArtefactError when a count differs, or a tar lacks the file others have.
     """
-    expected = [_img2dataset_stats(tar).get("successes") for tar in paths]
-    for tar, num, successes in zip(paths, counts, expected, strict=True):
-        if successes is not None and successes != num:
+    found = {tar: stats for tar in paths if "successes" in (stats := _img2dataset_stats(tar))}
+    for tar, num in zip(paths, counts, strict=True):
+        if tar in found and (successes := found[tar]["successes"]) != num:
             raise ArtefactError(
                 f"the tar {tar} holds {count(num, 'image')}, and {_stats_path(tar).name} says {successes:,}", next=AGAIN
             )
-    unfinished = [tar for tar, found in zip(paths, expected, strict=True) if found is None and tar.stem.isdigit()]
-    num_checked = sum(successes is not None for successes in expected)
-    if num_checked and unfinished:
+    unfinished = [tar for tar in paths if tar not in found and tar.stem.isdigit()]
+    if found and unfinished:
         raise ArtefactError(
             f"img2dataset has not finished {unfinished[0]}: {_stats_path(unfinished[0]).name} is missing",
             next="Run img2dataset again, or move that tar away.",
         )
-    return num_checked
-
-
-def _num_not_downloaded(tar: Path) -> int:
-    stats = _img2dataset_stats(tar)
-    return max(stats.get("count", 0) - stats.get("successes", 0), 0) if "successes" in stats else 0
+    return found
 
 
 def _stats_path(tar: Path) -> Path:

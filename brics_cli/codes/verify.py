@@ -30,7 +30,7 @@ from brics_cli.codes.format import (
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, BricsError, MachineError
 from brics_cli.isolation import child_command, child_environment
-from brics_cli.workspace.hdf5 import limit
+from brics_cli.workspace.hdf5 import TOO_SLOW, limit
 from brics_cli.workspace.locks import locks_are_off
 
 BLOCK_ROWS = 4096
@@ -139,10 +139,7 @@ def verify_store_in_child(path: str | Path, *, limit_s: float | None = None) -> 
             command, env=child_environment(), capture_output=True, text=True, timeout=10 * limit_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise MachineError(
-            f"checking {path} did not end in {10 * limit_s:,} s",
-            next="The machine or its disk is too slow now: try again.",
-        ) from None
+        raise MachineError(f"checking {path} did not end in {10 * limit_s:,} s", next=TOO_SLOW) from None
     if child.returncode == -signal.SIGXCPU:
         return [f"reading it did not end in {limit_s:,} s"]
     try:
@@ -157,6 +154,7 @@ def verify_store_in_child(path: str | Path, *, limit_s: float | None = None) -> 
 
 def main() -> None:
     """The life of the process; its arguments: the store, and for how many seconds it may compute."""
+    limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_CPU, int(sys.argv[2]))
     try:
         print(json.dumps(verify_store(sys.argv[1])))

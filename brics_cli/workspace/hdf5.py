@@ -43,6 +43,7 @@ LIMIT_S = 60.0
 """Seconds of waiting for outlines: a process that computes is ended sooner, after `CPU_S` for each file."""
 CPU_S = 8
 """Processor seconds for each file: an outline takes milliseconds."""
+TOO_SLOW = "The machine or its disk is too slow now: try again."
 MEMORY_BYTES = 4 << 30
 MOST_BYTES = 16 << 20
 """Of an outline."""
@@ -249,37 +250,28 @@ def _outlines_of(files: Sequence[BinaryIO]) -> list[dict[str, Any]]:
 def _in_child(files: Sequence[BinaryIO]) -> list[dict[str, Any]]:
     """The outlines of the first files, up to and with the first that ends the process, at least one."""
     descriptors = [file.fileno() for file in files]
-    process = subprocess.Popen(
-        child_command("brics_cli.workspace.hdf5", *descriptors),
-        env=child_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=descriptors,
-        text=True,
-    )
-    reason = "crashes libhdf5"
     try:
-        said, complaint = process.communicate(timeout=LIMIT_S)
-    except BaseException as error:
-        process.kill()
-        said, complaint = process.communicate()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        if said.count("\n") < 2:  # it had computed for less than its limit: nothing is known of the file
-            raise MachineError(
-                f"reading {files[0].name} did not end in {LIMIT_S:.0f} s",
-                next="The machine or its disk is too slow now: try again.",
-            ) from None
-        return [json.loads(line) for line in said.split("\n")[1:-1]]
-    ready, *lines = said.split("\n")[:-1] or [""]
-    if ready != "ready":
-        last = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        child = subprocess.run(
+            child_command("brics_cli.workspace.hdf5", *descriptors),
+            env=child_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            pass_fds=descriptors,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        lines = (error.stdout or b"").split(b"\n")[1:-1]
+        if not lines:  # it had computed for less than its limit: nothing is known of the file
+            raise MachineError(f"reading {files[0].name} did not end in {LIMIT_S:.0f} s", next=TOO_SLOW) from None
+        return [json.loads(line) for line in lines]
+    ready, *lines = child.stdout.split(b"\n")[:-1] or [b""]
+    if ready != b"ready":
+        last = (child.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise MachineError(f"the process that reads HDF5 files did not start ({last})", next="Try the command again.")
     outlines: list[dict[str, Any]] = [json.loads(line) for line in lines]
     if len(outlines) < len(files):
-        if process.returncode == -signal.SIGXCPU:
-            reason = "does not end"
+        reason = "does not end" if child.returncode == -signal.SIGXCPU else "crashes libhdf5"
         outlines.append({"error": f"reading it {reason}"})
     return outlines
 

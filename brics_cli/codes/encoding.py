@@ -143,6 +143,12 @@ def _to_pinned(tensor: Tensor) -> Tensor:
     return home.copy_(tensor, non_blocking=True)
 
 
+def code_encoder(autoencoder: Autoencoder, header: StoreHeader, *, device: torch.device) -> CodeEncoder:
+    """The encoder of `autoencoder`, which is on `device`, for the store of `header`."""
+    network = encoding_network(autoencoder, precision=header.precision)
+    return CodeEncoder(network, header, device=device, made_by=autoencoder.path)
+
+
 @dataclass(frozen=True)
 class ShardWork:
     """Shards to be encoded into parts: what every process that takes some of them needs to know.
@@ -164,10 +170,7 @@ class ShardWork:
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // self.num_processes))
         autoencoder = load_autoencoder(self.autoencoder, device=device)
-        network = encoding_network(autoencoder, precision=self.header.precision)
-        return self.encode(
-            tasks, CodeEncoder(network, self.header, device=torch.device(device), made_by=autoencoder.path)
-        )
+        return self.encode(tasks, code_encoder(autoencoder, self.header, device=torch.device(device)))
 
     def encode(self, shard_indices: Iterable[int], encoder: CodeEncoder) -> Iterator[Progress]:
         """Write the part of each shard; closing the iterator, or an error, throws away the part being written.

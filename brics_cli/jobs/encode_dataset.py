@@ -13,7 +13,7 @@ import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
-from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, encoding_network
+from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, code_encoder
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Labels, Precision, Quantisation
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
@@ -25,7 +25,7 @@ from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.precision import default_precision
-from brics_cli.runtime.reporting import Reporter, SilentReporter, TimeSplit
+from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
 from brics_cli.workspace.naming import STORE, form_of_output
 
@@ -55,8 +55,7 @@ class EncodePlan:
 
     def encoder(self) -> CodeEncoder:
         """The encoder on the first device."""
-        network = encoding_network(self.autoencoder, precision=self.header.precision)
-        return CodeEncoder(network, self.header, device=self.devices[0], made_by=self.autoencoder.path)
+        return code_encoder(self.autoencoder, self.header, device=self.devices[0])
 
     def work(self, parts_directory: Path) -> ShardWork:
         return ShardWork(
@@ -103,7 +102,7 @@ class EncodeResult:
 def plan_encoding(
     data: str | None = None,
     *,
-    autoencoder: Autoencoder | Path | None = None,
+    autoencoder: Path | None = None,
     out: Path | None = None,
     quantisation: Quantisation | None = None,
     precision: Precision | None = None,
@@ -118,51 +117,44 @@ def plan_encoding(
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
-    workspace: Workspace | None = None,
-    reporter: Reporter | None = None,
+    workspace: Workspace,
+    reporter: Reporter,
 ) -> EncodePlan:
-    """Look at the collection and fix every setting; `reporter` hears what is looked up, and what is not read.
+    """Look at the collection and settle what `api.encode` was not given; see there for the arguments.
 
-    `data` None is what the autoencoder was trained on, `autoencoder` None the newest in `workspace` (default: the
-    current directory), `out` None `codes.h5` there; `quantisation` None is uint8 for bounded codes, float16 for
-    continuous ones; `precision` None is bf16 on CUDA, fp32 elsewhere; `transform` None is the one the autoencoder was
-    trained with. Of the collection (its `subset`, the images `image_field`, with the classes that `labels` names, see
-    `open_collection`) the images of `keys` are taken, of these the first `limit`, and of those part i of n: (i, n).
-    Raises UsageError and ArtefactError as `open_collection`; UsageError for keys that are not there, and for
-    continuous codes in a type that holds [0, 1].
+    `reporter` hears what is looked up, and what of the collection is not read. Raises UsageError and ArtefactError as
+    `open_collection`; UsageError for keys that are not there, and for continuous codes in a type that holds [0, 1].
     """
-    workspace, reporter, devices = workspace or Workspace(Path()), reporter or SilentReporter(), resolve_devices(device)
+    devices = resolve_devices(device)
     check_known(quantisation, get_args(Quantisation), option="--quantisation", what="quantisation")
     check_known(precision, get_args(Precision), option="--dtype", what="precision")
     if autoencoder is None:
         autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
     if data is None:
-        run = autoencoder if isinstance(autoencoder, Path) else autoencoder.path
-        data = _trained_on(run)
-        reporter.message(f"DATA not given: using {data}, which {run} was trained on")
-    if isinstance(autoencoder, Path):
-        autoencoder = load_autoencoder(autoencoder, device=devices[0])
+        data = _trained_on(autoencoder)
+        reporter.message(f"DATA not given: using {data}, which {autoencoder} was trained on")
+    model = load_autoencoder(autoencoder, device=devices[0])
     if out is None:
         out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
     form_of_output(out, STORE)
-    config = autoencoder.config
+    config = model.config
     quantisation = quantisation or DEFAULT_QUANTISATIONS[config.code_kind]
     if config.code_kind == "continuous" and quantisation != DEFAULT_QUANTISATIONS["continuous"]:
         raise UsageError(
-            f"--quantisation {quantisation} holds codes in [0, 1], and those of {autoencoder.path} are not bounded",
+            f"--quantisation {quantisation} holds codes in [0, 1], and those of {model.path} are not bounded",
             next=f"Use --quantisation {DEFAULT_QUANTISATIONS['continuous']}.",
         )
     whole = open_collection(data, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
     collection: Collection = whole if keys is None else select_keys(whole, list(keys))
     collection = collection if limit is None else collection.first(limit)
     collection = collection if part is None else every_nth_shard(collection, part=part[0], num_parts=part[1])
-    transform = transform or autoencoder.transform
+    transform = transform or model.transform
     header = StoreHeader(
         code_shape=config.code_shape,
         image_size=config.image_size,
         transform=versioned(transform),
         quantisation=quantisation,
-        autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
+        autoencoder={"sha256": model.weights_sha256, "config": config.model_dump(mode="json")},
         source=collection.path,
         source_sha256=whole.layout,
         num_images=len(collection),
@@ -175,9 +167,7 @@ def plan_encoding(
         class_names=whole.class_names,
     )
     shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
-    return EncodePlan(
-        whole, collection, autoencoder, header, shards, out, devices, batch_size or BATCH_SIZE, num_workers
-    )
+    return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size or BATCH_SIZE, num_workers)
 
 
 def _trained_on(run: Path) -> str:

@@ -34,6 +34,8 @@ from brics_cli.codes import StoreWriter, verify_store
 from brics_cli.images import ImageError
 from brics_cli.images.sinks import pieces
 from brics_cli.jobs.encode_dataset import plan_encoding
+from brics_cli.runtime.reporting import SilentReporter
+from brics_cli.workspace import Workspace
 
 NUM_SHARDS, SHARD_SIZE = 6, 20
 ENCODE = ("encode-dataset", "shards", "--flips", "--ae", "ae")
@@ -115,8 +117,9 @@ def test_the_images_of_a_list_of_keys(inside, tmp_path):
 def test_the_processes_of_devices_share_the_shards(inside, tmp_path):
     """What two devices do, in this process: each takes some shards, and their parts are those of one run."""
     plan = plan_encoding(
-        "shards", autoencoder=Path("ae"), out=tmp_path / "c.h5", device="cpu", flips=True, num_workers=1
-    )
+        "shards", autoencoder=Path("ae"), out=tmp_path / "c.h5", device="cpu", flips=True, num_workers=1,
+        workspace=Workspace(inside), reporter=SilentReporter(),
+    )  # fmt: skip
     with StoreWriter(plan.out, plan.header, plan.shards) as writer:
         work = plan.work(writer.parts_directory)
         for taken in ([4, 0, 2], [1, 5, 3]):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +20,7 @@ from brics_cli.evaluation.selection import choose_metrics
 from brics_cli.images import contact_sheet, open_collection
 from brics_cli.images.photographs import bicubic_round_trip, photograph_crops
 from brics_cli.jobs.pack import pack, plan_packing
-from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import RUN, form_of_output
@@ -83,26 +81,27 @@ def run_demo(
         out / name
         for name in ("crops", "held-out.h5", "runs/autoencoder/demo", "runs/diffusion/demo", "runs/samples/demo")
     )
-    seconds: dict[str, float] = {}
+    timing = TimeSplit()
+    seconds = timing.seconds
 
-    with _timed(seconds, "cut and pack"):
+    with timing.phase("cut and pack"):
         num_train, num_held_out = _cut_crops(crops, reporter)
         for split in ("held-out", "shards"):  # the newest shards are what later commands take
             packing = plan_packing(str(crops / split), out=out / split, size=64, transform="none", shard_size=500)
             pack(packing, overwrite=overwrite, reporter=reporter)
-    with _timed(seconds, "train-ae"):
+    with timing.phase("train-ae"):
         api.train_autoencoder(out / "shards", val=out / "held-out", recipe="tiny", steps=ae_steps, out=run, **common)
-    with _timed(seconds, "encode-dataset"):
+    with timing.phase("encode-dataset"):
         # The store that diffusion trains on comes last: it is the newest, which is what later commands take.
         api.encode(out / "held-out", autoencoder=run, out=held_out, **common)
         photographs = api.encode(out / "shards", autoencoder=run, out=out / "photographs.h5", flips=True, **common)
-    with _timed(seconds, "decode"):
+    with timing.phase("decode"):
         api.decode(held_out, out=out / "reconstructions", **common)
-    with _timed(seconds, "train-diffusion"):
+    with timing.phase("train-diffusion"):
         api.train_diffusion(photographs.path, recipe="tiny", steps=diffusion_steps, out=model, **common)
-    with _timed(seconds, "sample"):
+    with timing.phase("sample"):
         api.sample(model, num=NUM_SAMPLES, batch_size=NUM_SAMPLES, out=samples, **common)
-    with _timed(seconds, "eval"):
+    with timing.phase("eval"):
         result = DemoResult(out, out / "contact-sheet.png", num_train, num_held_out, seconds=seconds)
         choice = choose_metrics(None)
         result.left_out = choice.left_out
@@ -188,10 +187,3 @@ def _images(path: Path) -> np.ndarray:
     raws = [raw for shard in range(len(collection.shards)) for raw in collection.iter_shard(shard)]
     raws.sort(key=lambda raw: raw.key)
     return np.stack([np.asarray(Image.open(BytesIO(raw.data)).convert("RGB")) for raw in raws])
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start

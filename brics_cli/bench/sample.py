@@ -21,6 +21,7 @@ from brics_cli.autoencoder.flops import gflop_of
 from brics_cli.bench.timing import Report, Table, device_name, median_seconds, peak_bytes
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, list_recipes, load_recipe
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
+from brics_cli.diffusion.normalisation import NUM_LEVELS
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings, estimate
 from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
@@ -34,6 +35,8 @@ RELEASE_GFLOP = 301_000.0
 RELEASE_STEPS = 1000
 TARGET_GFLOP, TARGET_IMAGE_SIZE = 1000.0, 256
 """What an image of 256 px shall cost at most."""
+EVEN = [[1] * NUM_LEVELS]
+"""A channel whose codes are spread evenly."""
 BATCH_SIZES = {"cuda": 64, "cpu": 4}
 """Images per batch on CUDA, and elsewhere, unless told otherwise."""
 SHORT_STEPS = 2
@@ -261,6 +264,7 @@ def _on_meta(denoiser: Denoiser) -> Denoiser:
             num_classes=denoiser.num_classes,
             store_mean=[0.5] * num_channels,
             store_std=[0.25] * num_channels,
+            store_histogram=EVEN * num_channels,
             code_kind=denoiser.code_kind,
         ).eval()
 
@@ -298,6 +302,7 @@ def _random_denoiser(recipe: str, of: AutoencoderRecipe, *, overrides: Sequence[
         code_shape=of.model.code_shape,
         store_mean=[0.5] * num_channels,
         store_std=[0.25] * num_channels,
+        store_histogram=EVEN * num_channels,
         code_kind=of.model.code_kind,
     )
     denoiser.path = Path(loaded.name)

@@ -20,6 +20,7 @@ from brics_cli.codes.format import (
     FAILURE_FIELDS,
     FORMAT_VERSION,
     NEEDED_SHARD_FIELDS,
+    NUM_BINS,
     QUANTISATIONS,
     Array,
     StoreHeader,
@@ -230,6 +231,12 @@ class KeyCodeStore:
         return sum(self._column("meta", block, made=lambda texts: sum(map(bool, texts))) for block in blocks)
 
     @cached_property
+    def histogram(self) -> npt.NDArray[np.int64]:
+        """The codes of each channel, counted in 256 bins: int64 (C, 256), over [0, 1] when they are bounded, else
+        [-8, 8]."""
+        return self._column("stats/histogram", made=_histogram)
+
+    @cached_property
     def shards(self) -> list[dict[str, Any]]:
         """The shards table: name, size, fingerprint, n_in, n_ok, n_failed, sha256 and digest of each."""
         return self._column("shards", made=partial(_rows, fields=NEEDED_SHARD_FIELDS))
@@ -288,6 +295,12 @@ class KeyCodeStore:
 
 def _meta(text: bytes) -> dict[str, Any] | None:
     return parse_json(text) if text else None
+
+
+def _histogram(counts: Array) -> npt.NDArray[np.int64]:
+    if counts.ndim != 2 or counts.shape[1] != NUM_BINS or counts.min(initial=0) < 0:
+        raise ValueError(f"it is no count in {NUM_BINS} bins")
+    return counts.astype(np.int64)
 
 
 def _rows(table: Array, *, fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from brics_cli.config.base import Config, default_kind
-from brics_cli.config.names import Objective, Schedule, Weighting
+from brics_cli.config.names import Normalise, Objective, Schedule, Weighting
 
 
 class DiTConfig(Config):
@@ -83,10 +83,11 @@ class DiffusionConfig(Config):
     objective: Objective = "edm"
     schedule: Schedule = "edm-lognormal"
     weighting: Weighting = "edm"
-    normalise: Literal["store", "none"] = "store"
-    """`store`: per channel by the store's mean and std; `none`: x = 2z - 1 alone, as in the paper."""
+    normalise: Normalise = "store"
+    """`store`: per channel by the store's mean and std; `none`: x = 2z - 1 alone, as in the paper; `probit`: codes in
+    [0, 1] made Gaussian, channel by channel, by the store's distribution function; its inverse stays in [0, 1]."""
     sigma_data: float = Field(default=1.0, gt=0)
-    """Standard deviation of x that objective and weighting `edm` assume: 1 under `normalise: store`."""
+    """Standard deviation of x that objective and weighting `edm` assume: 1 under `normalise: store` and `probit`."""
     p_mean: float = -0.4
     """Mean of ln(noise / signal) in training, schedules `edm-lognormal` and `logit-normal`."""
     p_std: float = Field(default=1.2, gt=0)

@@ -31,6 +31,7 @@ DEFAULT_QUANTISATIONS: dict[CodeKind, Quantisation] = {"bounded": "uint8", "cont
 
 Objective = Literal["eps", "v", "x0", "edm", "flow"]
 Schedule = Literal["cosine", "cosine-shifted", "edm-lognormal", "logit-normal"]
+Normalise = Literal["store", "none", "probit"]
 Weighting = Literal["none", "min-snr", "soft-min-snr", "edm"]
 """Of diffusion (`diffusion.diffusion`). The names of samplers are those of its registry, `diffusion.samplers`."""
 

@@ -270,7 +270,7 @@ def check_guide(guide: Denoiser, denoiser: Denoiser) -> None:
         misfit = f"it makes {guide.code_kind} codes, the model {denoiser.code_kind} ones"
     elif None not in made_by and made_by[0] != made_by[1]:
         misfit = "its codes are of another autoencoder"
-    elif not (guide.mean.equal(denoiser.mean) and guide.std.equal(denoiser.std)):
+    elif not (guide.mean.equal(denoiser.mean) and guide.std.equal(denoiser.std) and _same_levels(guide, denoiser)):
         misfit = "it normalises codes by other statistics"
     elif guide.num_classes not in (0, denoiser.num_classes):
         misfit = f"it was trained with {guide.num_classes} classes, the model with {denoiser.num_classes}"
@@ -280,3 +280,9 @@ def check_guide(guide: Denoiser, denoiser: Denoiser) -> None:
         f"the guide {getattr(guide, 'path', 'given')} does not fit {getattr(denoiser, 'path', 'the model')}: {misfit}",
         next="Train a guide on the same store, with a smaller recipe or fewer steps.",
     )
+
+
+def _same_levels(guide: Denoiser, denoiser: Denoiser) -> bool:
+    if guide.levels is None or denoiser.levels is None:
+        return guide.levels is denoiser.levels
+    return guide.levels.equal(denoiser.levels)

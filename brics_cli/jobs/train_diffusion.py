@@ -147,6 +147,7 @@ def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: tor
         num_classes=classes.num,
         store_mean=store.mean.tolist(),
         store_std=store.std.tolist(),
+        store_histogram=store.histogram.tolist() if recipe.diffusion.normalise == "probit" else None,
         code_kind=store.code_kind,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
     )

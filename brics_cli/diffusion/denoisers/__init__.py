@@ -26,6 +26,7 @@ from brics_cli.diffusion.denoisers.denoiser import LEAST_STD, Denoiser, Diffusio
 from brics_cli.diffusion.denoisers.dit import DiT
 from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.denoisers.unet import UNet
+from brics_cli.diffusion.normalisation import NUM_LEVELS, probit_levels
 from brics_cli.errors import ArtefactError, UsageError
 
 KIND = "diffusion"
@@ -46,15 +47,26 @@ def build_denoiser(
     num_classes: int = 0,
     store_mean: Sequence[float],
     store_std: Sequence[float],
+    store_histogram: Sequence[Sequence[int]] | None = None,
     code_kind: CodeKind = "bounded",
     gradient_checkpointing: bool = False,
 ) -> Denoiser:
     """A freshly initialised denoiser for codes of `code_shape` (C, h, w) and 0 or more classes.
 
-    `store_mean` and `store_std` (C,) are those of the codes, in [0, 1], over the store that it will be trained on.
-    `code_kind` is the store's. `gradient_checkpointing`: less memory in training, for more time. Raises UsageError when
-    the network does not fit the codes.
+    `store_mean` and `store_std` (C,) are those of the codes, in [0, 1], over the store that it will be trained on, and
+    `store_histogram` (C, 256) its counts, which `normalise: probit` needs. `code_kind` is the store's.
+    `gradient_checkpointing`: less memory in training, for more time. Raises UsageError when the network does not fit
+    the codes, and for `probit` of codes that are not bounded.
     """
+    levels = None
+    if diffusion.normalise == "probit":
+        if code_kind != "bounded":
+            raise UsageError(
+                "diffusion.normalise probit is for codes in [0, 1], and these can be any number",
+                next="Take --set diffusion.normalise=store.",
+            )
+        assert store_histogram is not None
+        levels = probit_levels(store_histogram)
     if diffusion.normalise == "store":
         mean = [2 * float(value) - 1 for value in store_mean]
         std = [max(2 * float(value), LEAST_STD) for value in store_std]
@@ -70,6 +82,7 @@ def build_denoiser(
         num_classes=num_classes,
         mean=mean,
         std=std,
+        levels=levels,
         code_kind=code_kind,
     )
 
@@ -83,6 +96,7 @@ class _Lineage(Config):
 class _Normalisation(Config):
     mean: list[float]
     std: list[float]
+    levels: list[Annotated[list[float], Field(min_length=NUM_LEVELS, max_length=NUM_LEVELS)]] | None = None
 
 
 class _Average(Config):
@@ -119,6 +133,9 @@ def save_denoiser(
     averages, by name (the relative width). `lineage` holds `autoencoder_sha256`, `store_sha256` and `store_path`: what
     made the codes, and where they are.
     """
+    normalisation = {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()}
+    if denoiser.levels is not None:
+        normalisation["levels"] = denoiser.levels.tolist()
     config = {
         "denoiser": denoiser.config.model_dump(mode="json"),
         "diffusion": denoiser.diffusion.model_dump(mode="json"),
@@ -127,7 +144,7 @@ def save_denoiser(
         "class_counts": list(denoiser.class_counts),
         "class_names": list(denoiser.class_names),
         "code_kind": denoiser.code_kind,
-        "normalisation": {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()},
+        "normalisation": normalisation,
         "lineage": lineage,
     }
     return save_model(directory, kind=KIND, config=config, state=state, averages=averages)
@@ -143,8 +160,13 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
     source = directory / CONFIG_NAME
     try:
         file = validate(_ModelFile, values, source=str(source))
-        if not len(file.normalisation.mean) == len(file.normalisation.std) == file.code_shape[0]:
+        of_channels = [each for _, each in file.normalisation if each is not None]
+        if any(len(each) != file.code_shape[0] for each in of_channels):
             raise UsageError(f"{source}: the normalisation does not have {file.code_shape[0]} channels")
+        if (file.diffusion.normalise == "probit") != (file.normalisation.levels is not None):
+            raise UsageError(
+                f"{source}: its normalisation is not that of diffusion.normalise {file.diffusion.normalise}"
+            )
         if len(file.class_counts) not in (0, file.num_classes) or len(file.class_names) > file.num_classes:
             raise UsageError(f"{source}: the counts or names of classes are not those of {file.num_classes:,} classes")
         build = partial(build_network, file.denoiser, code_shape=file.code_shape, num_classes=file.num_classes)
@@ -160,6 +182,7 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
         num_classes=file.num_classes,
         mean=file.normalisation.mean,
         std=file.normalisation.std,
+        levels=file.normalisation.levels,
         code_kind=file.code_kind,
     )
     name = None if ema is None else average_name(ema)

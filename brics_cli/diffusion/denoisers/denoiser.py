@@ -1,7 +1,8 @@
 """The denoiser: a network, what its output means, and the normalisation of the codes it was trained on.
 
 Codes z (B, C, h, w) in [0, 1] become x = (2z - 1 - mean) / std, per channel. Under `normalise: store` mean and std
-are those of 2z - 1 over the store, so that x has mean 0 and standard deviation 1; under `none` they are 0 and 1.
+are those of 2z - 1 over the store, so that x has mean 0 and standard deviation 1; under `none` they are 0 and 1. Under
+`probit` x follows a Gaussian, channel by channel (`diffusion.normalisation`).
 Continuous codes (of the bottlenecks `kl`, `vq`, `rq`) go the same way, and are never clamped to [0, 1].
 """
 
@@ -18,6 +19,7 @@ from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers.parts import dropout_keys
 from brics_cli.diffusion.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
+from brics_cli.diffusion.normalisation import codes_to_x, x_to_codes
 
 LEAST_STD = 1 / 255
 """A channel that never varies has std 0: it is divided by one uint8 step of a code instead."""
@@ -54,6 +56,7 @@ class Denoiser(nn.Module):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        levels: Sequence[Sequence[float]] | None = None,
         code_kind: CodeKind = "bounded",
     ) -> None:
         super().__init__()
@@ -65,6 +68,8 @@ class Denoiser(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
+        self.levels: Tensor | None  # (C, 256), of `probit`
+        self.register_buffer("levels", None if levels is None else torch.tensor(levels), persistent=False)
 
     @property
     def classes(self) -> Classes:
@@ -73,10 +78,14 @@ class Denoiser(nn.Module):
 
     def to_x(self, codes: Tensor) -> Tensor:
         """Codes (B, C, h, w) in [0, 1] -> x, the space that diffusion runs in."""
+        if self.levels is not None:
+            return codes_to_x(codes, self.levels)
         return (2 * codes - 1 - self.mean) / self.std
 
     def to_codes(self, x: Tensor) -> Tensor:
         """x (B, C, h, w) -> codes, clamped to [0, 1] when that is their range."""
+        if self.levels is not None:
+            return x_to_codes(x, self.levels)
         codes = (x * self.std + self.mean + 1) / 2
         return codes.clamp(0, 1) if self.code_kind == "bounded" else codes
 
@@ -84,6 +93,8 @@ class Denoiser(nn.Module):
         """x limited to what codes in [0, 1] can be: per channel, exactly. Continuous codes have no limits."""
         if self.code_kind != "bounded":
             return x
+        if self.levels is not None:
+            return x.clamp(min=self.levels[:, :1, None], max=self.levels[:, -1:, None])
         return x.clamp(min=(-1 - self.mean) / self.std, max=(1 - self.mean) / self.std)
 
     def predict(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from brics_cli.codes.format import dequantise, quantise
 from brics_cli.config import Config, DiffusionConfig, DiTConfig
 from brics_cli.diffusion.denoisers import NETWORKS, Denoiser, build_denoiser, load_denoiser, save_denoiser
 from brics_cli.diffusion.denoisers.dit import DiT, rotary_angles, rotate
 from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.diffusion import alpha_sigma, draws_for, parametrisation
-from brics_cli.diffusion.samplers import SamplerSettings, sample_codes
+from brics_cli.diffusion.samplers import SamplerSettings, check_guide, sample_codes
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.sampling.models import ImageNoise
 
@@ -65,6 +67,64 @@ def test_normalised_codes_have_mean_0_and_std_1():
 def test_a_channel_that_never_varies_stays_finite():
     denoiser = make(mean=0.5, std=0.0)
     assert torch.isfinite(denoiser.to_x(codes())).all()
+
+
+def counted(z: torch.Tensor) -> np.ndarray:
+    """The histogram (C, 256) of a store of codes (B, C, h, w)."""
+    return np.array([np.bincount(row.flatten(), minlength=256) for row in quantise(z, "uint8").swapaxes(0, 1)])
+
+
+def probit(z: torch.Tensor, **settings) -> Denoiser:
+    torch.manual_seed(0)
+    given = {"store_mean": [0.5] * 3, "store_std": [0.25] * 3, "store_histogram": counted(z)} | settings
+    return build_denoiser(SMALL, DiffusionConfig(normalise="probit"), code_shape=(3, 4, 4), **given).eval()
+
+
+def test_probit_makes_any_bounded_codes_gaussian_and_gives_them_back():
+    flat = codes(batch=2000)
+    few = (flat * 7).round() / 7  # as fsq's
+    skewed = flat.sqrt()
+    mixed = torch.cat([flat[:, :1], few[:, :1], skewed[:, :1]], dim=1)
+    stored = torch.from_numpy(dequantise(quantise(mixed, "uint8"), "uint8"))
+    denoiser = probit(stored)
+    x = denoiser.to_x(stored)
+    moments = torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3)), (x**4).mean((0, 2, 3))])  # (3, C)
+    assert moments[0].abs().max() < 0.01
+    torch.testing.assert_close(moments[1:, [0, 2]], torch.tensor([[1.0, 1.0], [3.0, 3.0]]), rtol=0, atol=0.12)
+    torch.testing.assert_close(denoiser.to_codes(x), stored, rtol=0, atol=2e-6)
+    assert (denoiser.levels.diff(dim=1) > 0).all()
+
+
+def test_probit_never_leaves_the_bounds_and_parts_few_levels_in_the_middle():
+    denoiser = probit((codes(batch=500) * 3).round() / 3)
+    x = torch.linspace(-30, 30, 4801).view(1, 1, -1, 1).expand(1, 3, -1, 1)
+    z = denoiser.to_codes(x)
+    assert float(z.min()) == 0 and float(z.max()) == 1 and (z.diff(dim=2) >= 0).all()
+    assert ((z - (z * 3).round() / 3).abs() < 0.01).float().mean() > 0.97  # a sample meets a level, not what is between
+    assert torch.equal(denoiser.clip(x).amax(), denoiser.levels.amax())
+    assert torch.isfinite(denoiser.to_x(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4))).all()
+
+
+def test_probit_is_kept_in_the_model_and_guides_must_share_it(tmp_path):
+    denoiser = probit(codes(batch=50) ** 2)
+    save_denoiser(tmp_path / "model", denoiser=denoiser, state=denoiser.state_dict(), lineage=LINEAGE)
+    loaded = load_denoiser(tmp_path)
+    z = codes()
+    assert torch.equal(loaded.to_x(z), denoiser.to_x(z)) and torch.equal(loaded.levels, denoiser.levels)
+    for other in (probit(codes(batch=50)), make(mean=0.5, std=0.25)):
+        with pytest.raises(ArtefactError, match="it normalises codes by other statistics"):
+            check_guide(other, loaded)
+    check_guide(probit(codes(batch=50) ** 2), loaded)
+    with pytest.raises(UsageError, match=r"probit is for codes in \[0, 1\]"):
+        probit(z, code_kind="continuous")
+
+
+def test_a_channel_of_one_value_is_finite_under_probit():
+    z = torch.full((4, 3, 4, 4), 0.2)
+    denoiser = probit(z)
+    x = denoiser.to_x(z)
+    assert torch.isfinite(x).all() and x.abs().max() < 0.02
+    torch.testing.assert_close(denoiser.to_codes(x), z, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["eps", "v", "x0", "edm", "flow"])

@@ -17,6 +17,7 @@ from brics_cli.autoencoder.model_files import CONFIG_NAME, WEIGHTS_NAME, load_we
 from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace.embedded import model_reference
 
 KIND = "autoencoder"
 
@@ -55,6 +56,11 @@ class Autoencoder(nn.Module):
         self.bottleneck = bottleneck
         self.decoder = decoder
 
+    @property
+    def reference(self) -> str:
+        """What artefacts and messages call it."""
+        return model_reference(self.path)
+
     def forward(self, images: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, BottleneckOutput]:
         """The training pass: reconstructions (B, 3, H, W) in about [-1, 1], and what the bottleneck made of the images.
 
@@ -80,7 +86,8 @@ def save_autoencoder(
 
 
 def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") -> Autoencoder:
-    """The autoencoder of a run directory, or of its `model/`: float32, in evaluation mode, on `device`.
+    """The autoencoder of a run directory, of its `model/`, or of an embedded model's name: float32, in evaluation mode,
+    on `device`.
 
     Raises ArtefactError when it is not found, or when its files are damaged, foreign or of a newer format.
     """

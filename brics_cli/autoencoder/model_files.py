@@ -2,7 +2,8 @@
 
 Other averages of the same weights may be there as `ema-NAME.safetensors`, listed in the config.
 
-`path` in what follows is a run directory (which holds `model/`) or the model directory itself.
+`path` in what follows is a run directory (which holds `model/`), the model directory itself, or the name of an
+embedded model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 import brics_cli
 from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, sha256_of_file
+from brics_cli.workspace.embedded import embedded_at
 from brics_cli.workspace.files import read_json
 
 FORMAT_VERSION = 1
@@ -73,9 +75,13 @@ def save_model(
 def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], Path]:
     """What the config of the model at `path` holds besides its header, and its model directory.
 
-    Raises ArtefactError when it is not found, damaged, of another kind, or of a newer format.
+    Raises ArtefactError when it is not found, damaged, of another kind, or of a newer format, and for an embedded
+    model of another sha256 than brics was released with.
     """
     path = Path(path)
+    if (model := embedded_at(path)) is not None:
+        model.check()
+        path = model.directory
     directory = path / "model" if (path / "model").is_dir() else path
     printed = "Give the directory that the training command printed."
     if not directory.is_dir():

@@ -8,7 +8,8 @@ from rich.tree import Tree
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
 from brics_cli.runtime.reporting import printable
-from brics_cli.workspace import Artefact
+from brics_cli.workspace import Artefact, embedded
+from brics_cli.workspace.artefacts import of_embedded
 
 app = options.command_app()
 
@@ -31,6 +32,8 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
         session.result(f"nothing in {session.workspace.root.resolve()} yet")
         session.reporter.message("next: brics demo, or brics train-ae IMAGES")
         return
+    used = {parent.sha256 for artefact in artefacts for parent in artefact.parents}
+    artefacts += [of_embedded(model) for model in embedded.MODELS if model.sha256 in used]
     tree = lineage_tree(artefacts, root=str(session.workspace.root.resolve()))
     session.result(None, [tree], pipe_width=UNCUT)
 
@@ -57,10 +60,10 @@ def lineage_tree(artefacts: list[Artefact], *, root: str) -> Tree:
 
     def grow(branch: Tree, of: str | None) -> None:
         for artefact in children.get(of, []):
-            said = artefact.details.get("summary")
+            said, shipped = artefact.details.get("summary"), embedded.embedded_at(artefact.path)
             line = Text.assemble(
                 (artefact.kind, "cyan"),
-                printable(f" {artefact.path}"),
+                printable(f" {artefact.path if shipped is None else shipped.name}"),
                 (printable(f"  {said}") if said else "", "dim"),
                 ("  newest" if newest.get(artefact.kind) is artefact else "", "green"),
                 ("" if artefact.complete else "  unfinished", "yellow"),

@@ -12,6 +12,7 @@ from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.opening import collection_exists
 from brics_cli.workspace import Artefact, Kind, Workspace, provenance_at
+from brics_cli.workspace.embedded import embedded_at
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ def load_store_autoencoder(
     store: KeyCodeStore,
     *,
     workspace: Workspace,
+    reporter: Reporter | None = None,
     ae_path: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Autoencoder:
@@ -43,6 +45,7 @@ def load_store_autoencoder(
         sha256=store.autoencoder["sha256"],
         recorded=recorded.path if recorded is not None else None,
         workspace=workspace,
+        reporter=reporter,
         ae_path=ae_path,
         device=device,
     )
@@ -55,14 +58,15 @@ def load_autoencoder_of(
     sha256: str,
     recorded: Path | str | None,
     workspace: Workspace,
+    reporter: Reporter | None = None,
     ae_path: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Autoencoder:
     """The autoencoder with weights `sha256`, in eval mode on `device`: the one behind the codes of `codes_of`.
 
     `made_by` is what `codes_of` is, in a word (store, model). Looked for at `ae_path` when given, else where it was
-    `recorded` to be, else in `workspace` by its sha256 (it may have moved). Raises ArtefactError when it is not
-    found, or when `ae_path` holds other weights.
+    `recorded` to be, else in `workspace` by its sha256 (it may have moved), and among the embedded models, of which
+    `reporter` hears. Raises ArtefactError when it is not found, or when `ae_path` holds other weights.
     """
     from brics_cli.autoencoder.autoencoder import load_autoencoder
 
@@ -75,7 +79,8 @@ def load_autoencoder_of(
                 next="Leave --ae out to use the one it was made with, or encode again with this one.",
             )
         return autoencoder
-    if recorded is not None and Path(recorded).exists():
+    shipped = None if recorded is None else embedded_at(recorded)
+    if recorded is not None and shipped is None and Path(recorded).exists():
         with suppress(ArtefactError):  # what is at that path now may be damaged or something else
             autoencoder = load_autoencoder(Path(recorded), device=device)
             if autoencoder.weights_sha256 == sha256:
@@ -83,7 +88,18 @@ def load_autoencoder_of(
     if (moved := workspace.with_sha256("autoencoder", sha256)) is not None:
         autoencoder = load_autoencoder(moved.path, device=device)
         if autoencoder.weights_sha256 == sha256:
+            if reporter is not None and embedded_at(moved.path) is not None:
+                reporter.message(
+                    f"the codes of {codes_of} are those of {autoencoder.reference}, which is embedded in brics "
+                    f"(sha256 {sha256[:12]})"
+                )
             return autoencoder
+    if shipped is not None:
+        raise ArtefactError(
+            f"the codes of {codes_of} are those of the {shipped.name} of another brics (sha256 {sha256[:12]}), and "
+            f"that of this one has sha256 {shipped.sha256[:12]}",
+            next=f"Install the version that made the {made_by}, or encode the collection again.",
+        )
     was_at = f", which was at {recorded}," if recorded is not None else ""
     raise ArtefactError(
         f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} was not found",

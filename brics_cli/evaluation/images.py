@@ -65,7 +65,7 @@ def open_images(
     """
     if is_store(path):
         store = KeyCodeStore(Path(path))
-        autoencoder = load_store_autoencoder(store, workspace=workspace, device=device)
+        autoencoder = load_store_autoencoder(store, workspace=workspace, reporter=reporter, device=device)
         return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)
     return CollectionStream(
         open_collection(path, labels="none", reporter=reporter),

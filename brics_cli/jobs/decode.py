@@ -54,7 +54,7 @@ class DecodePlan:
     def artefact(self) -> Artefact:
         parents = [
             Parent("store", str(self.store.path.resolve()), self.store.sha256),
-            Parent("autoencoder", str(self.autoencoder.path.resolve()), self.autoencoder.weights_sha256),
+            Parent("autoencoder", self.autoencoder.reference, self.autoencoder.weights_sha256),
         ]
         if (collection := self.store.artefact.parent("collection")) is not None:
             parents.append(collection)
@@ -102,7 +102,7 @@ def plan_decoding(
         codes = workspace.resolve("store", argument="CODES", reporter=reporter).path
     store, on = KeyCodeStore(codes), resolve_device(device)
     sink.class_names = store.class_names
-    model = load_store_autoencoder(store, workspace=workspace, ae_path=autoencoder, device=on)
+    model = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder, device=on)
     if model.config.code_shape != store.code_shape:
         raise ArtefactError(
             f"{store.path} holds codes {store.code_shape}, {model.path} takes {model.config.code_shape}"

@@ -27,6 +27,7 @@ from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.precision import default_precision
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
+from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import STORE, form_of_output
 
 BATCH_SIZE = 64
@@ -141,7 +142,7 @@ def plan_encoding(
     quantisation = quantisation or DEFAULT_QUANTISATIONS[config.code_kind]
     if config.code_kind == "continuous" and quantisation != DEFAULT_QUANTISATIONS["continuous"]:
         raise UsageError(
-            f"--quantisation {quantisation} holds codes in [0, 1], and those of {model.path} are not bounded",
+            f"--quantisation {quantisation} holds codes in [0, 1], and those of {model.reference} are not bounded",
             next=f"Use --quantisation {DEFAULT_QUANTISATIONS['continuous']}.",
         )
     whole = open_collection(data, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
@@ -175,7 +176,10 @@ def _trained_on(run: Path) -> str:
     artefact = read_provenance(run)
     collection = artefact.parent("collection") if artefact is not None else None
     if collection is None:
-        raise ArtefactError(f"{run} does not say what it was trained on", next="Give DATA: brics encode-dataset IMAGES")
+        raise ArtefactError(
+            f"{model_reference(run)} does not say what it was trained on",
+            next="Give DATA: brics encode-dataset IMAGES",
+        )
     return collection.path
 
 
@@ -255,7 +259,7 @@ def encode_dataset(
             # all of the collection, or what was taken of it where the rest has never been read
             whole = None if collection is plan.whole else known_fingerprint(plan.whole)
             parents = (
-                Parent("autoencoder", str(plan.autoencoder.path.resolve()), plan.autoencoder.weights_sha256),
+                Parent("autoencoder", plan.autoencoder.reference, plan.autoencoder.weights_sha256),
                 Parent("collection", collection.path, whole or fingerprint_of(collection, writer.digests())),
             )
             details = {

@@ -50,6 +50,7 @@ from brics_cli.workspace import (
     write_provenance,
 )
 from brics_cli.workspace.artefacts import now
+from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output
 from brics_cli.workspace.outputs import absent_unless_done, output_lock
 
@@ -255,7 +256,7 @@ def _model_behind(path: str, workspace: Workspace) -> dict[str, Any] | None:
         for kind in ("diffusion", "autoencoder"):
             run = None if made is None else workspace.ancestor(made, kind)  # type: ignore[arg-type]
             if run is not None:
-                return {"kind": kind, "path": str(run.path.resolve()), "step": run.details.get("step")}
+                return {"kind": kind, "path": model_reference(run.path), "step": run.details.get("step")}
     return None
 
 

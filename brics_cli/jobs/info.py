@@ -96,7 +96,7 @@ def _classes(counts: Mapping[int, int], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _describe_artefact(artefact: Artefact) -> Description:
-    facts: dict[str, Any] = {"created": artefact.created, "complete": artefact.complete}
+    facts: dict[str, Any] = {"created": artefact.created, "complete": artefact.complete} if artefact.created else {}
     for parent in artefact.parents:
         facts[f"made from {parent.kind}"] = f"{parent.path} ({parent.sha256[:12]})"
     facts |= {name: value for name, value in artefact.details.items() if name != "settings" and value != []}

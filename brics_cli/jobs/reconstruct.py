@@ -45,7 +45,7 @@ class ReconstructResult:
     mean_psnr_db: float
     code_shape: tuple[int, int, int]
     quantisation: Quantisation
-    autoencoder: Path
+    autoencoder: str
     failures: list[tuple[str, str]]
 
 
@@ -117,6 +117,6 @@ def reconstruct(
         mean_psnr_db=float(quality.mean()),
         code_shape=model.config.code_shape,
         quantisation=quantisation,
-        autoencoder=autoencoder,
+        autoencoder=model.reference,
         failures=failures,
     )

@@ -240,6 +240,7 @@ def load_models(
         sha256=lineage["autoencoder_sha256"],
         recorded=found.path if found is not None else None,
         workspace=workspace,
+        reporter=reporter,
         ae_path=autoencoder,
         device=device,
     )
@@ -253,7 +254,7 @@ def load_models(
     parents = [
         Parent("diffusion", str(model.resolve()), plain_sha256),
         Parent("store", lineage["store_path"], lineage["store_sha256"]),
-        Parent("autoencoder", str(decoder.path.resolve()), decoder.weights_sha256),
+        Parent("autoencoder", decoder.reference, decoder.weights_sha256),
     ]
     if weaker is not None:
         parents.append(Parent("guide", str(weaker.path.resolve()), weaker.weights_sha256))

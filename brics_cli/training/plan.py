@@ -44,6 +44,7 @@ from brics_cli.training.resuming import (
 )
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import differences, now
+from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import RUN, form_of_output
 
 VALIDATION_IMAGES = 2048
@@ -308,7 +309,7 @@ def _start(
     path = asked.out or workspace.new_run_path(recipe.kind, recipe.name)
     if asked.init_from is not None:
         directory = read_model_config(asked.init_from, kind=recipe.kind)[1]
-        parents.append(Parent("init", str(asked.init_from.resolve()), sha256_of_file(directory / WEIGHTS_NAME)))
+        parents.append(Parent("init", model_reference(asked.init_from), sha256_of_file(directory / WEIGHTS_NAME)))
     details = {"recipe": recipe.name}
     artefact = Artefact(recipe.kind, path, now(), complete=False, parents=tuple(parents), details=details)
     begun = None if asked.overwrite else begun_alike(artefact, recipe)

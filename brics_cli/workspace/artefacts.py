@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.parsing import parse_json
+from brics_cli.workspace.embedded import EmbeddedModel, embedded_at, embedded_default, embedded_with
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
 from brics_cli.workspace.naming import is_store
@@ -82,9 +83,10 @@ class Artefact:
 
     @property
     def usable(self) -> bool:
-        """Whether the next command can take it: a finished artefact, or a run that has written a model."""
+        """Whether the next command can take it: a finished artefact, a run that has written a model, or an
+        embedded model."""
         if self.kind in TRAINED:
-            return (self.path / MODEL_FILE).exists()
+            return (self.path / MODEL_FILE).exists() or embedded_at(self.path) is not None
         return self.complete
 
     def parent(self, kind: str) -> Parent | None:
@@ -113,12 +115,14 @@ def write_provenance(artefact: Artefact) -> None:
 
 
 def read_provenance(path: Path) -> Artefact | None:
-    """The artefact at `path`, or None when it carries no provenance of ours.
+    """The artefact at `path`, or of the embedded model of that name; None when it carries no provenance of ours.
 
     Raises ArtefactError when its provenance is damaged or was written by a newer brics, MachineError when a store
     cannot be read now (locked, a failing mount).
     """
     record: Any = None
+    if (model := embedded_at(path)) is not None:
+        return of_embedded(model)
     if path.is_file() and is_store(path):
         with suppress(OSError, RuntimeError, KeyError, ValueError, TypeError), open_hdf5(path) as file:
             record = parse_json(file.attrs[STORE_ATTRIBUTE])
@@ -147,10 +151,16 @@ def read_provenance(path: Path) -> Artefact | None:
         raise ArtefactError(f"the provenance of {path} is damaged ({error!r})") from None
 
 
+def of_embedded(model: EmbeddedModel) -> Artefact:
+    """The artefact that an embedded model stands for."""
+    details = {"sha256": model.sha256, "summary": "embedded in brics"}
+    return Artefact(model.kind, model.directory, created="", details=details)
+
+
 def provenance_at(path: str | Path) -> Artefact | None:
     """`read_provenance` of what is at `path`; None also when nothing is there, whatever is said beside it."""
     path = Path(path)
-    return read_provenance(path) if path.exists() else None
+    return read_provenance(path) if path.exists() or embedded_at(path) is not None else None
 
 
 def sha256_of_file(path: Path) -> str:
@@ -194,23 +204,37 @@ class Workspace:
         raise ArtefactError(f"no {name} in the workspace {self.root.resolve()}", next=f"Make one: {command}")
 
     def resolve(self, kind: Kind, *, argument: str, reporter: Reporter) -> Artefact:
-        """The newest artefact of `kind` for an `argument` that was left out; `reporter` hears which.
+        """The newest artefact of `kind` for an `argument` that was left out, or, where there is none, the embedded
+        model of that kind; `reporter` hears which.
 
         Raises ArtefactError with the command that would make one.
         """
-        artefact = self.newest(kind)
+        try:
+            artefact = self.newest(kind)
+        except ArtefactError:
+            if (model := embedded_default(kind)) is None:
+                raise
+            artefact = of_embedded(model)
         for path, reason in self.passed_over.items():
             reporter.warning(f"{path} is passed over: {reason}")
+        if (model := embedded_at(artefact.path)) is not None:
+            reporter.message(
+                f"{argument} not given, and no {_HOW_TO_MAKE[kind][0]} in the workspace: using {model.name}, which is "
+                f"embedded in brics (sha256 {model.sha256[:12]})"
+            )
+            return artefact
         state = "" if artefact.complete else f", unfinished ({artefact.details.get('summary', 'no summary')})"
         reporter.message(f"{argument} not given: using {artefact.path}{state}")
         return artefact
 
     def with_sha256(self, kind: Kind, sha256: str) -> Artefact | None:
-        """The artefact of `kind` whose weights or bytes have this sha256, should it have moved; else None."""
+        """The artefact of `kind` whose weights or bytes have this sha256, should it have moved, be it an embedded
+        model; else None."""
         for artefact in self.artefacts():
             if artefact.kind == kind and artefact.usable and artefact.details.get("sha256") == sha256:
                 return artefact
-        return None
+        model = embedded_with(sha256)
+        return of_embedded(model) if model is not None and model.kind == kind else None
 
     def ancestor(self, artefact: Artefact, kind: Kind) -> Artefact | None:
         """The nearest artefact of `kind` among `artefact` and what it was made from, breadth first; None: none found.
@@ -230,8 +254,10 @@ class Workspace:
             there = read_provenance(Path(parent.path))
             if there is not None and there.details.get("sha256", parent.sha256) == parent.sha256:
                 return there
-        found = [] if parent.kind in {"collection", "shards"} else self.artefacts()
-        wanted = (parent.kind, parent.sha256)
+        if parent.kind in {"collection", "shards"}:
+            return None
+        wanted, model = (parent.kind, parent.sha256), embedded_with(parent.sha256)
+        found = [*self.artefacts(), *([of_embedded(model)] if model is not None else [])]
         return next((each for each in found if (each.kind, each.details.get("sha256")) == wanted), None)
 
     def collection_path(self, parent: Parent) -> str:

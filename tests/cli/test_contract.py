@@ -112,7 +112,6 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments: tuple[str, ...], said: st
 
 NOTHING_THERE = [
     ("train-ae",),
-    ("encode-dataset", "photographs"),
     ("decode",),
     ("train-diffusion",),
     ("sample",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -11,7 +12,9 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
-from brics_cli.cli.app import run
+import typer
+
+from brics_cli.cli.app import app, run
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -66,3 +69,14 @@ def error_line(finished: Finished) -> str:
     assert len(lines) == 1, finished.stderr
     assert finished.stderr.splitlines()[-1] == lines[0], finished.stderr
     return lines[0].removeprefix("error: ")
+
+
+def parse(line: str) -> None:
+    """Parse a command line `brics ...` as a shell and then brics would, and run nothing. Raises on wrong usage."""
+    _, name, *arguments = shlex.split(line)
+    command = typer.main.get_command(app).get_command(None, name)  # type: ignore[attr-defined]
+    assert command is not None, f"no command {name}"
+    context = command.make_context(name, arguments, resilient_parsing=False)
+    if hasattr(command, "list_commands") and context._protected_args:
+        rest = [*context._protected_args, *context.args]
+        command.get_command(context, rest[0]).make_context(rest[0], rest[1:])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
-from commands import brics, environment, error_line
+from commands import brics, environment, error_line, parse
 
-from brics_cli.cli.app import COMMANDS, LazyGroup, app
+from brics_cli.cli.app import COMMANDS, app
 from brics_cli.workspace import Artefact, write_provenance
 
 ROOT = Path(__file__).parents[2]
@@ -269,10 +268,4 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("line", readme_commands())
 def test_readme_commands_parse(line: str) -> None:
-    _, name, *arguments = shlex.split(line)
-    assert isinstance(GROUP, LazyGroup)
-    command = GROUP.get_command(None, name)
-    context = command.make_context(name, arguments, resilient_parsing=False)
-    if hasattr(command, "list_commands") and context._protected_args:
-        rest = [*context._protected_args, *context.args]
-        command.get_command(context, rest[0]).make_context(rest[0], rest[1:])
+    parse(line)

@@ -25,7 +25,7 @@ from brics_cli.evaluation.selection import Chosen
 from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images import versioned
 from brics_cli.images.fingerprints import fingerprint, known_fingerprint
-from brics_cli.images.loader import CollectionStream, ImageStream, say_enlarged
+from brics_cli.images.loader import CollectionStream, ImageStream, say_multi_frame
 from brics_cli.images.selection import select_positions
 from brics_cli.networks.features import FeatureNetwork, Image, Prepared
 from brics_cli.runtime.reporting import Reporter
@@ -296,7 +296,7 @@ class Measurement:
             failed = [(failure.key, failure.reason) for failure in source.failures]
             self.failures[side] = list(dict.fromkeys([*self.failures.get(side, []), *failed]))
             if isinstance(source, CollectionStream):
-                say_enlarged(self.context.reporter, 0, source.num_read, num_multi_frame=len(source.multi_frame))
+                say_multi_frame(self.context.reporter, len(source.multi_frame), source.num_read)
 
     def _lacks_fake(self) -> bool:
         gathered = (gathering for gathering in self._gatherings.values() if gathering.refused is None)

@@ -356,13 +356,15 @@ def in_batches(order: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield list(order[start : start + batch_size])
 
 
-def say_enlarged(
-    reporter: Reporter, num_enlarged: int, num_images: int, *, size: int = 0, num_multi_frame: int = 0
-) -> None:
-    """Say how many of the images that were decoded were made larger, and how many have more frames than were read."""
+def say_enlarged(reporter: Reporter, num_enlarged: int, num_images: int, *, size: int) -> None:
+    """Say how many of the images that were decoded were made larger."""
     if num_enlarged:
         were = "was" if num_enlarged == 1 else "were"
         reporter.message(f"{num_enlarged:,} of {num_images:,} images {were} enlarged: smaller than {size} px")
+
+
+def say_multi_frame(reporter: Reporter, num_multi_frame: int, num_images: int) -> None:
+    """Say how many of the images that were decoded have more frames than were read."""
     if num_multi_frame:
         have = "has" if num_multi_frame == 1 else "have"
         reporter.warning(

@@ -20,7 +20,7 @@ from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailures
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import Collection, load_shards, open_collection, versioned
 from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, shards_to_redo
-from brics_cli.images.loader import default_num_workers, say_enlarged
+from brics_cli.images.loader import default_num_workers, say_enlarged, say_multi_frame
 from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.executors import LocalExecutor
@@ -254,8 +254,8 @@ def encode_dataset(
             finally:
                 running.close()
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
-            size = header.image_size
-            say_enlarged(reporter, num_enlarged, num_now, size=size, num_multi_frame=num_multi_frame)
+            say_enlarged(reporter, num_enlarged, num_now, size=header.image_size)
+            say_multi_frame(reporter, num_multi_frame, num_now)
             # all of the collection, or what was taken of it where the rest has never been read
             whole = None if collection is plan.whole else known_fingerprint(plan.whole)
             parents = (

@@ -20,7 +20,7 @@ from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, T
 from brics_cli.images import Collection, load_shards, open_collection, versioned
 from brics_cli.images.collection import Wanted
 from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest, shards_to_redo
-from brics_cli.images.loader import say_enlarged
+from brics_cli.images.loader import say_enlarged, say_multi_frame
 from brics_cli.images.packs import (
     CARD,
     FailureLog,
@@ -250,7 +250,8 @@ def pack(
             )
         log.close()
         num_enlarged, num_multi_frame = counts["enlarged"], counts["multi_frame"]
-        say_enlarged(reporter, num_enlarged, counts["images"], size=plan.size, num_multi_frame=num_multi_frame)
+        say_enlarged(reporter, num_enlarged, counts["images"], size=plan.size)
+        say_multi_frame(reporter, num_multi_frame, counts["images"])
         sink.finish(reporter)
         _put_on_record(plan, sources, made_from, log, reporter)
         return replace(_result(plan, log), num_enlarged=num_enlarged)

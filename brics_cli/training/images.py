@@ -21,7 +21,7 @@ import numpy as np
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, ImageError, RawImage, load_shards
 from brics_cli.images.loader import Batch as Decoded
-from brics_cli.images.loader import Loaded, Place, decode_ahead, say_enlarged
+from brics_cli.images.loader import Loaded, Place, decode_ahead, say_enlarged, say_multi_frame
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.order import SampleOrder
@@ -150,8 +150,9 @@ class TrainingImages:
 
     def warn_about_failures(self, reporter: Reporter) -> None:
         """Say how many images could not be decoded so far, and the first of them; and how many were enlarged."""
-        num, num_multi_frame = len(self) - len(self.failures), len(self.multi_frame)
-        say_enlarged(reporter, len(self.enlarged), num, size=self.size, num_multi_frame=num_multi_frame)
+        num = len(self) - len(self.failures)
+        say_enlarged(reporter, len(self.enlarged), num, size=self.size)
+        say_multi_frame(reporter, len(self.multi_frame), num)
         if self.failures:
             sample, reason = next(iter(self.failures.items()))
             reporter.warning(

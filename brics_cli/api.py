@@ -55,6 +55,9 @@ def train_autoencoder(
     *,
     recipe: str | Path | AutoencoderRecipe | None = None,
     steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    precision: Precision | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     val: str | Path | None = None,
@@ -75,6 +78,8 @@ def train_autoencoder(
     recipe: a shipped recipe's name (`brics recipes`), a YAML file, or an `AutoencoderRecipe`. None: the largest general
         one that is not above the median side of the images.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
+    batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
+        in on CUDA, `fp32` or `bf16`. None: as the recipe says.
     overrides: further settings of the recipe, `["optimiser.lr=1e-4", ...]`, applied in order.
     val: a collection to validate on. None: 2% of `data`, by hash of the key.
     subset, image_field: which collection, and which image of a sample, where `data` holds several.
@@ -90,15 +95,18 @@ def train_autoencoder(
     >>> brics_cli.train_autoencoder("photographs/", recipe="tiny", steps=500).metrics["val/psnr"]
     """
     from brics_cli.jobs import train_ae as job
+    from brics_cli.runtime.device import resolve_device
     from brics_cli.runtime.distributed import of_first_process
+    from brics_cli.runtime.precision import say_training_precision
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
     reporter = of_first_process(reporter or _default_reporter())
     options = TrainOptions(
         data=_text(data), subset=subset, image_field=image_field, recipe=recipe, steps=steps, seed=seed,
-        overrides=overrides, val=_text(val), out=_path(out), resume=_path(resume), overwrite=overwrite,
-        init_from=_path(init_from),
+        batch_size=batch_size, lr=lr, precision=precision, overrides=overrides, val=_text(val), out=_path(out),
+        resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
     )  # fmt: skip
+    say_training_precision(precision, resolve_device(device), reporter)
     plan = plan_autoencoder(options, workspace=_workspace(workspace), reporter=reporter)
     return job.train_autoencoder(plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=reporter)
 
@@ -185,7 +193,9 @@ def decode(
     out: str | Path | None = None,
     format: ImageFormat | None = None,
     nested: bool = False,
+    precision: Precision = "fp32",
     batch_size: int | None = None,
+    num_workers: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     workspace: str | Path = ".",
@@ -198,7 +208,9 @@ def decode(
     out: a folder, or one `*.zip`, `*.npz` or `*.tar`. None: `reconstructions` in `workspace`.
     format: `png`, `wds`, `zip` or `npz`. None: by `out`; png for a folder.
     nested: PNG files in folders as keys have slashes, not all in one folder.
-    batch_size: codes per batch of the network. None: 64.
+    precision: what the decoder computes in, `fp32` or `bf16`.
+    batch_size, num_workers: codes per batch of the network, and threads that encode images. None: 64; one per CPU core,
+        at most 8.
     device, overwrite, workspace, reporter: see the module.
 
     Returns the output's path and format, counts, and img/s.
@@ -215,6 +227,8 @@ def decode(
         out=out,
         format=format,
         nested=nested,
+        precision=precision,
+        num_workers=num_workers,
         device=device,
         workspace=_workspace(workspace),
         reporter=reporter,
@@ -227,6 +241,9 @@ def train_diffusion(
     *,
     recipe: str | Path | DiffusionRecipe | None = None,
     steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    precision: Precision | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -242,6 +259,8 @@ def train_diffusion(
     codes: a key-code store. None: the newest in `workspace`.
     recipe: a shipped recipe's name (`brics recipes`), a YAML file, or a `DiffusionRecipe`. None: brics-dit-s.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
+    batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
+        in on CUDA, `fp32` or `bf16`. None: as the recipe says.
     overrides: further settings of the recipe, `["denoiser.dim=128", ...]`, applied in order.
     out: the run directory. None: `runs/diffusion/DATE-RECIPE` in `workspace`.
     resume: an interrupted run to go on with, with its own settings and data.
@@ -254,14 +273,17 @@ def train_diffusion(
     >>> brics_cli.train_diffusion("codes.h5", recipe="tiny", steps=500).run
     """
     from brics_cli.jobs import train_diffusion as job
+    from brics_cli.runtime.device import resolve_device
     from brics_cli.runtime.distributed import of_first_process
+    from brics_cli.runtime.precision import say_training_precision
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
     reporter, place = of_first_process(reporter or _default_reporter()), _workspace(workspace)
     options = TrainOptions(
-        data=_text(codes), recipe=recipe, steps=steps, seed=seed, overrides=overrides, out=_path(out),
-        resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
+        data=_text(codes), recipe=recipe, steps=steps, seed=seed, batch_size=batch_size, lr=lr, precision=precision,
+        overrides=overrides, out=_path(out), resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
     )  # fmt: skip
+    say_training_precision(precision, resolve_device(device), reporter)
     plan = plan_diffusion(options, workspace=place, reporter=reporter)
     return job.train_diffusion(plan, workspace=place, device=device, overwrite=overwrite, reporter=reporter)
 
@@ -283,8 +305,10 @@ def sample(
     clip: bool = True,
     ema: float | None = None,
     autoencoder: str | Path | None = None,
+    precision: Precision = "fp32",
     batch_size: int = DEFAULT_BATCH_SIZE,
     shard_size: int | None = None,
+    num_workers: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     workspace: str | Path = ".",
@@ -305,7 +329,9 @@ def sample(
     clip: limit each estimate to the range that codes can have.
     ema: the width of the average of the weights, 0.05 say. None: the plain one.
     autoencoder: the run of the autoencoder of the codes. None: found by the model's own record of it.
+    precision: what the networks compute in, `fp32` or `bf16`; the sampler's own state stays in fp32.
     batch_size, shard_size: images per batch, and per shard of wds and h5. None: 1000 per shard.
+    num_workers: threads that encode images. None: one per CPU core, at most 8.
     device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
     overwrite, workspace, reporter: see the module.
 
@@ -334,8 +360,10 @@ def sample(
         class_balance=class_balance,
         ema=ema,
         autoencoder=_path(autoencoder),
+        precision=precision,
         batch_size=batch_size,
         shard_size=shard_size,
+        num_workers=num_workers,
         device=device,
         workspace=_workspace(workspace),
         reporter=reporter,
@@ -351,6 +379,8 @@ def evaluate(
     limit: int | None = None,
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
+    autoencoder: str | Path | None = None,
+    precision: Precision = "fp32",
     statistics_by: str | None = None,
     allow_unverified: bool = False,
     use_cache: bool = True,
@@ -371,7 +401,9 @@ def evaluate(
     limit: the first so many pairs, and the first so many images of each side. None: all.
     settings: `brics_cli.evaluation.registry.Settings`: how images are resized for Inception, the features of precision
         and recall, how many nearest neighbours are looked for, in which features, and where their sheet goes.
-    draw: how many images are drawn from a diffusion run, and by which sampler.
+    draw: `brics_cli.sampling.drawn.DrawSettings`: which images are drawn from a diffusion run, and how.
+    autoencoder, precision: what decodes codes, drawn or of a store, and what it and the denoiser compute in. None: the
+        autoencoder that they name; fp32. Metrics' networks compute in fp32.
     statistics_by: the network that saved statistics are of, where they do not tell.
     allow_unverified: use weights of unknown sha256; their figures are marked not comparable.
     use_cache: keep the features of `real`, and take them from there the next time.
@@ -401,6 +433,8 @@ def evaluate(
         allow_unverified=allow_unverified,
         settings=settings,
         draw=draw,
+        autoencoder=_path(autoencoder),
+        precision=precision,
         statistics_by=statistics_by,
         use_cache=use_cache,
         out=_path(out),

@@ -68,7 +68,7 @@ def read_results(path: Path) -> list[Trained]:
             rows.append(Trained(**{**values, "job": Job(**values["job"]), "scores": Scores(**values["scores"])}))
         except (ValueError, TypeError, KeyError):
             raise ArtefactError(
-                f"{path} line {number} is no row of brics bench bottlenecks", next="Give another --results file."
+                f"{path} line {number} is no row of brics bench bottlenecks", next="Give another --out file."
             ) from None
     if lines[-1]:
         path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")

@@ -30,6 +30,7 @@ from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.codes import StoreHeader, StoreShard, StoreWriter
 from brics_cli.codes.encoding import CodeEncoder, Network, ShardWork, encoding_network
 from brics_cli.config import DEFAULT_TRANSFORM, AutoencoderRecipe, load_recipe
+from brics_cli.config.names import Precision
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.loader import default_num_workers, in_processes
 from brics_cli.images.pixels import load_pixels
@@ -52,6 +53,7 @@ def bench_encode(
     recipe: str | None = None,
     device: torch.device,
     num_workers: int | None = None,
+    precision: Precision | None = None,
     batch_size: int = 64,
 ) -> Report:
     """Encode `num_images` photographs of `width` x 3/4 `width` px at `size` px, `repeats` times.
@@ -74,7 +76,7 @@ def bench_encode(
         assert isinstance(loaded, AutoencoderRecipe)
         size, code_shape = loaded.model.image_size, loaded.model.code_shape
         autoencoder = build_autoencoder(loaded.model).to(device).eval().requires_grad_(False)
-        precision = default_precision(device)
+        precision = precision or default_precision(device)
         networks[f"{loaded.name}, {precision}, random weights"] = encoding_network(autoencoder, precision=precision)
     codes = torch.rand((batch_size, *code_shape), generator=torch.Generator().manual_seed(0)).to(device)
     networks = {"none": lambda pixels: codes[: len(pixels)], **networks}

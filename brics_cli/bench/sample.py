@@ -20,6 +20,7 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.flops import gflop_of
 from brics_cli.bench.timing import Report, Table, device_name, median_seconds, peak_bytes
 from brics_cli.config import AutoencoderRecipe, DiffusionRecipe, list_recipes, load_recipe
+from brics_cli.config.names import Precision
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.normalisation import NUM_LEVELS
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings, estimate
@@ -53,6 +54,7 @@ def bench_sample(
     steps: Sequence[int] = (),
     guidance: float = 1.0,
     guide: str | None = None,
+    precision: Precision = "fp32",
     batch_size: int | None = None,
     repeats: int = 3,
     budget_s: float = 20.0,
@@ -82,6 +84,7 @@ def bench_sample(
         weaker = None if guide is None else Path(guide)
         models = load_models(path, guidance=guidance, workspace=workspace, device=device, guide=weaker)
         name = str(path)
+    models.precision = precision
     found = measure(
         models,
         samplers=list(dict.fromkeys(samplers or SAMPLERS)),
@@ -182,6 +185,7 @@ def measure(
         "image_size": autoencoder.config.image_size,
         "code_shape": list(denoiser.code_shape),
         "batch_size": batch_size,
+        "precision": models.precision,
         "evaluation_gflop": evaluation_gflop,
         "decoder_gflop": decoder_gflop,
         "costs": costs,
@@ -194,8 +198,9 @@ def measure(
 def _shown(found: dict[str, Any], name: str) -> list[Table | str]:
     shape = " x ".join(str(side) for side in found["code_shape"])
     title = (
-        f"{name}, codes {shape}, {found['image_size']} px, fp32, batch {found['batch_size']}, on {found['device']}: "
-        f"{found['evaluation_gflop']:,.4g} GFLOP per evaluation, {found['decoder_gflop']:,.4g} to decode"
+        f"{name}, codes {shape}, {found['image_size']} px, {found['precision']}, batch {found['batch_size']}, "
+        f"on {found['device']}: {found['evaluation_gflop']:,.4g} GFLOP per evaluation, "
+        f"{found['decoder_gflop']:,.4g} to decode"
     )
     columns = ["sampler", "steps", "evaluations", "GFLOP/img", "of the release", "decoder's GFLOP", "s/img"]
     table = Table(title, [*columns, "decoder's time"])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
 
 import brics_cli
+from brics_cli.cli.pages import Group, Old, Row, print_panels
 from brics_cli.cli.streams import explain_sigbus, prepare_streams
 from brics_cli.errors import ExitCode, MachineError, NothingSavedError, as_brics_error
 from brics_cli.runtime.stopping import signals_as_ctrl_c
@@ -54,7 +54,11 @@ TAGLINE = "Turn image collections into key codes, train diffusion models on them
 NEXT_STEP = "First time here? brics demo    One command in depth: brics COMMAND --help"
 
 
-class LazyGroup(TyperGroup):
+OUTPUTS = ("--out", "-o", "--plot", "--sheet")
+"""Options whose values are looked at as they were written."""
+
+
+class LazyGroup(Group):
     """A group whose commands live in `brics_cli.cli.<name>` and are imported when they are called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -79,11 +83,7 @@ class LazyGroup(TyperGroup):
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from brics_cli.config.suggestions import did_you_mean
-
-            ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
-        for option in ("--out", "--sheet"):  # as written: a Path knows no slash at its end, and makes a dot of nothing
+        for option in OUTPUTS:  # a Path knows no slash at its end, and makes a dot of nothing
             texts = [value for word, value in pairwise(args) if word == option]
             texts += [word.partition("=")[2] for word in args if word.startswith(f"{option}=")]
             for text in texts:
@@ -92,10 +92,16 @@ class LazyGroup(TyperGroup):
                 check_written(text, option=option)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The commands, without importing any of them."""
+        from typer._click.shell_completion import CompletionItem
+
+        return [
+            CompletionItem(name, help=entry.help) for name, entry in COMMANDS.items() if name.startswith(incomplete)
+        ]
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The top-level page. Own layout, since typer's pulls in a markdown parser (0.2 s)."""
-        from rich.panel import Panel
-        from rich.table import Table
+        """Print the page that lists all commands."""
         from rich.text import Text
 
         from brics_cli.cli.output import stdout_console
@@ -103,26 +109,26 @@ class LazyGroup(TyperGroup):
         console = stdout_console()
         console.print(Text.assemble(("\nbrics", "bold"), f" {brics_cli.__version__}  {TAGLINE}\n"))
         console.print(Text.assemble("Usage: ", ("brics COMMAND [OPTIONS]\n", "bold")))
-        panels: dict[str, list[tuple[str, str]]] = {}
+        panels: dict[str, list[Row]] = {}
         for name, entry in COMMANDS.items():
-            panels.setdefault(entry.panel, []).append((name, entry.help))
+            panels.setdefault(entry.panel, []).append(Row(name, entry.help))
         panels["Options"] = [
-            ("--version", "Print the version and exit."),
-            ("--traceback", "On an error show where in brics it happened (any command takes it)."),
-            ("--help", "Print this page; after a command, that command's."),
+            Row("--version", "Print the version and exit."),
+            Row("--traceback", "On an error show where in brics it happened (any command takes it)."),
+            Row("--install-completion", "Let the shell complete commands, options, recipes, runs, metrics and keys."),
+            Row("-h, --help", "Print this page; after a command, that command's."),
         ]
-        for title, rows in panels.items():
-            table = Table.grid(padding=(0, 2))
-            table.add_column(width=max(map(len, COMMANDS)), style="bold cyan", no_wrap=True)
-            table.add_column()
-            for row in rows:
-                table.add_row(*row)
-            console.print(Panel(table, title=title, title_align="left", border_style="dim"))
+        print_panels(panels)
         console.print(Text(f"{NEXT_STEP}\n", "dim"))
 
 
 app = typer.Typer(
-    cls=LazyGroup, add_completion=True, pretty_exceptions_enable=False, no_args_is_help=True, name="brics"
+    cls=LazyGroup,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    name="brics",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -169,7 +175,7 @@ def _report(error: BaseException) -> int:
             return ExitCode.USAGE  # help has been printed
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "brics"
-        text = _decapitalise(format_message().replace("Value error, ", "").replace("Input should be ", "it should be "))
+        text = _usage_error(error, format_message())
         print_error(f"{path}: {text}{'' if text.endswith(('.', '?')) else '.'} See {path} --help")
         return ExitCode.USAGE
     expected = as_brics_error(error)
@@ -189,6 +195,14 @@ def _check_current_directory() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise MachineError("the current directory has been removed", next="Change to another one.") from None
+
+
+def _usage_error(error: Any, text: str) -> str:
+    """typer's `text` in our words; for an option that there is not, those that it may be."""
+    if hasattr(error, "possibilities"):
+        near = [repr(str(each)) for each in error.possibilities or () if not isinstance(each, Old)]
+        return f"no such option: {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    return _decapitalise(text.replace("Value error, ", "").replace("Input should be ", "it should be "))
 
 
 def _decapitalise(text: str) -> str:

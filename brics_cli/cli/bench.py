@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from brics_cli.bench.choices import DEFAULT_VARIANTS, SCALES, VARIANTS
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.batch import wait_passively
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.cli.pages import Old
+from brics_cli.config.names import Precision
 from brics_cli.diffusion.samplers import SAMPLER_NAMES
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 app = options.command_app(no_args_is_help=True)
 
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; the median is reported.")]
+AutoencoderRecipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|PATH",
+        autocompletion=completion.recipes,
+        help="A recipe of autoencoders (`brics recipes`) or a YAML file.",
+    ),
+]
 
 
 @app.callback()
@@ -26,6 +37,8 @@ def bench() -> None:
     """Measure speed on the device at hand.
 
     Every figure is a median of repeats after a warm-up, with the device waited for, and comes with the device's name.
+
+    Example: brics bench train --recipe brics-256
     """
 
 
@@ -52,12 +65,15 @@ def bottlenecks(
     ] = None,
     val: Annotated[
         str | None,
-        typer.Option("--val", help="Held-out images. Default: a tenth of DATA, whole clusters of look-alikes."),
+        typer.Option(
+            "--val", metavar="DATA", help="Held-out images. Default: a tenth of DATA, whole clusters of look-alikes."
+        ),
     ] = None,
     variants: Annotated[
         list[str] | None,
         typer.Option(
             "--variant",
+            metavar="NAME",
             help=f"One of {', '.join(VARIANTS)}. Repeatable. Default: {', '.join(DEFAULT_VARIANTS)}.",
         ),
     ] = None,
@@ -67,17 +83,26 @@ def bottlenecks(
             "--noise", min=0, max=0.5, help="Training noise on bounded codes. Repeatable. Default: the recipe's."
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|PATH", help="An autoencoder recipe.")] = "tiny",
+    recipe: AutoencoderRecipe = "tiny",
     steps: options.Steps = None,
+    batch_size: options.TrainBatchSize = None,
+    lr: options.LearningRate = None,
+    dtype: options.TrainDtype = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Repeatable. Default: 0.")] = None,
     overrides: options.Set = None,
     own_cost: Annotated[
         bool,
         typer.Option("--own-cost", help="Leave the feature MLP as it is; else it is widened to the recipe's GFLOP."),
     ] = False,
-    results: Annotated[
+    out: Annotated[
         Path | None,
-        typer.Option("--results", metavar="FILE", help="Keep every finished row here; a second call does the rest."),
+        typer.Option(
+            "--out",
+            "-o",
+            Old("--results"),
+            metavar="FILE.json",
+            help="Keep every finished row here; a second call does the rest.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="PNG", help="Plot PSNR against the noise on the codes.")
@@ -93,14 +118,18 @@ def bottlenecks(
     width of its feature MLP. PSNR in dB with clean codes, with noise on the codes (`at .1`: of a tenth of the codes'
     standard deviation) and with codes of 8 and 5 bits; `path` is the length of the decoded path between two images'
     codes over the distance of its ends (1: a cross-fade), `jump` its largest step over its mean step (1: even).
+
+    Example: brics bench bottlenecks --data ./shards --variant grid --variant vq --steps 1000
     """
     from brics_cli.bench.bottlenecks import bench_bottlenecks
     from brics_cli.runtime.device import resolve_device
+    from brics_cli.training.plan import TrainOptions
 
+    asked = TrainOptions(overrides=overrides or (), batch_size=batch_size, lr=lr, precision=dtype)
     session = Session(as_json=as_json, quiet=quiet)
     report = bench_bottlenecks(
         variants or (), data=data, val=val, noise=noise or (), seeds=seeds or (), recipe=recipe,
-        overrides=overrides or (), steps=steps, equal_cost=not own_cost, results=results, plot_to=plot,
+        overrides=asked.settings, steps=steps, equal_cost=not own_cost, results=out, plot_to=plot,
         device=resolve_device(device), num_workers=num_workers, reporter=session.reporter,
     )  # fmt: skip
     _show(session, report)
@@ -108,35 +137,50 @@ def bottlenecks(
 
 @app.command()
 def encode(
-    num_images: Annotated[int, typer.Option("--num-images", min=100, help="Images to encode.")] = 4000,
-    image_format: Annotated[Literal["jpg", "png"], typer.Option("--format", help="Of the image files.")] = "jpg",
+    num_images: Annotated[
+        int, typer.Option("--n", Old("--num-images"), min=100, help="How many images are encoded.")
+    ] = 4000,
+    codec: Annotated[
+        Literal["jpg", "png"], typer.Option("--codec", Old("--format"), help="Of the image files.")
+    ] = "jpg",
     width: Annotated[int, typer.Option("--width", min=16, help="Of the image files, px; they are 3/4 as high.")] = 341,
     size: Annotated[int, typer.Option("--size", min=16, help="Of the square that is encoded, px.")] = 256,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="Encode with this recipe's network too. Default: brics-256 on CUDA, else none."),
+        typer.Option(
+            "--recipe",
+            metavar="NAME|PATH",
+            autocompletion=completion.recipes,
+            help="Encode with this recipe's network too. Default: brics-256 on CUDA, else none.",
+        ),
     ] = None,
+    dtype: options.EncoderDtype = None,
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 3,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """encode-dataset without its network against decoding and cropping alone, and peak memory."""
+    """encode-dataset without its network against decoding and cropping alone, and peak memory.
+
+    Example: brics bench encode --n 2000 --size 256
+    """
     wait_passively()
     from brics_cli.bench.encode import bench_encode
     from brics_cli.runtime.device import resolve_device
 
     report = bench_encode(
-        num_images=num_images, width=width, file_format=image_format, size=size, repeats=repeats, recipe=recipe,
-        device=resolve_device(device), num_workers=num_workers, batch_size=batch_size,
+        num_images=num_images, width=width, file_format=codec, size=size, repeats=repeats, recipe=recipe,
+        precision=dtype, device=resolve_device(device), num_workers=num_workers, batch_size=batch_size,
     )  # fmt: skip
     _show(Session(as_json=as_json), report)
 
 
 @app.command("eval")
 def evaluation(
-    num_images: Annotated[int, typer.Option("--num-images", min=32, help="Images of 256 px to score.")] = 1000,
+    num_images: Annotated[
+        int, typer.Option("--n", Old("--num-images"), min=32, help="How many images of 256 px are scored.")
+    ] = 1000,
     memory_images: Annotated[
         int, typer.Option("--memory-images", min=5000, help="Images whose features are gathered for the peak memory.")
     ] = 50_000,
@@ -147,6 +191,8 @@ def evaluation(
     """FID and all metrics beside the networks' forwards alone; the Fréchet step beside scipy's; memory.
 
     Each row is one timed run: measure on a machine that has nothing else to do.
+
+    Example: brics bench eval --n 1000
     """
     from brics_cli.bench.evaluate import bench_evaluate
     from brics_cli.runtime.device import resolve_device
@@ -164,9 +210,7 @@ def retrieval(
         list[str] | None,
         typer.Option("--scale", metavar="NAME", help=f"{', '.join(SCALES)}. Repeatable. Default: all."),
     ] = None,
-    tables_dtype: Annotated[
-        Literal["fp32", "bf16"], typer.Option("--tables-dtype", help="Numbers in the grids.")
-    ] = "fp32",
+    dtype: Annotated[Precision, typer.Option("--dtype", Old("--tables-dtype"), help="Numbers in the grids.")] = "fp32",
     batch_size: options.BatchSize = 8,
     repeats: Repeats = 10,
     budget: Annotated[
@@ -180,13 +224,15 @@ def retrieval(
     The floors are bytes over the bandwidth of a copy on the same device: `unique` moves every byte once, `corners`
     reads every corner of every look-up. 50% means twice the floor's time; caches can go beyond 100% of `corners`. Peak
     memory (CUDA only) is that of a forward and backward pass, above keys, tables and gradient.
+
+    Example: brics bench retrieval --batch-size 32 --dtype bf16
     """
     from brics_cli.bench.retrieval import bench_retrieval
     from brics_cli.runtime.device import resolve_device
 
     report = bench_retrieval(
         device=resolve_device(device), batch_size=batch_size, repeats=repeats, scales=scales,
-        tables_dtype=tables_dtype, budget_s=budget,
+        tables_dtype=dtype, budget_s=budget,
     )  # fmt: skip
     _show(Session(as_json=as_json), report)
 
@@ -194,11 +240,25 @@ def retrieval(
 @app.command()
 def sample(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A diffusion run. Default: the newest in the workspace.")
+        Path | None, typer.Argument(metavar="RUN", help="A diffusion run, as --model.", hidden=True)
+    ] = None,
+    model_: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="RUN",
+            autocompletion=completion.denoisers,
+            help="A diffusion run. Default: the newest in the workspace.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME|PATH", help="A diffusion recipe with random weights instead of a run."),
+        typer.Option(
+            "--recipe",
+            metavar="NAME|PATH",
+            autocompletion=completion.recipes,
+            help="A diffusion recipe with random weights instead of a run.",
+        ),
     ] = None,
     ae_recipe: Annotated[
         str | None,
@@ -211,15 +271,19 @@ def sample(
     overrides: options.Set = None,
     samplers: Annotated[
         list[str] | None,
-        typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}. Repeatable. Default: all."),
+        typer.Option(
+            "--sampler",
+            metavar="NAME",
+            autocompletion=completion.samplers,
+            help=f"{SAMPLER_NAMES}. Repeatable. Default: all.",
+        ),
     ] = None,
     steps: Annotated[
         list[int] | None,
         typer.Option("--steps", min=1, help="Repeatable. Default: each sampler's own, and a figure beside it."),
     ] = None,
-    guidance: Annotated[
-        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 means no guidance.")
-    ] = 1.0,
+    dtype: options.DecoderDtype = "fp32",
+    guidance: options.Guidance = 1.0,
     guide: Annotated[
         str | None,
         typer.Option("--guide", metavar="RUN|RECIPE", help="Autoguidance: a weaker run or, with --recipe, a recipe."),
@@ -242,15 +306,17 @@ def sample(
 
     GFLOP are counted, 2 per multiply-add, and stand beside the 301 TFLOP counted for the authors' release. Seconds are
     those of `brics sample` without its writing.
+
+    Example: brics bench sample --recipe brics-dit-s --ae-recipe brics-256
     """
     from brics_cli.bench.sample import bench_sample
     from brics_cli.runtime.device import resolve_device
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     report = bench_sample(
-        model, recipe=recipe, ae_recipe=ae_recipe, overrides=overrides or (), samplers=samplers or (),
+        model_ or model, recipe=recipe, ae_recipe=ae_recipe, overrides=overrides or (), samplers=samplers or (),
         steps=steps or (), guidance=guidance, guide=guide, batch_size=batch_size, repeats=repeats, budget_s=budget,
-        device=resolve_device(device), workspace=session.workspace, reporter=session.reporter,
+        precision=dtype, device=resolve_device(device), workspace=session.workspace, reporter=session.reporter,
     )  # fmt: skip
     _show(session, report)
 
@@ -258,13 +324,19 @@ def sample(
 @app.command()
 def store(
     num_rows: Annotated[
-        int, typer.Option("--num-rows", min=1000, help="Rows of 16 x 16 x 16 uint8, 4 KiB each.")
+        int,
+        typer.Option(
+            "--n", Old("--num-rows"), min=1000, help="How many rows of 16 x 16 x 16 uint8 are written, 4 KiB each."
+        ),
     ] = 50000,
     batch_size: options.BatchSize = 256,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 5,
     as_json: options.Json = False,
 ) -> None:
-    """Writing a key-code store, and reading random batches of it against numpy.memmap."""
+    """Writing a key-code store, and reading random batches of it against numpy.memmap.
+
+    Example: brics bench store --n 100000
+    """
     from brics_cli.bench.store import bench_store
 
     report = bench_store(num_rows=num_rows, batch_size=batch_size, repeats=repeats)
@@ -273,7 +345,9 @@ def store(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Option("--recipe", help="An autoencoder recipe: name or path.")] = "tiny",
+    recipe: AutoencoderRecipe = "tiny",
+    batch_size: options.TrainBatchSize = None,
+    dtype: options.TrainDtype = None,
     overrides: options.Set = None,
     data: Annotated[
         str | None,
@@ -290,13 +364,17 @@ def train(
     """A recipe's training step: images per second, where the time goes, and peak memory.
 
     With the discriminator when the recipe has one.
+
+    Example: brics bench train --recipe brics-256 --compile
     """
     from brics_cli.bench.train import bench_train
     from brics_cli.config import AutoencoderRecipe, load_recipe
     from brics_cli.runtime.device import resolve_device
+    from brics_cli.training.plan import TrainOptions
 
     session = Session(as_json=as_json)
-    loaded = load_recipe(recipe, kind="autoencoder", overrides=overrides or (), training__compile=compile_)
+    asked = TrainOptions(overrides=overrides or (), batch_size=batch_size, precision=dtype)
+    loaded = load_recipe(recipe, kind="autoencoder", overrides=asked.settings, training__compile=compile_)
     assert isinstance(loaded, AutoencoderRecipe)
     on = resolve_device(device)
     _show(session, bench_train(loaded, device=on, repeats=repeats, reporter=session.reporter, data=data))

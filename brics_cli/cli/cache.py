@@ -14,7 +14,8 @@ from brics_cli.cli.output import Session, human_bytes, plain_table
 from brics_cli.errors import ExitCode, UsageError
 
 app = options.command_app(
-    no_args_is_help=True, help="List and prune the features of reference collections that eval keeps."
+    no_args_is_help=True,
+    help="List and prune the features of reference collections that eval keeps.\n\nExample: brics cache list",
 )
 
 _SECONDS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -23,7 +24,10 @@ _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @app.command("list")
 def list_entries(as_json: options.Json = False) -> int:
-    """List what is kept: of which images, in which network, how large, when last used."""
+    """List what is kept: of which images, in which network, how large, when last used.
+
+    Example: brics cache list
+    """
     from brics_cli.evaluation import cache
 
     session = Session(as_json=as_json)
@@ -59,6 +63,8 @@ def prune(
     """Remove cached features. They are computed again when they are needed.
 
     With --all also what is remembered of collections, to recognise them without reading them again.
+
+    Example: brics cache prune --unused 30d
     """
     from brics_cli.evaluation import cache
     from brics_cli.workspace.files import forget

@@ -20,11 +20,13 @@ app = options.command_app()
 @app.command()
 def decode(
     codes: Annotated[
-        Path | None, typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace.")
+        Path | None, typer.Argument(metavar="CODES", help="A key-code store. Default: the newest in the workspace.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar=metavar_of(IMAGE_FORMATS), help="Default: reconstructions in the workspace."),
+        options.out_option(
+            metavar_of(IMAGE_FORMATS), "Where the images go. Default: reconstructions in the workspace."
+        ),
     ] = None,
     ae: options.AutoencoderRun = None,
     image_format: Annotated[
@@ -34,6 +36,8 @@ def decode(
     nested: Annotated[
         bool, typer.Option("--nested", help="PNG files in folders, as keys have slashes. Default: all in one folder.")
     ] = False,
+    dtype: options.DecoderDtype = "fp32",
+    num_workers: options.NumWriters = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch. Default: 64.")
     ] = None,
@@ -54,8 +58,8 @@ def decode(
     """
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     how: dict[str, Any] = {
-        "autoencoder": ae, "out": out, "format": image_format, "nested": nested, "device": device,
-        "reporter": session.reporter,
+        "autoencoder": ae, "out": out, "format": image_format, "nested": nested, "device": device, "precision": dtype,
+        "num_workers": num_workers, "reporter": session.reporter,
     }  # fmt: skip
     if dry_run:
         from brics_cli.jobs.decode import plan_decoding

@@ -24,7 +24,7 @@ app = options.command_app()
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The workspace it makes. Default: brics-demo in the workspace."),
+        options.out_option("DIR", "The workspace it makes. Default: brics-demo in the workspace."),
     ] = None,
     ae_steps: Annotated[
         int | None,
@@ -46,6 +46,8 @@ def demo(
     Photographs inside scikit-image are cut into 64 px crops, packed, used to train an autoencoder, encoded, decoded,
     used to train a diffusion model, sampled and measured, each by the command of that name. What it leaves is an
     ordinary workspace: go there and go on.
+
+    Example: brics demo --out brics-demo
     """
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     folder = out if out is not None else session.workspace.root / "brics-demo"

@@ -19,6 +19,8 @@ def doctor(workspace: options.Workspace = None, as_json: options.Json = False) -
 
     Exits 6 when something is wrong, with what to do about it. Weights that are not there are no fault: only the
     metrics that need them are out of reach.
+
+    Example: brics doctor --json
     """
     from rich.table import Table
     from rich.text import Text

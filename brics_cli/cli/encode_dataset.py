@@ -36,13 +36,11 @@ def encode_dataset(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             help="Images: a folder, WebDataset tars, or a pattern. Default: what the autoencoder was trained on.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.h5", help="The store. Default: codes.h5 in the workspace.")
-    ] = None,
+    out: Annotated[Path | None, options.out_option("FILE.h5", "The store. Default: codes.h5 in the workspace.")] = None,
     ae: options.AutoencoderRun = None,
     quantisation: Annotated[
         Quantisation | None,
@@ -51,7 +49,7 @@ def encode_dataset(
             help=f"Default: uint8 for bounded codes, float16 for others ({', '.join(CONTINUOUS_KINDS)}).",
         ),
     ] = None,
-    dtype: options.Dtype = None,
+    dtype: options.EncoderDtype = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
     labels: options.Labels = None,

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session, plain_table
-from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, SAMPLER_NAMES
+from brics_cli.cli.pages import Old
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, REGISTRY, Settings, metrics_help
 from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
+from brics_cli.sampling.tasks import DEFAULT_NUM_DRAWN
 from brics_cli.wording import count
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 _features = partial(typer.Option, rich_help_panel="Features")
-_drawn = partial(typer.Option, rich_help_panel="Images drawn from a diffusion run")
 _neighbours = partial(typer.Option, rich_help_panel="Nearest neighbours")
 
 REAL = (
@@ -61,7 +62,10 @@ NEIGHBOURS_BY = f"In whose features: {', '.join(NEIGHBOUR_NETWORKS)}. Default: t
 @app.callback(invoke_without_command=True)
 def eval(
     context: typer.Context,
-    metric: Annotated[list[str] | None, typer.Option("--metric", help=metrics_help())] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", autocompletion=completion.metrics, help=metrics_help()),
+    ] = None,
     real: Annotated[str | None, typer.Option("--real", metavar="PATH", help=REAL)] = None,
     fake: Annotated[str | None, typer.Option("--fake", metavar="PATH", help=FAKE)] = None,
     real_subset: Annotated[
@@ -79,7 +83,7 @@ def eval(
         str | None, typer.Option("--fake-image-field", metavar="FIELD", help="The same of --fake.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Also write the report, with its provenance, as JSON.")
+        Path | None, options.out_option("FILE.json", "Also write the report, with its provenance, as JSON.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Measure only the first so many pairs, or images of each side.")
@@ -95,13 +99,29 @@ def eval(
     ] = False,
     allow_unverified: Annotated[bool, _features("--allow-unverified", help=UNVERIFIED)] = False,
     self_test: Annotated[bool, _features("--self-test", help=SELF_TEST)] = False,
-    num_samples: Annotated[
-        int | None, _drawn("--num-samples", min=1, help="Images to draw, from seed 0 on. Default: 1000.")
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            Old("--num-samples"),
+            min=1,
+            help=f"How many images. Default: {DEFAULT_NUM_DRAWN:,}, or as many as --seeds says.",
+            rich_help_panel=options.DRAWING,
+        ),
     ] = None,
-    sampler: Annotated[
-        str | None, _drawn("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}. Default: {DEFAULT_SAMPLER}.")
-    ] = None,
-    steps: Annotated[int | None, _drawn("--steps", min=1, help="Sampler steps. Default: the sampler's own.")] = None,
+    seeds: options.Seeds = None,
+    seed: options.FirstSeed = None,
+    ema: options.Ema = None,
+    ae: options.AutoencoderRun = None,
+    sampler: options.Sampler = DEFAULT_SAMPLER,
+    steps: options.SamplerSteps = None,
+    guidance: options.Guidance = 1.0,
+    guide: options.Guide = None,
+    class_: options.Class = None,
+    class_balance: options.Balance = None,
+    clip: options.Clip = True,
+    dtype: options.DecoderDtype = "fp32",
+    num_workers: options.NumWorkers = None,
     neighbours_by: Annotated[str | None, _neighbours("--neighbours-by", metavar="NETWORK", help=NEIGHBOURS_BY)] = None,
     neighbours_of: Annotated[
         int | None,
@@ -130,7 +150,11 @@ def eval(
 
     The transform and size of the store or autoencoder behind one side apply to the collection on the other.
 
+    **Drawing**: of a diffusion run, images are drawn while they are measured, as `brics sample` would.
+
     **Reports** written with `--out` stand side by side in `brics eval compare A.json B.json`.
+
+    Example: brics eval --metric fid --fake runs/diffusion/tiny --n 10000 --out report.json
     """
     if context.invoked_subcommand is not None:
         return ExitCode.DONE
@@ -143,14 +167,20 @@ def eval(
     from brics_cli.sampling.drawn import DrawSettings
 
     settings = _given(mode=mode, preset=preset, neighbours_by=neighbours_by, num_queries=neighbours_of, sheet=sheet)
-    draw = _given(num_images=num_samples, sampler=sampler, steps=steps)
+    draw = DrawSettings(
+        num=num, seeds=seeds, seed=seed, sampler=sampler, steps=steps, guidance=guidance, guide=guide, class_=class_,
+        class_balance=class_balance, clip=clip, ema=ema,
+    )  # fmt: skip
     report = evaluate(
         metric,
         real=real,
         fake=fake,
         limit=limit,
         settings=Settings(**settings),
-        draw=DrawSettings(**draw),
+        draw=draw,
+        autoencoder=ae,
+        precision=dtype,
+        num_workers=num_workers,
         statistics_by=statistics_by,
         allow_unverified=allow_unverified,
         use_cache=not no_cache,
@@ -181,9 +211,15 @@ def eval(
 
 @app.command("compare")
 def compare_reports(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="Files that `brics eval --out` wrote.")],
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT ...", help="Files that `brics eval --out` wrote.")],
     metric: Annotated[
-        str, typer.Option("--metric", help="What to plot against the training step of the model.")
+        str,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            autocompletion=completion.metrics,
+            help="What to plot against the training step of the model.",
+        ),
     ] = "fid",
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write the plot there: .png, .pdf or .svg.")
@@ -195,6 +231,8 @@ def compare_reports(
     """Print reports side by side, the best figure of each metric marked, and plot one against training steps.
 
     Figures that differ in definition, reference or number of images are not ranked: the last column says why.
+
+    Example: brics eval compare a.json b.json --plot fid.png
     """
     from brics_cli.evaluation.comparing import compare, load_report, plot_against_steps
     from brics_cli.evaluation.registry import metric as known_metric

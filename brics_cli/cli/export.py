@@ -26,10 +26,12 @@ class Trainer(StrEnum):
 @app.command()
 def export(
     codes: Annotated[
-        Path | None, typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest in the workspace.")
+        Path | None, typer.Argument(metavar="CODES", help="A key-code store. Default: the newest in the workspace.")
     ] = None,
     to: Annotated[Trainer, typer.Option("--to", help="Whose training code is to read it.")] = Trainer.lightningdit,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: latents in the workspace.")] = None,
+    out: Annotated[
+        Path | None, options.out_option("DIR", "Where the latents go. Default: latents in the workspace.")
+    ] = None,
     flips: Annotated[
         bool,
         typer.Option("--flips/--no-flips", help="Codes of the mirrored images; without, latents_flip repeats latents."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session, human_bytes, plain_table
 from brics_cli.errors import ArtefactError, UsageError
 
@@ -31,7 +31,7 @@ app = options.command_app()
 @app.command()
 def info(
     path: Annotated[
-        str | None, typer.Argument(metavar="[PATH]", help="A key-code store, a run, or a collection of images.")
+        str | None, typer.Argument(metavar="PATH", help="A key-code store, a run, or a collection of images.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every invariant of a store: counts, order, hashes, statistics.")
@@ -43,6 +43,7 @@ def info(
         typer.Option(
             "--flops",
             metavar="RECIPE",
+            autocompletion=completion.recipes,
             help="Count a recipe's GFLOP and parameters instead; `diffusion` or `autoencoder`: of all of that kind.",
         ),
     ] = None,

@@ -17,8 +17,8 @@ app = options.command_app()
 
 @app.command()
 def merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Key-code stores, in the order wanted.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.h5", help="The joined store.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE ...", help="Key-code stores, in the order wanted.")],
+    out: Annotated[Path, options.out_option("FILE.h5", "The joined store.")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every invariant of the joined store, as `brics info --verify`.")
     ] = False,

@@ -1,4 +1,9 @@
-"""Options that more than one command takes, each with one name, one help text and one panel."""
+"""Options that more than one command takes, each with one name, one help text and one panel.
+
+The vocabulary: `--n` is how many are made, `--limit` how many of what is there are looked at; `--out` what a command is
+run for, `--plot` a figure of curves and `--sheet` a picture of images beside it; `--format` what images go to (files,
+shards, an archive), `--codec` how each is encoded. `tests/cli/test_vocabulary.py` holds every command to it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
+from brics_cli.cli import completion
+from brics_cli.cli.pages import COMMON, CommandApp
 from brics_cli.config import names
+from brics_cli.diffusion.samplers import DEFAULT_STEPS, SAMPLER_NAMES
 
-COMMON = "Common"
+command_app = CommandApp
 
 
-def command_app(**settings: Any) -> typer.Typer:
-    """The typer app of one command or command group: help in Markdown, so that docstrings may be wrapped."""
-    return typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False, **settings)
+def out_option(metavar: str, help: str) -> Any:
+    """`--out`, `-o`: what a command is run for."""
+    return typer.Option("--out", "-o", metavar=metavar, help=help)
 
 
 Workspace = Annotated[
@@ -40,47 +48,83 @@ DryRun = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        "--device", help="cuda, cuda:N, mps, cpu, or auto: the first of these there is.", rich_help_panel=COMMON
+        "--device",
+        metavar="DEVICE",
+        help="cuda, cuda:N, mps, cpu, or auto: the first of these there is.",
+        rich_help_panel=COMMON,
     ),
 ]
 Devices = Annotated[
     str,
     typer.Option(
         "--device",
-        help="As everywhere; or several, one process each: cuda:0,cuda:1, cuda:\\* for all, cpu,cpu.",
+        metavar="DEVICE",
+        help="As everywhere; or several, one process each: cuda:0,cuda:1, cuda:* for all, cpu,cpu.",
         rich_help_panel=COMMON,
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
-Dtype = Annotated[
+EncoderDtype = Annotated[
     names.Precision | None,
-    typer.Option("--dtype", help="Arithmetic of the encoder. Default: bf16 on CUDA, fp32 elsewhere."),
+    typer.Option("--dtype", help="What the encoder computes in. Default: bf16 on CUDA, fp32 elsewhere."),
+]
+DecoderDtype = Annotated[
+    names.Precision,
+    typer.Option("--dtype", help="What the networks that make images compute in; bf16 is faster on CUDA alone."),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
+        autocompletion=completion.recipe_keys,
         help="Override one recipe value by its dotted key, e.g. optimiser.lr=1e-4. Repeatable, applied in order.",
     ),
 ]
 
 Recipe = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe (`brics recipes`) or a YAML file.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|PATH",
+        autocompletion=completion.recipes,
+        help="A shipped recipe (`brics recipes`) or a YAML file.",
+    ),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps. Default: the recipe's.")]
+TrainBatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Samples per step, over all devices. Default: the recipe's."),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", help="Learning rate of the networks: optimiser.lr. Default: the recipe's."),
+]
+TrainDtype = Annotated[
+    names.Precision | None,
+    typer.Option("--dtype", help="What networks compute in on CUDA; fp32 elsewhere. Default: the recipe's."),
+]
 RunOut = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="RUN", help="The run directory. Default: runs/KIND/DATE-RECIPE in the workspace."),
+    Path | None, out_option("RUN", "The run directory. Default: runs/KIND/DATE-RECIPE in the workspace.")
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, with its own settings and data."),
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        autocompletion=completion.runs,
+        help="Go on with an interrupted run, with its own settings and data.",
+    ),
 ]
 InitFrom = Annotated[
     Path | None,
-    typer.Option("--init-from", metavar="RUN", help="Start a new run from this run's weights (fine-tuning)."),
+    typer.Option(
+        "--init-from",
+        metavar="RUN",
+        autocompletion=completion.runs,
+        help="Start a new run from this run's weights (fine-tuning).",
+    ),
 ]
 NumWorkers = Annotated[
     int | None,
@@ -90,11 +134,20 @@ NumWorkers = Annotated[
         help="Threads, or for many small images processes, that decode. Default: one per CPU core, at most 16.",
     ),
 ]
+NumWriters = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that encode images. Default: one per CPU core, at most 8."),
+]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete recipe as YAML, do nothing.")]
 
 AutoencoderRun = Annotated[
     Path | None,
-    typer.Option("--ae", metavar="RUN", help="The autoencoder's run directory. Default: found in the workspace."),
+    typer.Option(
+        "--ae",
+        metavar="RUN",
+        autocompletion=completion.autoencoders,
+        help="The autoencoder's run directory. Default: found in the workspace.",
+    ),
 ]
 MaxFailures = Annotated[
     int | None,
@@ -125,5 +178,85 @@ Labels = Annotated[
     names.Labels | None,
     typer.Option(
         "--labels", help="`folder`: top-level folders (in a zip or tars too) are classes; `none`: read no labels."
+    ),
+]
+
+DRAWING = "Drawing images"
+"""What `sample` draws with, and `eval` where it draws on the fly."""
+Num = Annotated[int | None, typer.Option("--n", min=1, help="How many images.", rich_help_panel=DRAWING)]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="A-B",
+        help="The seeds, both ends included: one image each. Default: --n of them from --seed on.",
+        rich_help_panel=DRAWING,
+    ),
+]
+FirstSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="The first seed. Default: 0.", rich_help_panel=DRAWING)
+]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        metavar="WIDTH",
+        help="Which average of the weights, 0.05 say. Default: the plain one.",
+        rich_help_panel=DRAWING,
+    ),
+]
+Sampler = Annotated[
+    str,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        autocompletion=completion.samplers,
+        help=f"{SAMPLER_NAMES}.",
+        rich_help_panel=DRAWING,
+    ),
+]
+SamplerSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help=f"Sampler steps. Default: {DEFAULT_STEPS}.", rich_help_panel=DRAWING),
+]
+Guidance = Annotated[
+    float,
+    typer.Option(
+        "--guidance",
+        help="Scale of guidance, by classes or by --guide; 1 means no guidance.",
+        rich_help_panel=DRAWING,
+    ),
+]
+Guide = Annotated[
+    Path | None,
+    typer.Option(
+        "--guide",
+        metavar="RUN",
+        autocompletion=completion.denoisers,
+        help="Autoguidance: a weaker model of the same codes, to be led away from. With --guidance.",
+        rich_help_panel=DRAWING,
+    ),
+]
+Class = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="NAME|N",
+        help="The class of every image. Default: each draws its own from its seed.",
+        rich_help_panel=DRAWING,
+    ),
+]
+Balance = Annotated[
+    names.ClassBalance | None,
+    typer.Option(
+        "--class-balance",
+        help="Classes as often as in training, or each alike; never one without images. Default: proportional.",
+        rich_help_panel=DRAWING,
+    ),
+]
+Clip = Annotated[
+    bool,
+    typer.Option(
+        "--clip/--no-clip", help="Limit each estimate to the range that codes can have.", rich_help_panel=DRAWING
     ),
 ]

@@ -11,10 +11,11 @@ import typer
 from brics_cli.cli import options
 from brics_cli.cli.batch import same_command_goes_on, say_if_complete, warn_about_failures
 from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.pages import Old
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
 from brics_cli.errors import ExitCode
 from brics_cli.wording import count
-from brics_cli.workspace.naming import EncodingName
+from brics_cli.workspace.naming import Codec
 
 app = options.command_app()
 
@@ -24,10 +25,10 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet."
+            metavar="DATA", help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that the shards go to.")],
+    out: Annotated[Path, options.out_option("DIR", "The folder that the shards go to.")],
     size: Annotated[
         int | None, typer.Option("--size", min=1, help="Side of the square images, in pixels. Default: 256.")
     ] = None,
@@ -38,12 +39,12 @@ def pack(
     shard_size: Annotated[
         int | None, typer.Option("--shard-size", min=1, help="Images per shard. Default: 1000.")
     ] = None,
-    image_format: Annotated[
-        EncodingName | None,
-        typer.Option("--format", help="Of the images in the shards: png (the default) and webp are lossless."),
+    codec: Annotated[
+        Codec | None,
+        typer.Option("--codec", Old("--format"), help="Of the images in the shards; png and webp are lossless."),
     ] = None,
     quality: Annotated[
-        int | None, typer.Option("--quality", min=1, max=100, help="Of --format jpeg. Default: 95.")
+        int | None, typer.Option("--quality", min=1, max=100, help="Of --codec jpeg. Default: 95.")
     ] = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
@@ -73,7 +74,7 @@ def pack(
         size=size,
         transform=transform,
         shard_size=shard_size,
-        format=image_format,
+        codec=codec,
         quality=quality,
         subset=subset,
         labels=labels,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session
 
 app = options.command_app()
@@ -17,10 +17,14 @@ app = options.command_app()
 def plot(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN...]", help="Training runs, overlaid. Default: the newest one in the workspace."),
+        typer.Argument(
+            metavar="RUN ...",
+            autocompletion=completion.runs,
+            help="Training runs, overlaid. Default: the newest one in the workspace.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The picture: .png, .svg or .pdf. Default: curves.png.")
+        Path | None, options.out_option("FILE", "The figure: .png, .svg or .pdf. Default: curves.png.")
     ] = None,
     overwrite: options.Overwrite = False,
     workspace: options.Workspace = None,

@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session, plain_table
 from brics_cli.config.names import RecipeKind
 
@@ -19,6 +19,8 @@ def recipes(context: typer.Context, as_json: options.Json = False) -> None:
 
     A recipe is a YAML file that fully determines a training run. Give its name or a path of your own to --recipe, and
     change single values with --set.
+
+    Example: brics recipes show brics-256 --full
     """
     if context.invoked_subcommand is not None:
         return
@@ -41,14 +43,22 @@ def recipes(context: typer.Context, as_json: options.Json = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped recipe, or a YAML file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH", autocompletion=completion.recipes, help="A shipped recipe, or a YAML file."
+        ),
+    ],
     kind: Annotated[
         RecipeKind | None, typer.Option("--kind", help="Only this one, where both kinds have a recipe of that name.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="With every default written out.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show a recipe as it is written, or complete with every default."""
+    """Show a recipe as it is written, or complete with every default.
+
+    Example: brics recipes show tiny --kind diffusion
+    """
     from brics_cli.config import dump_yaml, recipe_path, recipes_named
 
     found = [recipe for recipe in recipes_named(name) if kind in (None, recipe.kind)]

@@ -17,12 +17,10 @@ app = options.command_app()
 
 @app.command()
 def reconstruct(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.png", help="The sheet. Default: sheet.png.")
-    ] = None,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files.")],
+    out: Annotated[Path | None, options.out_option("FILE.png", "The sheet. Default: sheet.png.")] = None,
     ae: options.AutoencoderRun = None,
-    dtype: options.Dtype = None,
+    dtype: options.EncoderDtype = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch. Default: 64.")
     ] = None,

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brics_cli import api
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session, human_bytes
-from brics_cli.config.names import ClassBalance
-from brics_cli.diffusion.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLER_NAMES
+from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import command_line
 from brics_cli.sampling.tasks import (
@@ -25,7 +24,7 @@ from brics_cli.sampling.tasks import (
     TITLES,
     SampleFormat,
 )
-from brics_cli.workspace.naming import metavar_of
+from brics_cli.workspace.naming import is_picture, metavar_of
 
 if TYPE_CHECKING:
     from brics_cli.sampling.plan import Plan
@@ -39,26 +38,41 @@ PICTURES = "Pictures"
 def sample(
     num: Annotated[
         int | None,
-        typer.Option("--n", min=1, help=f"How many images. Default: {DEFAULT_NUM}, or as many as --seeds says."),
+        typer.Option(
+            "--n",
+            min=1,
+            help=f"How many images. Default: {DEFAULT_NUM}, or as many as --seeds says.",
+            rich_help_panel=options.DRAWING,
+        ),
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="A-B", help="The seeds, both ends included: one image each.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="The first seed, with --n or --grid. Default: 0.")
-    ] = None,
+    seeds: options.Seeds = None,
+    seed: options.FirstSeed = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="RUN", help="A diffusion run. Default: the newest in the workspace."),
+        typer.Option(
+            "--model",
+            metavar="RUN",
+            autocompletion=completion.denoisers,
+            help="A diffusion run. Default: the newest in the workspace.",
+            rich_help_panel=options.DRAWING,
+        ),
     ] = None,
-    ema: Annotated[
-        float | None,
-        typer.Option("--ema", metavar="WIDTH", help="Which average of the weights, 0.05 say. Default: the plain one."),
-    ] = None,
+    ema: options.Ema = None,
     ae: options.AutoencoderRun = None,
+    sampler: options.Sampler = DEFAULT_SAMPLER,
+    steps: options.SamplerSteps = None,
+    guidance: options.Guidance = 1.0,
+    guide: options.Guide = None,
+    class_: options.Class = None,
+    class_balance: options.Balance = None,
+    clip: options.Clip = True,
+    dtype: options.DecoderDtype = "fp32",
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar=metavar_of(FORMATS), help="Default: runs/samples/DATE-RECIPE."),
+        options.out_option(
+            f"{metavar_of(FORMATS)}|x.png",
+            "Where the images go; all on one picture: x.png. Default: runs/samples/DATE-RECIPE.",
+        ),
     ] = None,
     sample_format: Annotated[
         SampleFormat | None,
@@ -68,38 +82,6 @@ def sample(
         ),
     ] = None,
     codes: Annotated[bool, typer.Option("--codes", help="Keep the key codes, as a store: --format h5.")] = False,
-    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES}.")] = DEFAULT_SAMPLER,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", min=1, help=f"Sampler steps. Default: {DEFAULT_STEPS}."),
-    ] = None,
-    guidance: Annotated[
-        float, typer.Option("--guidance", help="Scale of guidance, by classes or by --guide; 1 means no guidance.")
-    ] = 1.0,
-    guide: Annotated[
-        Path | None,
-        typer.Option(
-            "--guide",
-            metavar="RUN",
-            help="Autoguidance: a weaker model of the same codes, to be led away from. With --guidance.",
-        ),
-    ] = None,
-    class_: Annotated[
-        str | None,
-        typer.Option(
-            "--class", metavar="NAME|N", help="The class of every image. Default: each draws its own from its seed."
-        ),
-    ] = None,
-    class_balance: Annotated[
-        ClassBalance | None,
-        typer.Option(
-            "--class-balance",
-            help="Classes as often as in training, or each alike; never one without images. Default: proportional.",
-        ),
-    ] = None,
-    clip: Annotated[
-        bool, typer.Option("--clip/--no-clip", help="Limit each estimate to the range that codes can have.")
-    ] = True,
     grid: Annotated[
         str | None,
         typer.Option(
@@ -128,6 +110,7 @@ def sample(
         ),
     ] = None,
     batch_size: options.BatchSize = DEFAULT_BATCH_SIZE,
+    num_workers: options.NumWriters = None,
     shard_size: Annotated[
         int | None,
         typer.Option("--shard-size", min=1, help=f"Images per shard (wds, h5). Default: {DEFAULT_SHARD_SIZE:,}."),
@@ -151,14 +134,17 @@ def sample(
     how: dict[str, Any] = {
         "model": model, "seed": seed, "out": out, "sampler": sampler, "steps": steps, "guidance": guidance,
         "clip": clip, "guide": guide, "class_": class_, "ema": ema, "autoencoder": ae, "batch_size": batch_size,
+        "class_balance": class_balance, "precision": dtype,
         "device": device, "reporter": session.reporter,
     }  # fmt: skip
-    if grid is not None or interpolate is not None:
+    if grid is not None or interpolate is not None or is_picture(out):
+        several = grid is not None or interpolate is not None
         _check_alone(
-            grid=grid, interpolate=interpolate, n=num, seeds=seeds, format=sample_format, codes=codes,
-            shard_size=shard_size, seed=seed if interpolate is not None else None, class_balance=class_balance,
+            grid=grid, interpolate=interpolate, n=num if several else None, seeds=seeds if several else None,
+            format=sample_format, codes=codes, shard_size=shard_size, workers=num_workers,
+            seed=seed if interpolate is not None else None, class_balance=class_balance if several else None,
         )  # fmt: skip
-        how |= {"grid": grid, "interpolate": interpolate, "num_frames": frames}
+        how |= {"grid": grid, "interpolate": interpolate, "num_frames": frames, "num": num, "seeds": seeds}
         _draw_picture(session, how, dry_run=dry_run, overwrite=overwrite)
         return
     if frames is not None:
@@ -168,8 +154,8 @@ def sample(
             f"--codes and --format {sample_format} disagree", next="A key-code store is --codes or --format h5."
         )
     how |= {
-        "num": num, "seeds": seeds, "format": "h5" if codes else sample_format, "class_balance": class_balance,
-        "shard_size": shard_size,
+        "num": num, "seeds": seeds, "format": "h5" if codes else sample_format, "shard_size": shard_size,
+        "num_workers": num_workers,
     }  # fmt: skip
     if dry_run:
         from brics_cli.sampling.plan import plan_sampling
@@ -223,8 +209,10 @@ def _check_alone(*, grid: str | None, interpolate: tuple[int, int] | None, **oth
     """Raise UsageError when a picture was asked for together with options of whole runs; `others` by their names."""
     if grid is not None and interpolate is not None:
         raise UsageError("--grid and --interpolate were both given", next="They are two pictures: run it twice.")
-    picture, hint = "--interpolate", "It goes from seed A to seed B in --frames images."
-    if interpolate is None:
+    picture, hint = "--out x.png", "It is one picture of all images."
+    if interpolate is not None:
+        picture, hint = "--interpolate", "It goes from seed A to seed B in --frames images."
+    elif grid is not None:
         picture, hint = "--grid", "It shows ROWS x COLS seeds, from --seed A on."
     for name, value in others.items():
         if value not in (None, False):

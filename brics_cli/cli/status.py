@@ -20,6 +20,8 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
 
     Every artefact stands below the one it was made from. `newest` marks what the next command would take when its
     argument is left out.
+
+    Example: brics status --workspace brics-demo
     """
     session = Session(workspace=workspace, as_json=as_json)
     artefacts = session.workspace.artefacts()

@@ -19,7 +19,7 @@ def train_ae(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet. Default: the "
             "newest packed shards.",
         ),
@@ -28,6 +28,9 @@ def train_ae(
     image_field: options.ImageField = None,
     recipe: options.Recipe = None,
     steps: options.Steps = None,
+    batch_size: options.TrainBatchSize = None,
+    lr: options.LearningRate = None,
+    dtype: options.TrainDtype = None,
     seed: options.Seed = None,
     overrides: options.Set = None,
     val: Annotated[
@@ -64,6 +67,9 @@ def train_ae(
         "image_field": image_field,
         "recipe": recipe,
         "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "precision": dtype,
         "seed": seed,
         "overrides": overrides or (),
         "val": val,

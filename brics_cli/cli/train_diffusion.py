@@ -17,10 +17,13 @@ app = options.command_app()
 def train_diffusion(
     codes: Annotated[
         str | None,
-        typer.Argument(metavar="[CODES]", help="A key-code store. Default: the newest one in the workspace."),
+        typer.Argument(metavar="CODES", help="A key-code store. Default: the newest one in the workspace."),
     ] = None,
     recipe: options.Recipe = None,
     steps: options.Steps = None,
+    batch_size: options.TrainBatchSize = None,
+    lr: options.LearningRate = None,
+    dtype: options.TrainDtype = None,
     seed: options.Seed = None,
     overrides: options.Set = None,
     out: options.RunOut = None,
@@ -51,6 +54,9 @@ def train_diffusion(
     asked: dict[str, Any] = {
         "recipe": recipe,
         "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "precision": dtype,
         "seed": seed,
         "overrides": overrides or (),
         "out": out,

@@ -16,7 +16,10 @@ from brics_cli.errors import ExitCode
 if TYPE_CHECKING:
     from brics_cli.networks.weights import FoundWeights, WeightsState
 
-app = options.command_app(no_args_is_help=True, help="List, verify, import and fetch the weights that metrics need.")
+app = options.command_app(
+    no_args_is_help=True,
+    help="List, verify, import and fetch the weights that metrics need.\n\nExample: brics weights list",
+)
 
 _SAID = {"verified": ("there", "green"), "missing": ("missing", "dim"), "unverified": ("unknown", "yellow")}
 """State -> the word for it, and its style."""
@@ -29,7 +32,10 @@ def list_weights(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List every file of weights: what needs it, how large it is, whether and where it stands."""
+    """List every file of weights: what needs it, how large it is, whether and where it stands.
+
+    Example: brics weights list --urls
+    """
     from brics_cli.networks.registry import WEIGHTS
     from brics_cli.networks.weights import search_places, survey, weights_root
 
@@ -60,7 +66,10 @@ def list_weights(
 
 @app.command()
 def verify(as_json: options.Json = False) -> int:
-    """Compare every file that is there with its published sha256. Exit code 3 when one differs."""
+    """Compare every file that is there with its published sha256. Exit code 3 when one differs.
+
+    Example: brics weights verify
+    """
     from brics_cli.networks.weights import survey
 
     session = Session(as_json=as_json)
@@ -88,7 +97,10 @@ def import_weights(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Copy downloaded weights to where brics finds them. They are recognised by sha256, whatever they are called."""
+    """Copy downloaded weights to where brics finds them. They are recognised by sha256, whatever they are called.
+
+    Example: brics weights import ./downloads
+    """
     from brics_cli.networks import weights
 
     session = Session(as_json=as_json)
@@ -103,7 +115,7 @@ def import_weights(
 
 @app.command()
 def fetch(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Which weights; see brics weights list.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID ...", help="Which weights; see brics weights list.")],
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Take weights that have no published sha256 to be checked by.")
     ] = False,
@@ -113,6 +125,8 @@ def fetch(
     """Download weights, checked by sha256 before they get their name. `BRICS_OFFLINE=1` forbids it.
 
     A download that broke off goes on where it ended.
+
+    Example: brics weights fetch inception
     """
     from brics_cli.networks import weights
 

@@ -24,6 +24,8 @@ _RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
     "diffusion": DiffusionRecipe,
 }
 
+_TRAINS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
+"""Kind of recipe -> the command that trains it."""
 _SPELLINGS = {"optimizer": "optimiser", "normalize": "normalise"}
 """American spellings of keys, accepted wherever ours are."""
 MOST_YAML_BYTES = 1 << 20
@@ -223,6 +225,12 @@ def recipe_path(name_or_path: str, *, kind: str) -> Path:
         return path
     known = list_recipes(kind)
     if name_or_path not in known:
+        for other in _RECIPES.keys() - {kind}:
+            if name_or_path in list_recipes(other):
+                raise UsageError(
+                    f"{name_or_path!r} is a recipe of kind {other!r}, and this command takes kind {kind!r}",
+                    next=f"`brics {_TRAINS[other]} --recipe {name_or_path}` trains it.",
+                )
         raise UsageError(
             f"no {kind} recipe {name_or_path!r}{did_you_mean(name_or_path, known)}",
             next="`brics recipes` lists them all.",

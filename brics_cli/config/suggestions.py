@@ -7,13 +7,19 @@ from difflib import get_close_matches
 
 from brics_cli.errors import UsageError
 
+MOST_BEGUN = 3
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` with the nearest of `known`, else the whole list when it is short, else `""`."""
+    """`"; did you mean 'x'?"` with the few of `known` that begin with `name`, or the nearest, in any case; else the
+    whole list when it is short, else `""`."""
     known = list(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    folded = {each.casefold(): each for each in known}
+    near = [each for fold, each in folded.items() if len(name) > 1 and fold.startswith(name.casefold())]
+    if not 1 <= len(near) <= MOST_BEGUN:
+        near = [folded[fold] for fold in get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)]
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return f"; did you mean {' or '.join(map(repr, near))}?"
     if known and len(known) <= 12:
         return f"; there are: {', '.join(known)}"
     return ""

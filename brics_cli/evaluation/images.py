@@ -14,8 +14,10 @@ import torch
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
+from brics_cli.config.names import Precision
 from brics_cli.images import open_collection
 from brics_cli.images.loader import CollectionStream, Image, ImageStream, in_batches
+from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
 from brics_cli.workspace.naming import is_store
@@ -26,13 +28,22 @@ class StoreStream(ImageStream):
 
     kind = "store"
 
-    def __init__(self, store: KeyCodeStore, autoencoder: Autoencoder, *, device: torch.device, batch_size: int) -> None:
+    def __init__(
+        self,
+        store: KeyCodeStore,
+        autoencoder: Autoencoder,
+        *,
+        device: torch.device,
+        batch_size: int,
+        precision: Precision = "fp32",
+    ) -> None:
         super().__init__(batch_size=batch_size)
         self.store = store
         self.autoencoder = autoencoder
         self.device = device
         self.path = str(Path(store.path).resolve())
-        self.identity = store.sha256
+        self.precision = precision
+        self.identity = store.sha256 if precision == "fp32" else f"{store.sha256}-{precision}"
         self.keys = list(store.keys)
 
     def describe(self) -> str:
@@ -42,7 +53,7 @@ class StoreStream(ImageStream):
         order = range(len(self)) if positions is None else positions
         for batch in in_batches(order, self.batch_size):
             codes = torch.from_numpy(self.store.batch(batch)).to(self.device)  # (B, C, h, w)
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(self.precision, self.device):
                 images = to_uint8(self.autoencoder.decode(codes))  # (B, H, W, 3)
             yield list(images)
 
@@ -53,6 +64,8 @@ def open_images(
     workspace: Workspace,
     transform: str | None = None,
     size: int | None = None,
+    autoencoder: Path | None = None,
+    precision: Precision = "fp32",
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     num_workers: int | None = None,
@@ -60,13 +73,16 @@ def open_images(
 ) -> ImageStream:
     """The images at `path`: a key-code store (`*.h5`) or any collection that `open_collection` reads.
 
-    `transform` and `size` apply to a collection; a store already has both. `reporter` hears what of a collection is
-    not read. Raises UsageError and ArtefactError as `open_collection`, `KeyCodeStore` and `load_store_autoencoder` do.
+    `transform` and `size` apply to a collection; a store already has both, and is decoded by `autoencoder` (None: the
+    one it names) in `precision`. `reporter` hears what of a collection is not read. Raises UsageError and ArtefactError
+    as `open_collection`, `KeyCodeStore` and `load_store_autoencoder` do.
     """
     if is_store(path):
         store = KeyCodeStore(Path(path))
-        autoencoder = load_store_autoencoder(store, workspace=workspace, reporter=reporter, device=device)
-        return StoreStream(store, autoencoder, device=torch.device(device), batch_size=batch_size)
+        decoder = load_store_autoencoder(
+            store, workspace=workspace, ae_path=autoencoder, reporter=reporter, device=device
+        )
+        return StoreStream(store, decoder, device=torch.device(device), batch_size=batch_size, precision=precision)
     return CollectionStream(
         open_collection(path, labels="none", reporter=reporter),
         transform=transform,

@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
+from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import open_sink
 from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces
 from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import Reporter, Task
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -34,6 +37,7 @@ class DecodePlan:
     autoencoder: Autoencoder
     sink: ImageSink
     device: torch.device
+    precision: Precision
 
     @property
     def left_out(self) -> list[str]:
@@ -58,7 +62,10 @@ class DecodePlan:
         ]
         if (collection := self.store.artefact.parent("collection")) is not None:
             parents.append(collection)
-        details = {"settings": self.sink.settings}
+        settings = self.sink.settings
+        if self.precision != "fp32":
+            settings["precision"] = self.precision
+        details = {"settings": settings}
         return Artefact("reconstructions", self.sink.path, now(), False, tuple(parents), details)
 
 
@@ -81,6 +88,8 @@ def plan_decoding(
     out: Path | str | None = None,
     format: ImageFormat | None = None,
     nested: bool = False,
+    precision: Precision = "fp32",
+    num_workers: int | None = None,
     device: str = "auto",
     workspace: Workspace,
     reporter: Reporter,
@@ -90,10 +99,11 @@ def plan_decoding(
     Raises ArtefactError when the autoencoder's codes have another shape; UsageError when `out`, `format` and `nested`
     disagree, or when a key of the store would be written outside of `out`.
     """
+    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     check_known(format, IMAGE_FORMATS, option="--format", what="format")
     if out is None:
         out = workspace.root / f"reconstructions{IMAGE_FORMATS[format][0] if format else FOLDER}"
-    sink = open_sink(Path(out), format, default="png", nested=nested)
+    sink = open_sink(Path(out), format, default="png", nested=nested, num_workers=num_workers)
     if nested and not isinstance(sink, PngSink):
         raise UsageError(f"--nested goes with --format png, and {out} is to be {sink.format}")
     if format is None and sink.is_file:
@@ -109,7 +119,7 @@ def plan_decoding(
         )
     for key in store.keys:
         check_key(key)
-    return DecodePlan(store, model, sink, on)
+    return DecodePlan(store, model, sink, on, precision)
 
 
 def decode(
@@ -150,7 +160,7 @@ def _decoded(plan: DecodePlan, done: int, *, batch_size: int, task: Task) -> Ite
     for first in range(done // batch_size * batch_size, len(store), batch_size):
         stop = min(first + batch_size, len(store))
         codes = torch.from_numpy(store.batch(slice(first, stop))).to(plan.device)  # (B, C, h, w)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(plan.precision, plan.device):
             images = to_uint8(plan.autoencoder.decode(codes))  # (B, H, W, 3)
         metas = store.metas(first, stop) if plan.sink.keeps_metas else [None] * len(images)
         for row in range(max(first, done), stop):

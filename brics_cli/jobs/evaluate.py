@@ -6,16 +6,18 @@ and the figures come back with all that is needed to compare them: N, definition
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import brics_cli
 from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs
+from brics_cli.config.names import Precision
+from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.evaluation.family import SIDES, Context, Output, Score, Side, family_of
 from brics_cli.evaluation.images import StoreStream, open_images
@@ -51,7 +53,7 @@ from brics_cli.workspace import (
 )
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.embedded import model_reference
-from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output
+from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output, is_store
 from brics_cli.workspace.outputs import absent_unless_done, output_lock
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
@@ -72,6 +74,8 @@ def evaluate(
     allow_unverified: bool = False,
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
+    autoencoder: Path | None = None,
+    precision: Precision = "fp32",
     statistics_by: str | None = None,
     use_cache: bool = True,
     out: Path | None = None,
@@ -101,9 +105,13 @@ def evaluate(
         check_network(statistics_by)
         if not any(str(path).endswith(".npz") for path in (real, fake)):
             raise UsageError(f"--statistics-by {statistics_by} goes with saved statistics, an .npz, and there are none")
+    draw = draw or DrawSettings()
+    draw.drawn()
+    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     torch_device = resolve_device(device)
     report = EvaluationReport(left_out=dict(choice.left_out))
     plan = _plan(choice, real, fake, workspace, report, reporter)
+    _check_made_by_networks(plan, draw, autoencoder=autoencoder, precision=precision)
     if dry_run:
         for inputs, group in plan.items():
             report.planned.append({"metrics": [each.name for each in group], **asdict(inputs)})
@@ -118,7 +126,9 @@ def evaluate(
         context = Context(choice.settings, torch_device, pool, reporter, batch_size, limit, use_cache)
         for inputs, group in plan.items():
             sides = {
-                side: _open_side(path, inputs, context, workspace, draw or DrawSettings(), num_workers, statistics_by)
+                side: _open_side(
+                    path, inputs, context, workspace, draw, num_workers, statistics_by, autoencoder, precision
+                )
                 for side, path in zip(SIDES, (inputs.real, inputs.fake), strict=True)
             }
             for side, source in sides.items():
@@ -135,6 +145,7 @@ def evaluate(
             "created": now(),
             "device": str(torch_device),
             "dtype": "float32",
+            **({"decoded_in": precision} if precision != "fp32" else {}),
             "batch_size": batch_size,
             "limit": limit,
             "mode": choice.settings.mode,
@@ -180,6 +191,22 @@ def _plan(
     return plan
 
 
+def _check_made_by_networks(
+    plan: Iterable[ComparisonInputs], draw: DrawSettings, *, autoencoder: Path | None, precision: Precision
+) -> None:
+    """Raise UsageError for settings of drawing or decoding where nothing is drawn or decoded."""
+    paths = {path for inputs in plan for path in (inputs.real, inputs.fake)}
+    is_drawn = any((made := provenance_at(path)) is not None and made.kind == "diffusion" for path in paths)
+    if draw.options and not is_drawn:
+        raise UsageError(
+            f"{', '.join(draw.options)}: no images are drawn, since neither side is a diffusion run",
+            next="Give the run: --fake runs/diffusion/RUN, or sample it first: brics sample.",
+        )
+    if not is_drawn and not any(map(is_store, paths)) and (autoencoder is not None or precision != "fp32"):
+        given = "--ae" if autoencoder is not None else f"--dtype {precision}"
+        raise UsageError(f"{given}: no images are decoded, since neither side is a store or a diffusion run")
+
+
 def _open_side(
     path: str,
     inputs: ComparisonInputs,
@@ -188,6 +215,8 @@ def _open_side(
     draw: DrawSettings,
     num_workers: int,
     statistics_by: str | None,
+    autoencoder: Path | None,
+    precision: Precision,
 ) -> Input:
     """Images of a collection, a store or a diffusion run, or saved statistics.
 
@@ -205,12 +234,17 @@ def _open_side(
             )
     made = provenance_at(path)
     if made is not None and made.kind == "diffusion":
-        return draw_images(Path(path), draw, workspace=workspace, device=context.device, batch_size=context.batch_size)
+        return draw_images(
+            Path(path), draw, autoencoder=autoencoder, precision=precision, workspace=workspace,
+            device=context.device, batch_size=context.batch_size,
+        )  # fmt: skip
     return open_images(
         path,
         workspace=workspace,
         transform=inputs.transform,
         size=inputs.size,
+        autoencoder=autoencoder,
+        precision=precision,
         device=context.device,
         batch_size=context.batch_size,
         num_workers=num_workers,

@@ -38,7 +38,7 @@ from brics_cli.images.sources.tars import TarCollection
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import Artefact, Parent, provenance_at, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
-from brics_cli.workspace.naming import FOLDER, EncodingName, form_of_output
+from brics_cli.workspace.naming import FOLDER, Codec, form_of_output
 from brics_cli.workspace.outputs import Claim, claim, output_lock
 
 SIZE, SHARD_SIZE = 256, 1000
@@ -128,7 +128,7 @@ def plan_packing(
     size: int | None = None,
     transform: str | None = None,
     shard_size: int | None = None,
-    format: EncodingName | None = None,
+    codec: Codec | None = None,
     quality: int | None = None,
     subset: str | None = None,
     labels: Labels | None = None,
@@ -138,9 +138,9 @@ def plan_packing(
     """Look at the source, and tell `reporter` what of it is not read.
 
     Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`, and for the `quality` of
-    a lossless `format`.
+    a lossless `codec`.
     """
-    encoding = encoding_of(format or "png", quality=quality)
+    encoding = encoding_of(codec or "png", quality=quality)
     form_of_output(out, {"shards": (FOLDER,)})
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")

@@ -1,10 +1,12 @@
-"""`brics sample --grid` and `--interpolate`: a few images of a diffusion model in one picture, to be looked at.
+"""`brics sample --out x.png`, `--grid` and `--interpolate`: a few images of a diffusion model in one picture.
 
-A grid of seeds, or the way from one seed to another. B images at once, (H, W, 3) uint8; latent noise (C, h, w).
+Seeds in order, a grid of them, or the way from one seed to another. B images at once, (H, W, 3) uint8; latent noise
+(C, h, w).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +27,8 @@ from brics_cli.runtime.stopping import stop_signals
 from brics_cli.sampling.batch_sizes import BatchSizes
 from brics_cli.sampling.engine import Engine
 from brics_cli.sampling.models import CodesOfSeeds, ImageNoise, Models, OnStep, load_models
-from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, DEFAULT_FRAMES, Task, check_seed
+from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, DEFAULT_FRAMES, Task, check_seed, seed_range
+from brics_cli.wording import count
 from brics_cli.workspace import Artefact, Workspace, atomic_path, check_output, write_provenance
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import FOLDER, PICTURE, form_of_output
@@ -85,6 +88,8 @@ def plan_picture(
     grid: str | None = None,
     interpolate: tuple[int, int] | None = None,
     num_frames: int | None = None,
+    num: int | None = None,
+    seeds: str | range | None = None,
     seed: int | None = None,
     out: Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -95,14 +100,21 @@ def plan_picture(
 ) -> tuple[Picture, Path]:
     """The picture that was asked for, with its models loaded, and where it goes.
 
-    It is a `grid`, `ROWSxCOLS`, of seeds from `seed` on, or `interpolate`, the way between two seeds. `out` is a PNG
-    file, or for an interpolation a folder; None: a new one in the workspace. `how` are the settings that `load_models`
+    It is a `grid`, `ROWSxCOLS`, of seeds from `seed` on, `interpolate`, the way between two seeds, or, with neither,
+    the images of the seeds that `num`, `seeds` and `seed` say (see `brics_cli.api.sample`). `out` is a PNG file, or for
+    an interpolation a folder; None: a new one in the workspace. `how` are the settings that `load_models`
     takes, which also says what is raised.
     """
     match = re.fullmatch(r"([0-9]+)[xX]([0-9]+)", grid or "1x1")
     rows, columns = (int(match[1]), int(match[2])) if match else (0, 0)
     if not (1 <= rows <= MAX_GRID_SIDE and 1 <= columns <= MAX_GRID_SIDE):
         raise UsageError(f"--grid {grid} is not ROWSxCOLS, each from 1 to {MAX_GRID_SIDE}", next="Example: --grid 4x8")
+    wanted = seed_range(num=num, seeds=seeds, seed=seed)
+    if len(wanted) > MAX_GRID_SIDE**2:
+        raise UsageError(
+            f"{len(wanted):,} images are too many for one picture, which holds {MAX_GRID_SIDE**2:,} at most",
+            next="Sample them into files: --out samples, or samples.zip.",
+        )
     for end in interpolate or (seed or 0,):
         check_seed(end, option=f"--interpolate {interpolate[0]} {interpolate[1]}" if interpolate else f"--seed {seed}")
     if out is not None:
@@ -116,12 +128,40 @@ def plan_picture(
     if interpolate is not None:
         num_frames = num_frames or DEFAULT_FRAMES
         picture = interpolation(models, *interpolate, num_frames=num_frames, batch_size=batch_size, reporter=reporter)
+    elif grid is None:
+        picture = pictured(models, wanted, batch_size=batch_size)
     else:
         picture = grid_of_seeds(models, rows, columns, first_seed=seed or 0, batch_size=batch_size)
     if out is None:
         run = workspace.new_run_path("samples", models.recipe)
         out = run.with_name(run.name + ("-interpolation" if picture.frames else "-grid.png"))
     return picture, out
+
+
+def pictured(models: Models, seeds: range, *, batch_size: int) -> Picture:
+    """The images of `seeds`, as `brics sample` draws them, in about as many rows as columns."""
+    num_columns, wanted = math.ceil(math.sqrt(len(seeds))), list(seeds)
+
+    def noise(places: Sequence[int]) -> Noise:
+        return ImageNoise([wanted[place] for place in places], shape=models.denoiser.code_shape, device=models.device)
+
+    rows = [wanted[first : first + num_columns] for first in range(0, len(wanted), num_columns)]
+    return Picture(
+        models,
+        batch_size,
+        len(wanted),
+        num_columns,
+        wanted,
+        models.labels(wanted),
+        noise,
+        f"{count(len(wanted), 'image')}, {_named(wanted)}",
+        settings={"seeds": f"{wanted[0]}-{wanted[-1]}"},
+        row_labels=[_named(row) for row in rows],
+    )
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
 def grid_of_seeds(models: Models, num_rows: int, num_columns: int, *, first_seed: int, batch_size: int) -> Picture:
@@ -142,8 +182,7 @@ def grid_of_seeds(models: Models, num_rows: int, num_columns: int, *, first_seed
             )
         seeds = seeds[:num_columns] * num_rows
         labels = [class_ for class_ in present[:num_rows] for _ in range(num_columns)]
-    ends = [(seeds[first], seeds[first + num_columns - 1]) for first in range(0, num_images, num_columns)]
-    row_labels = [f"seed {first}" if first == last else f"seeds {first} to {last}" for first, last in ends]
+    row_labels = [_named(seeds[first : first + num_columns]) for first in range(0, num_images, num_columns)]
     summary = f"grid of {num_rows} x {num_columns} from seed {first_seed}"
     if per_class:
         names = [denoiser.classes.shown(class_) for class_ in present[:num_rows]]

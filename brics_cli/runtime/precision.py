@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from brics_cli.config.names import Precision
+from brics_cli.runtime.reporting import Reporter
 
 
 def default_precision(device: torch.device) -> Precision:
@@ -20,6 +21,12 @@ def default_precision(device: torch.device) -> Precision:
 def training_precision(asked: Precision, device: torch.device) -> Precision:
     """A recipe's precision, as far as it pays on `device`: bf16 is slower than float32 on a CPU."""
     return asked if default_precision(device) == "bf16" else "fp32"
+
+
+def say_training_precision(asked: Precision | None, device: torch.device, reporter: Reporter) -> None:
+    """Say that what was asked for by name is not what `training_precision` makes of it."""
+    if asked is not None and training_precision(asked, device) != asked:
+        reporter.warning(f"--dtype {asked} is not used on {device}, where it is slower: computing in fp32")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""Images drawn from a diffusion model while they are measured: nothing is written, image i is that of seed i.
+"""Images drawn from a diffusion model while they are measured: nothing is written, each is that of its seed.
 
 B images per batch, (H, W, 3) uint8 RGB; the same pixels as the PNGs of `brics sample` with the same settings.
 """
@@ -8,46 +8,71 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
+from brics_cli.config.names import ClassBalance, Precision
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.images.loader import Image, ImageStream
 from brics_cli.sampling.models import Models, load_models
-from brics_cli.sampling.tasks import key_of
+from brics_cli.sampling.tasks import DEFAULT_NUM_DRAWN, key_of, seed_range
 from brics_cli.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How many images, from seed 0 on, and how."""
+    """Which images are drawn, and how: what `brics_cli.api.sample` calls so. `num` None: 1000, or as `seeds` says."""
 
-    num_images: int = 1000
+    num: int | None = None
+    seeds: str | range | None = None
+    seed: int | None = None
     sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
+    guidance: float = 1.0
+    guide: Path | None = None
+    class_: int | str | None = None
+    class_balance: ClassBalance | None = None
+    clip: bool = True
+    ema: float | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Those that are not as they are when nobody asks, as the command line spells them."""
+        changed = (each.name for each in fields(self) if getattr(self, each.name) != each.default)
+        return [f"--{'n' if name == 'num' else name.strip('_').replace('_', '-')}" for name in changed]
+
+    def drawn(self) -> range:
+        """The seeds. Raises UsageError as `seed_range`."""
+        num = DEFAULT_NUM_DRAWN if self.num is None and self.seeds is None else self.num
+        return seed_range(num=num, seeds=self.seeds, seed=self.seed)
 
 
 class DrawnStream(ImageStream):
-    """The images of seeds 0 to `num_images` - 1 of a diffusion model; the key of an image is its seed."""
+    """The images of `seeds` of a diffusion model; the key of an image is its seed."""
 
     kind = "diffusion"
 
-    def __init__(self, models: Models, num_images: int, *, path: str, batch_size: int) -> None:
+    def __init__(self, models: Models, seeds: range, *, path: str, batch_size: int) -> None:
         super().__init__(batch_size=batch_size)
         self.models = models
         self.path = path
-        self.keys = [key_of(seed) for seed in range(num_images)]
-        settings = {**models.record(batch_size=batch_size), "seeds": f"0-{num_images - 1}"}
+        self.seeds = seeds
+        self.keys = [key_of(seed) for seed in seeds]
+        settings = {**models.record(batch_size=batch_size), "seeds": self._named}
         identity = {"settings": settings, "model": models.denoiser.weights_sha256}
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _named(self) -> str:
+        return f"{self.seeds.start}-{self.seeds.stop - 1}"
 
     def describe(self) -> str:
         how = {"proportional": ", classes as often as in training", "even": ", each class alike"}
         return (
             f"{len(self):,} images drawn from a diffusion model, {self.models.settings.sampler}, "
-            f"{self.models.settings.num_evaluations} evaluations each, seeds 0-{len(self) - 1}"
+            f"{self.models.settings.num_evaluations} evaluations each, seeds {self._named}"
             f"{how.get(self.models.balance or '', '')}"
         )
 
@@ -56,12 +81,12 @@ class DrawnStream(ImageStream):
         drawn: dict[int, Image] = {}
         waiting: list[Image | None] = []
         for position in range(len(self)) if positions is None else positions:
-            if position not in drawn:
-                first = position - position % self.batch_size
+            if (seed := self.seeds[position]) not in drawn:
+                first = seed - seed % self.batch_size
                 seeds = range(first, first + self.batch_size)
                 codes, _ = self.models.compute(seeds)
                 drawn = dict(zip(seeds, self.models.pixels(codes), strict=True))  # (H, W, 3) each
-            waiting.append(drawn[position])
+            waiting.append(drawn[seed])
             if len(waiting) == self.batch_size:
                 yield waiting
                 waiting = []
@@ -70,8 +95,16 @@ class DrawnStream(ImageStream):
 
 
 def draw_images(
-    model: Path, settings: DrawSettings, *, workspace: Workspace, device: torch.device, batch_size: int
+    model: Path,
+    settings: DrawSettings,
+    *,
+    autoencoder: Path | None = None,
+    precision: Precision = "fp32",
+    workspace: Workspace,
+    device: torch.device,
+    batch_size: int,
 ) -> DrawnStream:
     """The stream of the diffusion run (or its `model` directory) `model`. Raises what `load_models` raises."""
-    models = load_models(model, sampler=settings.sampler, steps=settings.steps, workspace=workspace, device=device)
-    return DrawnStream(models, settings.num_images, path=str(model.resolve()), batch_size=batch_size)
+    how = {name: value for name, value in vars(settings).items() if name not in ("num", "seeds", "seed")}
+    models = load_models(model, **how, autoencoder=autoencoder, precision=precision, workspace=workspace, device=device)
+    return DrawnStream(models, settings.drawn(), path=str(model.resolve()), batch_size=batch_size)

@@ -237,7 +237,7 @@ def open_file(plan: Plan, task: Task) -> Iterator[Add]:
         def add_images(batch: Batch) -> None:
             assert batch.images is not None
             images = map(OutputImage, map(key_of, batch.seeds), batch.images, batch.label_of_each)
-            with closing(encoded(images, sink.encoding)) as ahead:
+            with closing(encoded(images, sink.encoding, num_workers=sink.num_workers)) as ahead:
                 for image in ahead:
                     put(image)
 

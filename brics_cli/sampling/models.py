@@ -17,7 +17,7 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
-from brics_cli.config.names import ClassBalance
+from brics_cli.config.names import ClassBalance, Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
 from brics_cli.diffusion.samplers import (
@@ -29,6 +29,7 @@ from brics_cli.diffusion.samplers import (
     sample_codes,
 )
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Parent, Workspace, read_provenance, sha256_of_file
@@ -61,8 +62,9 @@ class Models:
     """Loaded models, and how images are drawn from them.
 
     `guide` is the weaker model of autoguidance. `class_` is the class of all images; None: every image draws its own,
-    as `balance` says (see `Classes.draw`), or there are none. Where the models are from files: `ema` is the width of
-    the denoiser's average (None: the plain one), `parents` are what samples are made from, `recipe` names the
+    as `balance` says (see `Classes.draw`), or there are none. `precision` is what the networks compute in; codes and
+    the sampler's state are float32. Where the models are from files: `ema` is the width of the denoiser's average
+    (None: the plain one), `parents` are what samples are made from, `recipe` names the
     denoiser's run, and `loaded_with` are the arguments of `load_models`.
 
     Raises UsageError for classes that the model does not have, guidance that it was not trained for, a guide without
@@ -76,6 +78,7 @@ class Models:
     class_: int | None = None
     balance: ClassBalance | None = None
     ema: float | None = None
+    precision: Precision = "fp32"
     parents: tuple[Parent, ...] = ()
     recipe: str = ""
     loaded_with: dict[str, Any] = field(default_factory=dict)
@@ -146,9 +149,10 @@ class Models:
         Raises ArtefactError when they are not finite: the model has diverged.
         """
         classes = None if labels is None else torch.tensor(labels, device=self.device)
-        codes = sample_codes(
-            self.denoiser, noise=noise, settings=self.settings, labels=classes, guide=self.guide, on_step=on_step
-        )
+        with autocast(self.precision, self.device):
+            codes = sample_codes(
+                self.denoiser, noise=noise, settings=self.settings, labels=classes, guide=self.guide, on_step=on_step
+            )
         if not bool(torch.isfinite(codes.sum())):  # one sum is finite when all are; the device is waited for
             raise ArtefactError(
                 f"{self.denoiser.path} makes codes that are not finite",
@@ -159,7 +163,8 @@ class Models:
     @torch.inference_mode()
     def pixels(self, codes: Tensor) -> np.ndarray:
         """Codes (B, C, h, w) -> (B, H, W, 3) uint8, in the memory of the host."""
-        return to_uint8(self.autoencoder.decode(codes))
+        with autocast(self.precision, codes.device):
+            return to_uint8(self.autoencoder.decode(codes))
 
     def record(self, *, batch_size: int) -> dict[str, Any]:
         """What images depend on besides their seeds and the parents. What was not asked for is not named."""
@@ -173,6 +178,8 @@ class Models:
         }
         if self.balance is not None:
             record["class_balance"] = self.balance
+        if self.precision != "fp32":
+            record["precision"] = self.precision
         if self.ema is not None:
             record |= {"ema": self.ema, "ema_sha256": self.denoiser.weights_sha256}
         return record
@@ -209,6 +216,7 @@ def load_models(
     class_balance: ClassBalance | None = None,
     ema: float | None = None,
     autoencoder: Path | None = None,
+    precision: Precision = "fp32",
     workspace: Workspace,
     device: torch.device,
     reporter: Reporter | None = None,
@@ -218,6 +226,7 @@ def load_models(
     What is left out is looked up, and the reporter told; see `brics_cli.api.sample` for the rest. Raises ArtefactError
     for a missing or damaged model, average, guide or autoencoder, and what `SamplerSettings` and `Models` raise.
     """
+    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     reporter = reporter or SilentReporter()
     model = _run_of(model or workspace.resolve("diffusion", argument="--model", reporter=reporter).path)
@@ -262,9 +271,11 @@ def load_models(
     loaded_with = {
         "model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "clip": clip, "guide": guide,
         "class_": class_, "class_balance": class_balance, "ema": ema, "autoencoder": decoder.path,
-        "workspace": workspace,
+        "precision": precision, "workspace": workspace,
     }  # fmt: skip
-    return Models(denoiser, decoder, settings, weaker, class_, class_balance, ema, tuple(parents), recipe, loaded_with)
+    return Models(
+        denoiser, decoder, settings, weaker, class_, class_balance, ema, precision, tuple(parents), recipe, loaded_with
+    )
 
 
 def _run_of(model: Path) -> Path:

@@ -57,6 +57,7 @@ class Plan:
     format: SampleFormat
     shard_size: int
     devices: tuple[torch.device, ...]
+    num_workers: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,7 +77,9 @@ class Plan:
     def sink(self) -> ImageSink:
         """What writes the images, where they are kept."""
         names = self.models.denoiser.class_names
-        return open_sink(self.out, self.format, shard_size=self.shard_size, class_names=names)
+        return open_sink(
+            self.out, self.format, shard_size=self.shard_size, class_names=names, num_workers=self.num_workers
+        )
 
     @property
     def folder(self) -> Path:
@@ -147,6 +150,7 @@ def plan_sampling(
     format: SampleFormat | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     shard_size: int | None = None,
+    num_workers: int | None = None,
     device: str = "auto",
     workspace: Workspace,
     reporter: Reporter,
@@ -167,7 +171,7 @@ def plan_sampling(
     if models.balance is not None:
         often = "as often as in training" if models.balance == "proportional" else "each as often as any other"
         reporter.message(f"classes are drawn {often}: {models.denoiser.classes.listed()} (--class-balance, --class)")
-    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size or DEFAULT_SHARD_SIZE, devices)
+    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size or DEFAULT_SHARD_SIZE, devices, num_workers)
     return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
 
 

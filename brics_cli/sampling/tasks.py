@@ -12,6 +12,8 @@ from brics_cli.errors import UsageError
 from brics_cli.workspace.naming import IMAGE_FORMATS, IMAGE_TITLES, STORE_ENDING, ImageFormat
 
 DEFAULT_NUM, DEFAULT_BATCH_SIZE, DEFAULT_SHARD_SIZE, DEFAULT_FRAMES = 64, 32, 1000, 12
+DEFAULT_NUM_DRAWN = 1000
+"""Images that `brics eval` draws on the fly."""
 MAX_SEED = 2**62
 MAX_NUM = 10**9
 """Images of one run: its list of tasks is kept in memory."""

@@ -25,6 +25,7 @@ from brics_cli.config import (
     load_recipe,
 )
 from brics_cli.config.loading import recipe_from_values
+from brics_cli.config.names import Precision
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
@@ -64,6 +65,9 @@ class TrainOptions:
     image_field: str | None = None
     recipe: str | Path | Recipe | None = None
     steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    precision: Precision | None = None
     seed: int | None = None
     overrides: Sequence[str] = ()
     val: str | None = None
@@ -71,6 +75,16 @@ class TrainOptions:
     resume: Path | None = None
     overwrite: bool = False
     init_from: Path | None = None
+
+    @property
+    def settings(self) -> list[str]:
+        """`overrides`, and what stands for one after them: --batch-size, --lr, --dtype."""
+        flags = {
+            "training.batch_size": self.batch_size,
+            "optimiser.lr": self.lr,
+            "training.precision": self.precision,
+        }
+        return [*self.overrides, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
 
 
 @dataclass(frozen=True)
@@ -275,7 +289,7 @@ def _num_bytes(model: nn.Module) -> int:
 
 
 def _load(recipe: str | Path | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:
-    flags: dict[str, Any] = {"overrides": asked.overrides, "training__steps": asked.steps, "training__seed": asked.seed}
+    flags: dict[str, Any] = {"overrides": asked.settings, "training__steps": asked.steps, "training__seed": asked.seed}
     if isinstance(recipe, str | Path):
         loaded = load_recipe(str(recipe), kind=kind, **flags)
     else:
@@ -332,9 +346,9 @@ def _run_to_resume(asked: TrainOptions, kind: Kind, reporter: Reporter) -> tuple
     if refused:
         raise UsageError(
             f"--resume goes on with the run's own settings, so it cannot be given with {', '.join(refused)}",
-            next="--steps and --set may change; for anything else start a new run with --init-from.",
+            next="--steps, --lr and --set may change; for anything else start a new run with --init-from.",
         )
     artefact = open_for_resume(asked.resume, kind=kind)
-    recipe = resumed_recipe(asked.resume, kind=kind, overrides=asked.overrides, steps=asked.steps, reporter=reporter)
+    recipe = resumed_recipe(asked.resume, kind=kind, overrides=asked.settings, steps=asked.steps, reporter=reporter)
     check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
     return artefact, recipe

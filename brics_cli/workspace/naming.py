@@ -49,7 +49,7 @@ IMAGE_TITLES: dict[ImageFormat, str] = {
     "zip": "EDM's zip",
     "npz": "ADM's npz",
 }
-EncodingName = Literal["png", "jpeg", "webp"]
+Codec = Literal["png", "jpeg", "webp"]
 """How images are encoded in shards."""
 
 Form = TypeVar("Form", bound=str)
@@ -58,6 +58,11 @@ Form = TypeVar("Form", bound=str)
 def is_store(path: str | Path) -> bool:
     """Whether `path` is named like a key-code store."""
     return Path(path).suffix == STORE_ENDING
+
+
+def is_picture(path: Path | None) -> bool:
+    """Whether `path` is named like one picture."""
+    return path is not None and ending_of(path) in PICTURE["a picture"]
 
 
 def ending_of(path: Path) -> str:

@@ -90,7 +90,7 @@ USAGE = [
     (("decode", "--out", "-"), "--out - is not a file"),
     (("pack", "x", "--sise", "3"), "no such option: --sise"),
     (("sample", "--n", "many"), "should be a valid integer"),
-    (("pack", "x", "--out", "y", "--format", "gif"), "invalid value for '--format': 'gif' is not one of 'png'"),
+    (("pack", "x", "--out", "y", "--codec", "gif"), "invalid value for '--codec': 'gif' is not one of 'png'"),
     (("sample", "--n", "0"), "should be greater than or equal to 1"),
     (("decode", "--format", "jpg"), "invalid value for '--format': 'jpg' is not one of 'png', "),
     (("eval", "--metric", "pnsr"), "did you mean 'psnr'?"),

@@ -16,7 +16,7 @@ from brics_cli.config import list_recipes
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("pack", ["--out", "--size", "--transform", "--shard-size", "--format", "--workers", "--max-failures"]),
+        ("pack", ["--out", "--size", "--transform", "--shard-size", "--codec", "--workers", "--max-failures"]),
         ("encode-dataset", ["--out", "--ae", "--quantisation", "--dtype", "--flips", "--limit", "--batch-size"]),
         ("decode", ["--out", "--ae", "--batch-size", "--overwrite", "--format", "--workspace"]),
         ("info", ["--verify", "--flops", "--code-shape", "--json"]),

@@ -81,8 +81,8 @@ def test_max_failures_stops_early(images, tmp_path, capfd):
 def test_options_that_do_not_go_together(images, tmp_path, capfd):
     for arguments, said in [
         (["--quality", "90"], "--quality goes with --format jpeg, and png is lossless"),
-        (["--format", "jpeg", "--quality", "0"], "quality"),
-        (["--format", "gif"], "format"),
+        (["--codec", "jpeg", "--quality", "0"], "quality"),
+        (["--codec", "gif"], "codec"),
         (["--labels", "file"], "labels"),
         (["--subset", "train"], "no subset or folder 'train'"),
     ]:
@@ -107,5 +107,5 @@ def test_a_dry_run_measures(images, tmp_path, capfd):
 def test_help_names_every_input(capfd):
     assert run(["pack", "--help"]) == 0
     shown = " ".join(capfd.readouterr().out.split())
-    for word in ("zip", "LMDB", "parquet", "--subset", "--labels", "--format", "--quality", "manifest.json"):
+    for word in ("zip", "LMDB", "parquet", "--subset", "--labels", "--codec", "--quality", "manifest.json"):
         assert word in shown

@@ -133,7 +133,7 @@ def test_eval_draws_as_sample_does(root):
         "eval",
         "--metric",
         "fd-random",
-        "--num-samples",
+        "--n",
         8,
         "--fake",
         "run",

@@ -319,7 +319,7 @@ def test_images_are_drawn_on_the_fly_as_brics_sample_writes_them(
     parents = (Parent("autoencoder", str(ae_run), ae_sha),)
     details = {"sha256": sha, "recipe": "tiny", "step": 300}
     write_provenance(Artefact("diffusion", run, "2026-01-02T00:00:00+00:00", parents=parents, details=details))
-    drawn = ("--num-samples", 10, "--steps", 3, "--batch-size", 8, "--out", "a.json", "--json")
+    drawn = ("--n", 10, "--steps", 3, "--batch-size", 8, "--out", "a.json", "--json")
     finished = evaluate(*flags("fid", "kid"), "--fake", run, *drawn)
     assert f"--real not given: using {folders / 'real'}" in finished.stderr
     common = ("--workspace", tmp_path, "--steps", 3, "--batch-size", 8, "--device", "cpu")
@@ -337,7 +337,7 @@ def test_images_are_drawn_on_the_fly_as_brics_sample_writes_them(
     assert (tmp_path / "fid.png").is_file()
     refused = evaluate(*flags("psnr"), "--fake", run, check=ExitCode.ARTEFACT)
     assert "what is drawn from it has no originals to be paired with" in error_line(refused)
-    settings = DrawSettings(num_images=10, steps=3)
+    settings = DrawSettings(num=10, steps=3)
     stream = draw_images(run, settings, workspace=Workspace(tmp_path), device=torch.device("cpu"), batch_size=4)
     whole = [image for batch in stream.read() for image in batch]
     order = [9, 2, 3, 0, 8]  # partners and the unpaired behind them are in no order

@@ -102,7 +102,7 @@ def test_formats_repeat_to_the_byte_and_webdataset_reads_them(photos: Path, tmp_
         (few / f"{source.stem}.cls").write_text(str(number))
         (few / f"{source.stem}.json").write_text(json.dumps({"n": number}))
     for out, workers in (("one", 1), ("two", 3)):
-        brics("pack", few, "--out", out, "--size", 64, "--format", format, "--workers", workers, cwd=tmp_path, check=0)
+        brics("pack", few, "--out", out, "--size", 64, "--codec", format, "--workers", workers, cwd=tmp_path, check=0)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     extension = "jpg" if format == "jpeg" else format
     samples = list(webdataset.WebDataset(str(tmp_path / "one" / "00000.tar"), shardshuffle=False))
@@ -121,13 +121,13 @@ def test_formats_repeat_to_the_byte_and_webdataset_reads_them(photos: Path, tmp_
 def test_quality_is_jpegs_and_part_of_what_a_pack_is(photos: Path, tmp_path: Path) -> None:
     sizes = []
     for quality in (40, 98):
-        arguments = ("pack", photos, "--out", f"q{quality}", "--size", 64, "--format", "jpeg", "--quality", quality)
+        arguments = ("pack", photos, "--out", f"q{quality}", "--size", 64, "--codec", "jpeg", "--quality", quality)
         brics(*arguments, cwd=tmp_path, check=5)
         manifest = json.loads((tmp_path / f"q{quality}" / "manifest.json").read_text())
         assert manifest["format"] == f"jpeg-{quality}"
         sizes.append(manifest["num_bytes"])
     assert sizes[0] < sizes[1]
-    again = brics("pack", photos, "--out", "q98", "--size", 64, "--format", "jpeg", cwd=tmp_path, check=4)
+    again = brics("pack", photos, "--out", "q98", "--size", 64, "--codec", "jpeg", cwd=tmp_path, check=4)
     assert "q98 is already there" in error_line(again)
 
 

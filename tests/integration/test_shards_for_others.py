@@ -55,8 +55,8 @@ CASES: dict[str, tuple[dict, tuple[str, ...]]] = {
     "some-labels": ({"num": 30, "labels": "9"}, ("--shard-size", "10")),
     "some-metadata": ({"num": 30, "labels": "13", "meta": "789"}, ("--shard-size", "10")),
     "dots": ({"num": 12, "dots": True}, ()),
-    "jpeg": ({"num": 4}, ("--format", "jpeg")),
-    "webp": ({"num": 4}, ("--format", "webp")),
+    "jpeg": ({"num": 4}, ("--codec", "jpeg")),
+    "webp": ({"num": 4}, ("--codec", "webp")),
     "many": ({"num": 300, "labels": "0123456789"}, ("--shard-size", "5")),
 }
 

@@ -21,10 +21,10 @@ from PIL.PngImagePlugin import PngInfo
 from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import MARK, Artefact
-from brics_cli.workspace.naming import FOLDER, EncodingName, ImageFormat
+from brics_cli.workspace.naming import FOLDER, Codec, ImageFormat
 from brics_cli.workspace.outputs import Claim, claim
 
-_NUM_THREADS = min(os.cpu_count() or 1, 8)
+MOST_THREADS = 8
 _MAX_PENDING = 64
 
 
@@ -65,11 +65,11 @@ def jpeg(quality: int) -> Encoding:
     return Encoding(f"jpeg-{quality}", "jpg", "JPEG", {"quality": quality, "subsampling": 0})
 
 
-def encoding_of(name: EncodingName, *, quality: int | None = None) -> Encoding:
+def encoding_of(name: Codec, *, quality: int | None = None) -> Encoding:
     """The encoding of that name. Raises UsageError for the `quality` of a lossless one."""
     lossless = {"png": PNG, "webp": WEBP}.get(name)
     if lossless is not None and quality is not None:
-        raise UsageError(f"--quality goes with --format jpeg, and {name} is lossless")
+        raise UsageError(f"--quality goes with --codec jpeg, and {name} is lossless")
     return lossless or jpeg(quality or JPEG_QUALITY)
 
 
@@ -93,7 +93,7 @@ class ImageSink(ABC):
     """Writes images in the order they come; when that is interrupted, what is whole stays, and nothing else.
 
     `shard_size`: images per shard. `nested`: PNG files in folders where keys have slashes. `class_names`: what labels
-    0, 1, ... stand for.
+    0, 1, ... stand for. `num_workers`: threads that encode; None: one per CPU core, at most 8.
     """
 
     format: ClassVar[ImageFormat]
@@ -113,9 +113,10 @@ class ImageSink(ABC):
         encoding: Encoding = PNG,
         nested: bool = False,
         class_names: Sequence[str] = (),
+        num_workers: int | None = None,
     ) -> None:
         self.path, self.shard_size, self.encoding, self.nested = path, shard_size, encoding, nested
-        self.class_names = class_names
+        self.class_names, self.num_workers = class_names, num_workers
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class ImageSink(ABC):
 
         Raises UsageError for a key that is not a relative path, and what asking for an image raises.
         """
-        with closing(encoded(images, self.encoding)) as ahead:
+        with closing(encoded(images, self.encoding, num_workers=self.num_workers)) as ahead:
             for number in count(start // self.shard_size):
                 if (first := next(ahead, None)) is None:
                     break
@@ -170,7 +171,9 @@ class ImageSink(ABC):
         """Add what can only be made when all images are written."""
 
 
-def encoded(images: Iterable[OutputImage], encoding: Encoding) -> Generator[Encoded, None, None]:
+def encoded(
+    images: Iterable[OutputImage], encoding: Encoding, *, num_workers: int | None = None
+) -> Generator[Encoded, None, None]:
     """`images` in order, encoded in a few threads ahead of their use."""
     pending: deque[tuple[OutputImage, Future[bytes] | None]] = deque()
 
@@ -178,7 +181,7 @@ def encoded(images: Iterable[OutputImage], encoding: Encoding) -> Generator[Enco
         image, data = pending.popleft()
         return Encoded(image._replace(pixels=None), None if data is None else data.result())
 
-    pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="brics-write")
+    pool = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, MOST_THREADS), thread_name_prefix="brics-write")
     try:
         for image in images:
             check_key(image.key)

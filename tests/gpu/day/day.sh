@@ -79,7 +79,7 @@ measure() {
   run train 110 train "$main_recipe:profile" "$paper_recipe:profile" "$paper_recipe:attention4d" "$ae_recipe@64"
   run network 45 network "$main_recipe"
   run bench-encode 50 bench_cli bench-encode bench encode --recipe "$main_recipe" --device "$DAY_DEVICE" \
-    --num-images "$(pick 100 8000)" --repeats 2
+    --n "$(pick 100 8000)" --repeats 2
   run bench-sample 45 bench_cli --tf32-too bench-sample bench sample --recipe "$dit_recipe" --ae-recipe "$main_recipe" \
     --sampler dpmpp-2m --steps "$(pick 2 32)" --batch-size "$(pick 2 64)" --budget 4 --repeats 2 --device "$DAY_DEVICE"
   run train-compiled 60 train "$main_recipe:compile"

@@ -21,6 +21,7 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 
 import brics_cli.api  # noqa: E402
 from brics_cli.cli.app import COMMANDS, NEXT_STEP, TAGLINE, app  # noqa: E402
+from brics_cli.cli.pages import sections  # noqa: E402
 from brics_cli.config.loading import list_recipes  # noqa: E402
 from brics_cli.evaluation.registry import PRESETS, REGISTRY  # noqa: E402
 from brics_cli.networks.registry import NETWORKS  # noqa: E402
@@ -71,22 +72,18 @@ def described(command: Any, path: str) -> Iterator[str]:
     yield escaped(text).strip() + "\n"
     if example:
         yield f"```sh\n{example.strip()}\n```\n"
-    shown = [each for each in command.params if not getattr(each, "hidden", False) and each.name != "help"]
-    if shown:
-        yield "| option | | default |\n|---|---|---|"
-        for each in shown:
-            names = ", ".join(f"`{name}`" for name in (*each.opts, *each.secondary_opts) if name.startswith("-"))
-            default, help_text = default_of(each)
-            yield f"| {names or f'`{(each.metavar or each.name).upper()}`'} | {cell(help_text)} | {cell(default)} |"
+    context = command.context_class(command, info_name=path)
+    for title, rows in sections(command, context).items():
+        yield f"**{title}**\n\n| | | default |\n|---|---|---|"
+        for row in rows:
+            help_text, _, default = row.help.partition("Default: ")
+            words = [
+                f"<code>{row.names}</code> {cell(row.value)}",
+                cell(help_text.strip()),
+                cell(default.removesuffix(".")),
+            ]
+            yield f"| {' | '.join(words)} |"
         yield ""
-
-
-def default_of(parameter: Any) -> tuple[str, str]:
-    """Its default, and its help without the sentence that says it."""
-    help_text, _, said = (getattr(parameter, "help", None) or "").partition("Default: ")
-    if said or parameter.default in (None, False, (), []) or callable(parameter.default):
-        return said.removesuffix("."), help_text.strip()
-    return str(parameter.default), help_text.strip()
 
 
 def cell(text: str) -> str:

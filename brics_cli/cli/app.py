@@ -111,12 +111,14 @@ class LazyGroup(Group):
         console.print(Text.assemble("Usage: ", ("brics COMMAND [OPTIONS]\n", "bold")))
         panels: dict[str, list[Row]] = {}
         for name, entry in COMMANDS.items():
-            panels.setdefault(entry.panel, []).append(Row(name, entry.help))
+            panels.setdefault(entry.panel, []).append(Row(name, "", entry.help))
         panels["Options"] = [
-            Row("--version", "Print the version and exit."),
-            Row("--traceback", "On an error show where in brics it happened (any command takes it)."),
-            Row("--install-completion", "Let the shell complete commands, options, recipes, runs, metrics and keys."),
-            Row("-h, --help", "Print this page; after a command, that command's."),
+            Row("--version", "", "Print the version and exit."),
+            Row("--traceback", "", "On an error show where in brics it happened (any command takes it)."),
+            Row(
+                "--install-completion", "", "Let the shell complete commands, options, recipes, runs, metrics and keys."
+            ),
+            Row("-h, --help", "", "Print this page; after a command, that command's."),
         ]
         print_panels(panels)
         console.print(Text(f"{NEXT_STEP}\n", "dim"))

@@ -33,10 +33,14 @@ class Old(str):
 
 
 class Row(NamedTuple):
-    """One argument or option as a help page shows it: `-o, --out DIR`, and what it is with its default."""
+    """One argument or option as a help page shows it: `-o, --out`, `DIR`, and what it is with its default."""
 
     names: str
+    value: str
     help: str
+
+    def __str__(self) -> str:
+        return f"{self.names} {self.value}".strip()
 
 
 class _Page:
@@ -113,14 +117,13 @@ def _row(each: Any, *, is_argument: bool) -> Row:
     text, said_default, default_words = re.sub(r"\s+", " ", each.help or "").partition("Default: ")
     said = [text.strip()] if text else []
     said += [f"One of {listed}."] if listed else []
-    said += [said_default + default_words] if said_default else []
-    said += ["Required."] if each.required and not is_argument else []
-    said += [f"Default: {default}."] if (default := _default(each)) else []
     said += [f"Environment: {each.envvar}."] if getattr(each, "envvar", None) else []
+    said += ["Required."] if each.required and not is_argument else []
+    said += [said_default + default_words] if said_default else []
+    said += [f"Default: {default}."] if (default := _default(each)) else []
     if is_argument:
-        return Row(metavar, " ".join(said))
-    names = ", ".join([*sorted(spellings(each), key=len), *each.secondary_opts])
-    return Row(f"{names} {metavar}".strip(), " ".join(said))
+        return Row(metavar, "", " ".join(said))
+    return Row(", ".join([*sorted(spellings(each), key=len), *each.secondary_opts]), metavar, " ".join(said))
 
 
 def _value(each: Any) -> tuple[str, str]:
@@ -163,7 +166,7 @@ def print_page(command: Any, ctx: Any) -> None:
     panels: dict[str, list[Row]] = sections(command, ctx)
     if isinstance(command, TyperGroup):
         below = [(name, command.get_command(ctx, name)) for name in command.list_commands(ctx)]
-        panels = {"Commands": [Row(name, _first_line(each)) for name, each in below if each is not None], **panels}
+        panels = {"Commands": [Row(name, "", _first_line(each)) for name, each in below if each is not None], **panels}
     print_panels(panels)
 
 
@@ -174,13 +177,13 @@ def print_panels(panels: dict[str, list[Row]]) -> None:
 
     console = stdout_console()
     width = min(console.width, WIDEST_PAGE)
-    widest = max(len(row.names) for rows in panels.values() for row in rows)
+    widest = max(len(str(row)) for rows in panels.values() for row in rows)
     for title, rows in panels.items():
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(width=min(widest, max(24, width * 2 // 5)), style="cyan", overflow="fold")
         table.add_column(ratio=1)
         for row in rows:
-            table.add_row(row.names, _styled(row.help))
+            table.add_row(str(row), _styled(row.help))
         console.print(Panel(table, title=title, title_align="left", border_style="dim"), width=width)
 
 

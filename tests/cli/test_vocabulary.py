@@ -36,7 +36,7 @@ def page(name: str) -> str:
     command = EVERY[name]
     context = command.context_class(command, info_name=f"brics {name}", help_option_names=["-h", "--help"])
     rows = [row for panel in sections(command, context).values() for row in panel]
-    return "\n".join(f"{row.names}  {row.help}" for row in rows)
+    return "\n".join(f"{row}  {row.help}" for row in rows)
 
 
 ELSEWHERE_CALLED = {

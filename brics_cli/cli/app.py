@@ -201,6 +201,8 @@ def _check_current_directory() -> None:
 
 def _usage_error(error: Any, text: str) -> str:
     """typer's `text` in our words; for an option that there is not, those that it may be."""
+    for word in getattr(getattr(error, "param", None), "opts", ()):
+        text = text.replace(f" / '{word}'", "") if isinstance(word, Old) else text
     if hasattr(error, "possibilities"):
         near = [repr(str(each)) for each in error.possibilities or () if not isinstance(each, Old)]
         return f"no such option: {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -192,7 +192,7 @@ def _usage(command: Any, ctx: Any) -> str:
     words = [ctx.command_path, "[OPTIONS]"]
     for each in command.params:
         if each.param_type_name == "argument" and not each.hidden:
-            words.append(each.metavar if each.required else f"[{each.metavar}]")
+            words.append(_value(each)[0] if each.required else f"[{_value(each)[0]}]")
     return " ".join([*words, "COMMAND ..."] if isinstance(command, TyperGroup) else words)
 
 

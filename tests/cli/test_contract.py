@@ -97,7 +97,7 @@ USAGE = [
     (("info",), "give either a PATH or --flops RECIPE"),
     (("info", "--flops", "brics-265"), "did you mean 'brics-256'?"),
     (("recipes", "show", "brics"), "no recipe 'brics'"),
-    (("train-ae", ".", "--device", "gpu"), "no images"),
+    (("train-ae", ".", "--device", "gpu"), "'gpu' is not a device"),
 ]
 
 

@@ -75,8 +75,8 @@ def train_autoencoder(
     """Train an autoencoder on a collection of images: images -> key codes -> images.
 
     data: a folder, WebDataset shards or a pattern of them, a zip, an LMDB or parquet. None: the newest packed shards.
-    recipe: a shipped recipe's name (`brics recipes`), a YAML file, or an `AutoencoderRecipe`. None: the largest general
-        one that is not above the median side of the images.
+    recipe: a shipped recipe's name (`brics recipes`), a YAML file, or an `AutoencoderRecipe`. None: that of
+        `init_from`, else the largest general one that is not above the median side of the images.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
         in on CUDA, `fp32` or `bf16`. None: as the recipe says.
@@ -85,7 +85,7 @@ def train_autoencoder(
     subset, image_field: which collection, and which image of a sample, where `data` holds several.
     out: the run directory. None: `runs/autoencoder/DATE-RECIPE` in `workspace`.
     resume: an interrupted run to go on with, with its own settings and data.
-    init_from: a run of the same architecture whose weights to start from.
+    init_from: a run, or an embedded model's name, of the same architecture whose weights to start from.
     num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
     device, overwrite, workspace, reporter: see the module.
 
@@ -119,6 +119,7 @@ def encode(
     quantisation: Quantisation | None = None,
     precision: Precision | None = None,
     transform: str | None = None,
+    size: int | None = None,
     flips: bool = False,
     subset: str | None = None,
     image_field: str | None = None,
@@ -138,17 +139,20 @@ def encode(
     """Encode a collection into a key-code store: codes (N, C, h, w) in HDF5, with keys and labels.
 
     data: a collection of images, as for `train_autoencoder`. None: the one that the autoencoder was trained on.
-    autoencoder: the run of an autoencoder. None: the newest in `workspace`.
+    autoencoder: the run of an autoencoder, or an embedded one's name. None: the newest in `workspace`, else an embedded
+        one.
     out: the store, `*.h5`. None: `codes.h5` in `workspace`, or `codes-I-of-N.h5` for a `part`.
     quantisation: `uint8`, `uint16` or `float16`. None: uint8 for bounded codes, float16 for those of kl, vq and rq.
     precision: arithmetic of the encoder, `fp32` or `bf16`. None: bf16 on CUDA, fp32 elsewhere.
     transform: how an image becomes a square. None: as in the autoencoder's training.
+    size: the side of that square in pixels. None: as in the autoencoder's training; of a fully convolutional one the
+        largest multiple of its downsampling up to the median side of the images, at most 512.
     flips: also store the codes of the mirrored images.
     subset, image_field: which collection, and which image of a sample, where `data` holds several.
     labels: `folder` (top-level folders are classes) or `none`. None: what the collection says.
     keys, limit, part: only the images of these keys; of them only the first so many; of these every n-th shard from
         the i-th on, as (i, n).
-    batch_size: images per batch of the network. None: 64.
+    batch_size: images per batch of the network. None: 64, fewer above 256 px.
     num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
     max_failures: stop once more images than this cannot be read. None: never.
     verify: check every invariant of the finished store (`EncodeResult.broken`).
@@ -170,6 +174,7 @@ def encode(
         quantisation=quantisation,
         precision=precision,
         transform=transform,
+        size=size,
         flips=flips,
         subset=subset,
         image_field=image_field,
@@ -209,8 +214,8 @@ def decode(
     format: `png`, `wds`, `zip` or `npz`. None: by `out`; png for a folder.
     nested: PNG files in folders as keys have slashes, not all in one folder.
     precision: what the decoder computes in, `fp32` or `bf16`.
-    batch_size, num_workers: codes per batch of the network, and threads that encode images. None: 64; one per CPU core,
-        at most 8.
+    batch_size, num_workers: codes per batch of the network, and threads that encode images. None: 64, fewer above
+        256 px; one per CPU core, at most 8.
     device, overwrite, workspace, reporter: see the module.
 
     Returns the output's path and format, counts, and img/s.

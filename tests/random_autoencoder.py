@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,10 +14,10 @@ from brics_cli.workspace import Artefact, write_provenance
 from brics_cli.workspace.artefacts import now
 
 
-def make_autoencoder(path: Path, *, seed: int, transform: str = "crop-bicubic") -> Path:
-    """Write the run `path` of the recipe `tiny` with random weights; returns it."""
+def make_autoencoder(path: Path, *, seed: int, transform: str = "crop-bicubic", overrides: Sequence[str] = ()) -> Path:
+    """Write the run `path` of the recipe `tiny`, with `overrides`, with random weights; returns it."""
     torch.manual_seed(seed)
-    recipe = load_recipe("tiny", kind="autoencoder")
+    recipe = load_recipe("tiny", kind="autoencoder", overrides=overrides)
     assert isinstance(recipe, AutoencoderRecipe)
     state = build_autoencoder(recipe.model).state_dict()
     sha256 = save_autoencoder(path / "model", config=recipe.model, state=state, details={"transform": transform})

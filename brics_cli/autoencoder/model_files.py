@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import brics_cli
+from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, sha256_of_file
-from brics_cli.workspace.embedded import embedded_at
+from brics_cli.workspace.embedded import MODELS, embedded_at
 from brics_cli.workspace.files import read_json
 
 FORMAT_VERSION = 1
@@ -85,7 +86,8 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
     directory = path / "model" if (path / "model").is_dir() else path
     printed = "Give the directory that the training command printed."
     if not directory.is_dir():
-        raise ArtefactError(f"no {kind} run at {path}", next=printed)
+        named = did_you_mean(str(path), [each.name for each in MODELS if each.kind == kind])
+        raise ArtefactError(f"no {kind} run at {path}{named}", next=printed)
     if not (directory / CONFIG_NAME).is_file():
         resume = f"brics {TRAIN_COMMANDS[kind]} --resume {path}"
         go_on = f"It writes its first model at its first checkpoint; go on with it: {resume}"

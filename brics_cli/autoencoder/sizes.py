@@ -30,6 +30,9 @@ MOST_BUFFER_VALUES = 1 << 26
 TRAINED_COPIES = 5
 """Copies of the weights that training holds at least: they, gradients, Adam's two moments, an average."""
 
+BATCH_SIZE, LARGE_SIDE = 64, 256
+"""Images per batch, of up to so many pixels a side; fewer of larger ones take the same memory."""
+
 Build = Callable[[], nn.Module]
 
 
@@ -100,6 +103,11 @@ def check_memory(build: Build, *, device: torch.device, what: str, copies: int =
             f"{MOST_TENSORS:,} tensors",
             next="Use a smaller recipe (`brics recipes`), or --set smaller widths.",
         )
+
+
+def images_per_batch(size: int) -> int:
+    """Images of `size` px that go through a network together where nothing else is asked for."""
+    return max(1, min(BATCH_SIZE, BATCH_SIZE * LARGE_SIDE**2 // size**2))
 
 
 def check_image_memory(image_size: int, *, what: str) -> None:

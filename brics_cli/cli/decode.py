@@ -39,7 +39,7 @@ def decode(
     dtype: options.DecoderDtype = "fp32",
     num_workers: options.NumWriters = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images per batch. Default: 64.")
+        int | None, typer.Option("--batch-size", min=1, help="Images per batch; fewer above 256 px. Default: 64.")
     ] = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,

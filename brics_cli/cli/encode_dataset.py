@@ -57,6 +57,16 @@ def encode_dataset(
         Transform | None,
         typer.Option("--transform", help="How an image becomes a square. Default: as in the autoencoder's training."),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            min=1,
+            metavar="PX",
+            help="Side of that square. Default: as in the autoencoder's training; a fully convolutional one's, the "
+            "largest that the median image allows, at most 512.",
+        ),
+    ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Also store the codes of the mirrored images.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Encode only the first so many images.")] = None,
     keys: Annotated[
@@ -72,7 +82,8 @@ def encode_dataset(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images per batch of the network. Default: 64.")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images per batch of the network; fewer above 256 px. Default: 64."),
     ] = None,
     num_workers: options.NumWorkers = None,
     max_failures: options.MaxFailures = None,
@@ -98,7 +109,7 @@ def encode_dataset(
     one_of = parse_part(part) if part is not None else None
     how: dict[str, Any] = {
         "autoencoder": ae, "out": out, "quantisation": quantisation, "precision": dtype, "transform": transform,
-        "flips": flips, "subset": subset, "image_field": image_field, "labels": labels,
+        "size": size, "flips": flips, "subset": subset, "image_field": image_field, "labels": labels,
         "keys": read_keys(keys) if keys is not None else None, "limit": limit, "part": one_of,
         "batch_size": batch_size, "num_workers": num_workers, "device": device, "reporter": session.reporter,
     }  # fmt: skip

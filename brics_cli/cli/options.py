@@ -121,9 +121,9 @@ InitFrom = Annotated[
     Path | None,
     typer.Option(
         "--init-from",
-        metavar="RUN",
+        metavar="RUN|NAME",
         autocompletion=completion.runs,
-        help="Start a new run from this run's weights (fine-tuning).",
+        help="Start a new run from the weights of this run, or of an embedded model (fine-tuning).",
     ),
 ]
 NumWorkers = Annotated[
@@ -144,9 +144,9 @@ AutoencoderRun = Annotated[
     Path | None,
     typer.Option(
         "--ae",
-        metavar="RUN",
+        metavar="RUN|NAME",
         autocompletion=completion.autoencoders,
-        help="The autoencoder's run directory. Default: found in the workspace.",
+        help="The autoencoder's run directory, or an embedded one's name. Default: found in the workspace.",
     ),
 ]
 MaxFailures = Annotated[

@@ -32,8 +32,9 @@ def reconstruct(
 ) -> None:
     """Show images beside their reconstructions.
 
-    Each image becomes the square that the autoencoder was trained on, then codes as a key-code store keeps them, then
-    an image again; the sheet has both, and the PSNR of each.
+    Each image becomes codes as a key-code store keeps them, then an image again; the sheet has both, and the PSNR of
+    each. A fully convolutional autoencoder takes it at its own size and shape (large ones in tiles, without a seam),
+    any other as the square that it was trained on.
 
     Example: brics reconstruct photos/a.jpg photos/b.jpg --out sheet.png
     """
@@ -54,7 +55,8 @@ def reconstruct(
     table = plain_table("image", "PSNR dB")
     for each in made.reconstructions:
         table.add_row(str(each.path), f"{each.psnr_db:.2f}")
-    shape = "x".join(str(side) for side in made.code_shape)
+    shapes = {"x".join(str(side) for side in each.code_shape) for each in made.reconstructions}
+    shape = shapes.pop() if len(shapes) == 1 else f"of {len(shapes)} shapes"
     session.result(
         asdict(made),
         [

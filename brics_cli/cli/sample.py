@@ -184,7 +184,7 @@ def _say_plan(session: Session, plan: Plan) -> None:
     from brics_cli.sampling.engine import estimate_seconds
 
     seconds, models, num = estimate_seconds(plan), plan.models, len(plan.seeds)
-    shape, size, settings = models.denoiser.code_shape, models.autoencoder.config.image_size, models.settings
+    shape, size, settings = models.denoiser.code_shape, models.image_size, models.settings
     num_bytes = num * (shape[0] * shape[1] * shape[2] if plan.format == "h5" else 3 * size**2)
     session.result(
         {
@@ -228,7 +228,7 @@ def _draw_picture(session: Session, how: dict[str, Any], *, dry_run: bool, overw
         evaluations = models.settings.num_evaluations
         value = {
             "images": picture.num_images,
-            "image_size": models.autoencoder.config.image_size,
+            "image_size": models.image_size,
             "num_evaluations": evaluations,
             "out": out,
             "settings": {**models.record(batch_size=picture.batch_size), **picture.settings},

@@ -11,7 +11,7 @@ from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.opening import collection_exists
-from brics_cli.workspace import Artefact, Kind, Workspace, provenance_at
+from brics_cli.workspace import Artefact, Kind, Parent, Workspace, provenance_at
 from brics_cli.workspace.embedded import embedded_at
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 Compares = Literal["pairs", "sets"]
 """`pairs` (PSNR, SSIM, LPIPS, rFID): codes with what was encoded. `sets` (FID, ...): samples with the training data."""
 
-_LEFT_OUT = {
-    "pairs": "the collection that its key codes were encoded from",
-    "sets": "the collection that its autoencoder was trained on",
-}
+ENCODED = "the collection that its key codes were encoded from"
+TRAINED_ON = "the collection that its autoencoder was trained on"
 
 
 def load_store_autoencoder(
@@ -109,39 +107,46 @@ def load_autoencoder_of(
 
 @dataclass(frozen=True)
 class Origin:
-    """The path of a collection, and the square that something made of its images: `transform`, `size` in pixels."""
+    """The path of a collection, and the square that something made of its images: `transform`, `size` in pixels.
+    `role` is what it was to it, in words."""
 
     collection: str
     transform: str
     size: int
+    role: str
 
 
 def origin_of(artefact: Artefact, compares: Compares, *, workspace: Workspace) -> Origin | None:
     """The collection that images of `artefact` are to be compared with; None when it leads to none.
 
     Of a store, and of what was decoded from one, that is what was encoded, whatever is compared: FID of these is
-    reconstruction FID. Of samples it is what their autoencoder was trained on; they have no `pairs`. Raises
-    ArtefactError when the files on the way are damaged.
+    reconstruction FID. Of samples it is what their autoencoder was trained on, or, where that is not known (of an
+    embedded one), what was encoded; they have no `pairs`. Raises ArtefactError when the files on the way are damaged.
     """
+    made_of = workspace.ancestor(artefact, "store")
     if artefact.kind in {"store", "reconstructions"}:
-        made_by = workspace.ancestor(artefact, "store")
-        if made_by is None:
+        if made_of is None:
             return None
-        store = KeyCodeStore(made_by.path)
+        store = KeyCodeStore(made_of.path)
         transform, size = store.transform, store.image_size
     else:
-        made_by = workspace.ancestor(artefact, "autoencoder") if compares == "sets" else None
-        if made_by is None:
+        autoencoder = workspace.ancestor(artefact, "autoencoder") if compares == "sets" else None
+        if autoencoder is None:
             return None
-        config, directory = read_model_config(made_by.path, kind="autoencoder")
+        config, directory = read_model_config(autoencoder.path, kind="autoencoder")
         try:
-            transform, size = str(config["transform"]), int(config["model"]["image_size"])
+            square = {"image_size": config["model"]["image_size"], **config, **(made_of.details if made_of else {})}
+            transform, size = str(square["transform"]), int(square["image_size"])
         except (KeyError, TypeError, ValueError):
             raise ArtefactError(f"{directory / 'config.json'} does not say the transform and the image size") from None
-    collection = made_by.parent("collection") or made_by.parent("shards")
-    if collection is None:
-        return None
-    return Origin(workspace.collection_path(collection), transform, size)
+        if (collection := _collection_of(autoencoder)) is not None:
+            return Origin(workspace.collection_path(collection), transform, size, TRAINED_ON)
+    collection = None if made_of is None else _collection_of(made_of)
+    return None if collection is None else Origin(workspace.collection_path(collection), transform, size, ENCODED)
+
+
+def _collection_of(artefact: Artefact) -> Parent | None:
+    return artefact.parent("collection") or artefact.parent("shards")
 
 
 @dataclass(frozen=True)
@@ -193,9 +198,9 @@ def comparison_inputs(
         real = origin.collection
         if not collection_exists(real):
             raise ArtefactError(
-                f"{real}, {_LEFT_OUT[compares]}, is not there any more", next="Give --real PATH where it is now."
+                f"{real}, {origin.role}, is not there any more", next="Give --real PATH where it is now."
             )
-        reporter.message(f"--real not given: using {real}, {_LEFT_OUT[compares]}")
+        reporter.message(f"--real not given: using {real}, {origin.role}")
     square = (origin.transform, origin.size) if origin is not None else (None, None)
     return ComparisonInputs(str(real), str(fake), *square)
 

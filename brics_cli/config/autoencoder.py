@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from brics_cli.config.base import Config, default_kind
-from brics_cli.config.bottlenecks import BottleneckConfig, GridBottleneckConfig
+from brics_cli.config.bottlenecks import BottleneckConfig, FeatureGridConfig, GridBottleneckConfig
 from brics_cli.config.names import CodeKind
+from brics_cli.errors import UsageError
 
 
 class EncoderConfig(Config):
@@ -105,9 +106,48 @@ class AutoencoderConfig(Config):
 
     @property
     def code_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        side = self.image_size // self.downsampling
+        """(C, h, w) of images of `image_size`."""
+        return self.code_shape_of(self.image_size)
+
+    def code_shape_of(self, size: int) -> tuple[int, int, int]:
+        """(C, h, w) of images of `size` px, a multiple of f."""
+        side = size // self.downsampling
         return self.code_channels, side, side
+
+    def takes_codes(self, shape: tuple[int, int, int]) -> bool:
+        """Whether codes (C, h, w) can be decoded."""
+        return shape == self.code_shape or (shape[0] == self.code_channels and self.tied_to_size is None)
+
+    @property
+    def tied_to_size(self) -> str | None:
+        """What of it was made for images of `image_size` alone; None: images of any multiple of f go through it."""
+        if self.encoder.attention or (self.decoder.kind == "resnet" and self.decoder.attention):
+            return "self-attention"
+        if isinstance(self.bottleneck, FeatureGridConfig) and self.bottleneck.positions == "image":
+            return "positions in the image"
+        return (
+            "styles pooled over the image" if self.decoder.kind == "style" or self.features.kind == "grouped" else None
+        )
+
+    def largest_size(self, side: int) -> int:
+        """The largest multiple of f up to `side` pixels, f at least."""
+        return max(side // self.downsampling, 1) * self.downsampling
+
+    def check_size(self, size: int, *, of: str) -> None:
+        """Raise UsageError when images of `size` px, as --size asked for, do not go through the autoencoder `of`."""
+        if size == self.image_size:
+            return
+        if (tied := self.tied_to_size) is not None:
+            raise UsageError(
+                f"--size {size}: {of} has {tied} and takes images of {self.image_size} px alone",
+                next="Leave --size out, or train one without it.",
+            )
+        if size % self.downsampling:
+            below = self.largest_size(size)
+            raise UsageError(
+                f"--size {size} is not a multiple of {self.downsampling}, the pixels per code and axis of {of}",
+                next=f"Use --size {below} or {below + self.downsampling}." if below < size else f"Use --size {below}.",
+            )
 
     @property
     def pixels_per_code(self) -> float:

@@ -26,6 +26,8 @@ SSIM_WINDOW = 11
 MS_SSIM_SIDE = (of_tensors.WINDOW - 1) * 2 ** (len(of_tensors.WEIGHTS) - 1) + 1
 """Below this the window does not fit into the coarsest scale."""
 IDENTICAL_DB = 100.0
+BLOCK_VALUES = 1 << 22
+"""Of images at a time that are compared in float64, at most: a photograph would take gigabytes."""
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -34,8 +36,12 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
     Raises ValueError when the arrays are not uint8 of one shape.
     """
     _check(a, b)
-    difference = a.astype(np.float64) - b.astype(np.float64)
-    mse = np.square(difference).mean(axis=(1, 2, 3))  # (N,)
+    squares = np.zeros(len(a))
+    num_rows = max(1, BLOCK_VALUES // max(a[:, :1].size, 1))
+    for first in range(0, a.shape[1], num_rows):  # of whole numbers, so that no sum depends on the blocks
+        block = slice(first, first + num_rows)
+        squares += np.square(a[:, block].astype(np.float64) - b[:, block]).sum(axis=(1, 2, 3))
+    mse = squares / a[0].size if len(a) else squares  # (N,)
     with np.errstate(divide="ignore"):
         return np.asarray(10 * np.log10(255.0**2 / mse))
 

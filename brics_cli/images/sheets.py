@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,21 @@ def contact_sheet(
     title: str | None = None,
     scale: int = 1,
 ) -> Path:
-    """Write `rows` of uint8 images (H, W, 3), all of one size, as a PNG; returns its path.
+    """Write `rows` of uint8 images (H, W, 3) as a PNG; returns its path. Columns are as wide as their widest image,
+    rows as high as their highest.
 
     Each row has its label above it. `scale` enlarges by whole pixels, so that small images can be judged.
     """
     images = [image for row in rows for image in row]
     if not images:
         raise ValueError("a contact sheet needs at least one image")
-    height, width = images[0].shape[0] * scale, images[0].shape[1] * scale
     caption = CAPTION_HEIGHT if row_labels else 0
     head = TITLE_HEIGHT if title else 0
-    num_columns = max(len(row) for row in rows)
-    sheet_width = num_columns * (width + GAP) + GAP
-    sheet_height = head + len(rows) * (height + caption + GAP) + GAP
+    columns = zip_longest(*rows)
+    widths = [scale * max(image.shape[1] for image in column if image is not None) for column in columns]
+    heights = [scale * max((image.shape[0] for image in row), default=0) for row in rows]
+    sheet_width = sum(widths) + len(widths) * GAP + GAP
+    sheet_height = head + sum(heights) + len(rows) * (caption + GAP) + GAP
     texts = [title or "", *(row_labels or ())]
     small, large = ImageFont.load_default(size=11), ImageFont.load_default(size=14)
     text_width = max(int((large if text == title else small).getlength(text)) for text in texts) + 2 * GAP
@@ -47,15 +50,18 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((GAP, 3), title, fill=INK, font=large)
-    for number, row in enumerate(rows):
-        top = head + GAP + number * (height + caption + GAP)
+    top = head + GAP
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
         if row_labels:
             draw.text((GAP, top), row_labels[number], fill=INK, font=small)
-        for column, image in enumerate(row):
+        left = GAP
+        for image, width in zip(row, widths, strict=False):
             tile = Image.fromarray(np.ascontiguousarray(image))
             if scale != 1:
-                tile = tile.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(tile, (GAP + column * (width + GAP), top + caption))
+                tile = tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left, top + caption))
+            left += width + GAP
+        top += height + caption + GAP
     final = Path(path)
     with atomic_path(final) as temporary:
         sheet.save(temporary, format="PNG", pnginfo=SIGNED)

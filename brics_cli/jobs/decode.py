@@ -11,6 +11,7 @@ from typing import get_args
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
+from brics_cli.autoencoder.sizes import images_per_batch
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.config.names import Precision
@@ -25,8 +26,6 @@ from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, ImageFormat
 from brics_cli.workspace.outputs import output_lock
-
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def plan_decoding(
     store, on = KeyCodeStore(codes), resolve_device(device)
     sink.class_names = store.class_names
     model = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder, device=on)
-    if model.config.code_shape != store.code_shape:
+    if not model.config.takes_codes(store.code_shape):
         raise ArtefactError(
             f"{store.path} holds codes {store.code_shape}, {model.path} takes {model.config.code_shape}"
         )
@@ -131,6 +130,7 @@ def decode(
     ArtefactError or WouldOverwriteError when something else is at the output, InterruptedRunError on Ctrl-C.
     """
     store, sink, num_images = plan.store, plan.sink, len(plan.store)
+    batch_size = batch_size or images_per_batch(store.image_size)
     with output_lock(sink.path):
         if sink.claim(plan.artefact, overwrite=overwrite) == "complete":
             return DecodeResult(sink.path, sink.format, num_images, 0, None, True)
@@ -141,7 +141,7 @@ def decode(
             reporter.message(f"going on after {done:,} images that are decoded")
         try:
             with reporter.task("decode", total=num_images, unit="img", initial=done) as task:
-                sink.write(_decoded(plan, done, batch_size=batch_size or BATCH_SIZE, task=task), start=done)
+                sink.write(_decoded(plan, done, batch_size=batch_size, task=task), start=done)
             sink.finish(reporter)
         except KeyboardInterrupt:
             raise InterruptedRunError(f"interrupted; what is whole in {sink.folder} is kept") from None

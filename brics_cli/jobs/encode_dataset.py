@@ -12,13 +12,14 @@ from typing import get_args
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
+from brics_cli.autoencoder.sizes import check_image_memory, images_per_batch
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, code_encoder
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Labels, Precision, Quantisation
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
-from brics_cli.images import Collection, load_shards, open_collection, versioned
+from brics_cli.images import Collection, load_shards, median_side, open_collection, versioned
 from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, shards_to_redo
 from brics_cli.images.loader import default_num_workers, say_enlarged, say_multi_frame
 from brics_cli.images.selection import every_nth_shard, select_keys
@@ -30,7 +31,8 @@ from brics_cli.workspace import Parent, Workspace, read_provenance
 from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import STORE, form_of_output
 
-BATCH_SIZE = 64
+DEFAULT_LARGEST = 512
+"""Pixels a side that images are encoded at, at most, where --size is not given."""
 COST_IMAGES = 64
 """Images that the cost of quantisation is measured on, at most: the first ones."""
 
@@ -108,6 +110,7 @@ def plan_encoding(
     quantisation: Quantisation | None = None,
     precision: Precision | None = None,
     transform: str | None = None,
+    size: int | None = None,
     flips: bool = False,
     subset: str | None = None,
     image_field: str | None = None,
@@ -139,6 +142,9 @@ def plan_encoding(
         out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
     form_of_output(out, STORE)
     config = model.config
+    if size is not None:
+        config.check_size(size, of=model.reference)
+        check_image_memory(size, what="--size")
     quantisation = quantisation or DEFAULT_QUANTISATIONS[config.code_kind]
     if config.code_kind == "continuous" and quantisation != DEFAULT_QUANTISATIONS["continuous"]:
         raise UsageError(
@@ -146,13 +152,14 @@ def plan_encoding(
             next=f"Use --quantisation {DEFAULT_QUANTISATIONS['continuous']}.",
         )
     whole = open_collection(data, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
+    size = size or _default_size(model, whole, reporter)
     collection: Collection = whole if keys is None else select_keys(whole, list(keys))
     collection = collection if limit is None else collection.first(limit)
     collection = collection if part is None else every_nth_shard(collection, part=part[0], num_parts=part[1])
     transform = transform or model.transform
     header = StoreHeader(
-        code_shape=config.code_shape,
-        image_size=config.image_size,
+        code_shape=config.code_shape_of(size),
+        image_size=size,
         transform=versioned(transform),
         quantisation=quantisation,
         autoencoder={"sha256": model.weights_sha256, "config": config.model_dump(mode="json")},
@@ -168,7 +175,22 @@ def plan_encoding(
         class_names=whole.class_names,
     )
     shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
-    return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size or BATCH_SIZE, num_workers)
+    batch_size = batch_size or images_per_batch(size)
+    return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size, num_workers)
+
+
+def _default_size(model: Autoencoder, collection: Collection, reporter: Reporter) -> int:
+    """The size that the autoencoder was trained at; of a fully convolutional one, what suits the images."""
+    config = model.config
+    if not model.is_local:
+        return config.image_size
+    side = median_side(collection)
+    size = config.largest_size(min(side, DEFAULT_LARGEST))
+    reporter.message(
+        f"--size not given: {size} px (the median image side is {side} px; {model.reference} takes any multiple of "
+        f"{config.downsampling})"
+    )
+    return size
 
 
 def _trained_on(run: Path) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder, to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder
+from brics_cli.autoencoder.tiling import Tiling, padded, tiling_of
 from brics_cli.codes import dequantise, quantise
 from brics_cli.codes.encoding import encoding_network
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Quantisation
 from brics_cli.errors import TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import ImageError, contact_sheet
-from brics_cli.images.pixels import load_pixels
+from brics_cli.images.pixels import decode_image, load_pixels
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.precision import default_precision
 from brics_cli.runtime.reporting import Reporter
@@ -30,10 +32,13 @@ SHOWN_SIDE = 256
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image: its path, and the PSNR of its reconstruction in dB (infinite where they are equal)."""
+    """One image: its path, the shape of its codes, and the PSNR of its reconstruction in dB (infinite where they are
+    equal). `num_tiles`: 1 where it went through the networks in one pass."""
 
     path: Path
     psnr_db: float
+    code_shape: tuple[int, ...]
+    num_tiles: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,6 @@ class ReconstructResult:
     path: Path
     reconstructions: list[Reconstruction]
     mean_psnr_db: float
-    code_shape: tuple[int, int, int]
     quantisation: Quantisation
     autoencoder: str
     failures: list[tuple[str, str]]
@@ -61,7 +65,8 @@ def reconstruct(
     workspace: Workspace,
     reporter: Reporter,
 ) -> ReconstructResult:
-    """Write a sheet of originals (as the autoencoder's transform makes them square) beside their reconstructions.
+    """Write a sheet of originals beside their reconstructions: at their own size and shape where the autoencoder is
+    fully convolutional, in tiles where there is no memory for all at once; else as its transform makes them square.
 
     `autoencoder` None is the newest in the workspace, `out` None `OUT`, `precision` None bf16 on CUDA and fp32
     elsewhere. Raises UsageError for a path that is not a file, WouldOverwriteError when `out` is there,
@@ -82,7 +87,9 @@ def reconstruct(
     failures: list[tuple[str, str]] = []
     for path in images:
         try:
-            pixels = load_pixels(path.read_bytes(), transform=model.transform, size=model.config.image_size)
+            data, size = path.read_bytes(), model.config.image_size
+            square = None if model.is_local else load_pixels(data, transform=model.transform, size=size)
+            pixels = np.array(decode_image(data)) if square is None else square
         except ImageError as error:
             failures.append((str(path), str(error)))
         else:
@@ -95,28 +102,45 @@ def reconstruct(
 
     quantisation = DEFAULT_QUANTISATIONS[model.config.code_kind]
     network = encoding_network(model, precision=precision or default_precision(on))
-    decoded: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(originals), batch_size):
-            batch = torch.from_numpy(np.stack(originals[start : start + batch_size])).to(on)  # (B, H, W, 3)
-            rows = quantise(network(batch), quantisation)  # (B, C, h, w), as a store keeps them
-            codes = torch.from_numpy(dequantise(rows, quantisation)).to(on)
-            decoded.extend(to_uint8(model.decode(codes)))  # (H, W, 3) each
-    quality = psnr(np.stack(originals), np.stack(decoded))
-    shape = "x".join(str(side) for side in model.config.code_shape)
+    made = list[Reconstruction]()
+    decoded = list[np.ndarray]()
+    tiling = tiling_of(model) if model.is_local else Tiling.none(model.config)
+    batches = _alike(originals, tiling, batch_size)
+    total = sum(2 * tiling.num_tiles(*originals[batch.start].shape[:2]) for batch in batches)
+    with torch.inference_mode(), reporter.task("reconstruct", total=total, unit="tile") as task:
+        for batch in batches:
+            pixels = np.stack(originals[batch.start : batch.stop])  # (B, H, W, 3)
+            height, width = pixels.shape[1:3]
+            codes = tiling.encode(network, padded(pixels, tiling.downsampling), device=on, task=task)  # (B, C, h, w)
+            stored = dequantise(quantise(codes, quantisation), quantisation)  # as a store keeps them
+            found = tiling.decode(model, stored, device=on, task=task)[:, :height, :width]
+            num_tiles = tiling.num_tiles(height, width)
+            for number, image, db in zip(batch, found, psnr(pixels, found), strict=True):
+                decoded.append(image)
+                made.append(Reconstruction(read[number], float(db), codes.shape[1:], num_tiles))
+    shapes = {"x".join(str(side) for side in each.code_shape) for each in made}
     contact_sheet(
         list(zip(originals, decoded, strict=True)),
         path=out,
-        row_labels=[f"{path.name}  {db:.2f} dB" for path, db in zip(read, quality, strict=True)],
-        title=f"original, from codes {shape} {quantisation}",
-        scale=max(1, SHOWN_SIDE // model.config.image_size),
+        row_labels=[f"{each.path.name}  {each.psnr_db:.2f} dB" for each in made],
+        title=f"original, from codes {shapes.pop() if len(shapes) == 1 else 'of its size'} {quantisation}",
+        scale=max(1, SHOWN_SIDE // max(max(original.shape) for original in originals)),
     )
     return ReconstructResult(
         path=out,
-        reconstructions=[Reconstruction(path, float(db)) for path, db in zip(read, quality, strict=True)],
-        mean_psnr_db=float(quality.mean()),
-        code_shape=model.config.code_shape,
+        reconstructions=made,
+        mean_psnr_db=float(np.mean([each.psnr_db for each in made])),
         quantisation=quantisation,
         autoencoder=model.reference,
         failures=failures,
     )
+
+
+def _alike(images: Sequence[np.ndarray], tiling: Tiling, most: int) -> list[range]:
+    """The places of neighbours of one shape: `most` together at most, and no more than there is memory for."""
+    batches = list[range]()
+    for (height, width, _), alike in groupby(range(len(images)), key=lambda number: images[number].shape):
+        places = list(alike)
+        num = min(most, tiling.num_together(height, width))
+        batches += [range(start, min(start + num, places[-1] + 1)) for start in range(places[0], places[-1] + 1, num)]
+    return batches

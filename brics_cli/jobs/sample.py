@@ -221,7 +221,7 @@ class _Run:
     def details(self) -> dict[str, Any]:
         """What the provenance says besides the settings."""
         plan, denoiser, autoencoder = self.plan, self.plan.models.denoiser, self.plan.models.autoencoder
-        num, size, how = len(plan.seeds), autoencoder.config.image_size, plan.models.settings
+        num, size, how = len(plan.seeds), plan.models.image_size, plan.models.settings
         details = {
             "num_images": num,
             "seeds": [plan.seeds.start, plan.seeds.stop - 1],

@@ -335,5 +335,5 @@ def _write_sheet(images: list[np.ndarray], picture: Picture, *, path: Path) -> N
         path=path,
         row_labels=picture.row_labels,
         title=f"{picture.summary}; {how.sampler} {how.num_steps} steps{guided}",
-        scale=max(1, SHOWN_SIDE // picture.models.autoencoder.config.image_size),
+        scale=max(1, SHOWN_SIDE // picture.models.image_size),
     )

@@ -121,6 +121,11 @@ class Models:
     def device(self) -> torch.device:
         return self.denoiser.mean.device
 
+    @property
+    def image_size(self) -> int:
+        """Of what is drawn, px."""
+        return self.denoiser.code_shape[1] * self.autoencoder.config.downsampling
+
     def to(self, device: torch.device) -> Self:
         """Move all of them."""
         for model in (self.denoiser, self.autoencoder, self.guide):
@@ -253,7 +258,7 @@ def load_models(
         ae_path=autoencoder,
         device=device,
     )
-    if decoder.config.code_shape != denoiser.code_shape:
+    if not decoder.config.takes_codes(denoiser.code_shape):
         raise ArtefactError(
             f"{model} makes codes {denoiser.code_shape}, {decoder.path} takes {decoder.config.code_shape}"
         )

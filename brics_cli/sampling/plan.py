@@ -125,8 +125,8 @@ class Plan:
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         config = autoencoder.config
         header = StoreHeader(
-            code_shape=config.code_shape,
-            image_size=config.image_size,
+            code_shape=denoiser.code_shape,
+            image_size=self.models.image_size,
             transform=versioned(autoencoder.transform),
             quantisation=DEFAULT_QUANTISATIONS[config.code_kind],
             autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},

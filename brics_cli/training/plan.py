@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.autoencoder.losses import perceptual_weights
-from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
+from brics_cli.autoencoder.model_files import CONFIG_NAME, WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import (
     AutoencoderRecipe,
@@ -22,6 +22,7 @@ from brics_cli.config import (
     Recipe,
     ScheduleConfig,
     default_autoencoder_recipe,
+    list_recipes,
     load_recipe,
 )
 from brics_cli.config.loading import recipe_from_values
@@ -34,6 +35,7 @@ from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.resuming import (
+    CONFIG_FILE,
     begun_alike,
     flatten,
     identity_of,
@@ -45,7 +47,7 @@ from brics_cli.training.resuming import (
 )
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import differences, now
-from brics_cli.workspace.embedded import model_reference
+from brics_cli.workspace.embedded import embedded_at, model_reference
 from brics_cli.workspace.naming import RUN, form_of_output
 
 VALIDATION_IMAGES = 2048
@@ -177,13 +179,7 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
         path, subset=asked.subset, labels="none", image_field=asked.image_field, reporter=reporter
     )
     reporter.message(f"{collection.path}: {collection.describe()}")
-    name = asked.recipe
-    if name is None:
-        side = median_side(collection)
-        name = default_autoencoder_recipe(side)
-        reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
-    recipe = _load(name, asked, kind="autoencoder")
-    assert isinstance(recipe, AutoencoderRecipe)
+    recipe = _autoencoder_recipe(asked, collection, reporter)
     perceptual_weights(recipe.loss)
     _check_init(asked, recipe)
     val = None if asked.val is None else open_collection(asked.val, labels="none", reporter=reporter)
@@ -193,6 +189,42 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
     if val is not None:
         parents.append(Parent("validation", val.path, identity_of(val, reporter)))
     return AutoencoderPlan(*_start(recipe, parents, asked, workspace), recipe, collection, val)
+
+
+def _autoencoder_recipe(asked: TrainOptions, collection: Collection, reporter: Reporter) -> AutoencoderRecipe:
+    """The recipe that was asked for, or else that of the model to start from, at the size of smaller images; without
+    either the largest general one that fits the images."""
+
+    def load(recipe: str | Path | Recipe, *overrides: str) -> AutoencoderRecipe:
+        asked_now = replace(asked, overrides=[*overrides, *asked.overrides])
+        loaded = _load(recipe, asked_now, kind="autoencoder")
+        assert isinstance(loaded, AutoencoderRecipe)
+        return loaded
+
+    if asked.recipe is not None:
+        return load(asked.recipe)
+    side = median_side(collection)
+    name = None if asked.init_from is None else _recipe_of(asked.init_from)
+    if name is None:
+        name = default_autoencoder_recipe(side)
+        reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
+        return load(name)
+    recipe, at = load(name), ""
+    size = recipe.model.largest_size(min(side, recipe.model.image_size))
+    if size < recipe.model.image_size and recipe.model.tied_to_size is None:
+        recipe = load(name, f"model.image_size={size}")  # unless --set says otherwise
+        at = f" at {recipe.model.image_size} px (the median image side is {side} px)"
+    reporter.message(f"--recipe not given: using {name}, that of --init-from{at}")
+    return recipe
+
+
+def _recipe_of(model: Path) -> str | None:
+    """The recipe that the autoencoder at `model` was trained by: its run's own, or that of an embedded model's name;
+    None where it is not there."""
+    if (shipped := embedded_at(model)) is not None:
+        return shipped.name if shipped.name in list_recipes("autoencoder") else None
+    configs = (run / CONFIG_FILE for run in (model, model.parent) if run == model or model.name == "model")
+    return next((str(path) for path in configs if path.is_file()), None)
 
 
 def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> DiffusionPlan:
@@ -303,10 +335,16 @@ def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
     """Raise ArtefactError when the run to start from is not there, or has another architecture than `recipe`."""
     if asked.init_from is None:
         return
-    theirs = read_model_config(asked.init_from, kind=recipe.kind)[0]
     part = "model" if isinstance(recipe, AutoencoderRecipe) else "denoiser"
-    ours = getattr(recipe, part).model_dump(mode="json")
-    differing = differences(flatten(theirs.get(part, {})), flatten(ours))
+    found, directory = read_model_config(asked.init_from, kind=recipe.kind)
+    values, theirs = recipe.model_dump(mode="json"), dict(found.get(part) or {})
+    if isinstance(recipe, AutoencoderRecipe) and recipe.model.tied_to_size is None:
+        theirs["image_size"] = recipe.model.image_size  # its weights are those of any size
+    try:  # of an older brics, it has fewer settings: their defaults are what it was trained with
+        completed = recipe_from_values(values | {part: theirs}, kind=recipe.kind, source=str(directory / CONFIG_NAME))
+    except UsageError as error:
+        raise ArtefactError(error.what, next="The model's config is damaged; train it again.") from None
+    differing = differences(flatten(completed.model_dump(mode="json")[part]), flatten(values[part]))
     if differing:
         raise ArtefactError(
             f"{asked.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",

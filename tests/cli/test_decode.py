@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from store_files import write_store
 
+from brics_cli.autoencoder.sizes import BATCH_SIZE
 from brics_cli.cli.app import run
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import DEFAULT_TRANSFORM
@@ -45,7 +46,7 @@ def test_what_a_format_leaves_out_is_said_with_those_that_keep_it(tmp_path):
 def test_help_states_the_defaults_of_the_jobs(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")  # no line is broken
     for command, defaults in (
-        ("decode", (decode_job.BATCH_SIZE,)),
+        ("decode", (BATCH_SIZE,)),
         ("reconstruct", (reconstruct_job.BATCH_SIZE, reconstruct_job.OUT)),
         ("pack", (pack_job.SIZE, pack_job.SHARD_SIZE, DEFAULT_TRANSFORM, JPEG_QUALITY)),
         ("plot", (plot_job.OUT,)),

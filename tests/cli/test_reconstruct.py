@@ -14,7 +14,7 @@ from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio
 
-from brics_cli.autoencoder.autoencoder import load_autoencoder, to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_tensor, to_uint8
 from brics_cli.images.pixels import load_pixels
 
 
@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(photographs.astronaut()).save(root / "a.png")
     Image.fromarray(photographs.coffee()).save(root / "b.jpg")
     (root / "text.png").write_text("no image")
+    Image.new("1", (20_000, 20_000)).save(root / "bomb.png")
     make_autoencoder(root / "ae", seed=0)
     return root
 
@@ -55,6 +56,25 @@ def stands_in(sheet: np.ndarray, image: np.ndarray) -> bool:
     )
 
 
+def test_a_fully_convolutional_autoencoder_takes_any_size_and_shape(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Autoencoder, "is_local", True)
+    shapes = {"photo": (97, 151), "strip": (1, 5000), "dot": (1, 1), "small": (5, 3)}
+    generator = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        Image.fromarray(generator.integers(0, 256, (*shape, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    files = [f"{name}.png" for name in shapes]
+    done = brics("reconstruct", *files, "--ae", folder / "ae", "--out", "s.png", "--json", cwd=tmp_path, check=0)
+    said = json.loads(done.stdout)["reconstructions"]
+    assert [tuple(each["code_shape"][1:]) for each in said] == [(13, 19), (1, 625), (1, 1), (1, 1)]
+    assert {each["num_tiles"] for each in said} == {1}
+    sheet = np.array(Image.open(tmp_path / "s.png"))
+    assert sheet.shape[1] == 2 * 5000 + 6
+    for name, (height, width) in shapes.items():
+        original = np.array(Image.open(tmp_path / f"{name}.png"))
+        rows = [top for top in range(len(sheet)) if np.array_equal(sheet[top, 2 : 2 + width], original[0])]
+        assert rows and any(np.array_equal(sheet[top : top + height, 2 : 2 + width], original) for top in rows)
+
+
 def test_a_file_that_is_no_image_is_told_and_left_out(folder, tmp_path):
     done = brics("reconstruct", "text.png", "a.png", "--ae", "ae", "--out", tmp_path / "s.png", cwd=folder, check=5)
     assert "warning: text.png: not an image" in done.stderr and "1 images through codes 16x8x8 uint8" in done.stdout
@@ -65,6 +85,7 @@ def test_a_file_that_is_no_image_is_told_and_left_out(folder, tmp_path):
     [
         (("nowhere.png",), 2, "nowhere.png is missing"),
         (("ae",), 2, "ae is a folder"),
+        (("bomb.png",), 5, "decompression bomb: 20000 x 20000 pixels"),
         (("text.png",), 5, "none of 1 files can be read as an image; the first, text.png: not an image"),
         (("a.png", "--out", "s.jpg"), 2, "does not end in .png"),
         (("a.png", "--out", "b.jpg"), 2, "does not end in .png"),

@@ -72,11 +72,12 @@ def _keys(values: dict[str, Any], before: str = "") -> Iterator[str]:
 
 
 def _runs(ctx: Any, incomplete: str, kind: str | None) -> list[str]:
-    from brics_cli.workspace import Workspace
+    from brics_cli.workspace import Workspace, embedded
 
     workspace = Workspace(Path(ctx.params.get("workspace") or "."))
     kinds = {"autoencoder", "diffusion"} if kind is None else {kind}
-    return _matching(incomplete, (str(each.path) for each in workspace.artefacts() if each.kind in kinds))
+    found = [str(each.path) for each in workspace.artefacts() if each.kind in kinds]
+    return _matching(incomplete, [*found, *(model.name for model in embedded.MODELS if model.kind in kinds)])
 
 
 def _matching(incomplete: str, names: Any) -> list[str]:

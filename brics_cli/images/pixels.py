@@ -128,7 +128,7 @@ def decode_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(why_unidentified(data)) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError("decompression bomb") from None
+        raise ImageError(f"decompression bomb: more than {MAX_PIXELS:,} pixels") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes

@@ -87,9 +87,10 @@ def reconstruct(
     failures: list[tuple[str, str]] = []
     for path in images:
         try:
-            data, size = path.read_bytes(), model.config.image_size
-            square = None if model.is_local else load_pixels(data, transform=model.transform, size=size)
-            pixels = np.array(decode_image(data)) if square is None else square
+            if model.is_local:
+                pixels = np.array(decode_image(path.read_bytes()))  # (H, W, 3)
+            else:
+                pixels = load_pixels(path.read_bytes(), transform=model.transform, size=model.config.image_size)
         except ImageError as error:
             failures.append((str(path), str(error)))
         else:

@@ -7,7 +7,15 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.layers import ModulatedConv, Stage, StyleMlp, activate, group_norm, upsample_nearest
+from brics_cli.autoencoder.layers import (
+    NORMS,
+    ModulatedConv,
+    Stage,
+    StyleMlp,
+    activate,
+    blocks_per_stage,
+    upsample_nearest,
+)
 from brics_cli.config import ResNetDecoderConfig, StyleDecoderConfig
 
 
@@ -18,12 +26,13 @@ class ResNetDecoder(nn.Module):
         super().__init__()
         widths = config.widths
         self.unpatch = config.unpatch
+        blocks = blocks_per_stage(config.num_blocks, len(widths))
         self.stages = nn.ModuleList(
-            Stage(width, num_blocks=config.num_blocks, attention=config.attention and i == 0)
-            for i, width in enumerate(widths)
+            Stage(width, num_blocks=num, norm=config.norm, attention=config.attention and i == 0)
+            for i, (width, num) in enumerate(zip(widths, blocks, strict=True))
         )
         self.ups = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths))
-        self.norm = group_norm(widths[-1])
+        self.norm = NORMS[config.norm](widths[-1])
         self.head = nn.Conv2d(widths[-1], 3 * config.unpatch**2, 3, padding=1)
         self.upsampling = config.upsampling
         self.shortcut = nn.Conv2d(widths[0], 3 * self.upsampling**2, 1) if config.shortcut else None

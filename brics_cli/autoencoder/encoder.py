@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.layers import Stage, group_norm
+from brics_cli.autoencoder.layers import NORMS, Stage, blocks_per_stage
 from brics_cli.config import EncoderConfig
 
 
@@ -20,12 +20,13 @@ class Encoder(nn.Module):
         self.patch = config.patch
         self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
         last = len(widths) - 1
+        blocks = blocks_per_stage(config.num_blocks, len(widths))
         self.stages = nn.ModuleList(
-            Stage(width, num_blocks=config.num_blocks, attention=config.attention and i == last)
-            for i, width in enumerate(widths)
+            Stage(width, num_blocks=num, norm=config.norm, attention=config.attention and i == last)
+            for i, (width, num) in enumerate(zip(widths, blocks, strict=True))
         )
         self.downs = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
-        self.norm = group_norm(widths[-1])
+        self.norm = NORMS[config.norm](widths[-1])
         self.head = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.downsampling = config.patch * 2**last
         self.shortcut = nn.Conv2d(3 * self.downsampling**2, out_channels, 1) if config.shortcut else None

@@ -8,6 +8,7 @@ learning rate of 2e-3 takes for granted. Letters: G groups, S style channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -31,6 +32,22 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+class PlaceNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position (B, C, H, W), so that none depends on the rest of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"group": group_norm, "place": PlaceNorm}
+"""By a config's `norm`: a layer for so many channels."""
+
+
+def blocks_per_stage(num_blocks: int | Sequence[int], num_stages: int) -> Sequence[int]:
+    """The residual blocks of each stage, where one number may stand for all."""
+    return [num_blocks] * num_stages if isinstance(num_blocks, int) else num_blocks
+
+
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
@@ -40,11 +57,11 @@ def _zero(conv: nn.Conv2d) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """Pre-activation residual block: norm, SiLU, 3x3 conv, twice. Starts as the identity (last conv is zero)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, norm: str = "group") -> None:
         super().__init__()
-        self.norm1 = group_norm(channels)
+        self.norm1 = NORMS[norm](channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = group_norm(channels)
+        self.norm2 = NORMS[norm](channels)
         self.conv2 = _zero(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
@@ -76,9 +93,9 @@ class SelfAttention(nn.Module):
 class Stage(nn.Module):
     """Residual blocks at one resolution, attention after them if asked."""
 
-    def __init__(self, channels: int, *, num_blocks: int, attention: bool) -> None:
+    def __init__(self, channels: int, *, num_blocks: int, norm: str = "group", attention: bool) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(num_blocks)])
+        self.blocks = nn.Sequential(*[ResidualBlock(channels, norm=norm) for _ in range(num_blocks)])
         self.attention = SelfAttention(channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -46,6 +46,21 @@ def pack(
     quality: Annotated[
         int | None, typer.Option("--quality", min=1, max=100, help="Of --codec jpeg. Default: 95.")
     ] = None,
+    crops: Annotated[
+        int | None,
+        typer.Option("--crops", min=1, metavar="N", help="Pack N random crops of every image, not the image."),
+    ] = None,
+    crop_scale: Annotated[
+        str | None,
+        typer.Option(
+            "--crop-scale", metavar="LOW:HIGH", help="Scales of --crops; 1 keeps the image's pixels. Default: 0.25:1."
+        ),
+    ] = None,
+    jitter: Annotated[
+        float | None,
+        typer.Option("--jitter", min=0.0, max=1.0, help="Of --crops: brightness, contrast, saturation. Default: 0."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of --crops. Default: 0.")] = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
     labels: options.Labels = None,
@@ -79,6 +94,10 @@ def pack(
         subset=subset,
         labels=labels,
         image_field=image_field,
+        crops=crops,
+        crop_scale=crop_scale,
+        jitter=jitter,
+        seed=seed,
         reporter=session.reporter,
     )
     if dry_run:

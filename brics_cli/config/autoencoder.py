@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from brics_cli.config.base import Config, default_kind
 from brics_cli.config.bottlenecks import BottleneckConfig, FeatureGridConfig, GridBottleneckConfig
 from brics_cli.config.names import CodeKind
 from brics_cli.errors import UsageError
+
+Norm = Literal["group", "place"]
+
+
+def check_blocks(num_blocks: int | tuple[int, ...], widths: tuple[int, ...]) -> None:
+    """Raise ValueError when there is not one number of blocks for each stage."""
+    if isinstance(num_blocks, tuple) and len(num_blocks) != len(widths):
+        raise ValueError(f"num_blocks has {len(num_blocks)} numbers for {len(widths)} stages (widths)")
 
 
 class EncoderConfig(Config):
@@ -20,12 +28,20 @@ class EncoderConfig(Config):
     """Space-to-depth factor of the stem: a patch x patch block of pixels becomes one position."""
     widths: tuple[PositiveInt, ...] = (64, 128, 256)
     """Channels of each stage, finest first; each stage but the first starts with a 2x downsampling."""
-    num_blocks: PositiveInt = 2
-    """Residual blocks per stage."""
+    num_blocks: PositiveInt | tuple[NonNegativeInt, ...] = 2
+    """Residual blocks per stage: one number for all, or one for each."""
+    norm: Norm = "group"
+    """GroupNorm; or `place`, LayerNorm over the channels of each position, with which what is computed of a place
+    depends on what is around it alone: a part of an image comes out as it does in the whole."""
     attention: bool = False
     """Self-attention after the coarsest stage."""
     shortcut: bool = True
     """Add a linear map of each f x f block of pixels to the output, past all normalisation."""
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> EncoderConfig:
+        check_blocks(self.num_blocks, self.widths)
+        return self
 
 
 class ResNetDecoderConfig(Config):
@@ -33,13 +49,20 @@ class ResNetDecoderConfig(Config):
 
     kind: Literal["resnet"] = "resnet"
     widths: tuple[PositiveInt, ...] = (256, 128, 64)
-    num_blocks: PositiveInt = 2
+    num_blocks: PositiveInt | tuple[NonNegativeInt, ...] = 2
+    norm: Norm = "group"
+    """As in the encoder."""
     unpatch: PositiveInt = 1
     """Pixel-shuffle factor of the head: one position becomes an unpatch x unpatch block of pixels."""
     attention: bool = False
     """Self-attention after the coarsest stage."""
     shortcut: bool = True
     """Add a linear map of each input position to its block of pixels, past all normalisation."""
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> ResNetDecoderConfig:
+        check_blocks(self.num_blocks, self.widths)
+        return self
 
     @property
     def upsampling(self) -> int:
@@ -184,4 +207,21 @@ class AutoencoderConfig(Config):
                 f"features.kind 'grouped' shares decoder.widths[0] = {self.decoder.widths[0]} among {num_groups} "
                 "groups, which does not come out even"
             )
+        if isinstance(self.bottleneck, FeatureGridConfig) and self.bottleneck.init == "dct" and not self._can_be_linear:
+            raise ValueError(
+                "bottleneck.init 'dct' needs features of kind 'mlp', upscale 1 and hidden_dim >= 2 x code_channels, a "
+                "decoder of kind 'resnet' with widths[0] >= code_channels, and both shortcuts"
+            )
         return self
+
+    @property
+    def _can_be_linear(self) -> bool:
+        return (
+            isinstance(self.features, MlpFeatureConfig)
+            and self.features.upscale == 1
+            and self.features.hidden_dim >= 2 * self.code_channels
+            and isinstance(self.decoder, ResNetDecoderConfig)
+            and self.decoder.widths[0] >= self.code_channels
+            and self.encoder.shortcut
+            and self.decoder.shortcut
+        )

@@ -41,6 +41,9 @@ class BoundedConfig(_BottleneckConfig):
 
     noise: float = Field(default=0.0, ge=0.0, le=0.5)
     """Standard deviation of the training noise on the codes, in code units ([0, 1]); reflected at the walls."""
+    noise_varies: bool = False
+    """Every image's noise has a standard deviation of its own, uniform between 0 and `noise`: what decodes noisy codes
+    well learns to decode clean ones better."""
 
 
 class FeatureGridConfig(BoundedConfig):
@@ -57,9 +60,9 @@ class FeatureGridConfig(BoundedConfig):
     positions: Positions = "none"
     """Add (y, x) to the query: the place in the image, or the place inside the cell of one code. Codes are then
     tiled to `features.upscale` times their resolution and looked up there."""
-    init: Literal["identity", "normal", "uniform"] = "identity"
-    """`identity`: the first key_dim features of the levels below the cap are the key itself plus noise; `uniform`:
-    Instant-NGP's."""
+    init: Literal["identity", "dct", "normal", "uniform"] = "identity"
+    """`identity`: the first key_dim features of the levels below the cap are the key itself plus noise; `dct`: so that
+    the whole autoencoder starts as a linear one (`autoencoder.linear_start`); `uniform`: Instant-NGP's."""
     init_std: float = Field(default=0.1, ge=0.0)
     """Standard deviation of the noise of `identity` and `normal`."""
 
@@ -88,8 +91,10 @@ class FeatureGridConfig(BoundedConfig):
 
     @model_validator(mode="after")
     def _identity_fits(self) -> FeatureGridConfig:
-        if self.init == "identity" and self.level_dim < self.key_dim:
-            raise ValueError(f"init 'identity' needs level_dim >= key_dim, got {self.level_dim} < {self.key_dim}")
+        if self.init in ("identity", "dct") and self.level_dim < self.key_dim:
+            raise ValueError(f"init {self.init!r} needs level_dim >= key_dim, got {self.level_dim} < {self.key_dim}")
+        if self.init == "dct" and (self.positions != "none" or self.table_cap is not None):
+            raise ValueError("init 'dct' needs grids without positions and without table_cap")
         if not self.resolutions:
             raise ValueError("resolutions is empty: a grid needs at least one level")
         return self

@@ -19,6 +19,7 @@ from brics_cli.config.names import DEFAULT_TRANSFORM, Labels
 from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, TooManyFailuresError, UsageError
 from brics_cli.images import Collection, load_shards, open_collection, versioned
 from brics_cli.images.collection import Wanted
+from brics_cli.images.crops import CropCollection, Crops
 from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest, shards_to_redo
 from brics_cli.images.loader import say_enlarged, say_multi_frame
 from brics_cli.images.packs import (
@@ -58,6 +59,7 @@ class PackPlan:
     size: int
     transform: str
     labels: Labels | None
+    crops: Crops | None = None
 
     @property
     def out(self) -> Path:
@@ -81,6 +83,7 @@ class PackPlan:
             "shard_size": self.sink.shard_size,
             "format": self.sink.encoding.name,
             **({"labels": self.labels} if self.labels is not None else {}),
+            **({"crops": [*self.crops]} if self.crops is not None else {}),
         }
 
     def artefact(self, fingerprint: str = "") -> Artefact:
@@ -133,9 +136,15 @@ def plan_packing(
     subset: str | None = None,
     labels: Labels | None = None,
     image_field: str | None = None,
+    crops: int | None = None,
+    crop_scale: str | None = None,
+    jitter: float | None = None,
+    seed: int | None = None,
     reporter: Reporter | None = None,
 ) -> PackPlan:
     """Look at the source, and tell `reporter` what of it is not read.
+
+    `crops` random crops of every image are packed in place of the image; `crop_scale`, `jitter` and `seed` are theirs.
 
     Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`, and for the `quality` of
     a lossless `codec`.
@@ -144,12 +153,43 @@ def plan_packing(
     form_of_output(out, {"shards": (FOLDER,)})
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
+    cut = _crops(crops, size=size or SIZE, scale=crop_scale, jitter=jitter, seed=seed)
     collection = open_collection(source, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
     if out.resolve() == Path(collection.path).resolve():
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
+    if cut is not None:
+        collection = CropCollection(collection, cut)
     names = collection.class_names
     sink = WebDatasetSink(out, shard_size=shard_size or SHARD_SIZE, encoding=encoding, class_names=names)
-    return PackPlan(collection, sink, size or SIZE, transform or DEFAULT_TRANSFORM, labels)
+    return PackPlan(collection, sink, size or SIZE, transform or DEFAULT_TRANSFORM, labels, cut)
+
+
+def _crops(
+    per_image: int | None, *, size: int, scale: str | None, jitter: float | None, seed: int | None
+) -> Crops | None:
+    if per_image is None:
+        given = {"--crop-scale": scale, "--jitter": jitter, "--seed": seed}
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{alone[0]} is about crops, and whole images are packed", next="Add --crops 100.")
+        return None
+    defaults = Crops(per_image, size)
+    return defaults._replace(
+        scale=defaults.scale if scale is None else _scale(scale),
+        jitter=defaults.jitter if jitter is None else jitter,
+        seed=defaults.seed if seed is None else seed,
+    )
+
+
+def _scale(text: str) -> tuple[float, float]:
+    try:
+        lowest, highest = (float(each) for each in text.split(":"))
+    except ValueError:
+        lowest, highest = 0.0, 0.0
+    if not 0.001 <= lowest <= highest <= 1:
+        raise UsageError(
+            f"--crop-scale {text} is not a range of scales", next="Give two numbers up to 1: --crop-scale 0.25:1"
+        )
+    return lowest, highest
 
 
 def estimate_packing(plan: PackPlan) -> PackEstimate:

@@ -78,7 +78,7 @@ def train_diffusion(
             store, seed=schedule.seed, device=world.device, where=schedule.store_on_device, reporter=reporter
         )
         order = SampleOrder([np.arange(len(store))], seed=schedule.seed)
-        precision = training_precision(schedule.precision, world.device)
+        precision = training_precision(schedule, world.device)
         with (
             open_loop(plan, state, world=world, overwrite=overwrite, reporter=reporter) as loop,
             closing(
@@ -120,7 +120,7 @@ def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
     draws = draws_for(schedule.seed, step=0, indices=rows, shape=plan.store.code_shape, device=on)
 
     def loss() -> Tensor:
-        with autocast(training_precision(schedule.precision, on), on):
+        with autocast(training_precision(schedule, on), on):
             return model(codes, draws).per_sample.mean()
 
     return estimate(model, loss, schedule=schedule, num_averages=len(schedule.ema_widths))

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from brics_cli.config import ScheduleConfig
 from brics_cli.config.names import Precision
 from brics_cli.runtime.reporting import Reporter
 
@@ -18,9 +19,9 @@ def default_precision(device: torch.device) -> Precision:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
-def training_precision(asked: Precision, device: torch.device) -> Precision:
-    """A recipe's precision, as far as it pays on `device`: bf16 is slower than float32 on a CPU."""
-    return asked if default_precision(device) == "bf16" else "fp32"
+def training_precision(schedule: ScheduleConfig, device: torch.device) -> Precision:
+    """What a recipe trains in on `device`."""
+    return {"cuda": schedule.precision, "cpu": schedule.cpu_precision}.get(device.type, "fp32")
 
 
 def say_training_precision(asked: Precision | None, device: torch.device, reporter: Reporter) -> None:

@@ -51,7 +51,7 @@ class Adversary:
     ) -> None:
         self.config, self.optimiser_config, self.schedule = config, optimiser, schedule
         self.last_layer, self.world = last_layer, world
-        self.precision = training_precision(schedule.precision, world.device)
+        self.precision = training_precision(schedule, world.device)
         self.discriminator = Discriminator(config).to(world.device).to(memory_format=torch.channels_last)
         groups = [{"params": list(self.discriminator.parameters()), "lr": config.lr, "base_lr": config.lr}]
         self.optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.0)

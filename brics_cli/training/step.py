@@ -65,7 +65,7 @@ def autoencoder_loss(
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """What the autoencoder minimises on a micro-batch (B, 3, S, S): a scalar, its terms and statistics by name, and
     the reconstructions. `distance` is the recipe's perceptual one."""
-    with autocast(training_precision(recipe.training.precision, images.device), images.device):
+    with autocast(training_precision(recipe.training, images.device), images.device):
         reconstructions, out = forward(images, noise=noise)
     terms = reconstruction_loss(recipe.loss, reconstructions, images, distance=distance)
     loss = sum(terms.values(), out.aux_loss.float())

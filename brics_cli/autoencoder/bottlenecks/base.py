@@ -98,9 +98,9 @@ class BoundedBottleneck(Bottleneck):
     survive it need that much less precision ("relaxed precision").
     """
 
-    def __init__(self, model: AutoencoderConfig, *, noise_std: float) -> None:
+    def __init__(self, model: AutoencoderConfig, *, noise_std: float, noise_varies: bool = False) -> None:
         super().__init__(model)
-        self.noise_std = noise_std
+        self.noise_std, self.noise_varies = noise_std, noise_varies
 
     def bound(self, h: Tensor) -> Tensor:
         return torch.sigmoid(h.float())  # (B, C, h, w) in [0, 1]
@@ -109,8 +109,16 @@ class BoundedBottleneck(Bottleneck):
         codes = self.bound(h)
         stats = {"code_std": codes.detach().std()}
         if noise is not None and self.noise_std:
-            codes = reflect_into_unit(codes + self.noise_std * noise)
+            std = self.noise_std * (_uniform_of(noise) if self.noise_varies else 1)
+            codes = reflect_into_unit(codes + std * noise)
         return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats)
+
+
+def _uniform_of(noise: Tensor) -> Tensor:
+    """Standard normal noise (B, C, h, w) -> a number per image, (B, 1, 1, 1), uniform in [0, 1]: the distribution
+    function of two of its values, so that it is drawn with the noise."""
+    values = noise.flatten(1)
+    return torch.special.ndtr((values[:, 0] - values[:, -1]) / math.sqrt(2))[:, None, None, None]
 
 
 class UsageCounter:

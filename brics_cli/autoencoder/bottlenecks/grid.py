@@ -33,7 +33,7 @@ class GridBottleneck(BoundedBottleneck):
     index: GridIndex = "tiled"
 
     def __init__(self, config: FeatureGridConfig, *, model: AutoencoderConfig) -> None:
-        super().__init__(model, noise_std=config.noise)
+        super().__init__(model, noise_std=config.noise, noise_varies=config.noise_varies)
         self.num_groups = config.num_groups(model.code_channels)
         self.spec = grid_spec(config, cell=model.features.upscale, index=self.index)
         self.tables = nn.Parameter(initial_tables(config, self.spec, num_groups=self.num_groups))  # (G, V, F)
@@ -116,7 +116,7 @@ def initial_tables(config: FeatureGridConfig, spec: GridSpec, *, num_groups: int
     if config.init == "uniform":
         return torch.empty(shape).uniform_(-INSTANT_NGP_RANGE, INSTANT_NGP_RANGE)
     tables = torch.randn(shape) * config.init_std
-    if config.init == "identity":
+    if config.init in ("identity", "dct"):
         for level in spec.levels:
             if level.dense:
                 axis = torch.linspace(-1, 1, level.cells + 1)

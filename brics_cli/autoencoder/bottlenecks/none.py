@@ -13,7 +13,7 @@ class NoneBottleneck(BoundedBottleneck):
     """codes (B, C, h, w) -> (B, C_d, h * upscale, w * upscale) without any table."""
 
     def __init__(self, config: NoneBottleneckConfig, *, model: AutoencoderConfig) -> None:
-        super().__init__(model, noise_std=config.noise)
+        super().__init__(model, noise_std=config.noise, noise_varies=config.noise_varies)
         self.mlp = build_features(model, in_channels=model.code_channels)
 
     def decode_codes(self, codes: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ class EmbeddedModel:
             )
 
 
-MODELS: tuple[EmbeddedModel, ...] = ()
+MODELS: tuple[EmbeddedModel, ...] = (
+    EmbeddedModel("brics-mini", "autoencoder", "5281f8a2345e3cc41d65be708fed2002affb65ffbdb7d2d4af1c494aa735ec0d"),
+)
 """The first of a kind is used where nothing of that kind is trained."""
 
 

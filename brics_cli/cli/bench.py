@@ -136,6 +136,29 @@ def bottlenecks(
 
 
 @app.command()
+def codecs(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files.")],
+    ae: Annotated[
+        Path, typer.Option("--ae", metavar="RUN", help="A trained autoencoder: a run directory, or brics-mini.")
+    ] = Path("brics-mini"),
+    size: Annotated[int, typer.Option("--size", min=16, help="Of the centre square, px.")] = 256,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """PSNR and SSIM of an autoencoder's codes, beside JPEG and WebP of as many bytes, bicubic and DCT of as many.
+
+    Codes are measured as a store keeps them, before they are rounded, and with noise of 0.02.
+
+    Example: brics bench codecs photographs/*.jpg --ae brics-mini
+    """
+    from brics_cli.bench.codecs import bench_codecs
+    from brics_cli.runtime.device import resolve_device
+
+    report = bench_codecs(images, autoencoder=ae, size=size, device=resolve_device(device))
+    _show(Session(as_json=as_json), report)
+
+
+@app.command()
 def encode(
     num_images: Annotated[
         int, typer.Option("--n", Old("--num-images"), min=100, help="How many images are encoded.")

@@ -55,6 +55,8 @@ VALIDATION_IMAGES = 2048
 COPIES_PER_CHECKPOINT = 4
 COPIES_OF_DISCRIMINATOR = 3
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
+NO_ARCHITECTURE = ("bottleneck.noise", "bottleneck.noise_varies", "bottleneck.init", "bottleneck.init_std")
+"""Settings of a model that training alone sees: a run that starts from another's weights may have its own."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +346,11 @@ def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
         completed = recipe_from_values(values | {part: theirs}, kind=recipe.kind, source=str(directory / CONFIG_NAME))
     except UsageError as error:
         raise ArtefactError(error.what, next="The model's config is damaged; train it again.") from None
-    differing = differences(flatten(completed.model_dump(mode="json")[part]), flatten(values[part]))
+    architecture, wanted = (
+        {name: value for name, value in flatten(model).items() if name not in NO_ARCHITECTURE}
+        for model in (completed.model_dump(mode="json")[part], values[part])
+    )
+    differing = differences(architecture, wanted)
     if differing:
         raise ArtefactError(
             f"{asked.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",

@@ -53,7 +53,7 @@ def test_any_bottleneck_fits_any_recipe(name: str, kind: str) -> None:
     ("override", "line"),
     [
         ("optimiser.lrr=1", "--set: no key 'optimiser.lrr'; did you mean 'lr'?"),
-        ("model.bottleneck.nois=0", "--set: no key 'model.bottleneck.nois'; did you mean 'noise'?"),
+        ("model.bottleneck.nois=0", "--set: no key 'model.bottleneck.nois'; did you mean 'noise' or 'noise_varies'?"),
         ("trainin.steps=3", "--set: no key 'trainin'; did you mean 'training'?"),
         (
             "model.bottleneck.kind=gird",

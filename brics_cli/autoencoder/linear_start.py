@@ -59,12 +59,15 @@ def basis(coefficients: list[Coefficient], *, block: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_linear(encoder: Encoder, bottleneck: GridBottleneck, decoder: ResNetDecoder) -> None:
+def start_linear(encoder: nn.Module, bottleneck: nn.Module, decoder: nn.Module) -> None:
     """Set the weights of a fresh autoencoder whose config has passed the check for it."""
+    assert isinstance(bottleneck, GridBottleneck)
     if bottleneck.tables.is_meta:  # it is only counted, and has no values
         return
+    assert isinstance(encoder, Encoder) and isinstance(decoder, ResNetDecoder)
     spec, mlp, block = bottleneck.spec, bottleneck.mlp, encoder.downsampling
     assert isinstance(mlp, FeatureMlp) and encoder.shortcut is not None and decoder.shortcut is not None
+    assert mlp.hidden.bias is not None and mlp.out.bias is not None
     num_codes = bottleneck.num_groups * spec.key_dim
     coefficients = leading_coefficients(num_codes, block=block)
     rows, std = basis(coefficients, block=block), torch.tensor([each.std for each in coefficients])
@@ -82,8 +85,6 @@ def start_linear(encoder: Encoder, bottleneck: GridBottleneck, decoder: ResNetDe
     for code in range(num_codes):
         group, axis_of_key = divmod(code, spec.key_dim)
         feature = group * spec.num_features + (len(spec.levels) - 1) * spec.level_dim + axis_of_key
-        for layer in (mlp.hidden, mlp.out):
-            assert layer.bias is not None
         for unit, sign in ((2 * code, 1.0), (2 * code + 1, -1.0)):
             mlp.hidden.weight[unit], mlp.hidden.bias[unit] = 0.0, 0.0
             mlp.hidden.weight[unit, feature] = sign

@@ -26,8 +26,9 @@ def training_precision(schedule: ScheduleConfig, device: torch.device) -> Precis
 
 def say_training_precision(asked: Precision | None, device: torch.device, reporter: Reporter) -> None:
     """Say that what was asked for by name is not what `training_precision` makes of it."""
-    if asked is not None and training_precision(asked, device) != asked:
-        reporter.warning(f"--dtype {asked} is not used on {device}, where it is slower: computing in fp32")
+    if asked is not None and asked != "fp32" and device.type != "cuda":
+        instead = f"--set training.cpu_precision={asked}" if device.type == "cpu" else "fp32 alone"
+        reporter.warning(f"--dtype {asked} is not used on {device}, where it is mostly slower; there it is {instead}")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from brics_cli.jobs.decode import DecodeResult
     from brics_cli.jobs.encode_dataset import EncodeResult
     from brics_cli.jobs.sample import SampleResult
+    from brics_cli.report.writing import Report
     from brics_cli.runtime.reporting import Reporter
     from brics_cli.sampling.drawn import DrawSettings
     from brics_cli.sampling.tasks import SampleFormat
@@ -446,6 +447,39 @@ def evaluate(
         overwrite=overwrite,
         dry_run=dry_run,
     )
+
+
+def report(
+    what: Sequence[str | Path] | None = None,
+    *,
+    out: str | Path | None = None,
+    max_mb: float | None = None,
+    watts: float | None = None,
+    overwrite: bool = False,
+    workspace: str | Path = ".",
+    reporter: Reporter | None = None,
+) -> Report:
+    """Write one self-contained HTML page of what is on disk: curves, reconstructions, codes, samples, scores.
+
+    what: runs, key-code stores, samples, decoded images and reports of `evaluate(out=...)`; the page shows them and
+        what they were made from. None: everything in `workspace`.
+    out: the page, `*.html`. None: `report.html` in `workspace`.
+    max_mb: megabytes at most; pictures are made smaller, then fewer, until the page fits. None: 8.
+    watts: power of the machine, for the estimate of energy. None: 10 W per CPU core, a GPU's board power.
+    overwrite, workspace, reporter: see the module.
+
+    Nothing is trained, sampled or downloaded; a few codes are decoded where their images are not on disk. What is
+    damaged is left out and said. Returns the path, its size, the titles in it and what was left out. Raises UsageError
+    for a path that brics did not make and for a page that does not fit, ArtefactError when there is nothing to show.
+
+    >>> brics_cli.api.report(out="report.html").num_bytes
+    """
+    from brics_cli.report.writing import write_report
+
+    return write_report(
+        [Path(each) for each in what] if what else None, out=_path(out), max_mb=max_mb, watts=watts,
+        overwrite=overwrite, workspace=_workspace(workspace), reporter=reporter or _default_reporter(),
+    )  # fmt: skip
 
 
 def _default_reporter() -> Reporter:

@@ -42,7 +42,7 @@ class Quality:
 
 @dataclass
 class DemoResult:
-    """What the demo leaves: its workspace, its sheet, and what it measured on `num_held_out` crops.
+    """What the demo leaves: its workspace, its sheet and page, and what it measured on `num_held_out` crops.
 
     `reports` are of every metric whose weights are there, of reconstructions, then of samples; `left_out` says why the
     others were not measured.
@@ -50,6 +50,7 @@ class DemoResult:
 
     workspace: Path
     sheet: Path
+    page: Path
     num_train: int
     num_held_out: int
     quality: list[Quality] = field(default_factory=list)
@@ -102,17 +103,25 @@ def run_demo(
     with timing.phase("sample"):
         api.sample(model, num=NUM_SAMPLES, batch_size=NUM_SAMPLES, out=samples, **common)
     with timing.phase("eval"):
-        result = DemoResult(out, out / "contact-sheet.png", num_train, num_held_out, seconds=seconds)
+        result = DemoResult(
+            out, out / "contact-sheet.png", out / "report.html", num_train, num_held_out, seconds=seconds
+        )
         choice = choose_metrics(None)
         result.left_out = choice.left_out
         for compares, real, fake in (("pairs", out / "held-out", held_out), ("sets", out / "shards", samples)):
             metrics = [each.name for each in choice.metrics if each.metric.compares == compares]
             if metrics:
-                result.reports.append(api.evaluate(metrics, real=real, fake=fake, **common))
+                written = out / f"eval-{compares}.json"
+                result.reports.append(api.evaluate(metrics, real=real, fake=fake, out=written, **common))
         _compare(result, held_out)
         _draw(result, samples)
+    summary = f"held-out {result.quality[0].psnr_db:.2f} dB"
     seconds["total"] = time.perf_counter() - start
-    write_provenance(finished(artefact, summary=f"held-out {result.quality[0].psnr_db:.2f} dB", seconds=seconds))
+    write_provenance(finished(artefact, summary=summary, seconds=seconds))  # the page shows them
+    with timing.phase("report"):
+        api.report(out=result.page, overwrite=overwrite, workspace=out, reporter=reporter)
+    seconds["total"] = seconds.pop("total") + seconds["report"]
+    write_provenance(finished(artefact, summary=summary, seconds=seconds))
     return result
 
 

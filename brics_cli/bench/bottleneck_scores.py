@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_tensor, to_uint8
-from brics_cli.evaluation.reconstruction import capped_psnr, ssim
+from brics_cli.evaluation.psnr import capped_psnr
+from brics_cli.evaluation.reconstruction import ssim
 
 NOISE_LEVELS = (0.05, 0.1, 0.2)
 """Standard deviations of the noise, in standard deviations of the codes."""

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "eval": Entry("Pipeline", "Measure reconstructions against their originals, or samples against a collection."),
     "info": Entry("Look", "Describe a store, a run or a collection; count a recipe's GFLOP."),
     "plot": Entry("Look", "Draw loss, learning-rate and validation curves of training runs."),
+    "report": Entry("Look", "Write one HTML page of runs, stores, samples and scores, or of the whole workspace."),
     "status": Entry("Look", "Show the lineage of everything in the workspace."),
     "recipes": Entry("Look", "List the recipes, or show one."),
     "weights": Entry("Machine", "List, verify, import and fetch the weights that metrics need."),

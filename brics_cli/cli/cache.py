@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.output import Session, human_bytes, plain_table
+from brics_cli.cli.output import Session, plain_table
 from brics_cli.errors import ExitCode, UsageError
+from brics_cli.wording import human_bytes
 
 app = options.command_app(
     no_args_is_help=True,

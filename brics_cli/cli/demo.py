@@ -44,8 +44,8 @@ def demo(
     """Run the whole pipeline on the bundled photographs, in minutes, on any machine.
 
     Photographs inside scikit-image are cut into 64 px crops, packed, used to train an autoencoder, encoded, decoded,
-    used to train a diffusion model, sampled and measured, each by the command of that name. What it leaves is an
-    ordinary workspace: go there and go on.
+    used to train a diffusion model, sampled and measured, each by the command of that name. At the end all of it is in
+    one page, `report.html`. What it leaves is an ordinary workspace: go there and go on.
 
     Example: brics demo --out brics-demo
     """
@@ -97,4 +97,4 @@ def _tables(result: DemoResult) -> list[RenderableType]:
     if result.left_out:
         parts.append(f"not measured, weights missing: {', '.join(result.left_out)} (brics weights list)")
     spent = "  ".join(f"{'all' if name == 'total' else name} {s:.0f} s" for name, s in result.seconds.items())
-    return [*parts, f"time: {spent}", f"sheet: {result.sheet}"]
+    return [*parts, f"time: {spent}", f"sheet: {result.sheet}", f"report: {result.page}"]

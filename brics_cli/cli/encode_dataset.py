@@ -18,11 +18,12 @@ from brics_cli.cli.batch import (
     wait_passively,
     warn_about_failures,
 )
-from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.output import Session
 from brics_cli.config.bottlenecks import CONTINUOUS_KINDS
 from brics_cli.config.names import Quantisation, Transform
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
+from brics_cli.wording import human_bytes
 
 if TYPE_CHECKING:
     from brics_cli.codes import StoreHeader

@@ -11,8 +11,8 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.batch import same_command_goes_on, say_if_complete
-from brics_cli.cli.output import Session, human_bytes
-from brics_cli.wording import count
+from brics_cli.cli.output import Session
+from brics_cli.wording import count, human_bytes
 
 app = options.command_app()
 

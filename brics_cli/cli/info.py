@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brics_cli.cli import completion, options
-from brics_cli.cli.output import Session, human_bytes, plain_table
+from brics_cli.cli.output import Session, plain_table
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.wording import human_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,7 +10,8 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.batch import report_verification, say_if_complete
-from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.output import Session
+from brics_cli.wording import human_bytes
 
 app = options.command_app()
 

@@ -10,11 +10,11 @@ import typer
 
 from brics_cli.cli import options
 from brics_cli.cli.batch import same_command_goes_on, say_if_complete, warn_about_failures
-from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.output import Session
 from brics_cli.cli.pages import Old
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
 from brics_cli.errors import ExitCode
-from brics_cli.wording import count
+from brics_cli.wording import count, human_bytes
 from brics_cli.workspace.naming import Codec
 
 app = options.command_app()

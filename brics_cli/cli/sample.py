@@ -11,7 +11,7 @@ import typer
 
 from brics_cli import api
 from brics_cli.cli import completion, options
-from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.output import Session
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import command_line
@@ -24,6 +24,7 @@ from brics_cli.sampling.tasks import (
     TITLES,
     SampleFormat,
 )
+from brics_cli.wording import human_bytes
 from brics_cli.workspace.naming import is_picture, metavar_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brics_cli.cli.output import Session, human_bytes
+from brics_cli.cli.output import Session
 from brics_cli.errors import BricsError
+from brics_cli.wording import human_bytes
 
 if TYPE_CHECKING:
     from brics_cli.training.loop import TrainResult

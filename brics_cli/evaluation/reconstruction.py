@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from brics_cli.autoencoder import ms_ssim as of_tensors
-from brics_cli.errors import UsageError
 from brics_cli.evaluation.family import PairFamily, on_device
+from brics_cli.evaluation.psnr import check, psnr
 
 if TYPE_CHECKING:
     from brics_cli.networks.perceptual import LpipsFeatures  # lpips takes seconds to import
@@ -25,30 +25,6 @@ if TYPE_CHECKING:
 SSIM_WINDOW = 11
 MS_SSIM_SIDE = (of_tensors.WINDOW - 1) * 2 ** (len(of_tensors.WEIGHTS) - 1) + 1
 """Below this the window does not fit into the coarsest scale."""
-IDENTICAL_DB = 100.0
-BLOCK_VALUES = 1 << 22
-"""Of images at a time that are compared in float64, at most: a photograph would take gigabytes."""
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """10 log10(255² / MSE) in dB of each pair of (N, H, W, 3); infinite where two images are identical.
-
-    Raises ValueError when the arrays are not uint8 of one shape.
-    """
-    _check(a, b)
-    squares = np.zeros(len(a))
-    num_rows = max(1, BLOCK_VALUES // max(a[:, :1].size, 1))
-    for first in range(0, a.shape[1], num_rows):  # of whole numbers, so that no sum depends on the blocks
-        block = slice(first, first + num_rows)
-        squares += np.square(a[:, block].astype(np.float64) - b[:, block]).sum(axis=(1, 2, 3))
-    mse = squares / a[0].size if len(a) else squares  # (N,)
-    with np.errstate(divide="ignore"):
-        return np.asarray(10 * np.log10(255.0**2 / mse))
-
-
-def capped_psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """`psnr`, at most 100 dB, so that a mean over images stays finite where two of them are identical."""
-    return np.minimum(psnr(a, b), IDENTICAL_DB)
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, pool: ThreadPoolExecutor | None = None) -> NDArray[np.float64]:
@@ -56,7 +32,7 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, pool: ThreadPoolExecutor
 
     Raises ValueError when the arrays are not uint8 of one shape, UsageError for images smaller than the window.
     """
-    _check(a, b, title="SSIM", smallest=SSIM_WINDOW)
+    check(a, b, title="SSIM", smallest=SSIM_WINDOW)
     of_pair = partial(
         structural_similarity,
         channel_axis=-1,
@@ -74,17 +50,10 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, device: torch.device 
     Negative contrast and structure count as zero. Raises ValueError when the arrays are not uint8 of one shape,
     UsageError for images smaller than 161 px.
     """
-    _check(a, b, title="MS-SSIM", smallest=MS_SSIM_SIDE)
+    check(a, b, title="MS-SSIM", smallest=MS_SSIM_SIDE)
     with torch.inference_mode():
         x, y = (on_device(side, device).permute(0, 3, 1, 2) for side in (a, b))  # (N, 3, H, W)
         return np.asarray(of_tensors.ms_ssim(x, y, value_range=255).cpu().numpy())
-
-
-def _check(a: NDArray[np.uint8], b: NDArray[np.uint8], *, title: str = "", smallest: int = 1) -> None:
-    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 4 or a.shape != b.shape:
-        raise ValueError(f"expected two uint8 arrays (N, H, W, 3), got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
-    if min(a.shape[1:3]) < smallest:
-        raise UsageError(f"{title} needs images of at least {smallest} px, these are {a.shape[2]} x {a.shape[1]}")
 
 
 class Psnr(PairFamily):

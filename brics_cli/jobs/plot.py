@@ -168,7 +168,7 @@ def _draw_panel(axis: Axes, runs: Sequence[Curves], panel: Panel) -> None:
         marker = "." if len(values) < SMOOTHING_POINTS else None
         if panel.smoothed and len(values) > SMOOTHING_POINTS:
             axis.plot(steps, values, color=colour, linewidth=1.0, alpha=0.3)
-            axis.plot(steps, _running_average(values), color=colour, linewidth=1.8)
+            axis.plot(steps, running_average(values), color=colour, linewidth=1.8)
         else:
             axis.plot(steps, values, color=colour, marker=marker, linewidth=1.5)
     together = np.concatenate([metrics[panel.metric][1] for metrics in runs if panel.metric in metrics])
@@ -181,7 +181,7 @@ def _draw_panel(axis: Axes, runs: Sequence[Curves], panel: Panel) -> None:
     axis.margins(x=0.02)
 
 
-def _running_average(values: np.ndarray) -> np.ndarray:
+def running_average(values: np.ndarray) -> np.ndarray:
     """values (N,) -> the mean of those around each, narrower at the ends so that nothing is bent there; (N,)."""
     half = max(1, min(SMOOTHING_POINTS, len(values) // 10) // 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])

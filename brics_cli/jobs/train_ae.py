@@ -16,7 +16,8 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe
-from brics_cli.evaluation.reconstruction import capped_psnr, ssim
+from brics_cli.evaluation.psnr import capped_psnr
+from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images import contact_sheet
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import World, join_world

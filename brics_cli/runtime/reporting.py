@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from brics_cli.wording import duration
+
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -127,14 +129,14 @@ class Clock:
         count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
         parts = [f"{count} {self.unit}", f"{_rate(per_s)} {self.unit}/s"]
         if self.total is not None and self.done > self.initial:
-            parts.append(f"ETA {_duration((self.total - self.done) / max(per_s, 1e-9))}")
+            parts.append(f"ETA {duration((self.total - self.done) / max(per_s, 1e-9))}")
         return "  ".join([*parts, self.note] if self.note else parts)
 
     def summary(self) -> str:
         """What is said at the end."""
         elapsed = time.monotonic() - self.start
         rate = _rate((self.done - self.initial) / max(elapsed, 1e-9))
-        text = f"{self.description}: {self.done:,} {self.unit} in {_duration(elapsed)} ({rate}/s)"
+        text = f"{self.description}: {self.done:,} {self.unit} in {duration(elapsed)} ({rate}/s)"
         return f"{text}  {self.note}" if self.note else text
 
 
@@ -185,13 +187,3 @@ class StderrReporter:
 
 def _rate(per_s: float) -> str:
     return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"

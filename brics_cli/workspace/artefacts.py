@@ -36,6 +36,7 @@ Kind = Literal[
     "samples",
     "pictures",
     "report",
+    "page",
     "demo",
 ]
 
@@ -54,6 +55,7 @@ _HOW_TO_MAKE: dict[str, tuple[str, str]] = {
     "pictures": ("pictures of samples", "brics sample --grid 4x8"),
     "demo": ("demo workspace", "brics demo"),
     "report": ("evaluation report", "brics eval --metric psnr"),
+    "page": ("report page", "brics report"),
 }
 
 

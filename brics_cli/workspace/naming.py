@@ -32,6 +32,7 @@ STORE = {"a key-code store": (STORE_ENDING,)}
 PICTURE = {"a picture": (".png",)}
 CURVES = {"a picture": (".png", ".svg", ".pdf")}
 REPORT = {"a report": (".json", FOLDER)}
+PAGE = {"a page": (".html",)}
 RUN = {"a run": (FOLDER,)}
 """Outputs that have one form."""
 

@@ -30,7 +30,8 @@ from brics_cli.workspace.locks import hold_lock
 Claim = Literal["new", "resume", "complete"]
 
 MARK = "brics-cli"
-"""What a picture, zip or npz says of its maker: `Software` in a PNG, the comment of a zip, `Creator` in SVG and PDF."""
+"""What a picture, page, zip or npz says of its maker: `Software` in a PNG, the comment of a zip, `Creator` in SVG and
+PDF, `generator` in HTML."""
 _PNG, _HDF5, _ZIP = b"\x89PNG\r\n\x1a\n", b"\x89HDF\r\n\x1a\n", b"PK"
 _HEAD_BYTES, _STORE_BYTES = 64 << 10, 8 << 20
 
@@ -122,6 +123,8 @@ def made_by_brics(path: Path) -> bool:
         return mark in both
     if start.startswith(b"{"):
         return b'"brics_report"' in head
+    if start == b"<!DOCTYP":
+        return b'<meta name="generator" content="' + mark in head
     if start[7:] == b"\0":  # the length of a safetensors header
         return mark in head
     beside = path.with_name(f"{path.name}.{PROVENANCE_FILE}")

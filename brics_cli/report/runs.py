@@ -1,0 +1,153 @@
+"""What the chapters of both kinds of training runs share: the table of runs, overlaid curves, the recipe of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from brics_cli.config import list_recipes, load_recipe
+from brics_cli.config.loading import load_yaml
+from brics_cli.errors import BricsError
+from brics_cli.jobs.plot import Panel, running_average
+from brics_cli.report.blocks import Block, Facts, Link, Note, Plot, Plots, Recipe, Table, number
+from brics_cli.report.context import Context
+from brics_cli.report.gathering import Node
+from brics_cli.report.plots import Series, line_plot
+from brics_cli.wording import count, duration
+
+DETAILED = 8
+"""Runs that have a section of their own: the newest."""
+SMOOTHED_ABOVE = 15
+
+
+def seconds_of(node: Node, context: Context) -> float | None:
+    """Seconds of training steps: images between two lines of the log, over their speed. None where it logged none."""
+    metrics = context.curves(node)
+    batch_size = recipe_values(node).get("training", {}).get("batch_size")
+    if "time/img_per_s" not in metrics or not isinstance(batch_size, int):
+        return None
+    steps, img_per_s = metrics["time/img_per_s"]
+    return float((np.diff(steps, prepend=0.0) * batch_size / np.maximum(img_per_s, 1e-9)).sum())
+
+
+def recipe_values(node: Node) -> dict[str, Any]:
+    """The settings of a run as they were written; empty where the file is damaged or gone."""
+    try:
+        return load_yaml(node.path / "config.yaml")
+    except (BricsError, OSError):
+        return {}
+
+
+def table_of_runs(runs: Sequence[Node], figures: Mapping[str, str], context: Context) -> Table:
+    """A row per run, with those `figures` (title -> name in its details) that any of them has."""
+    known = {title: name for title, name in figures.items() if any(name in run.details for run in runs)}
+    rows = []
+    for run in runs:
+        steps = recipe_values(run).get("training", {}).get("steps")
+        step = run.details.get("step")
+        done = f"{step:,}" if isinstance(step, int) else "0"
+        of = f" of {steps:,}" if isinstance(steps, int) and step != steps else ""
+        seconds = seconds_of(run, context)
+        rows.append(
+            [
+                Link(run.name, run.id) if run in runs[:DETAILED] else run.name,
+                str(run.details.get("recipe", "")),
+                done + of,
+                *(number(run.details.get(name)) for name in known.values()),
+                "" if seconds is None else duration(seconds),
+            ]
+        )
+    head = ["run", "recipe", "step", *known, "time in steps"]
+    return Table(head, rows, f"{count(len(runs), 'run')}, the newest first", swatches=True)
+
+
+def curves(runs: Sequence[Node], panels: Sequence[Panel], context: Context) -> list[Block]:
+    """The panels that any run has, all runs overlaid."""
+    plots: list[Plot] = []
+    for panel in panels:
+        series = []
+        for number_, run in enumerate(runs):
+            metrics = context.curves(run)
+            if panel.metric not in metrics:
+                continue
+            steps, values = metrics[panel.metric]
+            smooth = panel.smoothed and len(values) > SMOOTHED_ABOVE
+            series.append(
+                Series(
+                    run.name, steps, running_average(values) if smooth else values, number_, values if smooth else None
+                )
+            )
+        if series:
+            smoothed = "the running average over the values" if any(line.raw is not None for line in series) else ""
+            log_y = None if panel.logarithmic else False
+            plots += context.attempt(panel.title, [], _plot, panel.title, series, log_y, smoothed)
+    return [Plots(plots)] if plots else []
+
+
+def _plot(title: str, series: Sequence[Series], log_y: bool | None, note: str) -> list[Plot]:
+    return [line_plot(title, series, x_label="step", log_y=log_y, note=note)]
+
+
+def recipe_block(node: Node, kind: str) -> list[Block]:
+    """The settings of a run, folded, with what differs from the shipped recipe of that name."""
+    values = recipe_values(node)
+    if not values:
+        return [Note(f"{node.path / 'config.yaml'} cannot be read.", warning=True)]
+    name = str(values.get("name", ""))
+    shipped: dict[str, Any] | None = None
+    try:
+        values = load_recipe(str(node.path / "config.yaml"), kind=kind).model_dump(mode="json")
+        if name in list_recipes(kind):
+            shipped = load_recipe(name, kind=kind).model_dump(mode="json")
+    except BricsError:
+        pass  # of another version of brics: as it is written
+    settings = list(_settings(values, shipped))
+    num = sum(was is not None for _, _, was in settings)
+    if shipped is None:
+        said = f"Recipe {name or 'without a name'}: none of that name ships with this brics"
+    elif num:
+        said = f"Recipe {name}, {count(num, 'setting')} changed from the shipped one"
+    else:
+        said = f"Recipe {name}, as it ships"
+    changed = [(".".join(path), f"{value} ({was})") for path, value, was in settings if was]
+    block = Recipe(_lines(settings), said)
+    return [Facts(changed), block] if 0 < len(changed) <= 12 else [block]
+
+
+_NOTHING = object()
+
+
+def _settings(
+    values: Mapping[str, Any], shipped: Mapping[str, Any] | None, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, str | None]]:
+    """(path, value as YAML, what the shipped recipe says instead; None where it says the same) of every setting."""
+    for key, value in values.items():
+        ours = None if shipped is None else shipped.get(key, _NOTHING)
+        place = (*path, str(key))
+        if isinstance(value, Mapping):
+            yield from _settings(value, None if shipped is None else ours if isinstance(ours, Mapping) else {}, place)
+        elif shipped is None or ours == value:
+            yield place, _plain(value), None
+        else:
+            yield place, _plain(value), "not in the shipped one" if ours is _NOTHING else f"shipped: {_plain(ours)}"
+
+
+def _lines(settings: Sequence[tuple[tuple[str, ...], str, str | None]]) -> list[tuple[str, str | None]]:
+    """The settings as indented lines, a line for each block."""
+    lines: list[tuple[str, str | None]] = []
+    above: tuple[str, ...] = ()
+    for path, value, was in settings:
+        for depth, block in enumerate(path[:-1]):
+            if path[: depth + 1] != above[: depth + 1]:
+                lines.append((f"{'  ' * depth}{block}:", None))
+        lines.append((f"{'  ' * (len(path) - 1)}{path[-1]}: {value}", was))
+        above = path[:-1]
+    return lines
+
+
+def _plain(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip()
+    return text.removesuffix("...").strip()

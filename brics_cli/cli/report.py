@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from brics_cli import api
-from brics_cli.cli import options
+from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session
 from brics_cli.wording import count
 
@@ -21,12 +21,13 @@ def report(
     what: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN|STORE|SAMPLES|report.json]...",
+            metavar="RUN|STORE|SAMPLES|report.json ...",
+            autocompletion=completion.runs,
             help="What the page is of, together with what it was made from. Default: the whole workspace.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="x.html", help="The page. Default: report.html in the workspace.")
+        Path | None, options.out_option("x.html", "The page. Default: report.html in the workspace.")
     ] = None,
     max_mb: Annotated[
         float | None,

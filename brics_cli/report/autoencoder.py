@@ -258,6 +258,8 @@ def _usage_tiles(autoencoder: Autoencoder, counts: dict[str, np.ndarray]) -> lis
 
 def _arithmetic(run: Node) -> list[Block]:
     """GFLOP and parameters of its parts, counted on meta tensors."""
+    if not (run.path / "config.yaml").is_file():
+        return []
     recipe = load_recipe(str(run.path / "config.yaml"), kind="autoencoder")
     assert isinstance(recipe, AutoencoderRecipe)
     from brics_cli.autoencoder.flops import count as flops

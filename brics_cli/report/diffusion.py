@@ -138,6 +138,7 @@ def sample_command(node: Node, seeds: str | None = None) -> list[str]:
     for option, name, plain in (
         ("--sampler", "sampler", None), ("--steps", "steps", None), ("--guidance", "guidance", 1.0),
         ("--class", "class", None), ("--class-balance", "class_balance", None), ("--ema", "ema", None),
+        ("--dtype", "precision", None),
         ("--batch-size", "batch_size", DEFAULT_BATCH_SIZE),
     ):  # fmt: skip
         if (value := settings.get(name)) not in (None, plain):

@@ -93,6 +93,8 @@ def _plot(title: str, series: Sequence[Series], log_y: bool | None, note: str) -
 
 def recipe_block(node: Node, kind: str) -> list[Block]:
     """The settings of a run, folded, with what differs from the shipped recipe of that name."""
+    if not (node.path / "config.yaml").is_file():
+        return [Note("It has no config.yaml: its recipe and its arithmetic are not known.")]
     values = recipe_values(node)
     if not values:
         return [Note(f"{node.path / 'config.yaml'} cannot be read.", warning=True)]

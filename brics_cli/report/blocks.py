@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -163,9 +164,10 @@ class Chapter:
         return bool(self.blocks or self.sections)
 
 
-def anchor(*parts: str) -> str:
-    """An id of letters, digits and dashes; never empty, and never two for one text."""
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] or "x" for part in parts)
+def anchor(text: str, *, prefix: str = "p") -> str:
+    """An id for a text, of letters, digits and dashes: the end of the text, and a checksum of all of it."""
+    readable = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[-40:]
+    return f"{prefix}-{readable}-{zlib.crc32(text.encode('utf-8', 'surrogatepass')):x}"
 
 
 def number(value: Any, form: str = ".4g", *, unit: str = "") -> str:

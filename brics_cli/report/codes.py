@@ -16,6 +16,7 @@ from brics_cli.report.gathering import Node
 from brics_cli.report.pictures import Pixels, picture_of, side_by_side
 from brics_cli.report.plots import Series, line_plot, map_plot
 from brics_cli.wording import count, human_bytes
+from brics_cli.workspace.naming import is_store
 
 DETAILED = 6
 """Stores that have a section of their own: the newest."""
@@ -38,7 +39,7 @@ def chapter(context: Context) -> Chapter:
         made.blocks.append(Note(f"The {DETAILED} newest of {len(stores)} stores have a section below."))
     for node in stores[:DETAILED]:
         section = Section(node.id, node.name, node.summary)
-        if node.kind == "store":
+        if is_store(node.path):
             section.blocks += context.attempt(str(node.path), [], _blocks, node, context)
         else:
             rows = [(name.replace("_", " "), value) for name, value in node.details.items() if name != "settings"]

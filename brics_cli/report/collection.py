@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,32 +252,3 @@ def repeated(looked: Looked) -> tuple[list[tuple[int, int]], list[tuple[int, int
         if looked.digests[a] != looked.digests[b] and not (flat[a] or flat[b])
     ]
     return identical, sorted(nearly, key=lambda pair: pair[2])
-
-
-def read_by_key(collection: Collection, keys: Sequence[str], *, transform: str, size: int) -> dict[str, Pixels]:
-    """The images of these keys, each (size, size, 3), as far as they are there and can be read."""
-    wanted = set(keys)
-    found: dict[str, Pixels] = {}
-    all_keys = collection.keys()
-    positions = [position for position in range(len(collection)) if all_keys[position] in wanted]
-    for shard, index in collection.places(positions):
-        try:
-            raw = collection.read(shard, index)
-            found[raw.key] = load_pixels(raw.data, transform=transform, size=size)
-        except ImageError:
-            continue
-    return found
-
-
-def all_tiles(path: Path) -> tuple[list[str], list[Pixels]]:
-    """Keys and pixels of a few images as they are, of a folder, zip, npz or shards that brics wrote."""
-    collection = open_collection(path, labels="none")
-    places = np.unique(np.linspace(0, len(collection) - 1, min(len(collection), MOST_LOOKED_AT)).round().astype(int))
-    raws = [collection.read(*place) for place in collection.places(places.tolist())]
-    return [raw.key for raw in raws], [np.array(_decoded(raw.data)) for raw in raws]
-
-
-def _decoded(data: bytes) -> Image.Image:
-    from brics_cli.images.pixels import decode_image
-
-    return decode_image(data)

@@ -44,7 +44,7 @@ class Node:
 
     @property
     def id(self) -> str:
-        return anchor(self.stage, self.path.name, f"{hash_of_path(self.path):x}")
+        return anchor(str(self.path), prefix=self.stage)
 
     @property
     def name(self) -> str:
@@ -73,13 +73,6 @@ class Node:
                 seen.add(id(node))
                 yield node
                 waiting += node.parents
-
-
-def hash_of_path(path: Path) -> int:
-    """A number for a path, the same in every process."""
-    import zlib
-
-    return zlib.crc32(str(path).encode("utf-8", "surrogateescape"))
 
 
 @dataclass
@@ -111,7 +104,7 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
             f"nothing to report on in {workspace.root.resolve()}", next="Make something: brics demo, or brics train-ae"
         )
     known = {str(artefact.path.resolve()): artefact for artefact in [*found, *shown]}
-    by_sha256 = {(STAGES.get(each.kind), each.details.get("sha256")): each for each in known.values()}
+    by_sha256 = {(STAGES.get(each.kind), str(each.details.get("sha256"))): each for each in known.values()}
     nodes: dict[str, Node] = {}
 
     def node_of(artefact: Artefact) -> Node:
@@ -124,7 +117,11 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
         return nodes[place]
 
     def parent_node(parent: Parent) -> Node | None:
-        stage, place = STAGES.get(parent.kind), str(Path(parent.path).resolve())
+        try:
+            stage, place = STAGES.get(parent.kind), str(Path(parent.path).resolve())
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # a loop of links, a path that cannot be one
+            passed_over[str(parent.path)] = f"it is no path ({error})"
+            return None
         if stage is None:
             return None
         there = known.get(place)

@@ -20,10 +20,12 @@ Pixels = NDArray[np.uint8]
 
 LOSSLESS_SIDE = 128
 """Pictures up to this are kept exactly, px: small ones are looked at enlarged, where artefacts would be seen."""
+EXACT_ABOVE = 85
+"""But not at details of a lower quality, which are for pages that must be small."""
 
 
 class Detail(NamedTuple):
-    """The longest side of a picture, px; WebP's quality above LOSSLESS_SIDE; tiles of a gallery at most."""
+    """The longest side of a picture, px; WebP's quality for those that are not kept exactly; tiles of a gallery."""
 
     side: int
     quality: int
@@ -63,7 +65,7 @@ def _encode(picture: Picture, detail: Detail) -> str:
     if detail.side and max(image.size) > detail.side:
         image.thumbnail((detail.side, detail.side), Image.Resampling.LANCZOS)
     file = BytesIO()
-    lossless = picture.exact or max(image.size) <= LOSSLESS_SIDE
+    lossless = picture.exact or (max(picture.pixels.shape[:2]) <= LOSSLESS_SIDE and detail.quality >= EXACT_ABOVE)
     image.save(file, "WEBP", lossless=lossless, quality=60 if lossless else detail.quality, method=3)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 

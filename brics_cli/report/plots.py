@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from brics_cli.report.blocks import Plot
+from brics_cli.report.blocks import Plot, anchor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,14 +169,7 @@ def _render(draw: Callable[[Axes], None], *, salt: str) -> tuple[str, str]:
         "x": [low_x, high_x], "y": [low_y, high_y],
         "logX": axes.get_xscale() == "log", "logY": axes.get_yscale() == "log",
     }  # fmt: skip
-    return _for_page(file.getvalue(), prefix=f"p{abs(hash_of(salt)):x}-"), json.dumps(frame)
-
-
-def hash_of(text: str) -> int:
-    """A number for a text, the same in every process."""
-    import zlib
-
-    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    return _for_page(file.getvalue(), prefix=f"{anchor(salt)}-"), json.dumps(frame)
 
 
 def _for_page(svg: str, *, prefix: str) -> str:

@@ -23,7 +23,8 @@ from brics_cli.bench.timing import Report, Table
 from brics_cli.codes import dequantise, quantise
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, DEFAULT_TRANSFORM
 from brics_cli.errors import UsageError
-from brics_cli.evaluation.reconstruction import capped_psnr, ssim
+from brics_cli.evaluation.psnr import capped_psnr
+from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images.photographs import bicubic_round_trip
 from brics_cli.images.pixels import ImageError, load_pixels
 

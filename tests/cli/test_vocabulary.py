@@ -18,8 +18,8 @@ from brics_cli.cli.pages import Old, sections, spellings
 
 EVERY = dict(commands())
 
-NO_NETWORK_TO_CHOOSE_FOR = {"demo", "bench eval"}
-"""Commands with --device whose precision is not a choice: what they show must repeat, metrics are float32."""
+NO_NETWORK_TO_CHOOSE_FOR = {"demo", "bench eval", "bench codecs"}
+"""Commands with --device whose precision is not a choice: what they show must repeat, quality is float32."""
 
 
 def options_of(command: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,14 @@ from numpy.typing import NDArray
 
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.format import bin_edges
+from brics_cli.evaluation.registry import REGISTRY
 from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plot, Plots, Section, Table, Tile
 from brics_cli.report.context import Context, spread
 from brics_cli.report.gathering import Node
 from brics_cli.report.pictures import Pixels, picture_of, side_by_side
 from brics_cli.report.plots import Series, line_plot, map_plot
+from brics_cli.report.scores import figure
 from brics_cli.wording import count, human_bytes
 from brics_cli.workspace.naming import is_store
 
@@ -26,6 +30,8 @@ NUM_MAPS = 12
 NUM_FAILURES = 10
 MAP_BINS = 64
 SHOWN_SIDE = 64
+VIV = {"viv": "of the store itself", "viv-local": "of single positions", "viv-linear": "of a linear denoiser"}
+"""Figures of diffusability that have a curve over noise levels."""
 
 
 def chapter(context: Context) -> Chapter:
@@ -78,7 +84,46 @@ def _blocks(node: Node, context: Context) -> list[Block]:
         plots.append(_spectrum(codes, list(originals.values()), of))
     blocks.append(Plots(plots))
     blocks += _components(store, codes, of, originals)
-    return blocks
+    what = f"what was measured of {node.path}"
+    return blocks + context.attempt(what, list[Block](), _measured, node, context)
+
+
+def _measured(node: Node, context: Context) -> list[Block]:
+    """The figures of reports that are of codes themselves, and the curves behind those of diffusability."""
+    results: dict[str, dict[str, Any]] = {}
+    for report in reversed(context.reports):  # the newest counts
+        for name, result in report.loaded.results.items():
+            of_codes = name in REGISTRY and REGISTRY[name].compares == "codes"
+            if of_codes and Path(str(result["fake"])).resolve() == node.path.resolve():
+                results[name] = result
+    if not results:
+        return []
+    rows = [[str(each["title"]), figure(each), str(each["definition"])] for each in results.values()]
+    plots = curves_of_diffusability(results)
+    table = Table(["figure", "value", "definition"], rows, "Measured of these codes by brics eval")
+    return [table, Plots(plots)] if plots else [table]
+
+
+def curves_of_diffusability(results: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
+    """What `details` of results hold as curves: spectra, and the velocity's irreducible variance by noise level."""
+    plots = []
+    spectra = (results.get("spectrum-excess") or {}).get("details")
+    if spectra:
+        series = []
+        for number, (key, name) in enumerate((("codes", "codes"), ("images", "images at the size of the codes"))):
+            energy = np.array(spectra[key], float)
+            series.append(Series(name, np.arange(1, len(energy) + 1) / len(energy), energy, number))
+        title = "Spectrum in zigzag order"
+        plots.append(line_plot(title, series, x_label="frequency, of the highest", log_y=True, key=True))
+    series = []
+    for name, said in VIV.items():
+        if curve := (results.get(name) or {}).get("details"):
+            t, values, errors = (np.array(curve[key], float) for key in ("t", "viv", "errors"))
+            series.append(Series(said, t, values, len(series), errors=errors))
+    if series:
+        title = "Irreducible variance of the velocity"
+        plots.append(line_plot(title, series, x_label="t, 1 is noise", log_y=False, key=True))
+    return plots
 
 
 def _histogram(store: KeyCodeStore) -> Plot:

@@ -6,18 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import BricsError
+from brics_cli.evaluation.comparing import LoadedReport, load_report
 from brics_cli.jobs.plot import Curves, read_curves
 from brics_cli.report.collection import Looked, look, open_node
 from brics_cli.report.gathering import Gathered, Node
 from brics_cli.report.pictures import Pixels
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
+from brics_cli.workspace.files import read_json
 
 if TYPE_CHECKING:
     from brics_cli.autoencoder.autoencoder import Autoencoder
@@ -28,6 +30,14 @@ DECODING_S = 6.0
 """Of decoding codes, for each thing whose images are not on disk; then the page shows those that are done."""
 DAMAGE = (BricsError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """What reading files that are damaged, or hold something else than they should, ends in."""
+
+
+class Measured(NamedTuple):
+    """A report of `brics eval`: as it is compared with others, and all that is in its file."""
+
+    node: Node
+    loaded: LoadedReport
+    record: dict[str, Any]
 
 
 @dataclass
@@ -43,6 +53,7 @@ class Context:
     _curves: dict[int, Curves] = field(default_factory=dict)
     _stores: dict[Path, KeyCodeStore] = field(default_factory=dict)
     _autoencoders: dict[str, Autoencoder] = field(default_factory=dict)
+    _reports: list[Measured] | None = None
 
     def attempt(self, what: str, otherwise: T, make: Callable[..., T], *arguments: Any) -> T:
         """`make(*arguments)`; `otherwise`, with the reason noted, where files are damaged or hold something else."""
@@ -70,6 +81,15 @@ class Context:
         if id(node) not in self._curves:
             self._curves[id(node)] = self.attempt(f"the curves of {node.path}", {}, read_curves, node.path)
         return self._curves[id(node)]
+
+    @property
+    def reports(self) -> list[Measured]:
+        """The reports that can be read, the newest first."""
+        if self._reports is None:
+            self._reports = []
+            for node in self.gathered.of("scores"):
+                self._reports += self.attempt(str(node.path), list[Measured](), _measured, node)
+        return self._reports
 
     def store(self, path: Path) -> KeyCodeStore:
         """The store at a path. Raises ArtefactError."""
@@ -106,6 +126,10 @@ class Context:
                 codes = torch.from_numpy(store.batch(rows[start : start + 4]))  # (B, C, h, w)
                 images += list(to_uint8(autoencoder.decode(codes)))
         return images
+
+
+def _measured(node: Node) -> list[Measured]:
+    return [Measured(node, load_report(node.path), read_json(node.path, what="report"))]
 
 
 def _look(node: Node) -> Looked | None:

@@ -211,11 +211,19 @@ def _table(series: Sequence[Series]) -> list[list[str]]:
     """A row per x that any line has, thinned to a table that can be read; what a line has not is empty."""
     places = np.unique(np.concatenate([line.x for line in series]))
     places = places[_thinned(len(places), max(12, MOST_CELLS // (len(series) + 1) if len(series) > 7 else 200))]
-    at = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in series]
-    return [[_short(x), *(_short(values.get(x)) for values in at)] for x in places.tolist()]
+    at = [dict(zip(line.x.tolist(), _texts(line), strict=True)) for line in series]
+    return [[_short(x), *(texts.get(x, "") for texts in at)] for x in places.tolist()]
 
 
-def _short(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
+def _texts(line: Series) -> list[str]:
+    """Each value of a line, with its error where it has one."""
+    texts = [_short(value) for value in line.y.tolist()]
+    if line.errors is None:
+        return texts
+    return [f"{text} ± {error:.2g}" for text, error in zip(texts, line.errors.tolist(), strict=True)]
+
+
+def _short(value: float) -> str:
+    if not math.isfinite(value):
         return ""
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.5g}"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from brics_cli.evaluation.comparing import LoadedReport, compare, load_report
+from brics_cli.evaluation.comparing import LoadedReport, compare
 from brics_cli.images.pixels import decode_image
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Link, Note, Plots, Section, Table, Tile, number
-from brics_cli.report.context import Context
-from brics_cli.report.gathering import Node
+from brics_cli.report.context import Context, Measured
 from brics_cli.report.pictures import Picture
 from brics_cli.report.plots import Series, line_plot
 from brics_cli.wording import count
-from brics_cli.workspace.files import read_json
 
 DETAILED = 12
 NUM_COMPARED = 12
@@ -26,11 +25,7 @@ ARROWS = {"higher": "higher is better", "lower": "lower is better"}
 def chapter(context: Context) -> Chapter:
     """All reports."""
     made = Chapter("scores", "Scores")
-    reports: list[tuple[Node, LoadedReport, dict[str, Any]]] = []
-    for node in context.gathered.of("scores"):
-        loaded = context.attempt(str(node.path), None, _load, node.path)
-        if loaded is not None:
-            reports.append((node, loaded, read_json(node.path, what="report")))
+    reports = context.reports
     if not reports:
         return made
     made.lead = "Figures with their error bars, and what each may be compared with."
@@ -46,7 +41,8 @@ def chapter(context: Context) -> Chapter:
     return made
 
 
-def _figure(result: dict[str, Any]) -> str:
+def figure(result: dict[str, Any]) -> str:
+    """The value of a result with its error bar and unit."""
     value = number(result.get("value"), ".5g") or "infinite"
     error = number(result.get("standard_error"), ".2g")
     unit = f" {result['unit']}" if result.get("unit") else ""
@@ -64,7 +60,7 @@ def _blocks(loaded: LoadedReport, record: dict[str, Any], context: Context) -> l
         rows.append(
             [
                 f"{result.get('title', '')}",
-                _figure(result),
+                figure(result),
                 ARROWS.get(str(result.get("better")), ""),
                 str(result.get("error_kind") or ""),
                 num,
@@ -95,17 +91,13 @@ def _blocks(loaded: LoadedReport, record: dict[str, Any], context: Context) -> l
     return blocks
 
 
-def _load(path: Path) -> LoadedReport | None:
-    return load_report(path)
-
-
 def _sheet(path: Path) -> list[Block]:
     picture = Picture(np.array(decode_image(path.read_bytes())))
     alt = f"sheet {path.name}: each fake image, then the real ones nearest to it"
     return [Gallery([Tile(picture, alt, str(path))], "", "maps")]
 
 
-def _compared(reports: list[tuple[Node, LoadedReport, dict[str, Any]]]) -> list[Block]:
+def _compared(reports: Sequence[Measured]) -> list[Block]:
     """Metrics by reports: the best figure is marked where they may be compared, and why not where they may not."""
     shown = reports[:NUM_COMPARED]
     rows = []
@@ -122,7 +114,7 @@ def _compared(reports: list[tuple[Node, LoadedReport, dict[str, Any]]]) -> list[
     return [Table(head, rows, f"{count(len(shown), 'report')} side by side{more}")]  # type: ignore[arg-type]
 
 
-def _against_steps(reports: list[tuple[Node, LoadedReport, dict[str, Any]]]) -> list[Block]:
+def _against_steps(reports: Sequence[Measured]) -> list[Block]:
     """Each metric of sets against the training step of the model, where at least two reports know it."""
     lines: dict[str, dict[tuple[str, str], list[tuple[int, float, float]]]] = {}
     for _, loaded, _ in reports:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import brics, error_line
 from PIL import Image
+from report_workspace import text_of
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STEPS = ("train-ae", "encode-dataset", "decode", "train-diffusion", "sample", "eval")
@@ -32,6 +33,10 @@ def test_it_measures_held_out_crops_beside_the_baselines(workspace: Path) -> Non
     assert 25.5 < bicubic["psnr_db"] < 27 and 19 < flat["psnr_db"] < 21
     assert said["num_held_out"] == 75 and said["num_train"] == 970
     assert {*STEPS} <= set(said["seconds"])
+    page = Path(said["page"]) if Path(said["page"]).is_absolute() else workspace.parent / said["page"]
+    assert page == workspace / "report.html" and said["seconds"]["report"] < said["seconds"]["total"]
+    text = text_of(page.read_text())
+    assert f"{ours['psnr_db']:.5g}" in text and "step of brics demo" in text and "48 of 48 samples" in text
     with Image.open(workspace / "contact-sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 500
 
@@ -72,7 +77,7 @@ def test_what_is_left_out_is_the_newest_of_its_kind(workspace: Path) -> None:
 def test_status_shows_the_lineage(workspace: Path) -> None:
     rows = json.loads(brics("status", "--json", cwd=workspace, check=0).stdout)
     kinds = {row["kind"] for row in rows}
-    assert kinds >= {"demo", "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples"}
+    assert kinds >= {"demo", "shards", "autoencoder", "store", "reconstructions", "diffusion", "samples", "page"}
     tree = brics("status", cwd=workspace, check=0).stdout
     lines = tree.splitlines()
     depth = {kind: min(line.index(kind + " ") for line in lines if kind + " " in line) for kind in ("store", "samples")}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from brics_cli.images import open_collection
+from brics_cli.report.codes import curves_of_diffusability
 from brics_cli.report.collection import look, repeated
 from brics_cli.report.diffusion import sample_command
 from brics_cli.report.gathering import Node, short_names
@@ -126,3 +127,11 @@ def test_many_boxes_become_one() -> None:
     assert len(runs) == MOST_ROWS and runs[0].name == "27 more" and len({(box.x, box.y) for box in runs}) == MOST_ROWS
     assert [box.to for box in runs if box.to] == [nodes[-1].id] and "unfinished" in {box.state for box in runs}
     assert len(drawn.edges) == MOST_ROWS and drawn.height >= max(box.y for box in drawn.boxes) + 44
+
+
+def test_curves_of_diffusability_are_drawn_from_a_report() -> None:
+    curve = {"t": [0.1, 0.5, 0.9], "viv": [0.2, 0.6, 0.3], "errors": [0.01, 0.02, 0.01]}
+    spectra = {"codes": [4.0, 2.0, 1.0], "images": [8.0, 1.0, 0.1]}
+    plots = curves_of_diffusability({"viv": {"details": curve}, "spectrum-excess": {"details": spectra}, "x": {}})
+    assert [plot.title for plot in plots] == ["Spectrum in zigzag order", "Irreducible variance of the velocity"]
+    assert plots[0].rows[-1] == ["1", "1", "0.1"] and plots[1].rows[1] == ["0.5", "0.6 ± 0.02"]

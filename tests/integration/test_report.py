@@ -60,7 +60,8 @@ def test_every_step_of_the_pipeline_is_in_it_in_order(page: str) -> None:
         "Recipe tiny,",
         "training.steps", "(shipped: 1200)", "level 3: 33 vertices per axis, 8 groups", "codes to pixels",
         "bits per pixel",
-        "principal components", "Measured of these codes by brics eval", "loss by noise level", "standard error over pairs", "48 / 48",
+        "principal components", "Measured of these codes by brics eval", "loss by noise level",
+        "standard error over pairs", "48 / 48",
         "brics train-diffusion codes.h5", "Energy is an estimate",
     ):  # fmt: skip
         assert said in text, said

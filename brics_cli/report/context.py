@@ -68,7 +68,7 @@ class Context:
         """Note what is not on the page, and say so."""
         if (what, reason) not in self.left_out:
             self.left_out.append((what, reason))
-            self.reporter.warning(f"{what} is not in the report: {reason}")
+            self.reporter.warning(f"left out of the report: {what}: {reason}")
 
     def looked(self, node: Node) -> Looked | None:
         """What was seen of a collection; None where it is gone or cannot be read."""

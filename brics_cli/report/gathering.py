@@ -10,6 +10,8 @@ from typing import Any
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.report.blocks import anchor
 from brics_cli.workspace import Artefact, Parent, Workspace, provenance_at
+from brics_cli.workspace.naming import STORE_ENDING
+from brics_cli.workspace.outputs import made_by_brics
 
 STAGES = {
     "collection": "collection", "shards": "collection", "validation": "collection",
@@ -97,6 +99,10 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
     """
     found = workspace.artefacts()
     passed_over = {str(path): reason for path, reason in workspace.passed_over.items()}
+    places = {artefact.path for artefact in found}
+    for path in sorted(workspace.root.glob(f"*{STORE_ENDING}")):  # their provenance is inside
+        if not inputs and path not in places and str(path) not in passed_over and made_by_brics(path):
+            passed_over[str(path)] = "it is damaged or truncated"
     chosen = found if not inputs else [_named(path) for path in inputs]
     shown = [artefact for artefact in chosen if artefact.kind in STAGES]
     if not shown and not passed_over:

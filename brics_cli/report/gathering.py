@@ -9,9 +9,8 @@ from typing import Any
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.report.blocks import anchor
-from brics_cli.workspace import Artefact, Parent, Workspace, provenance_at
+from brics_cli.workspace import Artefact, Parent, Workspace, open_hdf5, provenance_at
 from brics_cli.workspace.naming import STORE_ENDING
-from brics_cli.workspace.outputs import made_by_brics
 
 STAGES = {
     "collection": "collection", "shards": "collection", "validation": "collection",
@@ -99,10 +98,7 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
     """
     found = workspace.artefacts()
     passed_over = {str(path): reason for path, reason in workspace.passed_over.items()}
-    places = {artefact.path for artefact in found}
-    for path in sorted(workspace.root.glob(f"*{STORE_ENDING}")):  # their provenance is inside
-        if not inputs and path not in places and str(path) not in passed_over and made_by_brics(path):
-            passed_over[str(path)] = "it is damaged or truncated"
+    passed_over |= {} if inputs else _unreadable_stores(workspace.root, {artefact.path for artefact in found})
     chosen = found if not inputs else [_named(path) for path in inputs]
     shown = [artefact for artefact in chosen if artefact.kind in STAGES]
     if not shown and not passed_over:
@@ -157,6 +153,19 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
         passed_over,
         seconds if isinstance(seconds, dict) else {},
     )
+
+
+def _unreadable_stores(root: Path, known: set[Path]) -> dict[str, str]:
+    """Stores in a workspace that are cut short: what they are is said inside, so nothing else tells of them."""
+    found = {}
+    for path in sorted(root.glob(f"*{STORE_ENDING}")):
+        if path not in known and path.is_file():
+            try:
+                with open_hdf5(path):
+                    pass
+            except (OSError, RuntimeError, ValueError, BricsError) as error:
+                found[str(path)] = f"it is damaged or truncated ({error})"
+    return found
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

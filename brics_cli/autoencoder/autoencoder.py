@@ -5,7 +5,6 @@ Between uint8 images and its tensors stand `to_tensor` and `to_uint8`, one round
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,6 @@ class Autoencoder(nn.Module):
     def reference(self) -> str:
         """What artefacts and messages call it."""
         return model_reference(self.path)
-
-    @cached_property
-    def is_local(self) -> bool:
-        """Whether it is fully convolutional: codes and pixels depend on what is around them, not on the whole image."""
-        return self.config.tied_to_size is None and not any(isinstance(each, nn.GroupNorm) for each in self.modules())
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, BottleneckOutput]:
         """The training pass: reconstructions (B, 3, H, W) in about [-1, 1], and what the bottleneck made of the images.

@@ -113,7 +113,7 @@ def tiling_of(model: Autoencoder, *, limit_bytes: float | None = None) -> Tiling
 
     What its convolutions reach, and what they take, is seen in the pass of a small image.
     """
-    assert model.is_local
+    assert model.config.is_local
     device = next(model.parameters()).device
     f, side = model.config.downsampling, 8 * model.config.downsampling
     encoding, decoding = _Pass(side), _Pass(side)

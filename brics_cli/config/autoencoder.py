@@ -152,6 +152,13 @@ class AutoencoderConfig(Config):
             "styles pooled over the image" if self.decoder.kind == "style" or self.features.kind == "grouped" else None
         )
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is fully convolutional: codes and pixels depend on what is around them, not on the whole image."""
+        decoder = self.decoder
+        by_place = self.encoder.norm == "place" and decoder.kind == "resnet" and decoder.norm == "place"
+        return by_place and self.tied_to_size is None
+
     def largest_size(self, side: int) -> int:
         """The largest multiple of f up to `side` pixels, f at least."""
         return max(side // self.downsampling, 1) * self.downsampling

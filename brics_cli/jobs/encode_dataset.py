@@ -182,7 +182,7 @@ def plan_encoding(
 def _default_size(model: Autoencoder, collection: Collection, reporter: Reporter) -> int:
     """The size that the autoencoder was trained at; of a fully convolutional one, what suits the images."""
     config = model.config
-    if not model.is_local:
+    if not model.config.is_local:
         return config.image_size
     side = median_side(collection)
     size = config.largest_size(min(side, DEFAULT_LARGEST))

@@ -87,7 +87,7 @@ def reconstruct(
     failures: list[tuple[str, str]] = []
     for path in images:
         try:
-            if model.is_local:
+            if model.config.is_local:
                 pixels = np.array(decode_image(path.read_bytes()))  # (H, W, 3)
             else:
                 pixels = load_pixels(path.read_bytes(), transform=model.transform, size=model.config.image_size)
@@ -105,7 +105,7 @@ def reconstruct(
     network = encoding_network(model, precision=precision or default_precision(on))
     made = list[Reconstruction]()
     decoded = list[np.ndarray]()
-    tiling = tiling_of(model) if model.is_local else Tiling.none(model.config)
+    tiling = tiling_of(model) if model.config.is_local else Tiling.none(model.config)
     batches = _alike(originals, tiling, batch_size)
     total = sum(2 * tiling.num_tiles(*originals[batch.start].shape[:2]) for batch in batches)
     with torch.inference_mode(), reporter.task("reconstruct", total=total, unit="tile") as task:

@@ -14,7 +14,7 @@ from random_autoencoder import make_autoencoder
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder, to_tensor, to_uint8
 from brics_cli.images.pixels import load_pixels
 
 
@@ -56,14 +56,15 @@ def stands_in(sheet: np.ndarray, image: np.ndarray) -> bool:
     )
 
 
-def test_a_fully_convolutional_autoencoder_takes_any_size_and_shape(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Autoencoder, "is_local", True)
+def test_a_fully_convolutional_autoencoder_takes_any_size_and_shape(folder, tmp_path):
+    local = ["model.encoder.norm=place", "model.decoder.norm=place"]
+    make_autoencoder(tmp_path / "local", seed=0, overrides=local)
     shapes = {"photo": (97, 151), "strip": (1, 5000), "dot": (1, 1), "small": (5, 3)}
     generator = np.random.default_rng(0)
     for name, shape in shapes.items():
         Image.fromarray(generator.integers(0, 256, (*shape, 3), np.uint8)).save(tmp_path / f"{name}.png")
     files = [f"{name}.png" for name in shapes]
-    done = brics("reconstruct", *files, "--ae", folder / "ae", "--out", "s.png", "--json", cwd=tmp_path, check=0)
+    done = brics("reconstruct", *files, "--ae", "local", "--out", "s.png", "--json", cwd=tmp_path, check=0)
     said = json.loads(done.stdout)["reconstructions"]
     assert [tuple(each["code_shape"][1:]) for each in said] == [(13, 19), (1, 625), (1, 1), (1, 1)]
     assert {each["num_tiles"] for each in said} == {1}

@@ -11,15 +11,15 @@ from commands import brics, error_line
 from PIL import Image
 from random_autoencoder import make_autoencoder
 
-from brics_cli.autoencoder.autoencoder import Autoencoder
 from brics_cli.codes import KeyCodeStore
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with an untrained autoencoder of 64 px, three that are tied to it, and eight pictures of 100 px."""
+    """A workspace with untrained autoencoders of 64 px, some of them tied to that size, and pictures of 100 px."""
     root = tmp_path_factory.mktemp("sizes")
     make_autoencoder(root / "ae", seed=0)
+    make_autoencoder(root / "local", seed=0, overrides=["model.encoder.norm=place", "model.decoder.norm=place"])
     make_autoencoder(root / "attention", seed=0, overrides=["model.encoder.attention=true"])
     make_autoencoder(root / "positions", seed=0, overrides=["model.bottleneck.positions=image"])
     make_autoencoder(root / "styles", seed=0, overrides=["model.decoder.kind=style", "model.decoder.widths=[48,48,48]"])
@@ -61,19 +61,16 @@ def test_the_shape_of_a_store_goes_through_every_command(desk: Path) -> None:
     assert json.loads(compared.stdout)["planned"][0]["size"] == 96
 
 
-def test_the_default_is_the_trained_size_and_of_a_fully_convolutional_one_what_the_images_allow(
-    desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode = ("encode-dataset", "pictures", "--ae", "ae", "--dry-run", "--json")
-    assert json.loads(brics(*encode, cwd=desk, check=0).stdout)["code_shape"] == [16, 8, 8]
-    monkeypatch.setattr(Autoencoder, "is_local", True)
-    found = brics(*encode, cwd=desk, check=0)
+def test_the_default_is_the_trained_size_and_of_a_fully_convolutional_one_what_the_images_allow(desk: Path) -> None:
+    encode = ("encode-dataset", "pictures", "--dry-run", "--json", "--ae")
+    assert json.loads(brics(*encode, "ae", cwd=desk, check=0).stdout)["code_shape"] == [16, 8, 8]
+    found = brics(*encode, "local", cwd=desk, check=0)
     assert json.loads(found.stdout)["code_shape"] == [16, 12, 12]
     assert "--size not given: 96 px (the median image side is 100 px; " in found.stderr
     for side, size in ((3, 8), (1000, 512)):
         (desk / f"of-{side}").mkdir()
         Image.new("RGB", (side, side)).save(desk / f"of-{side}" / "a.png")
-        encode = ("encode-dataset", f"of-{side}", "--ae", "ae", "--dry-run", "--json")
+        encode = ("encode-dataset", f"of-{side}", "--ae", "local", "--dry-run", "--json")
         assert json.loads(brics(*encode, cwd=desk, check=0).stdout)["code_shape"][1:] == [size // 8, size // 8]
 
 

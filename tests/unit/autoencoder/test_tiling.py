@@ -10,28 +10,28 @@ import torch
 from skimage import data as photographs
 from torch import nn
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, to_tensor
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_tensor
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.tiling import SMALLEST_TILE, Tiling, padded, tiling_of
 from brics_cli.config import load_recipe
 from brics_cli.runtime.reporting import SilentReporter
+from brics_cli.workspace import embedded
 
 CPU = torch.device("cpu")
 
 
+LOCAL = ["model.encoder.norm=place", "model.decoder.norm=place"]
+
+
 @pytest.fixture(scope="module")
 def model() -> Autoencoder:
-    """The recipe `tiny` without normalisation, and with weights that let each convolution see all around it."""
+    """The recipe `tiny`, normalised by place, with weights that let each convolution see all around it."""
     torch.manual_seed(0)
-    recipe = load_recipe("tiny", kind="autoencoder")
-    built = build_autoencoder(recipe.model).eval().requires_grad_(False)
+    built = build_autoencoder(load_recipe("tiny", kind="autoencoder", overrides=LOCAL).model)
     for module in built.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, nn.Identity())
-    return built
+    return built.eval().requires_grad_(False)
 
 
 def through(model: Autoencoder, tiling: Tiling, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,15 +59,28 @@ def test_tiles_are_what_they_are_in_the_whole(model: Autoencoder) -> None:
 
 
 def test_what_looks_at_the_whole_image_is_not_fully_convolutional() -> None:
+    assert load_recipe("tiny", kind="autoencoder", overrides=LOCAL).model.is_local
     for overrides in (
         ["model.encoder.attention=true"],
         ["model.bottleneck.positions=image"],
         ["model.features.kind=grouped", "model.features.upscale=2"],
     ):
-        recipe = load_recipe("tiny", kind="autoencoder", overrides=overrides)
-        assert recipe.model.tied_to_size is not None
-    normalised = build_autoencoder(load_recipe("tiny", kind="autoencoder").model)
-    assert normalised.config.tied_to_size is None and not normalised.is_local
+        model = load_recipe("tiny", kind="autoencoder", overrides=[*LOCAL, *overrides]).model
+        assert model.tied_to_size is not None and not model.is_local
+    normalised = load_recipe("tiny", kind="autoencoder").model
+    assert normalised.tied_to_size is None and not normalised.is_local
+
+
+@pytest.mark.parametrize("name", [model.name for model in embedded.MODELS if model.kind == "autoencoder"])
+def test_an_embedded_autoencoder_takes_any_picture_in_tiles(name: str) -> None:
+    model = load_autoencoder(name)
+    image = photographs.coffee()[:203, :333]
+    whole = replace(tiling_of(model), side=1000)
+    (codes, pixels), (codes_of_tiles, pixels_of_tiles) = (
+        through(model, tiling, image) for tiling in (whole, replace(whole, side=9))
+    )
+    assert np.abs(codes - codes_of_tiles).max() < 1e-4
+    assert np.abs(pixels.astype(int) - pixels_of_tiles).max() <= 1
 
 
 def test_less_memory_makes_smaller_tiles(model: Autoencoder) -> None:

@@ -52,11 +52,11 @@ MODELS: tuple[EmbeddedModel, ...] = (
 def embedded_at(path: str | Path) -> EmbeddedModel | None:
     """The embedded model that `path` names (`brics-mini`, unless a model of the user's is there) or where it lies."""
     path = Path(path)
-    for model in MODELS:
-        theirs = (path / "model").is_dir() or (path / "config.json").is_file()
-        if path == model.directory or (str(path) == model.name and not theirs):
-            return model
-    return None
+    model = next((model for model in MODELS if path == model.directory or str(path) == model.name), None)
+    if model is None or path == model.directory:
+        return model
+    theirs = (path / "model").is_dir() or (path / "config.json").is_file()
+    return None if theirs else model
 
 
 def embedded_default(kind: str) -> EmbeddedModel | None:

@@ -33,8 +33,8 @@ from brics_cli.workspace.naming import STORE, form_of_output
 
 DEFAULT_LARGEST = 512
 """Pixels a side that images are encoded at, at most, where --size is not given."""
-COST_IMAGES = 64
-"""Images that the cost of quantisation is measured on, at most: the first ones."""
+COST_IMAGES, COST_PIXELS = 64, 64 * 128**2
+"""Images that the cost of quantisation is measured on, the first ones, and their pixels, at most."""
 
 
 @dataclass(frozen=True)
@@ -333,9 +333,10 @@ def quantisation_cost(plan: EncodePlan, pending: list[int]) -> tuple[float, floa
     """Mean PSNR in dB of the first images' reconstructions from exact and from quantised codes; None without images."""
     if not pending:
         return None
+    num = min(plan.batch_size, COST_IMAGES, max(1, COST_PIXELS // plan.header.image_size**2))
     batches = load_shards(
         plan.collection, pending[:1], transform=plan.header.transform_name, size=plan.header.image_size,
-        num_workers=plan.num_workers, batch_size=min(plan.batch_size, COST_IMAGES),
+        num_workers=plan.num_workers, batch_size=num,
     )  # fmt: skip
     batch = next(batches)
     batches.close()

@@ -119,5 +119,5 @@ def test_fine_tuning_takes_the_recipe_of_the_run_at_the_size_of_the_images(desk:
     config = json.loads((desk / "second" / "model" / "config.json").read_text())
     assert config["model"]["image_size"] == 40
     assert "lr: 0.0001" in (desk / "second" / "config.yaml").read_text()
-    named = ("--init-from", "second", *quick, "--set", "model.bottleneck.noise=0.1", "--out", "third")
+    named = ("--init-from", "second", *quick, "--set", "model.bottleneck.level_dim=8", "--out", "third")
     assert "another architecture" in error_line(brics("train-ae", pictures, *named, cwd=desk, check=3))

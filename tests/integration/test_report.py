@@ -108,13 +108,26 @@ def test_named_things_come_with_what_they_were_made_from(workspace: Path, tmp_pa
     assert "was not made by brics" in error_line(refused)
 
 
-def test_it_fits_what_it_is_allowed_to_take(page: str, workspace: Path, tmp_path: Path) -> None:
-    small, limit = tmp_path / "small.html", 0.7 * len(page.encode()) / 1e6
-    brics("report", "--max-mb", limit, "--out", small, cwd=workspace, check=0)
-    assert 0.3 * limit < small.stat().st_size / 1e6 <= limit
-    assert "data:image" in small.read_text() and text_of(small.read_text()).count("dB") == text_of(page).count("dB")
-    refused = brics("report", "--max-mb", 0.1, "--out", tmp_path / "no.html", cwd=workspace, check=2)
-    assert "--max-mb is 0.1" in error_line(refused) and not (tmp_path / "no.html").exists()
+def test_pictures_become_smaller_until_the_page_fits(workspace: Path, tmp_path: Path) -> None:
+    def size_mb(name: str, *options: object) -> float:
+        brics("report", "shards", "--out", tmp_path / name, *options, cwd=workspace, check=0)
+        return (tmp_path / name).stat().st_size / 1e6
+
+    whole = size_mb("whole.html")
+    assert 0.3 * whole < size_mb("half.html", "--max-mb", whole / 2) <= whole / 2
+    assert size_mb("tenth.html", "--max-mb", 0.1) <= 0.1 < whole
+    text = text_of((tmp_path / "tenth.html").read_text())
+    assert re.search(r"\(the first \d\d of 48, so that the page stays small\)", text)
+
+
+def test_the_page_is_opened_when_asked(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: asked.append(address) or len(asked) == 1)
+    out = tmp_path / "a b.html"
+    brics("report", "shards", "--out", out, "--open", cwd=workspace, check=0)
+    assert asked == [out.as_uri()] and "%20" in asked[0]
+    again = brics("report", "shards", "--out", out, "--open", "--overwrite", cwd=workspace, check=0)
+    assert "no browser was found" in again.stderr
 
 
 def test_an_empty_workspace_is_exit_3(tmp_path: Path) -> None:
@@ -232,6 +245,8 @@ def test_forty_runs_are_one_page(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert len(page) < 2e6 and "8 newest of 40 runs" in text_of(page) and "27 more" in text_of(page)
     assert all(f"run-{number:02d}" in page for number in range(40))
+    refused = brics("report", "--max-mb", 0.1, "--out", "small.html", cwd=tmp_path, check=2)
+    assert "--max-mb is 0.1" in error_line(refused) and not (tmp_path / "small.html").exists()
 
 
 def test_a_store_whose_collection_and_autoencoder_are_gone(tmp_path: Path) -> None:

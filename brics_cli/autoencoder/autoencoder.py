@@ -5,8 +5,9 @@ Between uint8 images and its tensors stand `to_tensor` and `to_uint8`, one round
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace.embedded import model_reference
+
+if TYPE_CHECKING:
+    from brics_cli.autoencoder.terms import View
 
 KIND = "autoencoder"
 
@@ -61,12 +65,18 @@ class Autoencoder(nn.Module):
         """What artefacts and messages call it."""
         return model_reference(self.path)
 
-    def forward(self, images: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, BottleneckOutput]:
+    def forward(
+        self, images: Tensor, *, noise: Tensor | None = None, views: Sequence[View] = ()
+    ) -> tuple[Tensor, BottleneckOutput]:
         """The training pass: reconstructions (B, 3, H, W) in about [-1, 1], and what the bottleneck made of the images.
 
-        `noise` (B, C, h, w), standard normal, is what the bottleneck adds to the codes.
+        `noise` (B, C, h, w), standard normal, is what the bottleneck adds to the codes. `views`: transforms of the
+        codes that are decoded too, into `viewed` of the output.
         """
         out = self.bottleneck(self.encoder(images), noise=noise)
+        for view in views:
+            codes = self.bottleneck.admissible(view.apply(out.codes, 1))
+            out.viewed.append(self.decoder(self.bottleneck.decode_codes(codes)))
         return self.decoder(out.features), out
 
     def encode(self, images: Tensor) -> Tensor:

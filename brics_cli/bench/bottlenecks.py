@@ -30,6 +30,7 @@ from brics_cli.images import apply_transform, open_collection
 from brics_cli.images.photographs import photograph_crops, photograph_squares
 from brics_cli.networks.perceptual import load_lpips
 from brics_cli.networks.weights import find
+from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.holdout import hold_out_look_alikes
 from brics_cli.training.images import Batch
@@ -37,6 +38,7 @@ from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import autoencoder_loss, compiled, prepare
+from brics_cli.training.terms import build_code_terms
 
 COST_TOLERANCE = 0.01
 HOLD_OUT = 0.1
@@ -156,13 +158,23 @@ def train(
     order = SampleOrder([np.arange(len(images))], seed=schedule.seed)
     distance = perceptual_distance(recipe.loss, device=device)
     forward = compiled(model, enabled=schedule.compile)
+    code_terms = build_code_terms(recipe, model, world=World(device=device))
     start = time.perf_counter()
     with reporter.task(title, total=schedule.steps, unit="step") as task:
         while state.step < schedule.steps:
             samples = order.batch(state.images_seen, schedule.batch_size)
             pixels, noise = prepare(Batch(samples, images[samples]), recipe, step=state.step, device=device)
+            if code_terms is not None:
+                code_terms.prepare(pixels, step=state.step)
             loss, *_ = autoencoder_loss(
-                recipe, forward, pixels, noise, distance=distance, adversary=None, step=state.step
+                recipe,
+                forward,
+                pixels,
+                noise,
+                distance=distance,
+                adversary=None,
+                step=state.step,
+                code_terms=code_terms,
             )
             loss.backward()
             state.update(float(loss.detach()))

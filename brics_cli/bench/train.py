@@ -23,6 +23,7 @@ from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
+from brics_cli.training.terms import build_code_terms
 
 WARMUP_STEPS = 3
 RANDOM_BATCHES = 4
@@ -45,7 +46,8 @@ def bench_train(
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
     distance = perceptual_distance(recipe.loss, device=device)
     forward = compiled(model, enabled=schedule.compile)
-    losses = partial(autoencoder_loss, recipe, forward, distance=distance, adversary=adversary)
+    code_terms = build_code_terms(recipe, model, world=world)
+    losses = partial(autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms)
     batches = _random_batches(recipe) if data is None else _batches_of(data, recipe, reporter=reporter)
 
     def step(split: TimeSplit, *, wait: bool) -> None:
@@ -57,6 +59,10 @@ def bench_train(
         with split.phase("data wait"):
             inputs, noise = prepare(next(batches), recipe, step=state.step, device=device)
             phase_ends()
+        if code_terms is not None:
+            with split.phase("forward"):
+                code_terms.prepare(inputs, step=state.step)
+                phase_ends()
         for pixels, code_noise, _ in micro_batches(inputs, noise, num=schedule.accumulate):
             with split.phase("forward"):
                 loss, _, reconstructions = losses(pixels, code_noise, step=state.step)

@@ -10,6 +10,7 @@ from brics_cli.config.autoencoder import AutoencoderConfig
 from brics_cli.config.base import Config
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
 from brics_cli.config.names import DEFAULT_TRANSFORM, GanLoss, Perceptual, Precision, Transform
+from brics_cli.config.terms import TermsConfig
 
 
 class OptimiserConfig(Config):
@@ -169,6 +170,33 @@ class AutoencoderRecipe(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     data: DataConfig = DataConfig()
     training: ScheduleConfig = ScheduleConfig()
+    terms: TermsConfig = TermsConfig()
+    """For codes that are easier to diffuse; all off."""
+
+    @model_validator(mode="after")
+    def _terms_fit(self) -> AutoencoderRecipe:
+        bottleneck, terms = self.model.bottleneck, self.terms
+        if terms.noise.factors and not getattr(bottleneck, "noise", 0.0):
+            raise ValueError(
+                "terms.noise.factors multiply model.bottleneck.noise, which is 0 or which this kind has not"
+            )
+        if terms.noise.factors and getattr(bottleneck, "noise_varies", False):
+            raise ValueError("terms.noise.factors and model.bottleneck.noise_varies both vary the noise: take one")
+        if terms.penalise and bottleneck.kind in ("vq", "rq"):
+            raise ValueError(
+                f"terms.spectrum, .marginals and .whitening are not for entries of codebooks ({bottleneck.kind})"
+            )
+        if terms.marginals.weight and terms.marginals.target == "uniform" and self.model.code_kind != "bounded":
+            raise ValueError(
+                f"terms.marginals.target uniform is for codes in [0, 1], not for those of {bottleneck.kind}"
+            )
+        if terms.transform and not (self.loss.l1 or self.loss.l2):
+            raise ValueError("terms that transform codes need loss.l1 or loss.l2")
+        side = self.model.code_shape[1]
+        for factor in terms.scale_equivariance.factors if terms.scale_equivariance.weight else ():
+            if side % factor:
+                raise ValueError(f"terms.scale_equivariance.factors: {factor} does not divide codes of {side} x {side}")
+        return self
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> AutoencoderRecipe:

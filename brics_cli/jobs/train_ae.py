@@ -16,6 +16,7 @@ from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe
+from brics_cli.config.terms import TermsConfig
 from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images import contact_sheet
@@ -29,6 +30,7 @@ from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.plan import AutoencoderPlan, Estimate, estimate
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
+from brics_cli.training.terms import build_code_terms
 
 SNAPSHOT_IMAGES = 12
 
@@ -54,6 +56,7 @@ def train_autoencoder(
         adversary = build_adversary(recipe, model, world=world)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
         average = state.ema.model
+        code_terms = build_code_terms(recipe, model, world=world)
         distance = perceptual_distance(recipe.loss, device=world.device)
         images, val_images, val_samples, order = plan.load_images(num_workers=num_workers, reporter=reporter)
         with (
@@ -63,7 +66,9 @@ def train_autoencoder(
             ) as batches,
         ):
             forward = compiled(world.replicate(model), enabled=schedule.compile)
-            losses = partial(autoencoder_loss, recipe, forward, distance=distance, adversary=adversary)
+            losses = partial(
+                autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms
+            )
             score = partial(validate, average, val_images, val_samples, world=world, stop=loop.stop, reporter=reporter)
             draw = partial(draw_reconstructions, average, val_images, val_samples, device=world.device)
             save = partial(save_average, state, recipe)
@@ -75,6 +80,8 @@ def train_autoencoder(
                 with loop.times.phase("compute"):
                     # accumulate: the loss of a batch is the mean over its micro-batches, in all processes
                     means = Means()
+                    if code_terms is not None:
+                        code_terms.prepare(inputs, step=step)
                     for pixels, code_noise, is_last in micro_batches(inputs, noise, num=schedule.accumulate):
                         with world.averaging(forward, now=is_last):
                             loss, terms, reconstructions = losses(pixels, code_noise, step=step)
@@ -118,10 +125,13 @@ def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimat
     images = images.contiguous(memory_format=torch.channels_last)
     distance = perceptual_distance(recipe.loss, device=on)
     noise = torch.randn(num_images, *recipe.model.code_shape, device=on)
+    code_terms = build_code_terms(recipe, model, world=World(device=on))
 
     def loss() -> Tensor:
+        if code_terms is not None:
+            code_terms.prepare(images, step=1)
         total, _, reconstructions = autoencoder_loss(
-            recipe, model, images, noise, distance=distance, adversary=adversary, step=1
+            recipe, model, images, noise, distance=distance, adversary=adversary, step=1, code_terms=code_terms
         )
         if adversary is not None:
             adversary.learn(images, reconstructions, step=1)  # most steps have no penalty
@@ -188,4 +198,6 @@ def save_average(
     """Write the average as a model directory, with what it was trained to minimise; its sha256."""
     details: dict[str, Any] = {"transform": recipe.data.transform, "recipe": recipe.name, "step": state.step}
     details |= {"loss": recipe.loss.model_dump(mode="json"), "gan": recipe.gan.model_dump(mode="json"), **scores}
+    if recipe.terms != TermsConfig():
+        details["terms"] = recipe.terms.model_dump(mode="json")
     return save_autoencoder(directory, config=recipe.model, state=state.ema.model.state_dict(), details=details)

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     CODE_NOISE = 4
     FLIP = 5
     DATA_ORDER = 6
+    CODE_TERMS = 7
 
 
 def keyed_generator(seed: int, *counter: int, stream: Stream) -> np.random.Generator:

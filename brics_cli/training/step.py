@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from brics_cli.autoencoder.autoencoder import to_tensor
 from brics_cli.autoencoder.bottlenecks.base import BottleneckOutput
 from brics_cli.autoencoder.losses import Distance, reconstruction_loss
+from brics_cli.autoencoder.terms.noise_schedule import noise_factor
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.training.adversary import Adversary
 from brics_cli.training.images import Batch
+from brics_cli.training.terms import CodeTerms
 
 Forward = Callable[..., tuple[Tensor, BottleneckOutput]]
 """The autoencoder's training pass, as it is, compiled or in DDP."""
@@ -35,7 +37,10 @@ def compiled(model: nn.Module, *, enabled: bool) -> nn.Module:
 
 
 def prepare(batch: Batch, recipe: AutoencoderRecipe, *, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """images (B, 3, S, S) in [-1, 1], mirrored by a coin each, and the codes' noise (B, C, h, w); keyed by sample."""
+    """images (B, 3, S, S) in [-1, 1], mirrored by a coin each, and the codes' noise (B, C, h, w); keyed by sample.
+
+    Noise has a standard deviation of 1, or what the recipe's schedule of it says for `step`.
+    """
     seed = recipe.training.seed
     images = to_tensor(batch.images, device)
     if recipe.data.flip:
@@ -44,7 +49,8 @@ def prepare(batch: Batch, recipe: AutoencoderRecipe, *, step: int, device: torch
     noise = keyed_normal(
         seed, step=step, indices=batch.indices, shape=recipe.model.code_shape, stream=Stream.CODE_NOISE
     )
-    return images.contiguous(memory_format=torch.channels_last), noise.to(device)
+    factor = noise_factor(recipe.terms.noise, step=step, num_steps=recipe.training.steps)
+    return images.contiguous(memory_format=torch.channels_last), factor * noise.to(device)
 
 
 def micro_batches(images: Tensor, noise: Tensor, *, num: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
@@ -62,16 +68,21 @@ def autoencoder_loss(
     distance: Distance | None,
     adversary: Adversary | None,
     step: int,
+    code_terms: CodeTerms | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """What the autoencoder minimises on a micro-batch (B, 3, S, S): a scalar, its terms and statistics by name, and
-    the reconstructions. `distance` is the recipe's perceptual one."""
+    the reconstructions. `distance` is the recipe's perceptual one; `code_terms` have been prepared for `step`."""
+    views = {} if code_terms is None else {"views": list(code_terms.views.values())}
     with autocast(training_precision(recipe.training, images.device), images.device):
-        reconstructions, out = forward(images, noise=noise)
+        reconstructions, out = forward(images, noise=noise, **views)
     terms = reconstruction_loss(recipe.loss, reconstructions, images, distance=distance)
     loss = sum(terms.values(), out.aux_loss.float())
     if adversary is not None:
         terms["gan"] = adversary.judge(reconstructions, terms, step=step)
         loss = loss + terms["gan"]
+    if code_terms is not None:
+        of_codes = code_terms.losses(images, out, distance=distance)
+        loss, terms = sum(of_codes.values(), loss), terms | of_codes
     return loss, terms | out.stats, reconstructions
 
 

@@ -39,12 +39,19 @@ QUICK = (
     "1",
 )
 
+TERMS = (
+    *("--set", "terms.scale_equivariance.weight=0.25", "--set", "terms.equivariance.weight=0.5"),
+    *("--set", "terms.spectrum={weight: 0.01, mask_weight: 0.1}", "--set", "terms.whitening.weight=0.01"),
+    *("--set", "terms.marginals.weight=0.01", "--set", "terms.noise.factors=[[0, 0], [0.5, 1]]"),
+)
+"""All terms for easier codes: what they draw, and their statistics of whole batches, are in no checkpoint."""
+
 
 @pytest.fixture(scope="module")
 def straight(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 24 steps that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
-    brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=folder, check=0)
+    brics("train-ae", photographs, *QUICK, *TERMS, "--steps", 24, "--out", "run", cwd=folder, check=0)
     return folder / "run"
 
 
@@ -96,7 +103,7 @@ def signal_once_there(path: Path, number: signal.Signals) -> Iterator[None]:
 
 def test_a_run_killed_with_9_resumes_to_the_same_bits(straight: Path, photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path)
+    process = start_brics("train-ae", photographs, *QUICK, *TERMS, "--steps", 24, "--out", "run", cwd=tmp_path)
     wait_for(run / "checkpoints" / "step-00000008" / "state.json", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -112,7 +119,8 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(
 ) -> None:
     run = tmp_path / "run"
     with signal_once_there(run / "checkpoints" / "step-00000004" / "state.json", number):
-        stopped = brics("train-ae", photographs, *QUICK, "--steps", 24, "--out", "run", cwd=tmp_path, check=130)
+        words = ("train-ae", photographs, *QUICK, *TERMS, "--steps", 24, "--out", "run")
+        stopped = brics(*words, cwd=tmp_path, check=130)
     last = stopped.stderr.splitlines()[-1]
     assert "saved. Go on with: brics train-ae --resume run" in last
     stopped_at = sorted((run / "checkpoints").iterdir())[-1].name
@@ -136,12 +144,14 @@ def test_a_run_has_what_it_should(straight: Path, photographs: Path) -> None:
 
 def test_accumulation_gives_the_same_losses(straight: Path, photographs: Path, tmp_path: Path) -> None:
     brics(
-        "train-ae", photographs, *QUICK, "--steps", 6, "--set", "training.accumulate=2", "--out", "run",
+        "train-ae", photographs, *QUICK, *TERMS, "--steps", 6, "--set", "training.accumulate=2", "--out", "run",
         cwd=tmp_path, check=0,
     )  # fmt: skip
     rows = dict(losses(tmp_path / "run"))
     expected = dict(losses(straight))
     assert rows[2] == pytest.approx(expected[2], rel=1e-4)
+    names = {"scale_equivariance", "equivariance", "spectrum", "spectrum_mask", "marginals", "whitening"}
+    assert {f"train/{name}" for name in names} <= metrics_of(straight)[0].keys()
 
 
 def test_what_resume_refuses(straight: Path, photographs: Path, tmp_path: Path) -> None:
@@ -248,8 +258,10 @@ def test_divergence_stops_with_the_last_checkpoint_intact(photographs: Path, tmp
 
 
 def test_init_from_starts_a_new_run_from_those_weights(straight: Path, photographs: Path, tmp_path: Path) -> None:
-    brics("train-ae", photographs, *QUICK, "--steps", 2, "--init-from", straight, "--out", "run", cwd=tmp_path, check=0)
-    assert losses(tmp_path / "run")[0][1] < losses(straight)[0][1] * 0.8
+    tuned = ("--set", "terms.equivariance.weight=0.5", "--set", "model.bottleneck.noise=0.02", "--steps", 2)
+    brics("train-ae", photographs, *QUICK, *tuned, "--init-from", straight, "--out", "run", cwd=tmp_path, check=0)
+    first = [metrics_of(run)[0] for run in (tmp_path / "run", straight)]
+    assert first[0]["train/l1"] < first[1]["train/l1"] * 0.8 and first[0]["train/equivariance"] > 0
     other = brics(
         "train-ae", photographs, *QUICK, "--set", "model.bottleneck.kind=none", "--init-from", straight, "--out", "x",
         cwd=tmp_path, check=3,

@@ -16,7 +16,10 @@ from commands import brics, environment, error_line, start_brics
 from safetensors.torch import load_file
 
 STEPS = 10
-LOSSES = ("train/loss", "train/l1", "train/multiscale", "train/gan", "train/d_loss", "val/psnr", "val/ssim")
+LOSSES = (
+    *("train/loss", "train/l1", "train/multiscale", "train/gan", "train/d_loss", "val/psnr", "val/ssim"),
+    *("train/equivariance", "train/spectrum", "train/marginals", "train/whitening"),
+)
 WITH_GAN = (
     *("--recipe", "tiny", "--workers", "1", "--steps", STEPS),
     *("--set", "training.batch_size=8", "--set", "training.accumulate=2", "--set", "training.log_every=1"),
@@ -24,6 +27,8 @@ WITH_GAN = (
     *("--set", "model.image_size=32"),
     *("--set", "gan.weight=0.5", "--set", "gan.ramp_steps=4", "--set", "gan.widths=[8,8]"),
     *("--set", "loss.perceptual.kind=multiscale", "--set", "data.cache_gib=0"),
+    *("--set", "terms.equivariance.weight=0.5", "--set", "terms.spectrum.weight=0.01"),
+    *("--set", "terms.marginals.weight=0.01", "--set", "terms.whitening.weight=0.1"),
 )
 
 

@@ -20,13 +20,16 @@ class BottleneckOutput:
     """`codes` (B, C, h, w) are the ones that were decoded: noisy in training, clean in evaluation.
 
     `features` (B, C_d, H_d, W_d) go into the decoder; `aux_loss` is a scalar to add to the loss; `stats` are
-    scalars worth logging.
+    scalars worth logging. `clean` are the codes before noise (None: `codes` are); `viewed` what the decoder made of
+    `codes` under the transforms that it was asked for.
     """
 
     codes: Tensor
     features: Tensor
     aux_loss: Tensor
     stats: dict[str, Tensor] = field(default_factory=dict)
+    clean: Tensor | None = None
+    viewed: list[Tensor] = field(default_factory=list)
 
 
 class Lookup(NamedTuple):
@@ -106,12 +109,12 @@ class BoundedBottleneck(Bottleneck):
         return torch.sigmoid(h.float())  # (B, C, h, w) in [0, 1]
 
     def forward(self, h: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
-        codes = self.bound(h)
+        codes = clean = self.bound(h)
         stats = {"code_std": codes.detach().std()}
         if noise is not None and self.noise_std:
             std = self.noise_std * (_uniform_of(noise) if self.noise_varies else 1)
             codes = reflect_into_unit(codes + std * noise)
-        return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats)
+        return BottleneckOutput(codes, self.decode_codes(codes), h.new_zeros(()), stats, clean)
 
 
 def _uniform_of(noise: Tensor) -> Tensor:

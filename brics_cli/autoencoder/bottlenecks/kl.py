@@ -38,7 +38,7 @@ class KlBottleneck(Bottleneck):
         # KL(N(mean, variance) || N(0, 1)) in nats, mean over code values
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         stats = {"code_std": mean.detach().std(), "kl": kl.detach()}
-        return BottleneckOutput(codes, self.decode_codes(codes), self.weight * kl / self.pixels_per_code, stats)
+        return BottleneckOutput(codes, self.decode_codes(codes), self.weight * kl / self.pixels_per_code, stats, mean)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         return self.mlp(codes)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
+from brics_cli.runtime.threads import share_the_cores
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from brics_cli.training.loop import TrainResult
     from brics_cli.workspace import Workspace
     from brics_cli.workspace.naming import ImageFormat
+
+share_the_cores()  # before the first call loads torch
 
 __all__ = ["decode", "encode", "evaluate", "sample", "train_autoencoder", "train_diffusion"]
 
@@ -77,7 +80,7 @@ def train_autoencoder(
 
     data: a folder, WebDataset shards or a pattern of them, a zip, an LMDB or parquet. None: the newest packed shards.
     recipe: a shipped recipe's name (`brics recipes`), a YAML file, or an `AutoencoderRecipe`. None: that of
-        `init_from`, else the largest general one that is not above the median side of the images.
+        `init_from`, else on a GPU the largest general one not above the median side of the images, on a CPU tiny.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
         in on CUDA, `fp32` or `bf16`. None: as the recipe says.
@@ -96,9 +99,7 @@ def train_autoencoder(
     >>> brics_cli.train_autoencoder("photographs/", recipe="tiny", steps=500).metrics["val/psnr"]
     """
     from brics_cli.jobs import train_ae as job
-    from brics_cli.runtime.device import resolve_device
     from brics_cli.runtime.distributed import of_first_process
-    from brics_cli.runtime.precision import say_training_precision
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
     reporter = of_first_process(reporter or _default_reporter())
@@ -106,10 +107,10 @@ def train_autoencoder(
         data=_text(data), subset=subset, image_field=image_field, recipe=recipe, steps=steps, seed=seed,
         batch_size=batch_size, lr=lr, precision=precision, overrides=overrides, val=_text(val), out=_path(out),
         resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
+        device=device,
     )  # fmt: skip
-    say_training_precision(precision, resolve_device(device), reporter)
     plan = plan_autoencoder(options, workspace=_workspace(workspace), reporter=reporter)
-    return job.train_autoencoder(plan, device=device, num_workers=num_workers, overwrite=overwrite, reporter=reporter)
+    return job.train_autoencoder(plan, num_workers=num_workers, overwrite=overwrite, reporter=reporter)
 
 
 def encode(
@@ -186,6 +187,7 @@ def encode(
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        overwrite=overwrite,
         workspace=_workspace(workspace),
         reporter=reporter,
     )
@@ -236,6 +238,7 @@ def decode(
         precision=precision,
         num_workers=num_workers,
         device=device,
+        overwrite=overwrite,
         workspace=_workspace(workspace),
         reporter=reporter,
     )
@@ -263,7 +266,8 @@ def train_diffusion(
     """Train a diffusion model on the codes of a key-code store; class-conditional when the store has labels.
 
     codes: a key-code store. None: the newest in `workspace`.
-    recipe: a shipped recipe's name (`brics recipes`), a YAML file, or a `DiffusionRecipe`. None: brics-dit-s.
+    recipe: a shipped recipe's name (`brics recipes`), a YAML file, or a `DiffusionRecipe`. None: on a GPU
+        brics-dit-s, on a CPU tiny.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
         in on CUDA, `fp32` or `bf16`. None: as the recipe says.
@@ -279,19 +283,17 @@ def train_diffusion(
     >>> brics_cli.train_diffusion("codes.h5", recipe="tiny", steps=500).run
     """
     from brics_cli.jobs import train_diffusion as job
-    from brics_cli.runtime.device import resolve_device
     from brics_cli.runtime.distributed import of_first_process
-    from brics_cli.runtime.precision import say_training_precision
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
     reporter, place = of_first_process(reporter or _default_reporter()), _workspace(workspace)
     options = TrainOptions(
         data=_text(codes), recipe=recipe, steps=steps, seed=seed, batch_size=batch_size, lr=lr, precision=precision,
         overrides=overrides, out=_path(out), resume=_path(resume), overwrite=overwrite, init_from=_path(init_from),
+        device=device,
     )  # fmt: skip
-    say_training_precision(precision, resolve_device(device), reporter)
     plan = plan_diffusion(options, workspace=place, reporter=reporter)
-    return job.train_diffusion(plan, workspace=place, device=device, overwrite=overwrite, reporter=reporter)
+    return job.train_diffusion(plan, workspace=place, overwrite=overwrite, reporter=reporter)
 
 
 def sample(
@@ -371,6 +373,7 @@ def sample(
         shard_size=shard_size,
         num_workers=num_workers,
         device=device,
+        overwrite=overwrite,
         workspace=_workspace(workspace),
         reporter=reporter,
     )

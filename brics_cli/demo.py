@@ -20,6 +20,7 @@ from brics_cli.evaluation.selection import choose_metrics
 from brics_cli.images import contact_sheet, open_collection
 from brics_cli.images.photographs import bicubic_round_trip, photograph_crops
 from brics_cli.jobs.pack import pack, plan_packing
+from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -74,6 +75,7 @@ def run_demo(
     (with `overwrite` the demo's own outputs are replaced, nothing else in it is touched).
     """
     form_of_output(out, RUN)
+    resolve_device(device)
     start = time.perf_counter()
     artefact = Artefact("demo", out, now(), complete=False)
     _claim(artefact, overwrite=overwrite)

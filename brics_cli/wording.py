@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DAY_S = 86_400.0
+
 
 def count(num: int, noun: str, plural: str | None = None) -> str:
     """`1 image`, `1,000 images`, `2 classes`; `plural` where the noun has one of its own (`entries`)."""
@@ -20,7 +22,9 @@ def human_bytes(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`8.3 s`, `2 min 19 s`, `3 h 05 min`."""
+    """`8.3 s`, `2 min 19 s`, `3 h 05 min`, `18 days`."""
+    if seconds >= 2 * DAY_S:
+        return f"{seconds / DAY_S:,.0f} days"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, seconds = divmod(round(seconds), 60)

@@ -6,6 +6,8 @@ Between uint8 images and its tensors stand `to_tensor` and `to_uint8`, one round
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
-from brics_cli.autoencoder.model_files import CONFIG_NAME, WEIGHTS_NAME, load_weights, read_model_config, save_model
+from brics_cli.autoencoder.model_files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    damage_explained,
+    load_weights,
+    read_model_config,
+    save_model,
+)
 from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace import sha256_of_file
 from brics_cli.workspace.embedded import model_reference
 
 if TYPE_CHECKING:
@@ -95,14 +105,25 @@ def save_autoencoder(
     return save_model(directory, kind=KIND, config={"model": config.model_dump(mode="json"), **details}, state=state)
 
 
-def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") -> Autoencoder:
-    """The autoencoder of a run directory, of its `model/`, or of an embedded model's name: float32, in evaluation mode,
-    on `device`.
+@dataclass(frozen=True)
+class AutoencoderFiles:
+    """A trained autoencoder on disk, of which its config alone was read. `path` is its run."""
 
-    Raises ArtefactError when it is not found, or when its files are damaged, foreign or of a newer format.
-    """
-    from brics_cli.autoencoder.build import build_autoencoder
+    path: Path
+    directory: Path
+    config: AutoencoderConfig
+    transform: str
 
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the weights file, which is read for it."""
+        weights = self.directory / WEIGHTS_NAME
+        with damage_explained(weights):
+            return sha256_of_file(weights)
+
+
+def read_autoencoder(path: str | Path) -> AutoencoderFiles:
+    """What `load_autoencoder` would load: nothing is built. Raises ArtefactError as it does for the config."""
     values, directory = read_model_config(path, kind=KIND)
     source = directory / CONFIG_NAME
     try:
@@ -111,10 +132,23 @@ def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") ->
         raise ArtefactError(str(error), next="The model's config is damaged; train it again.") from None
     if not isinstance(values.get("transform"), str):
         raise ArtefactError(f"{source} does not say the pixel transform it was trained with")
-    check_image_memory(config.image_size, what=str(source))
+    run = directory.parent if directory.name == "model" else directory  # whichever was given
+    return AutoencoderFiles(run, directory, config, values["transform"])
+
+
+def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder of a run directory, of its `model/`, or of an embedded model's name: float32, in evaluation mode,
+    on `device`.
+
+    Raises ArtefactError when it is not found, or when its files are damaged, foreign or of a newer format.
+    """
+    from brics_cli.autoencoder.build import build_autoencoder
+
+    files = read_autoencoder(path)
+    config, directory = files.config, files.directory
+    check_image_memory(config.image_size, what=str(directory / CONFIG_NAME))
     check_against(directory / WEIGHTS_NAME, lambda: build_autoencoder(config))
     model = build_autoencoder(config)
     model.weights_sha256 = load_weights(model, directory, device=device)
-    model.path = directory.parent if directory.name == "model" else directory  # the run, whichever was given
-    model.transform = values["transform"]
+    model.path, model.transform = files.path, files.transform
     return model.eval().requires_grad_(False)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperArgument, TyperOption
 
 import brics_cli
 from brics_cli.cli.pages import Group, Old, Row, print_panels
 from brics_cli.cli.streams import explain_sigbus, prepare_streams
 from brics_cli.errors import ExitCode, MachineError, NothingSavedError, as_brics_error
 from brics_cli.runtime.stopping import signals_as_ctrl_c
+from brics_cli.runtime.threads import share_the_cores
 
 
 class Entry(NamedTuple):
@@ -125,6 +128,24 @@ class LazyGroup(Group):
         console.print(Text(f"{NEXT_STEP}\n", "dim"))
 
 
+def _without_pydantic(process_value: Callable[..., Any]) -> Callable[..., Any]:
+    """`process_value` of a parameter, but for what needs no conversion: that which was left out, and text.
+
+    Typer converts with pydantic, whose import takes as long as all else that `brics status` does.
+    """
+
+    def process(self: Any, ctx: Any, value: Any) -> Any:
+        is_text = isinstance(value, str) and self.type_descriptor.annotation is str
+        if self.nargs == 1 and not self.multiple and (is_text or (value is None and not self.required)):
+            return value if self.callback is None else self.callback(ctx, self, value)
+        return process_value(self, ctx, value)
+
+    return process
+
+
+for parameter in (TyperArgument, TyperOption):
+    parameter.process_value = _without_pydantic(parameter.process_value)  # type: ignore[method-assign]
+
 app = typer.Typer(
     cls=LazyGroup,
     add_completion=True,
@@ -217,6 +238,7 @@ def _decapitalise(text: str) -> str:
 def main() -> None:
     """The entry point of the `brics` command."""
     prepare_streams()
+    share_the_cores()
     explain_sigbus(ExitCode.MACHINE)
     from brics_cli.cli.output import PrintableStream
 

@@ -1,8 +1,7 @@
-"""What batch commands share: how torch's threads wait, and what is said at the end."""
+"""What batch commands share: what is said at the end."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +10,6 @@ from pathlib import Path
 from brics_cli.cli.output import Session
 from brics_cli.errors import ArtefactError, InterruptedRunError
 from brics_cli.runtime.reporting import command_line
-
-
-def wait_passively() -> None:
-    """Let OpenMP's threads sleep while they have nothing to compute. To be called before torch is imported.
-
-    By default they spin for milliseconds after each piece of work, on the very cores that decode the next images.
-    What the user has set (OMP_WAIT_POLICY) stands; processes started from here inherit it.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager

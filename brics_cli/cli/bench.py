@@ -9,7 +9,6 @@ import typer
 
 from brics_cli.bench.choices import DEFAULT_VARIANTS, SCALES, VARIANTS
 from brics_cli.cli import completion, options
-from brics_cli.cli.batch import wait_passively
 from brics_cli.cli.output import Session, plain_table
 from brics_cli.cli.pages import Old
 from brics_cli.config.names import Precision
@@ -188,7 +187,6 @@ def encode(
 
     Example: brics bench encode --n 2000 --size 256
     """
-    wait_passively()
     from brics_cli.bench.encode import bench_encode
     from brics_cli.runtime.device import resolve_device
 

@@ -63,7 +63,7 @@ def prune(
 ) -> int:
     """Remove cached features. They are computed again when they are needed.
 
-    With --all also what is remembered of collections, to recognise them without reading them again.
+    With --all also what is remembered of collections and stores, to recognise them without reading them again.
 
     Example: brics cache prune --unused 30d
     """
@@ -79,6 +79,7 @@ def prune(
     )
     if everything:
         forget("digests")
+        forget("outlines")
     freed = human_bytes(sum(entry.num_bytes for entry in removed))
     session.result([asdict(entry) for entry in removed], f"removed {len(removed):,} entries, {freed}")
     session.next_step("brics", "cache", "list")

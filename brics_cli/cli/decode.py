@@ -59,7 +59,7 @@ def decode(
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     how: dict[str, Any] = {
         "autoencoder": ae, "out": out, "format": image_format, "nested": nested, "device": device, "precision": dtype,
-        "num_workers": num_workers, "reporter": session.reporter,
+        "num_workers": num_workers, "overwrite": overwrite, "reporter": session.reporter,
     }  # fmt: skip
     if dry_run:
         from brics_cli.jobs.decode import plan_decoding
@@ -74,7 +74,7 @@ def decode(
         )
         return
     with same_command_goes_on():
-        decoded = api.decode(codes, **how, batch_size=batch_size, overwrite=overwrite, workspace=session.workspace.root)
+        decoded = api.decode(codes, **how, batch_size=batch_size, workspace=session.workspace.root)
     say_if_complete(session, decoded.path, decoded.already_complete)
     speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""
     session.result(asdict(decoded), f"{decoded.num_images:,} images{speed}: {decoded.path}")

@@ -15,7 +15,6 @@ from brics_cli.cli.batch import (
     report_verification,
     same_command_goes_on,
     say_if_complete,
-    wait_passively,
     warn_about_failures,
 )
 from brics_cli.cli.output import Session
@@ -105,14 +104,14 @@ def encode_dataset(
 
     Example: brics encode-dataset ./lsun --out codes.h5 --flips
     """
-    wait_passively()
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     one_of = parse_part(part) if part is not None else None
     how: dict[str, Any] = {
         "autoencoder": ae, "out": out, "quantisation": quantisation, "precision": dtype, "transform": transform,
         "size": size, "flips": flips, "subset": subset, "image_field": image_field, "labels": labels,
         "keys": read_keys(keys) if keys is not None else None, "limit": limit, "part": one_of,
-        "batch_size": batch_size, "num_workers": num_workers, "device": device, "reporter": session.reporter,
+        "batch_size": batch_size, "num_workers": num_workers, "device": device, "overwrite": overwrite,
+        "reporter": session.reporter,
     }  # fmt: skip
     if dry_run:
         from brics_cli.jobs.encode_dataset import plan_encoding
@@ -120,9 +119,7 @@ def encode_dataset(
         _say_plan(session, plan_encoding(data, **how, workspace=session.workspace))
         return
     with same_command_goes_on():
-        encoded = api.encode(
-            data, **how, max_failures=max_failures, verify=verify, overwrite=overwrite, workspace=session.workspace.root
-        )
+        encoded = api.encode(data, **how, max_failures=max_failures, verify=verify, workspace=session.workspace.root)
     say_if_complete(session, encoded.path, encoded.already_complete)
     value = {**asdict(encoded), "num_failed": encoded.num_failed}
     speed = f", {encoded.img_per_s:,.1f} img/s" if encoded.img_per_s is not None and encoded.num_now else ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from brics_cli.runtime.reporting import Clock, Task, printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class ConsoleReporter:
@@ -25,6 +28,8 @@ class ConsoleReporter:
             yield Clock(description, total, unit, initial)
             return
         if self.console.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # takes .05 s
+
             with Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
@@ -54,7 +59,7 @@ class _BarTask(Clock):
     def __init__(self, bar: Progress, description: str, total: int | None, unit: str, initial: int) -> None:
         super().__init__(description, total, unit, initial)
         self.bar = bar
-        self.id: TaskID = bar.add_task(description, total=total, completed=initial, status="")
+        self.id = bar.add_task(description, total=total, completed=initial, status="")
 
     def advance(self, num_units: int = 1, *, note: str | None = None) -> None:
         super().advance(num_units, note=note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -24,13 +24,13 @@ def recipes(context: typer.Context, as_json: options.Json = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from brics_cli.config import list_recipes, load_recipe
+    from brics_cli.config import list_recipes, load_yaml
 
-    found = []
-    for kind in get_args(RecipeKind):
-        for name in list_recipes(kind):
-            recipe = load_recipe(name, kind=kind)
-            found.append({"kind": kind, "name": name, "about": recipe.about})
+    found = [
+        {"kind": kind, "name": name, "about": load_yaml(path)["about"]}
+        for kind in get_args(RecipeKind)
+        for name, path in list_recipes(kind).items()
+    ]
     table = plain_table("recipe", "kind", "about")
     for column in table.columns:
         column.justify = "left"
@@ -59,12 +59,15 @@ def show(
 
     Example: brics recipes show tiny --kind diffusion
     """
-    from brics_cli.config import dump_yaml, recipe_path, recipes_named
+    from brics_cli.config import dump_yaml, load_recipe, recipe_files
 
-    found = [recipe for recipe in recipes_named(name) if kind in (None, recipe.kind)]
-    text = [
-        dump_yaml(recipe).rstrip() if full else recipe_path(name, kind=recipe.kind).read_text("utf-8").rstrip()
-        for recipe in found
-    ]
-    values = [recipe.model_dump(mode="json") for recipe in found]
-    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, "\n\n".join(text).split("\n"))
+    found = {of: path for of, path in recipe_files(name).items() if kind in (None, of)}
+    values: list[Any] = []
+    if full or as_json:
+        recipes = [load_recipe(str(path), kind=of) for of, path in found.items()]
+        texts = [dump_yaml(recipe) for recipe in recipes]
+        values = [recipe.model_dump(mode="json") for recipe in recipes]
+    else:
+        texts = [path.read_text("utf-8") for path in found.values()]
+    text = "\n\n".join(each.rstrip() for each in texts)
+    Session(as_json=as_json).result(values[0] if len(values) == 1 else values, text.split("\n"))

@@ -67,6 +67,7 @@ def reconstruct(
     )
     for path, reason in made.failures:
         session.reporter.warning(f"{path}: {reason}")
-    session.next_step("brics", "encode-dataset", "IMAGES", "--ae", made.autoencoder, "--out", "codes.h5")
+    folder, codes = made.reconstructions[0].path.parent, session.workspace.unused("codes.h5")
+    session.next_step("brics", "encode-dataset", folder, "--ae", made.autoencoder, "--out", codes)
     if made.failures:
         raise typer.Exit(ExitCode.SOME_FAILED)

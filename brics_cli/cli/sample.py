@@ -136,7 +136,7 @@ def sample(
         "model": model, "seed": seed, "out": out, "sampler": sampler, "steps": steps, "guidance": guidance,
         "clip": clip, "guide": guide, "class_": class_, "ema": ema, "autoencoder": ae, "batch_size": batch_size,
         "class_balance": class_balance, "precision": dtype,
-        "device": device, "reporter": session.reporter,
+        "device": device, "overwrite": overwrite, "reporter": session.reporter,
     }  # fmt: skip
     if grid is not None or interpolate is not None or is_picture(out):
         several = grid is not None or interpolate is not None
@@ -146,7 +146,7 @@ def sample(
             seed=seed if interpolate is not None else None, class_balance=class_balance if several else None,
         )  # fmt: skip
         how |= {"grid": grid, "interpolate": interpolate, "num_frames": frames, "num": num, "seeds": seeds}
-        _draw_picture(session, how, dry_run=dry_run, overwrite=overwrite)
+        _draw_picture(session, how, dry_run=dry_run)
         return
     if frames is not None:
         raise UsageError("--frames goes with --interpolate", next="Example: --interpolate 3 7 --frames 12")
@@ -164,7 +164,7 @@ def sample(
         _say_plan(session, plan_sampling(**how, workspace=session.workspace))
         return
     try:
-        sampled = api.sample(**how, workspace=session.workspace.root, overwrite=overwrite)
+        sampled = api.sample(**how, workspace=session.workspace.root)
     except InterruptedRunError as error:
         from brics_cli.jobs.sample import SamplingInterrupted
 
@@ -178,7 +178,9 @@ def sample(
     session.result(
         asdict(sampled), [f"{sampled.num_images:,} images{speed}: {sampled.path}", f"contact sheet: {sampled.sheet}"]
     )
-    session.next_step("brics", "eval", "--metric", "fid", "--fake", sampled.path)
+    from brics_cli.evaluation.selection import metric_of_samples
+
+    session.next_step("brics", "eval", "--metric", metric_of_samples(), "--fake", sampled.path)
 
 
 def _say_plan(session: Session, plan: Plan) -> None:
@@ -220,7 +222,7 @@ def _check_alone(*, grid: str | None, interpolate: tuple[int, int] | None, **oth
             raise UsageError(f"{picture} takes no --{name.replace('_', '-')}", next=hint)
 
 
-def _draw_picture(session: Session, how: dict[str, Any], *, dry_run: bool, overwrite: bool) -> None:
+def _draw_picture(session: Session, how: dict[str, Any], *, dry_run: bool) -> None:
     from brics_cli.jobs.sample_picture import draw, plan_picture
 
     picture, out = plan_picture(**how, workspace=session.workspace)
@@ -236,7 +238,7 @@ def _draw_picture(session: Session, how: dict[str, Any], *, dry_run: bool, overw
         }
         session.result(value, f"would draw {picture.summary}, {evaluations} evaluations each, into {out}")
         return
-    drawn = draw(picture, out=out, overwrite=overwrite, reporter=session.reporter)
+    drawn = draw(picture, out=out, overwrite=how["overwrite"], reporter=session.reporter)
     lines = [f"{picture.summary}: {drawn.path}"]
     if drawn.frames:
         lines.append(f"frames: {drawn.frames[0]} to {drawn.frames[-1].name}")

@@ -32,7 +32,7 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
         return
     if not artefacts:
         session.result(f"nothing in {session.workspace.root.resolve()} yet")
-        session.reporter.message("next: brics demo, or brics train-ae IMAGES")
+        session.next_step("brics", "demo")
         return
     used = {parent.sha256 for artefact in artefacts for parent in artefact.parents}
     artefacts += [of_embedded(model) for model in embedded.MODELS if model.sha256 in used]

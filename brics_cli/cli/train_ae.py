@@ -51,13 +51,12 @@ def train_ae(
 ) -> int:
     """Train an autoencoder: images -> key codes -> images.
 
-    Without --recipe the largest general recipe that is not above the median image side is taken. Ctrl-C finishes the
-    step, saves, and prints the command that goes on.
+    Without --recipe it is, on a GPU, the largest general recipe that is not above the median image side; on a CPU tiny.
+    Ctrl-C finishes the step, saves, and prints the command that goes on.
 
     Example: brics train-ae ./shards --recipe tiny --set optimiser.lr=1e-3
     """
     from brics_cli.api import train_autoencoder
-    from brics_cli.jobs.train_ae import estimate_training
     from brics_cli.runtime.distributed import of_first_process
     from brics_cli.training.plan import TrainOptions, plan_autoencoder
 
@@ -77,20 +76,21 @@ def train_ae(
         "resume": resume,
         "init_from": init_from,
         "overwrite": overwrite,
+        "device": device,
     }
     with one_voice():
         if print_config or dry_run:
             reporter = of_first_process(session.reporter)
             plan = plan_autoencoder(TrainOptions(data, **asked), workspace=session.workspace, reporter=reporter)
-            show_plan(session, plan, None if print_config else estimate_training(plan, device=device))
+            show_plan(session, plan, None if print_config else plan.estimate())
             return ExitCode.DONE
         trained = train_autoencoder(
             data,
             **asked,
             num_workers=num_workers,
-            device=device,
             workspace=session.workspace.root,
             reporter=session.reporter,
         )
-        show_result(session, trained, "brics", "encode-dataset", trained.data, "--out", "codes.h5", "--ae", trained.run)
+        codes = session.workspace.unused("codes.h5")
+        show_result(session, trained, "brics", "encode-dataset", trained.data, "--out", codes, "--ae", trained.run)
     return ExitCode.SOME_FAILED if trained.num_failed else ExitCode.DONE

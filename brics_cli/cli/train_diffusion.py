@@ -40,13 +40,12 @@ def train_diffusion(
     """Train a diffusion model on a key-code store.
 
     The model learns the distribution of the codes; `brics sample` decodes what it draws with the store's own
-    autoencoder. Class-conditional when the store has labels. Ctrl-C finishes the step, saves, and prints the command
-    that goes on.
+    autoencoder. Class-conditional when the store has labels. Without --recipe it is brics-dit-s, on a CPU tiny. Ctrl-C
+    finishes the step, saves, and prints the command that goes on.
 
     Example: brics train-diffusion codes.h5 --recipe tiny --steps 2000
     """
     from brics_cli.api import train_diffusion
-    from brics_cli.jobs.train_diffusion import estimate_training
     from brics_cli.runtime.distributed import of_first_process
     from brics_cli.training.plan import TrainOptions, plan_diffusion
 
@@ -63,14 +62,13 @@ def train_diffusion(
         "resume": resume,
         "init_from": init_from,
         "overwrite": overwrite,
+        "device": device,
     }
     with one_voice():
         if print_config or dry_run:
             reporter = of_first_process(session.reporter)
             plan = plan_diffusion(TrainOptions(codes, **asked), workspace=session.workspace, reporter=reporter)
-            show_plan(session, plan, None if print_config else estimate_training(plan, device=device))
+            show_plan(session, plan, None if print_config else plan.estimate())
             return
-        trained = train_diffusion(
-            codes, **asked, device=device, workspace=session.workspace.root, reporter=session.reporter
-        )
+        trained = train_diffusion(codes, **asked, workspace=session.workspace.root, reporter=session.reporter)
         show_result(session, trained, "brics", "sample", "--n", "1000", "--model", trained.run)

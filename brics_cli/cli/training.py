@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brics_cli.cli.output import Session
+from brics_cli.cli.output import Session, plain_table
 from brics_cli.errors import BricsError
-from brics_cli.wording import human_bytes
+from brics_cli.wording import duration, human_bytes
 
 if TYPE_CHECKING:
+    from brics_cli.training.estimate import Estimate
     from brics_cli.training.loop import TrainResult
-    from brics_cli.training.plan import AutoencoderPlan, DiffusionPlan, Estimate
+    from brics_cli.training.plan import AutoencoderPlan, DiffusionPlan
 
 
 @contextmanager
@@ -54,19 +54,26 @@ def show_plan(session: Session, plan: AutoencoderPlan | DiffusionPlan, cost: Est
         "num_samples": plan.num_samples,
         "recipe": recipe.name,
         "code_shape": list(plan.code_shape),
-        "steps": steps,
         "batch_size": recipe.training.batch_size,
         "run": run,
         **asdict(cost),
     }
+    table = plain_table("", "time", "model and activations")
+    table.add_row(f"here, on the {plan.device.type.upper()}", duration(cost.seconds), human_bytes(cost.memory_bytes))
+    for gpu in cost.gpus:
+        memory = f"{human_bytes(gpu.memory_bytes)}{'' if gpu.fits else ', too much'}"
+        table.add_row(gpu.name, duration(gpu.seconds), memory)
+    left = "" if steps == cost.steps else f"{cost.steps:,} are left of "
     session.result(
         value,
         [
             f"would train {recipe.name} on {plan.num_samples:,} of {plan.data}, into {run}",
             f"  codes {shape}, {cost.num_parameters / 1e6:.2f} M parameters, {human_bytes(cost.checkpoint_bytes)} "
             "per checkpoint",
-            f"  {steps:,} steps of {recipe.training.batch_size}, {cost.seconds_per_step:.2f} s each on this machine: "
-            f"about {timedelta(seconds=round(cost.seconds))}",
+            f"  {left}{steps:,} steps of {recipe.training.batch_size}, {cost.gflop_per_step:,.4g} GFLOP each, "
+            f"{cost.seconds_per_step:.2f} s here",
+            table,
+            f"rough: {cost.how_rough}. Validation, snapshots, waiting for data, and images kept in memory come on top",
         ],
     )
 

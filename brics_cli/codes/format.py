@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from brics_cli.config.names import CodeKind, Quantisation
 
 if TYPE_CHECKING:
+    import h5py
     from torch import Tensor
 
 FORMAT_VERSION = 1
@@ -313,7 +313,7 @@ def seal(file: h5py.File) -> str:
     file.visit(names.append)
     for name in sorted(names):
         add(name, file[name].attrs)
-        if isinstance(file[name], h5py.Dataset):
+        if hasattr(file[name], "dtype"):  # a dataset, no group
             digest.update(f"{file[name].dtype.str} {file[name].dtype.descr} {file[name].shape}\0".encode())
         if name in SEALED_DATASETS:
             digest.update(np.ascontiguousarray(file[name][()]).tobytes())

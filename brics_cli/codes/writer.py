@@ -345,14 +345,16 @@ def check_store_output(
     *,
     overwrite: bool,
     inputs: Sequence[str | Path] = (),
+    remove: bool = True,
 ) -> bool:
     """Whether `path` is already the store that `header` describes, so that there is nothing to do.
 
     Raises ArtefactError for a store of other inputs, naming what differs, of its `shards` too; WouldOverwriteError for
     anything else that is there. With `overwrite`, a store of ours may be replaced that is not one of `inputs`.
+    `remove` is that of `check_output`.
     """
     if overwrite or path.is_symlink() or not path.is_file():
-        check_output(path, overwrite=overwrite, what="the store", inputs=inputs)
+        check_output(path, overwrite=overwrite, what="the store", inputs=inputs, remove=remove)
         return False
     try:
         with open_hdf5(path) as file:

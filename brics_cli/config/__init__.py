@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         list_recipes,
         load_recipe,
         load_yaml,
+        recipe_files,
         recipe_path,
-        recipes_named,
     )
     from brics_cli.config.names import DEFAULT_TRANSFORM, CodeKind, Transform
     from brics_cli.config.runs import (
@@ -56,7 +56,7 @@ else:
         "RqBottleneckConfig VqBottleneckConfig",
         "diffusion": "DenoiserConfig DiffusionConfig DiTConfig UNetConfig",
         "loading": "apply_overrides default_autoencoder_recipe dump_yaml list_recipes load_recipe load_yaml "
-        "recipe_path recipes_named",
+        "recipe_files recipe_path",
         "names": "DEFAULT_TRANSFORM CodeKind Transform",
         "runs": "AutoencoderRecipe DiffusionRecipe LossConfig OptimiserConfig Recipe ScheduleConfig",
     }

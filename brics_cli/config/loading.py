@@ -9,20 +9,19 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from brics_cli.config.base import validate
-from brics_cli.config.runs import AutoencoderRecipe, DiffusionRecipe, Recipe
+from brics_cli.config.names import RecipeKind
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.parsing import read_text
 
-_RECIPES: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
-    "autoencoder": AutoencoderRecipe,
-    "diffusion": DiffusionRecipe,
-}
+if TYPE_CHECKING:
+    from brics_cli.config.runs import Recipe
+
+KINDS: tuple[str, ...] = get_args(RecipeKind)
 
 _TRAINS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
 """Kind of recipe -> the command that trains it."""
@@ -109,43 +108,48 @@ def load_recipe(name_or_path: str, *, kind: str, overrides: Sequence[str] = (), 
     return recipe_from_values(load_yaml(path), kind=kind, overrides=overrides, source=str(path), **flags)
 
 
-def recipes_named(name_or_path: str) -> list[Recipe]:
-    """The recipes of that name (an autoencoder's and a diffusion model's may share one), or the one at that path.
+def recipe_files(name_or_path: str) -> dict[str, Path]:
+    """The recipes of that name by kind (an autoencoder's and a diffusion model's may share one), or the one at a path.
 
     Raises UsageError when there is no such recipe, with the nearest name of either kind.
     """
     if is_recipe_path(name_or_path):
-        values = load_yaml(recipe_path(name_or_path, kind="autoencoder"))
-        kind = str(values.get("kind"))
-        if kind not in _RECIPES:
-            raise UsageError(f"{name_or_path}: {kind!r} is not a kind of recipe{did_you_mean(kind, _RECIPES)}")
-        return [recipe_from_values(values, kind=kind, source=name_or_path)]
-    known = {name for kind in _RECIPES for name in list_recipes(kind)}
+        path = recipe_path(name_or_path, kind="autoencoder")
+        kind = str(load_yaml(path).get("kind"))
+        if kind not in KINDS:
+            raise UsageError(f"{name_or_path}: {kind!r} is not a kind of recipe{did_you_mean(kind, KINDS)}")
+        return {kind: path}
+    known = {name for kind in KINDS for name in list_recipes(kind)}
     if name_or_path not in known:
         raise UsageError(
             f"no recipe {name_or_path!r}{did_you_mean(name_or_path, sorted(known))}",
             next="`brics recipes` lists them all.",
         )
-    return [load_recipe(name_or_path, kind=kind) for kind in _RECIPES if name_or_path in list_recipes(kind)]
+    return {kind: files[name_or_path] for kind in KINDS if name_or_path in (files := list_recipes(kind))}
 
 
 def recipe_from_values(
     values: dict[str, Any], *, kind: str, overrides: Sequence[str] = (), source: str, **flags: Any
 ) -> Recipe:
     """As `load_recipe`, from a mapping already read."""
+    from brics_cli.config.base import validate  # pydantic takes .3 s, which listing recipes does without
+    from brics_cli.config.runs import AutoencoderRecipe, DiffusionRecipe
+
+    recipe_type: type[AutoencoderRecipe] | type[DiffusionRecipe]
+    recipe_type = AutoencoderRecipe if kind == "autoencoder" else DiffusionRecipe
     values = _spelt(values, source=source)
     found = values.get("kind")
     if found != kind:
-        known = did_you_mean(str(found), _RECIPES) if found not in _RECIPES else ""
+        known = did_you_mean(str(found), KINDS) if found not in KINDS else ""
         raise UsageError(f"{source} is a recipe of kind {found!r}, and this command trains kind {kind!r}{known}")
-    base = validate(_RECIPES[kind], values, source=source)
+    base = validate(recipe_type, values, source=source)
     if not overrides and all(value is None for value in flags.values()):
         return base
     changed = apply_overrides(base.model_dump(mode="json"), overrides)  # complete, so that every block has its kind
     for key, value in flags.items():
         if value is not None:
             _assign(changed, key.split("__"), value)
-    return validate(_RECIPES[kind], changed, source="--set" if overrides else source)
+    return validate(recipe_type, changed, source="--set" if overrides else source)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -225,7 +229,7 @@ def recipe_path(name_or_path: str, *, kind: str) -> Path:
         return path
     known = list_recipes(kind)
     if name_or_path not in known:
-        for other in _RECIPES.keys() - {kind}:
+        for other in {*KINDS} - {kind}:
             if name_or_path in list_recipes(other):
                 raise UsageError(
                     f"{name_or_path!r} is a recipe of kind {other!r}, and this command takes kind {kind!r}",

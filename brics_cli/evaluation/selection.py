@@ -82,5 +82,10 @@ def choose_metrics(
     return Choice(chosen, left_out, settings, asked)
 
 
+def metric_of_samples() -> str:
+    """What samples can be measured by on this machine: `fid`, or `fd-random`, which needs no weights."""
+    return "fid" if _find(weights_of(metric("fid"), Settings()), False) is not None else "fd-random"
+
+
 def _find(weights_id: str | None, allow_unverified: bool) -> FoundWeights | None:
     return None if weights_id is None else find(weights_id, allow_unverified=allow_unverified)

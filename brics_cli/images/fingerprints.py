@@ -30,15 +30,14 @@ import brics_cli
 from brics_cli.errors import ArtefactError
 from brics_cli.images.pixels import ImageError
 from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.workspace.files import cache_folder
+from brics_cli.runtime.threads import free_cores
+from brics_cli.workspace.files import GRANULARITY_NS, cache_folder
 
 if TYPE_CHECKING:
     from brics_cli.images.collection import Collection, RawImage
 
 VERSION = 1
 """Raised whenever digests are made in another way."""
-GRANULARITY_NS = 2 * 10**9
-"""The coarsest clock of a file system in use: FAT's."""
 UNREADABLE = b"\0" * 32
 """Stands for the sha256 of a file that could not be read."""
 NOTHING_SAID = b"\0" * 32
@@ -197,7 +196,7 @@ def _read_digests(collection: Collection, shard_indices: Sequence[int], *, repor
     shown = reporter if reporter is not None and is_long else SilentReporter()
     found = {}
     with (
-        ThreadPoolExecutor(min(os.cpu_count() or 1, 16), thread_name_prefix="brics-digest") as pool,
+        ThreadPoolExecutor(min(free_cores(), 16), thread_name_prefix="brics-digest") as pool,
         shown.task("fingerprint", total=sum(shard.num_images for shard in shards), unit="img") as task,
     ):
         for index in shard_indices:

@@ -29,6 +29,7 @@ from brics_cli.images.fingerprints import Content, ShardDigest, Watch, fingerpri
 from brics_cli.images.pixels import CUDA, FAST, ImageError, Outcome, decode_files, device_of_threads, num_frames
 from brics_cli.images.selection import select_positions
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.threads import free_cores
 
 Image = NDArray[np.uint8]
 """(H, W, 3), RGB."""
@@ -126,7 +127,7 @@ class Batch:
 
 def default_num_workers() -> int:
     """Decoding threads by default."""
-    return min(os.cpu_count() or 1, 16)
+    return min(free_cores(), 16)
 
 
 def in_processes(num_images: int, *, transform: str | None, size: int | None, num_workers: int) -> bool:

@@ -25,7 +25,7 @@ from brics_cli.runtime.reporting import Reporter, Task
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, ImageFormat
-from brics_cli.workspace.outputs import output_lock
+from brics_cli.workspace.outputs import check_claim, output_lock
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def plan_decoding(
     precision: Precision = "fp32",
     num_workers: int | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
 ) -> DecodePlan:
@@ -107,17 +108,19 @@ def plan_decoding(
         raise UsageError(f"--nested goes with --format png, and {out} is to be {sink.format}")
     if format is None and sink.is_file:
         reporter.message(f"--format not given: {sink.format}, by the ending of {out}")
+    on = resolve_device(device)
+    check_claim(sink.path, kind="reconstructions", overwrite=overwrite)
     if codes is None:
         codes = workspace.resolve("store", argument="CODES", reporter=reporter).path
-    store, on = KeyCodeStore(codes), resolve_device(device)
+    store = KeyCodeStore(codes)
+    for key in store.keys:
+        check_key(key)
     sink.class_names = store.class_names
     model = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder, device=on)
     if not model.config.takes_codes(store.code_shape):
         raise ArtefactError(
             f"{store.path} holds codes {store.code_shape}, {model.path} takes {model.config.code_shape}"
         )
-    for key in store.keys:
-        check_key(key)
     return DecodePlan(store, model, sink, on, precision)
 
 

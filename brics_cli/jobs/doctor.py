@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -19,10 +20,11 @@ from brics_cli.errors import BricsError, as_brics_error
 from brics_cli.kernels import GridSpec, grid_retrieve, reference
 from brics_cli.kernels.functional import backend
 from brics_cli.runtime.device import memory_bytes
+from brics_cli.runtime.threads import free_cores
 
 LEAST_FREE_GIB = 5.0
 RETRIEVAL_TOLERANCE = 1e-5
-PACKAGES = ("torch", "torchvision", "h5py", "pillow", "webdataset", "clean-fid", "open-clip-torch", "typer", "rich")
+PACKAGES = ("torch", "torchvision", "h5py", "pillow", "clean-fid", "open-clip-torch", "typer", "rich")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ def _versions() -> Check:
 
 
 def _torchvision() -> Check:
-    # The CPU wheel of torch beside PyPI's torchvision fails at exactly this operator.
-    from torchvision.ops import nms
-
-    kept = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.9, 0.8]), 0.5)
-    ok = kept.tolist() == [0]
+    # The CPU wheel of torch beside PyPI's torchvision fails at exactly this operator. Its library alone is loaded: its
+    # package takes longer to import than torch itself.
+    found = find_spec("torchvision")
+    for library in Path(found.origin).parent.glob("_C*") if found is not None and found.origin else ():
+        torch.ops.load_library(library)
+    boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([0.9, 0.8])
+    ok = torch.ops.torchvision.nms(boxes, scores, 0.5).tolist() == [0]
     return Check("torchvision", ok, "fits torch" if ok else "does not fit torch", "" if ok else "Install both anew.")
 
 
@@ -84,7 +88,7 @@ def _device() -> Check:
         return Check("device", True, f"CUDA {torch.version.cuda}: {', '.join(names)}")
     if torch.backends.mps.is_available():
         return Check("device", True, "MPS (Apple)")
-    cpus = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cpus = f"CPU, {free_cores()} of {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return Check("device", True, f"{cpus}; no GPU: tiny recipes take minutes here, the others days")
 
 

@@ -11,10 +11,17 @@ from typing import get_args
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
+from brics_cli.autoencoder.autoencoder import (
+    Autoencoder,
+    AutoencoderFiles,
+    load_autoencoder,
+    read_autoencoder,
+    to_uint8,
+)
 from brics_cli.autoencoder.sizes import check_image_memory, images_per_batch
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, code_encoder
+from brics_cli.codes.writer import check_store_output
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Labels, Precision, Quantisation
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
@@ -30,6 +37,7 @@ from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
 from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import STORE, form_of_output
+from brics_cli.workspace.outputs import check_claim
 
 DEFAULT_LARGEST = 512
 """Pixels a side that images are encoded at, at most, where --size is not given."""
@@ -121,48 +129,52 @@ def plan_encoding(
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
 ) -> EncodePlan:
     """Look at the collection and settle what `api.encode` was not given; see there for the arguments.
 
     `reporter` hears what is looked up, and what of the collection is not read. Raises UsageError and ArtefactError as
-    `open_collection`; UsageError for keys that are not there, and for continuous codes in a type that holds [0, 1].
+    `open_collection`; UsageError for keys that are not there, and for continuous codes in a type that holds [0, 1];
+    what `check_store_output` raises. The autoencoder is built when all of that is settled.
     """
     devices = resolve_devices(device)
     check_known(quantisation, get_args(Quantisation), option="--quantisation", what="quantisation")
     check_known(precision, get_args(Precision), option="--dtype", what="precision")
+    if out is None:
+        out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
+    form_of_output(out, STORE)
+    check_claim(out, kind="store", overwrite=overwrite, what="the store")
     if autoencoder is None:
         autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
     if data is None:
         data = _trained_on(autoencoder)
         reporter.message(f"DATA not given: using {data}, which {autoencoder} was trained on")
-    model = load_autoencoder(autoencoder, device=devices[0])
-    if out is None:
-        out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
-    form_of_output(out, STORE)
-    config = model.config
+    files = read_autoencoder(autoencoder)
+    config = files.config
     if size is not None:
-        config.check_size(size, of=model.reference)
+        config.check_size(size, of=model_reference(files.path))
         check_image_memory(size, what="--size")
     quantisation = quantisation or DEFAULT_QUANTISATIONS[config.code_kind]
     if config.code_kind == "continuous" and quantisation != DEFAULT_QUANTISATIONS["continuous"]:
         raise UsageError(
-            f"--quantisation {quantisation} holds codes in [0, 1], and those of {model.reference} are not bounded",
+            f"--quantisation {quantisation} holds codes in [0, 1], and those of {model_reference(files.path)} are not "
+            "bounded",
             next=f"Use --quantisation {DEFAULT_QUANTISATIONS['continuous']}.",
         )
     whole = open_collection(data, subset=subset, labels=labels, image_field=image_field, reporter=reporter)
-    size = size or _default_size(model, whole, reporter)
+    size = size or _default_size(files, whole, reporter)
     collection: Collection = whole if keys is None else select_keys(whole, list(keys))
     collection = collection if limit is None else collection.first(limit)
     collection = collection if part is None else every_nth_shard(collection, part=part[0], num_parts=part[1])
-    transform = transform or model.transform
+    transform = transform or files.transform
     header = StoreHeader(
         code_shape=config.code_shape_of(size),
         image_size=size,
         transform=versioned(transform),
         quantisation=quantisation,
-        autoencoder={"sha256": model.weights_sha256, "config": config.model_dump(mode="json")},
+        autoencoder={"sha256": files.weights_sha256, "config": config.model_dump(mode="json")},
         source=collection.path,
         source_sha256=whole.layout,
         num_images=len(collection),
@@ -175,20 +187,22 @@ def plan_encoding(
         class_names=whole.class_names,
     )
     shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
+    check_store_output(out, header, shards, overwrite=overwrite, inputs=[header.source], remove=False)
+    model = load_autoencoder(autoencoder, device=devices[0])
     batch_size = batch_size or images_per_batch(size)
     return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size, num_workers)
 
 
-def _default_size(model: Autoencoder, collection: Collection, reporter: Reporter) -> int:
+def _default_size(files: AutoencoderFiles, collection: Collection, reporter: Reporter) -> int:
     """The size that the autoencoder was trained at; of a fully convolutional one, what suits the images."""
-    config = model.config
-    if not model.config.is_local:
+    config = files.config
+    if not config.is_local:
         return config.image_size
     side = median_side(collection)
     size = config.largest_size(min(side, DEFAULT_LARGEST))
     reporter.message(
-        f"--size not given: {size} px (the median image side is {side} px; {model.reference} takes any multiple of "
-        f"{config.downsampling})"
+        f"--size not given: {size} px (the median image side is {side} px; {model_reference(files.path)} takes any "
+        f"multiple of {config.downsampling})"
     )
     return size
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brics_cli.codes import KeyCodeStore, verify_store_in_child
 from brics_cli.errors import UsageError
-from brics_cli.images import median_side, open_collection
-from brics_cli.images.fingerprints import known_fingerprint
 from brics_cli.workspace import Artefact, provenance_at
 from brics_cli.workspace.files import read_json
 from brics_cli.workspace.naming import is_store
@@ -55,10 +52,12 @@ def describe(
 
 
 def _describe_store(path: Path, *, verify: bool) -> Description:
-    broken = verify_store_in_child(path) if verify else None
+    from brics_cli import codes  # NumPy takes .2 s, which runs do without
+
+    broken = codes.verify_store_in_child(path) if verify else None
     if broken:  # what is broken may be the header: nothing else can be said for sure
         return Description("key-code store", path, broken=broken)
-    store = KeyCodeStore(path)
+    store = codes.KeyCodeStore(path)
     header, made_by, num_bytes = store.header, store.artefact.parent("autoencoder"), path.stat().st_size
     chosen = {"part": header.part, "selection": header.selection[:12], "labels": header.labels}  # where it is not all
     facts: dict[str, Any] = {
@@ -108,6 +107,9 @@ def _describe_artefact(artefact: Artefact) -> Description:
 
 
 def _describe_collection(path: str, subset: str | None, image_field: str | None) -> Description:
+    from brics_cli.images import median_side, open_collection
+    from brics_cli.images.fingerprints import known_fingerprint
+
     collection = open_collection(path, subset=subset, image_field=image_field)
     facts: dict[str, Any] = {
         "images": len(collection),
@@ -143,13 +145,13 @@ def count_flops(name: str, *, code_shape: tuple[int, int, int] | None = None) ->
     `code_shape` with no diffusion recipe to count on it.
     """
     from brics_cli.autoencoder import flops as autoencoders
-    from brics_cli.config import DiffusionRecipe, list_recipes, load_recipe, recipes_named
+    from brics_cli.config import DiffusionRecipe, list_recipes, load_recipe, recipe_files
     from brics_cli.diffusion import flops as denoisers
 
     if name in KINDS:
         recipes = [load_recipe(recipe, kind=name) for recipe in list_recipes(name)]
     else:
-        recipes = recipes_named(name)
+        recipes = [load_recipe(str(path), kind=kind) for kind, path in recipe_files(name).items()]
     if not any(recipe.kind == "diffusion" for recipe in recipes):
         if code_shape is not None:
             raise UsageError(f"--code-shape is for diffusion recipes, and {name} is of kind autoencoder")

@@ -94,6 +94,7 @@ def plan_picture(
     out: Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str = "auto",
+    overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
     **how: Any,
@@ -124,6 +125,8 @@ def plan_picture(
     devices = resolve_devices(device)
     if len(devices) > 1:
         raise UsageError(f"--device {device}: a picture is drawn on one device", next="Name one.")
+    if out is not None:
+        check_output(out, overwrite=overwrite, what="the output", kind="pictures", remove=False)
     models = load_models(model, **how, workspace=workspace, device=devices[0], reporter=reporter)
     if interpolate is not None:
         num_frames = num_frames or DEFAULT_FRAMES

@@ -9,25 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder, to_tensor, to_uint8
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
-from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.config.terms import TermsConfig
 from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images import contact_sheet
-from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.loop import TrainResult, open_loop
-from brics_cli.training.plan import AutoencoderPlan, Estimate, estimate
+from brics_cli.training.plan import AutoencoderPlan
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
 from brics_cli.training.terms import build_code_terms
@@ -38,7 +35,6 @@ SNAPSHOT_IMAGES = 12
 def train_autoencoder(
     plan: AutoencoderPlan,
     *,
-    device: str = "auto",
     num_workers: int | None = None,
     overwrite: bool = False,
     reporter: Reporter,
@@ -49,9 +45,8 @@ def train_autoencoder(
     when a checkpoint to resume or weights to start from cannot be read.
     """
     recipe, schedule = plan.recipe, plan.recipe.training
-    with join_world(resolve_device(device)) as world:
+    with join_world(plan.device) as world:
         torch.manual_seed(schedule.seed)
-        check_recipe(recipe, device=world.device)
         model = build_autoencoder(recipe.model).to(world.device).to(memory_format=torch.channels_last)
         adversary = build_adversary(recipe, model, world=world)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
@@ -105,40 +100,6 @@ def train_autoencoder(
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return loop.result(data=plan.data, num_failed=len(images.failures))
-
-
-def check_recipe(recipe: AutoencoderRecipe, *, device: torch.device) -> None:
-    """Raise MachineError when the recipe's model cannot be trained in the memory there is, before any is taken."""
-    what = f"recipe {recipe.name}"
-    check_image_memory(recipe.model.image_size, what=what)
-    check_memory(lambda: build_autoencoder(recipe.model), device=device, what=what)
-
-
-def estimate_training(plan: AutoencoderPlan, *, device: str = "auto") -> Estimate:
-    """What the plan's run costs on this device, measured on random images."""
-    on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
-    check_recipe(recipe, device=on)
-    model = build_autoencoder(recipe.model).to(on).to(memory_format=torch.channels_last)
-    adversary = build_adversary(recipe, model, world=World(device=on))
-    num_images, size = schedule.batch_size // schedule.accumulate, recipe.model.image_size
-    images = torch.rand(num_images, 3, size, size, device=on) * 2 - 1
-    images = images.contiguous(memory_format=torch.channels_last)
-    distance = perceptual_distance(recipe.loss, device=on)
-    noise = torch.randn(num_images, *recipe.model.code_shape, device=on)
-    code_terms = build_code_terms(recipe, model, world=World(device=on))
-
-    def loss() -> Tensor:
-        if code_terms is not None:
-            code_terms.prepare(images, step=1)
-        total, _, reconstructions = autoencoder_loss(
-            recipe, model, images, noise, distance=distance, adversary=adversary, step=1, code_terms=code_terms
-        )
-        if adversary is not None:
-            adversary.learn(images, reconstructions, step=1)  # most steps have no penalty
-        return total
-
-    discriminator = None if adversary is None else adversary.discriminator
-    return estimate(model, loss, schedule=schedule, discriminator=discriminator)
 
 
 @torch.inference_mode()

@@ -12,29 +12,24 @@ import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
-from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
-from brics_cli.config import DiffusionRecipe
 from brics_cli.diffusion.classes import Classes
-from brics_cli.diffusion.denoisers import Denoiser, build_denoiser, save_denoiser
-from brics_cli.diffusion.diffusion import draws_for
+from brics_cli.diffusion.denoisers import Denoiser, save_denoiser
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError
 from brics_cli.evaluation.frechet import FrechetReference
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.images import contact_sheet
-from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.networks.random_features import RandomConvolutions
-from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
-from brics_cli.training.codes import LevelMeans, TrainingCodes, sum_dtype
+from brics_cli.training.codes import LevelMeans, TrainingCodes, build_for_store, sum_dtype
 from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.order import SampleOrder
-from brics_cli.training.plan import DiffusionPlan, Estimate, estimate
+from brics_cli.training.plan import DiffusionPlan
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import compiled
 from brics_cli.workspace import Workspace
@@ -54,7 +49,6 @@ def train_diffusion(
     plan: DiffusionPlan,
     *,
     workspace: Workspace,
-    device: str = "auto",
     overwrite: bool = False,
     reporter: Reporter,
 ) -> TrainResult:
@@ -64,7 +58,7 @@ def train_diffusion(
     when a checkpoint to resume or weights to start from cannot be read.
     """
     recipe, schedule, store = plan.recipe, plan.recipe.training, plan.store
-    with join_world(resolve_device(device)) as world:
+    with join_world(plan.device) as world:
         shape = " x ".join(str(side) for side in store.code_shape)
         reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
         torch.manual_seed(schedule.seed)
@@ -109,52 +103,6 @@ def train_diffusion(
 
                 loop.end_step(update, {}, log_too=partial(levels.result, world), snapshot=snapshots, save=save)
     return loop.result(data=plan.data)
-
-
-def estimate_training(plan: DiffusionPlan, *, device: str = "auto") -> Estimate:
-    """What the plan's run costs on this device, measured on the store's first codes."""
-    on, recipe, schedule = resolve_device(device), plan.recipe, plan.recipe.training
-    model = build_for_store(recipe, plan.store, device=on)
-    rows = [row % len(plan.store) for row in range(schedule.batch_size // schedule.accumulate)]
-    codes = torch.from_numpy(plan.store.batch(rows)).to(on)
-    draws = draws_for(schedule.seed, step=0, indices=rows, shape=plan.store.code_shape, device=on)
-
-    def loss() -> Tensor:
-        with autocast(training_precision(schedule, on), on):
-            return model(codes, draws).per_sample.mean()
-
-    return estimate(model, loss, schedule=schedule, num_averages=len(schedule.ema_widths))
-
-
-def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: torch.device) -> Denoiser:
-    """A fresh denoiser for the shape, the classes and the statistics of `store`'s codes.
-
-    Raises ArtefactError for labels that are too large to be classes, MachineError when it cannot be trained in the
-    memory there is, before any is taken.
-    """
-    largest = int(store.labels.max(initial=-1))
-    if largest >= MAX_CLASSES:
-        raise ArtefactError(
-            f"the labels of {store.path} go up to {largest:,}, and a model has at most {MAX_CLASSES:,} classes",
-            next="Encode again with brics encode-dataset, which renumbers them.",
-        )
-    classes = Classes.of(store.labels, store.class_names)
-    build = partial(
-        build_denoiser,
-        recipe.denoiser,
-        recipe.diffusion,
-        code_shape=store.code_shape,
-        num_classes=classes.num,
-        store_mean=store.mean.tolist(),
-        store_std=store.std.tolist(),
-        store_histogram=store.histogram.tolist() if recipe.diffusion.normalise == "probit" else None,
-        code_kind=store.code_kind,
-        gradient_checkpointing=recipe.training.gradient_checkpointing,
-    )
-    check_memory(build, device=device, what=f"recipe {recipe.name}")
-    denoiser = build().to(device)
-    denoiser.class_counts, denoiser.class_names = classes.counts, classes.names
-    return denoiser
 
 
 def describe_classes(classes: Classes, store: KeyCodeStore) -> str:

@@ -31,8 +31,10 @@ def say_training_precision(asked: Precision | None, device: torch.device, report
         reporter.warning(f"--dtype {asked} is not used on {device}, where it is mostly slower; there it is {instead}")
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The forward passes inside compute in `precision`, fp32 or bf16."""
+    if device.type == "meta":
+        return full_precision(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

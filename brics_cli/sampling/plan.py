@@ -36,6 +36,7 @@ from brics_cli.sampling.tasks import (
 from brics_cli.workspace import Artefact, Workspace
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import FOLDER, ending_of, form_of_output
+from brics_cli.workspace.outputs import check_claim
 
 PNG_TASK = 250
 """Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
@@ -152,6 +153,7 @@ def plan_sampling(
     shard_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
     **how: Any,
@@ -166,6 +168,8 @@ def plan_sampling(
     check_at_least_1(shard_size, option="--shard-size")
     devices = tuple(resolve_devices(device))
     form = _form(out, asked=format, reporter=reporter)
+    if out is not None:
+        check_claim(out, kind="samples", overwrite=overwrite)
     on = devices[0] if len(devices) == 1 else torch.device("cpu")
     models = load_models(model, **how, workspace=workspace, device=on, reporter=reporter)
     if models.balance is not None:

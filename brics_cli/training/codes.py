@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -17,9 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import QUANTISATIONS, KeyCodeStore
+from brics_cli.config import DiffusionRecipe
+from brics_cli.diffusion.classes import Classes
+from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.diffusion import LEVEL_NAMES, Draws, draws_for, loss_by_level
-from brics_cli.errors import MachineError, is_out_of_memory
+from brics_cli.errors import ArtefactError, MachineError, is_out_of_memory
+from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.randomness import Stream, keyed_coins
 from brics_cli.runtime.reporting import Reporter
@@ -186,3 +192,34 @@ class LevelMeans:
         self._totals.zero_()
         found = zip(LEVEL_NAMES, totals, counts, strict=True)
         return {f"loss/{name}": total / count for name, total, count in found if count}
+
+
+def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: torch.device) -> Denoiser:
+    """A fresh denoiser for the shape, the classes and the statistics of `store`'s codes.
+
+    Raises ArtefactError for labels that are too large to be classes, MachineError when it cannot be trained in the
+    memory there is, before any is taken.
+    """
+    largest = int(store.labels.max(initial=-1))
+    if largest >= MAX_CLASSES:
+        raise ArtefactError(
+            f"the labels of {store.path} go up to {largest:,}, and a model has at most {MAX_CLASSES:,} classes",
+            next="Encode again with brics encode-dataset, which renumbers them.",
+        )
+    classes = Classes.of(store.labels, store.class_names)
+    build = partial(
+        build_denoiser,
+        recipe.denoiser,
+        recipe.diffusion,
+        code_shape=store.code_shape,
+        num_classes=classes.num,
+        store_mean=store.mean.tolist(),
+        store_std=store.std.tolist(),
+        store_histogram=store.histogram.tolist() if recipe.diffusion.normalise == "probit" else None,
+        code_kind=store.code_kind,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+    )
+    check_memory(build, device=device, what=f"recipe {recipe.name}")
+    denoiser = build().to(device)
+    denoiser.class_counts, denoiser.class_names = classes.counts, classes.names
+    return denoiser

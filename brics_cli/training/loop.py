@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Generic
 
@@ -20,9 +20,10 @@ from brics_cli.runtime.stopping import StopRequest, stop_signals
 from brics_cli.training.plan import Plan
 from brics_cli.training.run import Run, open_run
 from brics_cli.training.state import ModelT, TrainingState, Update
+from brics_cli.wording import DAY_S, duration
 
-EXPECTATION_AFTER_STEPS = 2
-WORTH_A_WARNING = timedelta(minutes=10)
+SAID_AFTER_S = 5.0
+"""Seconds after the first step when the end is estimated; at once where a step takes as long."""
 
 
 @dataclass
@@ -70,8 +71,9 @@ class Loop(Generic[ModelT]):
         self.times = TimeSplit()
         self._task, self._reporter = task, reporter
         self._is_due = False
-        self._started = self._lap_started = time.perf_counter()
+        self._started = self._first_ended = self._lap_started = time.perf_counter()
         self._num_steps = self._steps_in_lap = 0
+        self._end_is_said = False
 
     def end_step(
         self,
@@ -94,7 +96,7 @@ class Loop(Generic[ModelT]):
         last = state.step == schedule.steps
         self._num_steps += 1
         self._steps_in_lap += 1
-        self._warn_if_long()
+        self._say_when_it_ends()
 
         if state.step % schedule.log_every == 0 or last:
             logged = {f"train/{name}": value for name, value in values.items()} | log_too()
@@ -141,18 +143,33 @@ class Loop(Generic[ModelT]):
         shares = {"img_per_s": img_per_s, "waiting": waiting, "compute": compute, "rest": 1.0 - waiting - compute}
         return {f"time/{name}": value for name, value in shares.items()}
 
-    def _warn_if_long(self) -> None:
-        """After the first few steps on a CPU, say how long the others will take, if that is long."""
-        if self.world.device.type != "cpu" or self._num_steps != EXPECTATION_AFTER_STEPS:
+    def _say_when_it_ends(self) -> None:
+        """Once, within 10 s of the first step, unless the run ends before: how long the others take, and when that is.
+
+        The first step is slower than the others, and counts where there is no other yet.
+        """
+        now, others = time.perf_counter(), self._num_steps - 1
+        if others == 0:
+            self._first_ended = now
+        waited, steps_left = now - self._first_ended, self.state.schedule.steps - self.state.step
+        per_step = waited / others if others else now - self._started
+        if self._end_is_said or steps_left == 0 or max(waited, per_step) < SAID_AFTER_S:
             return
-        num_steps = self.state.schedule.steps - self.state.step
-        per_step = (time.perf_counter() - self._started) / self._num_steps
-        expected = timedelta(seconds=round(per_step * num_steps))
-        if expected > WORTH_A_WARNING:
-            self._reporter.warning(
-                f"on this CPU a step takes {per_step:.2f} s, so {num_steps:,} take about {expected}. Ctrl-C saves "
-                "and --resume goes on; --recipe tiny takes minutes; this recipe is made for a GPU"
-            )
+        self._end_is_said = True
+        seconds, device = per_step * steps_left, self.world.device.type.upper()
+        end = datetime.now() + timedelta(seconds=seconds)
+        said = (
+            f"about {duration(seconds)} to go on this {device}, until {end:%a %d %b %Y, %H:%M}: {per_step:.3g} s for "
+            f"each of {steps_left:,} steps"
+        )
+        if seconds <= DAY_S:
+            self._reporter.message(said)
+            return
+        small = "; --recipe tiny takes minutes" if device == "CPU" and self.run.recipe.name != "tiny" else ""
+        self._reporter.warning(
+            f"this run takes more than a day: {said}. Ctrl-C saves and --resume goes on; --dry-run says what a GPU "
+            f"would take{small}"
+        )
 
 
 def _psnr(scores: Mapping[str, float], before: str) -> str:

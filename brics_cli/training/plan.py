@@ -3,24 +3,24 @@ found here, before any work."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_weights
 from brics_cli.autoencoder.model_files import CONFIG_NAME, WEIGHTS_NAME, read_model_config
+from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import (
     AutoencoderRecipe,
     DiffusionRecipe,
     Recipe,
-    ScheduleConfig,
     default_autoencoder_recipe,
     list_recipes,
     load_recipe,
@@ -30,8 +30,11 @@ from brics_cli.config.names import Precision
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
+from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import check_batch, num_local_processes
+from brics_cli.runtime.precision import say_training_precision
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.training.estimate import Estimate, Rehearsal, estimate, rehearse_autoencoder, rehearse_diffusion
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.resuming import (
@@ -44,19 +47,22 @@ from brics_cli.training.resuming import (
     reopen_collection,
     reopen_store,
     resumed_recipe,
+    was_killed_at_birth,
 )
+from brics_cli.training.state import checkpoints, step_of
+from brics_cli.wording import duration
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import differences, now
 from brics_cli.workspace.embedded import embedded_at, model_reference
 from brics_cli.workspace.naming import RUN, form_of_output
+from brics_cli.workspace.outputs import check_claim, check_output
 
 VALIDATION_IMAGES = 2048
-# A checkpoint holds the weights, their plain average and AdamW's two moments; of a discriminator no average.
-COPIES_PER_CHECKPOINT = 4
-COPIES_OF_DISCRIMINATOR = 3
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
 NO_ARCHITECTURE = ("bottleneck.noise", "bottleneck.noise_varies", "bottleneck.init", "bottleneck.init_std")
 """Settings of a model that training alone sees: a run that starts from another's weights may have its own."""
+CPU_RECIPE = "tiny"
+"""What is trained on a CPU unless a recipe is named, an autoencoder or a diffusion model."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class TrainOptions:
     resume: Path | None = None
     overwrite: bool = False
     init_from: Path | None = None
+    device: str = "auto"
 
     @property
     def settings(self) -> list[str]:
@@ -99,6 +106,13 @@ class Plan:
     resume: bool
     init_from: Path | None
     recipe: Recipe
+    device: torch.device
+
+    @property
+    def steps_left(self) -> int:
+        """Those that the run has still to go."""
+        done = checkpoints(self.artefact.path) if self.resume else []
+        return max(0, self.recipe.training.steps - (step_of(done[-1]) if done else 0))
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,11 @@ class AutoencoderPlan(Plan):
     recipe: AutoencoderRecipe
     collection: Collection
     val: Collection | None
+
+    def estimate(self) -> Estimate:
+        """What it costs."""
+        rehearse = partial(rehearse_autoencoder, self.recipe)
+        return estimate(rehearse, steps=self.steps_left, device=self.device)
 
     @property
     def data(self) -> str:
@@ -147,6 +166,11 @@ class DiffusionPlan(Plan):
     recipe: DiffusionRecipe
     store: KeyCodeStore
 
+    def estimate(self) -> Estimate:
+        """What it costs. Raises MachineError when its model has no room here."""
+        rehearse = partial(rehearse_diffusion, self.recipe, self.store)
+        return estimate(rehearse, steps=self.steps_left, device=self.device)
+
     @property
     def data(self) -> str:
         """Path of the store that is trained on."""
@@ -164,16 +188,30 @@ class DiffusionPlan(Plan):
 def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> AutoencoderPlan:
     """Resolve what `train-ae` was asked for; images left out are the workspace's newest shards.
 
-    Raises UsageError (recipe, settings, data), ArtefactError (no shards, or a run to resume is not one or has other
-    data now).
+    Raises UsageError (device, recipe, settings, data), ArtefactError (weights that the loss needs, no shards, or a run
+    to resume is not one or has other data now), MachineError (no such device, or no room for the model),
+    WouldOverwriteError; of options and output before any image is looked at.
     """
-    if asked.resume is not None:
-        artefact, recipe = _run_to_resume(asked, "autoencoder", reporter)
+    device = resolve_device(asked.device)
+    say_training_precision(asked.precision, device, reporter)
+
+    def checked(recipe: Recipe) -> AutoencoderRecipe:
         assert isinstance(recipe, AutoencoderRecipe)
         perceptual_weights(recipe.loss)
+        _check_init(asked, recipe)
+        return recipe
+
+    if asked.resume is not None:
+        artefact, theirs = _run_to_resume(asked, "autoencoder", reporter)
+        settled = checked(theirs)
+        check_recipe(settled, device=device)
         val = reopen_collection(artefact, "validation", workspace, reporter) if artefact.parent("validation") else None
         collection = reopen_collection(artefact, "collection", workspace, reporter)
-        return AutoencoderPlan(artefact, True, init_of(artefact), recipe, collection, val)
+        return AutoencoderPlan(artefact, True, init_of(artefact), settled, device, collection, val)
+    _check_out(asked, kind="autoencoder")
+    start = None if asked.init_from is None else _recipe_of(asked.init_from)
+    known = asked.recipe or start or (CPU_RECIPE if device.type == "cpu" else None)  # before any image is looked at
+    recipe = None if known is None else checked(_load(known, asked, kind="autoencoder"))
     path = asked.data
     if path is None:
         path = str(workspace.resolve("shards", argument="DATA", reporter=reporter).path)
@@ -181,42 +219,37 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
         path, subset=asked.subset, labels="none", image_field=asked.image_field, reporter=reporter
     )
     reporter.message(f"{collection.path}: {collection.describe()}")
-    recipe = _autoencoder_recipe(asked, collection, reporter)
-    perceptual_weights(recipe.loss)
-    _check_init(asked, recipe)
     val = None if asked.val is None else open_collection(asked.val, labels="none", reporter=reporter)
     if val is not None:
         reporter.message(f"validating on {val.path}: {val.describe()}")
+    if asked.recipe is None or recipe is None:
+        recipe = checked(_recipe_for(collection, asked, start=start, device=device, reporter=reporter))
+    check_recipe(recipe, device=device)
     parents = [Parent("collection", collection.path, identity_of(collection, reporter))]
     if val is not None:
         parents.append(Parent("validation", val.path, identity_of(val, reporter)))
-    return AutoencoderPlan(*_start(recipe, parents, asked, workspace), recipe, collection, val)
+    return AutoencoderPlan(*_start(recipe, parents, asked, workspace), recipe, device, collection, val)
 
 
-def _autoencoder_recipe(asked: TrainOptions, collection: Collection, reporter: Reporter) -> AutoencoderRecipe:
-    """The recipe that was asked for, or else that of the model to start from, at the size of smaller images; without
-    either the largest general one that fits the images."""
-
-    def load(recipe: str | Path | Recipe, *overrides: str) -> AutoencoderRecipe:
-        asked_now = replace(asked, overrides=[*overrides, *asked.overrides])
-        loaded = _load(recipe, asked_now, kind="autoencoder")
-        assert isinstance(loaded, AutoencoderRecipe)
-        return loaded
-
-    if asked.recipe is not None:
-        return load(asked.recipe)
+def _recipe_for(
+    collection: Collection, asked: TrainOptions, *, start: str | None, device: torch.device, reporter: Reporter
+) -> Recipe:
+    """That of the model to start from, `start`, at the size of smaller images, else one by images and device."""
     side = median_side(collection)
-    name = None if asked.init_from is None else _recipe_of(asked.init_from)
-    if name is None:
-        name = default_autoencoder_recipe(side)
-        reporter.message(f"--recipe not given: using {name} (the median image side is {side} px)")
-        return load(name)
-    recipe, at = load(name), ""
+    if start is None:
+        return _choose(
+            default_autoencoder_recipe(side), rehearse_autoencoder, asked, kind="autoencoder",
+            why=f" (the median image side is {side} px)", device=device, reporter=reporter,
+        )  # fmt: skip
+    recipe, at = _load(start, asked, kind="autoencoder"), ""
+    assert isinstance(recipe, AutoencoderRecipe)
     size = recipe.model.largest_size(min(side, recipe.model.image_size))
-    if size < recipe.model.image_size and recipe.model.tied_to_size is None:
-        recipe = load(name, f"model.image_size={size}")  # unless --set says otherwise
+    if size < recipe.model.image_size and recipe.model.tied_to_size is None:  # unless --set says otherwise
+        smaller = replace(asked, overrides=[f"model.image_size={size}", *asked.overrides])
+        recipe = _load(start, smaller, kind="autoencoder")
+        assert isinstance(recipe, AutoencoderRecipe)
         at = f" at {recipe.model.image_size} px (the median image side is {side} px)"
-    reporter.message(f"--recipe not given: using {name}, that of --init-from{at}")
+    reporter.message(f"--recipe not given: using {start}, that of --init-from{at}")
     return recipe
 
 
@@ -232,28 +265,67 @@ def _recipe_of(model: Path) -> str | None:
 def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Reporter) -> DiffusionPlan:
     """Resolve what `train-diffusion` was asked for; the store left out is the workspace's newest.
 
-    Raises UsageError (recipe, settings), ArtefactError (no store, a damaged one, or one that changed).
+    Raises UsageError (device, recipe, settings), ArtefactError (no store, a damaged one, or one that changed),
+    WouldOverwriteError; of options and output before anything is read.
     """
+    device = resolve_device(asked.device)
+    say_training_precision(asked.precision, device, reporter)
     if asked.resume is not None:
-        artefact, recipe = _run_to_resume(asked, "diffusion", reporter)
-        assert isinstance(recipe, DiffusionRecipe)
-        return DiffusionPlan(artefact, True, init_of(artefact), recipe, reopen_store(artefact, workspace))
+        artefact, settled = _run_to_resume(asked, "diffusion", reporter)
+        assert isinstance(settled, DiffusionRecipe)
+        return DiffusionPlan(artefact, True, init_of(artefact), settled, device, reopen_store(artefact, workspace))
+    _check_out(asked, kind="diffusion")
+    default = CPU_RECIPE if device.type == "cpu" else DEFAULT_DIFFUSION_RECIPE
+    recipe = _load(asked.recipe or default, asked, kind="diffusion")
     path = asked.data
     if path is None:
         path = str(workspace.resolve("store", argument="CODES", reporter=reporter).path)
     store = KeyCodeStore(path)
-    name = asked.recipe
-    if name is None:
-        name = DEFAULT_DIFFUSION_RECIPE
-        reporter.message(f"--recipe not given: using {name}")
-    recipe = _load(name, asked, kind="diffusion")
+    if asked.recipe is None:
+        recipe = _choose(
+            DEFAULT_DIFFUSION_RECIPE, lambda recipe, on, num: rehearse_diffusion(recipe, store, on, num), asked,
+            kind="diffusion", device=device, reporter=reporter,
+        )  # fmt: skip
     assert isinstance(recipe, DiffusionRecipe)
     _check_init(asked, recipe)
     parents = [Parent("store", str(Path(path).resolve()), store.sha256)]
     autoencoder = store.artefact.parent("autoencoder")
     if autoencoder is not None:
         parents.append(autoencoder)
-    return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, store)
+    return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, device, store)
+
+
+def check_recipe(recipe: AutoencoderRecipe, *, device: torch.device) -> None:
+    """Raise MachineError when the recipe's model cannot be trained in the memory there is, before any is taken."""
+    what = f"recipe {recipe.name}"
+    check_image_memory(recipe.model.image_size, what=what)
+    check_memory(lambda: build_autoencoder(recipe.model), device=device, what=what)
+
+
+def _choose(
+    name: str,
+    rehearse: Callable[[Any, torch.device, int], Rehearsal],
+    asked: TrainOptions,
+    *,
+    kind: Kind,
+    why: str = "",
+    device: torch.device,
+    reporter: Reporter,
+) -> Recipe:
+    """The recipe `name`, which the data ask for; on a CPU the small one. The reporter hears what each costs."""
+    if device.type != "cpu":
+        reporter.message(f"--recipe not given: using {name}{why}")
+        return _load(name, asked, kind=kind)
+    small, shipped = _load(CPU_RECIPE, asked, kind=kind), load_recipe(name, kind=kind)
+    ours, theirs = (
+        estimate(partial(rehearse, each), steps=each.training.steps, device=device, measure=each is small)
+        for each in (small, shipped)
+    )
+    reporter.message(
+        f"--recipe not given: using {small.name}, about {duration(ours.seconds)} on this CPU. On a GPU it would be "
+        f"{name}{why}: about {duration(theirs.gpu.seconds)} on an {theirs.gpu.name}, {duration(theirs.seconds)} here"
+    )
+    return small
 
 
 def open_images(
@@ -278,48 +350,6 @@ def open_images(
         )
     images.warn_about_failures(reporter)
     return images
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The cost of a run on the device at hand; validation, snapshots and waiting for data come on top."""
-
-    num_parameters: int
-    checkpoint_bytes: int
-    seconds_per_step: float
-    seconds: float
-
-
-def estimate(
-    model: nn.Module,
-    loss: Callable[[], Tensor],
-    *,
-    schedule: ScheduleConfig,
-    discriminator: nn.Module | None = None,
-    num_averages: int = 0,
-) -> Estimate:
-    """Time the forward and backward pass of one micro-batch, whose loss `loss` computes, and scale it up.
-
-    The pass is run twice and the second one counts. `num_averages`: those kept beside the plain one.
-    """
-    device = next(model.parameters()).device
-    seconds = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        loss().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
-    num_bytes = (COPIES_PER_CHECKPOINT + num_averages) * _num_bytes(model)
-    if discriminator is not None:
-        num_bytes += COPIES_OF_DISCRIMINATOR * _num_bytes(discriminator)
-    per_step = seconds * schedule.accumulate
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Estimate(num_parameters, num_bytes, per_step, per_step * schedule.steps)
-
-
-def _num_bytes(model: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _load(recipe: str | Path | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:
@@ -358,12 +388,21 @@ def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
         )
 
 
+def _check_out(asked: TrainOptions, *, kind: Kind) -> None:
+    """Raise UsageError or WouldOverwriteError when no run can be made at `asked.out`, whatever its data are."""
+    if asked.out is None:
+        return
+    form_of_output(asked.out, RUN)
+    if was_killed_at_birth(asked.out):
+        return
+    inputs = [str(each) for each in (asked.data, asked.val, asked.init_from) if each is not None]
+    check_claim(asked.out, kind=kind, overwrite=asked.overwrite, what="the run", inputs=inputs)
+
+
 def _start(
     recipe: Recipe, parents: list[Parent], asked: TrainOptions, workspace: Workspace
 ) -> tuple[Artefact, bool, Path | None]:
     """The run to make, whether an equal one has been begun there, and the run whose weights it starts from."""
-    if asked.out is not None:
-        form_of_output(asked.out, RUN)
     path = asked.out or workspace.new_run_path(recipe.kind, recipe.name)
     if asked.init_from is not None:
         directory = read_model_config(asked.init_from, kind=recipe.kind)[1]
@@ -371,6 +410,9 @@ def _start(
     details = {"recipe": recipe.name}
     artefact = Artefact(recipe.kind, path, now(), complete=False, parents=tuple(parents), details=details)
     begun = None if asked.overwrite else begun_alike(artefact, recipe)
+    if begun is None and asked.out is not None and not was_killed_at_birth(path):
+        sources = [parent.path for parent in parents]
+        check_output(path, overwrite=asked.overwrite, what="the run", kind=recipe.kind, inputs=sources, remove=False)
     return begun or artefact, begun is not None, asked.init_from
 
 

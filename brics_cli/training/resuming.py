@@ -22,6 +22,7 @@ from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sh
 from brics_cli.workspace.artefacts import differences
 
 CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
 
 FIXED = (
     *("model", "denoiser", "diffusion", "data.transform", "data.val_fraction", "data.shuffle_window"),
@@ -122,6 +123,13 @@ def begun_alike(artefact: Artefact, recipe: Recipe) -> Artefact | None:
         was, now = ([(kind, "") for kind, _ in each] for each in (was, now))
     alike = was == now and load_yaml(artefact.path / CONFIG_FILE) == recipe.model_dump(mode="json")
     return begun if alike else None
+
+
+def was_killed_at_birth(path: Path) -> bool:
+    """Whether there are the first files of a run that was killed before it had a provenance, and not one other."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    others = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+    return bool(names) and others <= {ENVIRONMENT_FILE, CONFIG_FILE} and (ENVIRONMENT_FILE in others or not others)
 
 
 def init_of(artefact: Artefact) -> Path | None:

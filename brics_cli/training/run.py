@@ -27,7 +27,7 @@ from brics_cli.parsing import parse_json
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.plan import Plan
-from brics_cli.training.resuming import CONFIG_FILE, settings_of
+from brics_cli.training.resuming import CONFIG_FILE, ENVIRONMENT_FILE, settings_of, was_killed_at_birth
 from brics_cli.training.state import DivergedError, TrainingState, checkpoints, newest_checkpoint, step_of
 from brics_cli.workspace import (
     Artefact,
@@ -40,7 +40,6 @@ from brics_cli.workspace import (
 from brics_cli.workspace.outputs import output_lock
 
 BEST = "best"
-ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors")
 
 
@@ -195,10 +194,8 @@ def open_run(
 def _create(artefact: Artefact, recipe: Recipe, device: torch.device, *, overwrite: bool) -> None:
     """Make the directory and write what is known before the first step."""
     path = artefact.path
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    others = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
-    if names and others <= {ENVIRONMENT_FILE, CONFIG_FILE} and (ENVIRONMENT_FILE in others or not others):
-        shutil.rmtree(path)  # a kill within this function left its first files, and not one other
+    if was_killed_at_birth(path):
+        shutil.rmtree(path)
     inputs = [parent.path for parent in artefact.parents]
     check_output(path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
     path.mkdir(parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ class Workspace:
         found = []
         self.passed_over = {}
         paths = list(dict.fromkeys(self._candidates()))  # a file is met twice: as itself and as its sidecar
-        look_ahead([path for path in paths if is_store(path) and path.is_file()])
+        look_ahead([path for path in paths if is_store(path) and path.is_file()], keep=True)
         for path in paths:
             try:
                 artefact = read_provenance(path)
@@ -269,6 +269,14 @@ class Workspace:
             if moved is not None:
                 return str(moved.path.resolve())
         return parent.path
+
+    def unused(self, name: str) -> Path:
+        """`codes.h5` in the workspace, else `codes-2.h5` and so on: the first that is not there."""
+        path, number = self.root / name, 2
+        while path.exists():
+            path = self.root / f"{Path(name).stem}-{number}{Path(name).suffix}"
+            number += 1
+        return path
 
     def new_run_path(self, kind: str, recipe: str) -> Path:
         """A path for a new run: `runs/<kind>/<yyyymmdd-hhmmss>-<recipe>`, not there yet."""

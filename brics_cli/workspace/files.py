@@ -16,6 +16,8 @@ from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json, read_bytes
 
 PROVENANCE_FILE = "brics.json"
+GRANULARITY_NS = 2 * 10**9
+"""The coarsest clock of a file system in use: FAT's."""
 
 
 @contextmanager

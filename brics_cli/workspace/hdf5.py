@@ -8,7 +8,8 @@ outline is JSON, since nothing that comes from such a process is to be trusted:
     or {"error": text}
 
 `dtype` is null for texts of variable length, `offset` for datasets that are not written or not in one piece. An
-outline is remembered for as long as the file is the same one, by its inode, size and times.
+outline is remembered for as long as the file is the same one, by its inode, size and times; in the user's cache for
+later processes, too, once these times are old enough to tell.
 
 No lock is taken, so a read-only or NFS mount will do; one that is held is respected. What the machine said (a lock,
 EIO, too many open files) is told from a file that is damaged: `errors.machine_error`.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -26,6 +28,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,6 +36,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from brics_cli.errors import MachineError, machine_error
 from brics_cli.isolation import child_command, child_environment
+from brics_cli.parsing import parse_json, read_bytes
+from brics_cli.workspace.files import GRANULARITY_NS, cache_folder, write_text_atomically
 from brics_cli.workspace.locks import locks_are_off
 
 if TYPE_CHECKING:
@@ -64,7 +69,7 @@ def open_hdf5(path: Path) -> Iterator[Hdf5File]:
     try:
         with path.open("rb") as file:
             _check_not_locked(file)
-            outline = _outlines_of([file])[0]
+            outline = _outlines_of([file], keep=True)[0]
             if "error" in outline:
                 raise OSError(outline["error"])
             yield Hdf5File(file, outline)
@@ -75,8 +80,11 @@ def open_hdf5(path: Path) -> Iterator[Hdf5File]:
         raise said from None
 
 
-def look_ahead(paths: Sequence[Path]) -> None:
-    """Take the outlines of several files in one process, for `open_hdf5` to find: that is 20 times as fast."""
+def look_ahead(paths: Sequence[Path], *, keep: bool = False) -> None:
+    """Take the outlines of several files in one process, for `open_hdf5` to find: that is 20 times as fast.
+
+    `keep` them for later processes, too: not for files that are soon to be removed.
+    """
     for start in range(0, len(paths), MOST_AT_ONCE):
         with ExitStack() as stack:
             files = []
@@ -84,13 +92,15 @@ def look_ahead(paths: Sequence[Path]) -> None:
                 with suppress(OSError):  # `open_hdf5` says so
                     files.append(stack.enter_context(path.open("rb")))
             with suppress(MachineError):  # the same
-                _outlines_of(files)
+                _outlines_of(files, keep=keep)
 
 
 def remember_own(path: Path) -> None:
     """Take the outline of a file that this process has just written, in this process: it was not tampered with."""
     with path.open("rb") as file:
-        _remember(file, _outline(str(path)))
+        outline = _outline(str(path))
+        _remember(file, outline)
+        _keep(file, outline)
 
 
 class Hdf5File:
@@ -235,15 +245,37 @@ def _remember(file: BinaryIO, outline: dict[str, Any]) -> None:
         _outlines[_signature(file)] = outline
 
 
-def _outlines_of(files: Sequence[BinaryIO]) -> list[dict[str, Any]]:
+def _memory(file: BinaryIO) -> Path:
+    """Where the outline of the file at this path is kept for later processes, with its signature."""
+    path = os.path.abspath(file.name)  # noqa: PTH100 - no link is followed
+    return cache_folder("outlines") / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+
+
+def _keep(file: BinaryIO, outline: dict[str, Any]) -> None:
+    with suppress(OSError, RuntimeError):  # no place for caches: the next process reads it again
+        write_text_atomically(_memory(file), json.dumps([_signature(file), outline]))
+
+
+def _kept(file: BinaryIO) -> dict[str, Any] | None:
+    with suppress(OSError, RuntimeError, ValueError, TypeError, AttributeError):
+        signature, outline = parse_json(read_bytes(_memory(file), most=MOST_BYTES))
+        if signature == list(_signature(file)) and {"attributes", "datasets"} <= outline.keys():
+            return dict(outline)
+    return None
+
+
+def _outlines_of(files: Sequence[BinaryIO], *, keep: bool) -> list[dict[str, Any]]:
     """The outline of each; {"error": reason} for one that cannot be read."""
-    found = {file: _outlines.get(_signature(file)) for file in files}
+    found = {file: _outlines.get(_signature(file)) or _kept(file) for file in files}
     wanted = [file for file, outline in found.items() if outline is None]
     while wanted:
         for outline in _in_child(wanted):
             file = wanted.pop(0)
             found[file] = outline
             _remember(file, outline)
+            is_settled = max(_signature(file)[3:]) < time.time_ns() - GRANULARITY_NS
+            if keep and is_settled and "error" not in outline:
+                _keep(file, outline)
     return [outline for outline in found.values() if outline is not None]
 
 

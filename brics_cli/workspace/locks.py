@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from brics_cli.errors import MachineError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system says that has no locks: NFS without its lock daemon, some FUSE and cluster file systems."""
@@ -28,6 +30,8 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     Raises MachineError when another process holds it or no file can be made there (/proc), OSError when
     `path` cannot be written, or when its file system has no locks: HDF5_USE_FILE_LOCKING=FALSE does without them.
     """
+    from filelock import FileLock, Timeout  # takes .05 s
+
     lock = FileLock(str(path))
     try:
         _acquire(lock, path, what=what)
@@ -43,6 +47,8 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, path: Path, *, what: str) -> None:
+    from filelock import Timeout
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # filelock would wait for a place that cannot be written, and then call it held

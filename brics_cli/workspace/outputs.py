@@ -21,9 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from brics_cli.errors import ArtefactError, WouldOverwriteError
+from brics_cli.errors import ArtefactError, MachineError, WouldOverwriteError
 from brics_cli.parsing import as_json
-from brics_cli.workspace.artefacts import Artefact, differences, provenance_at, write_provenance
+from brics_cli.workspace.artefacts import Artefact, Kind, differences, provenance_at, write_provenance
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, remove_leftovers
 from brics_cli.workspace.locks import hold_lock
 
@@ -70,13 +70,14 @@ def check_output(
     kind: str | None = None,
     inputs: Sequence[str | Path] = (),
     flag: str = "--out",
+    remove: bool = True,
 ) -> None:
     """Raise WouldOverwriteError when something is at the output `path`, but for an empty folder.
 
     With `overwrite` a file that brics made is left for the writer to replace when the new one is whole. A folder is
     emptied when brics made it as an artefact of this `kind` and all of it: no other artefact is in it, and none of
     `inputs` (paths or patterns the command reads). Links, devices, mount points and whatever the user made are never
-    replaced. `flag` is the option that names `path`.
+    replaced. `flag` is the option that names `path`. `remove` False leaves even what may be replaced.
     """
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return
@@ -95,12 +96,28 @@ def check_output(
             raise WouldOverwriteError(
                 f"{path} {reason}", next="Remove it yourself, or move what is yours away, or give another --out."
             )
-        shutil.rmtree(path)
+        if remove:
+            shutil.rmtree(path)
     elif not made_by_brics(path):
         raise WouldOverwriteError(
             f"{what} {path} was not made by brics, so --overwrite will not replace it",
             next=f"Remove it yourself, or give another {flag}.",
         )
+
+
+def check_claim(
+    path: Path, *, kind: Kind, overwrite: bool, what: str = "the output", inputs: Sequence[str | Path] = ()
+) -> None:
+    """Raise WouldOverwriteError when nothing of `kind` can go to `path`, whatever it is made from; nothing changes.
+
+    For before any work: what is there of this kind may be the same, finished or to be gone on with, which is told when
+    the inputs are known (`claim`).
+    """
+    with suppress(MachineError):
+        existing = provenance_at(path)
+        if existing is not None and existing.kind == kind:
+            return
+    check_output(path, overwrite=overwrite, what=what, kind=kind, inputs=inputs, remove=False)
 
 
 def made_by_brics(path: Path) -> bool:

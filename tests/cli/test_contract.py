@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from commands import brics, environment, error_line, parse
+from store_files import write_store
 
 from brics_cli.cli.app import COMMANDS, app
 from brics_cli.workspace import Artefact, write_provenance
@@ -49,6 +50,32 @@ def test_no_help_page_imports_torch() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert finished.returncode == 0, finished.stderr or "torch was imported"
+
+
+LIGHT = {
+    "recipes": {"torch", "numpy", "pydantic", "h5py"},
+    "recipes show tiny": {"torch", "numpy", "pydantic", "h5py"},
+    "status": {"torch", "numpy", "pydantic", "h5py"},
+    "info run": {"torch", "numpy", "pydantic", "h5py"},
+    "info codes.h5": {"torch", "pydantic", "h5py", "PIL"},
+    "pack photographs --out shards --size 16": {"torch", "webdataset", "torchvision"},
+    "doctor": {"torchvision"},
+}
+"""What commands do without: importing torch takes seconds, torchvision more, the others tenths of one."""
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.slow) if name == "doctor" else name for name in LIGHT]
+)
+def test_commands_load_no_more_than_they_need(command: str, tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "photographs").symlink_to(photographs)
+    (tmp_path / "run").mkdir()
+    write_provenance(Artefact("autoencoder", tmp_path / "run", "2026-01-01T00:00:00"))
+    write_store(tmp_path / "codes.h5", ["a"])
+    code = f"import sys; from brics_cli.cli.app import run; run({command.split()!r}); sys.exit(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    assert "error: " not in done.stderr and done.stdout
+    assert LIGHT[command] & {*done.stderr.splitlines()[-1].split()} == set()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -98,6 +125,7 @@ USAGE = [
     (("info", "--flops", "brics-265"), "did you mean 'brics-256'?"),
     (("recipes", "show", "brics"), "no recipe 'brics'"),
     (("train-ae", ".", "--device", "gpu"), "'gpu' is not a device"),
+    (("train-ae", ".", "--recipe", "tiny"), "no images"),
 ]
 
 
@@ -161,9 +189,19 @@ def test_precedence_is_defaults_recipe_set_flags(tmp_path: Path, photographs: Pa
     assert base["optimiser"]["lr"] == 2e-3  # the recipe's
     changed = config("--recipe", "tiny", "--set", "training.steps=5", "--set", "optimiser.lr=1e-4", "--steps", 7)
     assert changed["optimiser"]["lr"] == 1e-4 and changed["training"]["steps"] == 7
-    chosen = brics("train-ae", photographs, "--print-config", cwd=tmp_path, check=0)
-    assert "name: brics-64" in chosen.stdout
-    assert "--recipe not given: using brics-64 (the median image side is 64 px)" in chosen.stderr
+
+
+def test_without_a_recipe_a_cpu_takes_the_small_one_and_says_what_a_gpu_would(
+    tmp_path: Path, photographs: Path
+) -> None:
+    chosen = brics("train-ae", photographs, "--device", "cpu", "--print-config", cwd=tmp_path, check=0)
+    assert "name: tiny" in chosen.stdout
+    said = re.search(
+        r"--recipe not given: using tiny, about (.+) on this CPU\. On a GPU it would be brics-64 \(the median image "
+        r"side is 64 px\): about (.+) on an RTX 3090, (.+) here",
+        chosen.stderr,
+    )
+    assert said is not None and said[1].endswith(" s") and said[3].endswith((" days", " min")), chosen.stderr
 
 
 def test_a_dry_run_touches_nothing(tmp_path: Path, photographs: Path) -> None:
@@ -172,6 +210,7 @@ def test_a_dry_run_touches_nothing(tmp_path: Path, photographs: Path) -> None:
     assert said["num_samples"] == 48 and said["code_shape"] == [16, 8, 8]
     assert said["num_parameters"] > 3e5 and said["checkpoint_bytes"] == 16 * said["num_parameters"]
     assert said["seconds"] == pytest.approx(said["seconds_per_step"] * said["steps"]) and said["seconds"] > 0
+    assert said["is_timed"] and [each["name"] for each in said["gpus"]] == ["RTX 3090", "RTX 4090", "A100", "H100"]
     assert not list(tmp_path.iterdir())
 
 

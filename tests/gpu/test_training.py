@@ -97,3 +97,12 @@ def test_two_gpus_train_as_one(photographs: Path, tmp_path: Path) -> None:
     subprocess.run(words, cwd=tmp_path, env=environment(), check=True)
     brics(*single, "--out", "one", cwd=tmp_path, check=0)
     assert losses(tmp_path / "two")[:10] == pytest.approx(losses(tmp_path / "one")[:10], abs=1e-3)
+
+
+def test_a_dry_run_tells_the_memory_that_a_run_takes(photographs: Path, tmp_path: Path) -> None:
+    asked = ("train-ae", photographs, "--recipe", "brics-64", "--device", "cuda", "--steps", 4)
+    said = json.loads(brics(*asked, "--dry-run", "--json", cwd=tmp_path, check=0).stdout)
+    torch.cuda.reset_peak_memory_stats()
+    brics(*asked, "--out", "run", cwd=tmp_path, check=0)
+    taken = torch.cuda.max_memory_allocated()
+    assert said["is_timed"] and 1 / 2.5 < said["memory_bytes"] / taken < 2.5

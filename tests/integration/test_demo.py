@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -52,18 +53,45 @@ def test_no_pixel_of_a_held_out_crop_is_trained_on() -> None:
 
 def test_every_mission_line_works_in_the_workspace_it_leaves(workspace: Path, photographs: Path) -> None:
     """As they stand, but for steps and numbers that a test can wait for."""
-    brics("train-ae", "./shards", "--steps", 1, "--set", "training.batch_size=2", cwd=workspace, check=0)
+    quick = ("--steps", 1, "--set", "training.batch_size=2", "--device", "cpu")
+    trained = brics("train-ae", "./shards", *quick, cwd=workspace, check=0)
+    assert "--recipe not given: using tiny, about " in trained.stderr and "it would be brics-64" in trained.stderr
     encoded = brics("encode-dataset", "./lsun", "--out", "codes.h5", cwd=workspace, check=0)
-    assert "--ae not given: using runs/autoencoder/" in encoded.stderr and "brics-64" in encoded.stderr
-    quick = ("--steps", 1, "--set", "training.batch_size=2", "--set", "denoiser.depth=1")
+    assert "--ae not given: using runs/autoencoder/" in encoded.stderr
     trained = brics("train-diffusion", "codes.h5", *quick, cwd=workspace, check=0)
-    assert "--recipe not given: using brics-dit-s" in trained.stderr
+    assert "--recipe not given: using tiny, about " in trained.stderr and "it would be brics-dit-s" in trained.stderr
     sampled = brics("sample", "--n", 3, "--steps", 2, cwd=workspace, check=0)
     assert "using runs/diffusion/" in sampled.stderr
     measured = brics("eval", "--metric", "psnr", cwd=workspace, check=0)
     assert "48" in measured.stdout and "codes.h5" in measured.stderr
     missing = brics("eval", "--metric", "clip-fid", cwd=workspace, check=3, XDG_CACHE_HOME=str(workspace / "no"))
     assert "ViT-B-32.pt" in error_line(missing) and "brics weights import" in error_line(missing)
+
+
+@pytest.mark.slow
+def test_what_the_readme_says_to_type_next_works_as_typed(tmp_path: Path) -> None:
+    """Each line in the state that the line before left; minutes, for tiny is trained twice."""
+    brics("demo", "--ae-steps", 20, "--diffusion-steps", 5, cwd=tmp_path, check=0)
+    lines = re.search(r"^cd brics-demo\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert lines is not None
+    typed = [shlex.split(line, comments=True)[1:] for line in lines[1].splitlines()]
+    assert [words[0] for words in typed] == [
+        "status", "train-ae", "encode-dataset", "train-diffusion", "sample", "eval"
+    ]  # fmt: skip
+    for words in typed:
+        brics(*words, cwd=tmp_path / "brics-demo", check=0)
+
+
+@pytest.mark.slow
+def test_the_line_that_each_command_ends_with_works_as_typed(tmp_path: Path, photographs: Path) -> None:
+    finished, went = brics("pack", photographs, "--out", "shards", "--size", 64, cwd=tmp_path, check=0), ["pack"]
+    while went[-1] != "status":
+        last = finished.stderr.splitlines()[-1]
+        assert last.startswith("next: brics "), last
+        words = shlex.split(last)[2:]
+        finished = brics(*words, cwd=tmp_path, check=0)
+        went.append(words[0])
+    assert went == ["pack", "train-ae", "encode-dataset", "train-diffusion", "sample", "eval", "status"]
 
 
 def test_what_is_left_out_is_the_newest_of_its_kind(workspace: Path) -> None:

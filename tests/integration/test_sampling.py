@@ -76,7 +76,7 @@ def test_default_output_is_shards_with_a_sheet_and_lineage(workspace, pngs, caps
     out = Path(result["path"])
     assert out.parent == workspace / "runs" / "samples" and out.name.endswith("-tiny")
     assert "--model not given: using" in captured.err
-    assert captured.err.splitlines()[-1].startswith("next: brics eval --metric fid --fake ")
+    assert captured.err.splitlines()[-1].startswith("next: brics eval --metric fd-random --fake ")
     with tarfile.open(out / "00000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
     assert members == {f"{key}.png": data for key, data in pngs.items()}

@@ -203,6 +203,13 @@ def test_resume_with_more_steps_is_remembered(straight: Path, photographs: Path,
     assert "beyond --steps 2" in error_line(fewer)
 
 
+def test_a_dry_run_of_resuming_counts_what_is_left(straight: Path, tmp_path: Path) -> None:
+    asked = ("train-ae", "--resume", straight, "--steps", 30, "--dry-run")
+    said = json.loads(brics(*asked, "--json", cwd=tmp_path, check=0).stdout)
+    assert said["steps"] == 6 and said["seconds"] == pytest.approx(6 * said["seconds_per_step"])
+    assert "6 are left of 30 steps of 4" in brics(*asked, cwd=tmp_path, check=0).stdout
+
+
 def test_a_run_that_ends_in_no_numbers_publishes_nothing(photographs: Path, tmp_path: Path) -> None:
     settings = ("--steps", 2, "--set", "loss.l1=1e39", "--out", "run")  # beyond float32
     diverged = brics("train-ae", photographs, *QUICK, *settings, cwd=tmp_path, check=6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.threads import free_cores
 from brics_cli.workspace import MARK, Artefact
 from brics_cli.workspace.naming import FOLDER, Codec, ImageFormat
 from brics_cli.workspace.outputs import Claim, claim
@@ -181,7 +181,7 @@ def encoded(
         image, data = pending.popleft()
         return Encoded(image._replace(pixels=None), None if data is None else data.result())
 
-    pool = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, MOST_THREADS), thread_name_prefix="brics-write")
+    pool = ThreadPoolExecutor(num_workers or min(free_cores(), MOST_THREADS), thread_name_prefix="brics-write")
     try:
         for image in images:
             check_key(image.key)

@@ -1,10 +1,12 @@
-"""WebDataset shards, written with webdataset's own writer."""
+"""WebDataset shards. The bytes are those of webdataset's own `TarWriter`, whose package loads torch."""
 
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,22 +49,24 @@ class WebDatasetSink(ImageSink):
 
     @contextmanager
     def part(self, number: int) -> Iterator[Callable[[Encoded], None]]:
-        from webdataset.writer import TarWriter
-
         with atomic_path(self.shard(number)) as temporary, temporary.open("wb") as file:
-            writer = TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")  # PAX: names beyond 100 bytes
+            # PAX: names beyond 100 bytes
+            tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed below
 
             def put(encoded: Encoded) -> None:
                 if encoded.data is not None:
-                    writer.write({**_members(encoded.image), self.encoding.extension: encoded.data})
+                    members = {**_members(encoded.image), self.encoding.extension: encoded.data}
+                    stem = webdataset_stem(encoded.image.key)
+                    for extension, data in sorted(members.items()):
+                        tar.addfile(_member(f"{stem}.{extension}", len(data)), BytesIO(data))
 
             try:
                 yield put
             except BaseException:
                 with suppress(OSError, ValueError):  # of a disk that is still full: the first error counts
-                    writer.close()
+                    tar.close()
                 raise
-            writer.close()
+            tar.close()
 
     def finish(self, reporter: Reporter) -> None:
         """Write the index and the card that others' tools go by."""
@@ -70,12 +74,17 @@ class WebDatasetSink(ImageSink):
         write_companions(self.path, extension=extension, class_names=self.class_names, reporter=reporter)
 
 
-def _members(image: OutputImage) -> dict[str, Any]:
+def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = num_bytes, 0o444, "bigdata", "bigdata"
+    return member
+
+
+def _members(image: OutputImage) -> dict[str, bytes]:
     """What there is of an image beside its pixels, by extension."""
-    stem, meta = webdataset_stem(image.key), image.meta
-    if stem != image.key:
+    meta, members = image.meta, dict[str, bytes]()
+    if webdataset_stem(image.key) != image.key:
         meta = {**(meta or {}), "original_key": image.key}
-    members: dict[str, Any] = {"__key__": stem}
     if image.label is not None:
         members["cls"] = str(image.label).encode()
     if meta is not None:

@@ -1,12 +1,16 @@
 import json
 import multiprocessing
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import h5py
 import pytest
+from store_files import write_store
 
+from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ArtefactError, MachineError, WouldOverwriteError
 from brics_cli.workspace import (
     Artefact,
@@ -14,6 +18,7 @@ from brics_cli.workspace import (
     Workspace,
     atomic_path,
     check_output,
+    hdf5,
     hold_lock,
     open_hdf5,
     read_provenance,
@@ -144,3 +149,28 @@ def test_texts_that_were_never_written_are_empty_however_many(tmp_path: Path) ->
         file.create_dataset("meta", (2**20 + 1,), h5py.string_dtype())
     with open_hdf5(tmp_path / "many.h5") as file:
         assert file["meta"][2**20] == b"" and list(file["meta"][5:7]) == [b"", b""]
+
+
+def test_the_outline_of_a_store_is_kept_for_later_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_store(tmp_path / "codes.h5", ["a"])  # whoever writes one keeps its outline
+
+    def summary() -> Any:
+        hdf5._outlines.clear()  # as in another process
+        found = Workspace(tmp_path).newest("store").details["summary"]
+        return found, KeyCodeStore(path).failures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5, "_in_child", lambda files: pytest.fail("it was read again"))
+        first = summary()
+    shutil.copy(path, tmp_path / "copy.h5")
+    tmp_path.joinpath("copy.h5").replace(path)  # as large, another file
+    os.utime(path, ns=(0, 0))
+    read: list[int] = []
+    monkeypatch.setattr(hdf5, "GRANULARITY_NS", 10**15)
+    in_child = hdf5._in_child
+    monkeypatch.setattr(hdf5, "_in_child", lambda files: read.append(1) or in_child(files))
+    assert summary() == first and summary() == first
+    assert len(read) == 2, "it was kept though it is so young that it may change unnoticed"
+    monkeypatch.setattr(hdf5, "GRANULARITY_NS", -(10**12))
+    assert summary() == first and summary() == first
+    assert len(read) == 3

@@ -63,6 +63,7 @@ def show_plan(session: Session, plan: AutoencoderPlan | DiffusionPlan, cost: Est
     for gpu in cost.gpus:
         memory = f"{human_bytes(gpu.memory_bytes)}{'' if gpu.fits else ', too much'}"
         table.add_row(gpu.name, duration(gpu.seconds), memory)
+    how = "a part of a step" if cost.is_timed else "one convolution"
     left = "" if steps == cost.steps else f"{cost.steps:,} are left of "
     session.result(
         value,
@@ -73,7 +74,8 @@ def show_plan(session: Session, plan: AutoencoderPlan | DiffusionPlan, cost: Est
             f"  {left}{steps:,} steps of {recipe.training.batch_size}, {cost.gflop_per_step:,.4g} GFLOP each, "
             f"{cost.seconds_per_step:.2f} s here",
             table,
-            f"rough: {cost.how_rough}. Validation, snapshots, waiting for data, and images kept in memory come on top",
+            f"rough: {cost.how_rough}; here {how} was timed. Validation, snapshots, waiting for data and images kept "
+            "in memory come on top",
         ],
     )
 

@@ -45,8 +45,8 @@ OPERATOR_S = 8e-6
 EFFICIENCY = 0.2
 """Of a GPU's published rate, what a step is taken to reach."""
 HOW_ROUGH = (
-    f"here within a factor of 2 where a part of the step was timed, else of 3; of GPUs of 3: taken to reach "
-    f"{EFFICIENCY:.0%} of the published rate, and {OPERATOR_S * 1e6:.0f} µs for each operator"
+    f"times may be off by a factor of 3; GPUs are taken to reach {EFFICIENCY:.0%} of the published rate, and "
+    f"{OPERATOR_S * 1e6:.0f} µs for each operator"
 )
 
 

@@ -105,7 +105,8 @@ def _reconstructions(run: Node, context: Context) -> list[Block]:
     by_psnr = sorted(pairs, key=lambda pair: pair.psnr_db)
     values = np.array([pair.psnr_db for pair in by_psnr])
     finite = values[np.isfinite(values)]
-    mean = f"{finite.mean():.2f}" if len(finite) == len(values) else f"{finite.mean():.2f} (identical ones left out)"
+    mean = f"{finite.mean():.2f}" if len(finite) else "infinite"
+    mean += " (identical ones left out)" if 0 < len(finite) < len(values) else ""
     ends = {"worst": 0.0, "5%": 0.05, "median": 0.5, "best": 1.0}
     row = ["PSNR, dB", mean, *(f"{np.quantile(values, q, method='nearest'):.2f}" for q in ends.values())]
     said = f"{count(len(pairs), 'image')}" if len(pairs) == num else f"{len(pairs):,} of {num:,} images"

@@ -27,8 +27,8 @@ from brics_cli.wording import count, human_bytes
 from brics_cli.workspace.files import read_json
 
 MOST_LOOKED_AT = 1024
-LOOKING_S = 4.0
-"""Of a collection, however large its images are."""
+LOOKING_S, FEWEST = 4.0, 8
+"""Seconds for a collection, however large its images are, and how many of them at least."""
 TILE_SIDE = 96
 NUM_TILES = 48
 COMPARED_SIDE = 16
@@ -105,7 +105,7 @@ def look(collection: Collection, num_images: int | None = None) -> Looked:
     order, until = np.random.default_rng(0).permutation(places).tolist(), time.monotonic() + LOOKING_S
     side = 0
     for position in order:
-        if time.monotonic() > until and len(looked.keys) >= NUM_TILES:
+        if time.monotonic() > until and len(looked.keys) >= FEWEST:
             break
         ((shard, index),) = collection.places([position])
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images.opening import collection_exists
 from brics_cli.report.blocks import anchor
 from brics_cli.workspace import Artefact, Parent, Workspace, open_hdf5, provenance_at
 from brics_cli.workspace.naming import STORE_ENDING
@@ -137,7 +138,7 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
         if there is not None:
             return node_of(there)
         return nodes.setdefault(
-            place, Node(stage, Path(parent.path), there=Path(parent.path).exists(), sha256=parent.sha256)
+            place, Node(stage, Path(parent.path), there=_is_there(stage, parent.path), sha256=parent.sha256)
         )
 
     for artefact in sorted(shown, key=lambda artefact: artefact.created):
@@ -153,6 +154,11 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
         passed_over,
         seconds if isinstance(seconds, dict) else {},
     )
+
+
+def _is_there(stage: str, path: str) -> bool:
+    """A collection may be a pattern, or a part of a file."""
+    return collection_exists(path) if stage == "collection" else Path(path).exists()
 
 
 def _unreadable_stores(root: Path, known: set[Path]) -> dict[str, str]:

@@ -157,8 +157,10 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
 
 
 def _is_there(stage: str, path: str) -> bool:
-    """A collection may be a pattern, or a part of a file."""
-    return collection_exists(path) if stage == "collection" else Path(path).exists()
+    """A collection may be a pattern, or a part of a file; other names that are gone are not looked for as parts."""
+    where = Path(path)
+    is_named_otherwise = stage == "collection" and (where.parent.is_file() or not {*"{*?"}.isdisjoint(path))
+    return where.exists() or (is_named_otherwise and collection_exists(path))
 
 
 def _unreadable_stores(root: Path, known: set[Path]) -> dict[str, str]:

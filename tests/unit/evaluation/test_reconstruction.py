@@ -11,7 +11,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from brics_cli.errors import UsageError
-from brics_cli.evaluation import reconstruction
+from brics_cli.evaluation import psnr as of_pairs
 from brics_cli.evaluation.family import Context, Score
 from brics_cli.evaluation.reconstruction import Psnr, psnr, ssim
 from brics_cli.evaluation.registry import REGISTRY, Settings
@@ -32,7 +32,7 @@ def test_psnr_equals_scikit_images_per_image(
     expected = [peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(*pairs, strict=True)]
     found = psnr(*pairs)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    monkeypatch.setattr(reconstruction, "BLOCK_VALUES", 1000)  # a few rows at a time
+    monkeypatch.setattr(of_pairs, "BLOCK_VALUES", 1000)  # a few rows at a time
     assert np.array_equal(psnr(*pairs), found)
 
 

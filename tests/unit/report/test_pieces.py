@@ -32,7 +32,7 @@ def test_a_plot_has_no_style_of_its_own_and_the_colours_of_the_page() -> None:
     assert "style" not in plot.svg and "<metadata" not in plot.svg and "font-family" not in plot.svg
     assert "var(--line-0)" in plot.svg and "var(--line-1)" in plot.svg and "var(--ink)" in plot.svg
     assert not re.search(r"#0[0-9a-f]0\d0\d\b", plot.svg), "a stand-in was left"
-    assert re.search(r"<text[^>]*>0\.5<", plot.svg) and "font-size" in plot.svg
+    assert re.search(r"<text[^>]*>1000<", plot.svg) and "font-size" in plot.svg
     assert plot.alt == "loss against step: run 0 0.9967 to 0.03567; run 1 1.997 to 1.036."
     ids = re.findall(r'\bid="([^"]+)"', plot.svg)
     assert len(ids) == len(set(ids)) and all(f'="{each}"' in plot.svg for each in ids)

@@ -93,7 +93,8 @@ def _measured(node: Node, context: Context) -> list[Block]:
     results: dict[str, dict[str, Any]] = {}
     for report in reversed(context.reports):  # the newest counts
         for name, result in report.loaded.results.items():
-            of_codes = name in REGISTRY and REGISTRY[name].compares == "codes"
+            known = REGISTRY.get(name)
+            of_codes = known is not None and known.one_sided and known.inputs == "reconstructions"
             if of_codes and Path(str(result["fake"])).resolve() == node.path.resolve():
                 results[name] = result
     if not results:

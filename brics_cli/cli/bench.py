@@ -226,6 +226,26 @@ def evaluation(
 
 
 @app.command()
+def pack(
+    num_images: Annotated[
+        int, typer.Option("--n", min=8, max=1000, help="How many images are packed, JPEG photographs.")
+    ] = 780,
+    width: Annotated[int, typer.Option("--width", min=16, help="Of the image files, px; they are 3/4 as high.")] = 1024,
+    size: Annotated[int, typer.Option("--size", min=16, help="Of the squares that are packed, px.")] = 256,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 3,
+    as_json: options.Json = False,
+) -> None:
+    """Processor time and bytes of pack, by transform and codec, beside what EDM's dataset_tool.py does.
+
+    Example: brics bench pack --n 780 --width 1024 --size 256
+    """
+    from brics_cli.bench.pack import bench_pack
+
+    report = bench_pack(num_images=num_images, width=width, size=size, repeats=repeats)
+    _show(Session(as_json=as_json), report)
+
+
+@app.command()
 def retrieval(
     scales: Annotated[
         list[str] | None,

@@ -24,13 +24,9 @@ import numpy.typing as npt
 
 from brics_cli.config.names import Labels
 from brics_cli.images.fingerprints import StatRow, fingerprint, stat_row
-from brics_cli.images.pixels import ImageError
+from brics_cli.images.pixels import HOW_TO_READ, IMAGE_EXTENSIONS, ImageError
 from brics_cli.wording import count
 
-IMAGE_EXTENSIONS: frozenset[str] = frozenset(
-    {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
-)
-"""Extensions, lower case and without the dot, that make a file an image."""
 VIRTUAL_SHARD_SIZE = 1000
 """Images per shard of a collection that has no shards of its own."""
 MAX_FILE_BYTES = 2**30
@@ -139,6 +135,8 @@ class PassedOver:
             if num_others := num - sum(each for _, each in self.files.most_common(_NUM_SHOWN)):
                 listed.append(count(num_others, "other"))
             parts.append(f"{num:,} of {count(num + self.num_read, 'file')} ({', '.join(listed)})")
+            reads = {how: extension for extension, how in HOW_TO_READ.items() if extension in self.files}
+            parts += [f"{extension} is read after {how}" for how, extension in reads.items()]
         for reason, num in self.reasons.most_common():
             begins = next((begins for begins in _ONE if num == 1 and reason.startswith(begins)), "")
             parts.append(f"{num:,} {_ONE.get(begins, '')}{reason.removeprefix(begins)}")

@@ -229,7 +229,7 @@ class FieldSurvey:
     def _is_by_folder(self) -> bool:
         names = self._in_folders or Counter[str]()
         enough = len(self._folders) > 1 and 2 * names.total() > 3 * len(self._folders)
-        return enough and all(2 * num >= len(self._folders) for num in names.values())
+        return enough and all(num > 1 and 2 * num >= len(self._folders) for num in names.values())
 
     def _is_meant(self, field: str, same: Sequence[str], *, is_tar: bool) -> bool:
         """Whether it is a field; the `same` of all extensions (`image.jpg`, `image.png`) count together."""

@@ -33,7 +33,7 @@ from brics_cli.images.collection import (
 )
 from brics_cli.images.fields import ALL as ALL_IMAGES
 from brics_cli.images.packs import check_manifest
-from brics_cli.images.pixels import PILLOW_FORMATS, ImageError, is_image_file
+from brics_cli.images.pixels import ImageError, formats_of, is_image_file
 from brics_cli.images.sources import tars
 from brics_cli.images.sources.folder import FolderCollection, files_beside
 from brics_cli.images.sources.format import Format, no_files
@@ -129,7 +129,8 @@ def median_side(collection: Collection, *, num: int = 64) -> int:
     sides = []
     for shard_index, index in collection.places(looked_at):
         try:
-            with Image.open(BytesIO(collection.read(shard_index, index).data), formats=PILLOW_FORMATS) as image:
+            data = collection.read(shard_index, index).data
+            with Image.open(BytesIO(data), formats=formats_of(data)) as image:
                 sides.append(min(image.size))
         except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue

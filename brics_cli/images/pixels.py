@@ -20,8 +20,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -34,15 +36,32 @@ from brics_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+_AVIF = find_spec("PIL.AvifImagePlugin") is not None
+"""Pillow from 11.3 on."""
+_HEIF = find_spec("pillow_heif") is not None
+"""The extra `heif`."""
+PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if _AVIF else ()))
 """The decoders that may touch a user's bytes: no EPS (runs Ghostscript), nothing exotic."""
+IMAGE_EXTENSIONS = frozenset(
+    ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "gif"]
+    + (["avif"] if _AVIF else [])
+    + (["heic", "heif"] if _HEIF else [])
+)
+"""Extensions, lower case and without the dot, that make a file an image."""
+HOW_TO_READ = {} if _HEIF else dict.fromkeys((".heic", ".heif"), "pip install 'brics-cli[heif]'")
+"""Extensions that are not read here, and what makes brics read them."""
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, 256 MiB of RGB; beyond it Pillow warns, and we refuse."""
 FAST: Final = "crop-bicubic-fast"
 CUDA: Final = "crop-bicubic-cuda"
 _JPEG, _END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0")
-_SIGNATURES = (_PNG, _JPEG, *_TIFF, b"BM", b"P4", b"P5", b"P6")
+_SIGNATURES = (_PNG, _JPEG, *_TIFF, b"BM", b"P4", b"P5", b"P6", b"GIF87a", b"GIF89a")
+_RGB = 3  # torchvision.io.ImageReadMode.RGB
+_AVIF_BRANDS = (b"ftypavif", b"ftypavis")
+_HEIF_BRANDS = tuple(
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+)
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +94,23 @@ class ImageError(Exception):
 
 def is_image_file(first: bytes) -> bool:
     """Whether a file that begins with `first` (12 bytes or more) is of a format that is read."""
-    return first.startswith(_SIGNATURES) or (first[:4] == b"RIFF" and first[8:12] == b"WEBP")
+    boxes = (_AVIF_BRANDS if _AVIF else ()) + (_HEIF_BRANDS if _HEIF else ())
+    return first.startswith(_SIGNATURES) or first[4:12] in boxes or (first[:4] == b"RIFF" and first[8:12] == b"WEBP")
+
+
+def formats_of(data: bytes) -> tuple[str, ...]:
+    """The formats that Pillow may take a file's bytes for."""
+    if not (_HEIF and data[4:12] in _HEIF_BRANDS):
+        return PILLOW_FORMATS
+    _register_heif()
+    return "HEIF", *PILLOW_FORMATS
+
+
+@cache
+def _register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 def decode_files(files: Sequence[bytes], pixels: np.ndarray, *, transform: str | None) -> list[Outcome]:
@@ -115,7 +150,7 @@ def decode_image(data: bytes) -> Image.Image:
     Raises ImageError (not an image, truncated, a bomb, pixels without a defined range).
     """
     try:
-        with Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image:
+        with Image.open(BytesIO(data), formats=formats_of(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"decompression bomb: {image.width} x {image.height} pixels")
             before_loading(image, data)
@@ -250,6 +285,8 @@ def why_unidentified(data: bytes) -> str:
     """What is known of a file that Pillow opens as nothing: a layout it does not know, or no image at all."""
     if not data:
         return "empty file"
+    if data[4:12] in _HEIF_BRANDS and not _HEIF:
+        return f"a HEIC image: {HOW_TO_READ['.heic']}"
     if data.startswith(b"MM\0+"):
         return "a big-endian BigTIFF, which Pillow does not read"
     if data.startswith(_TIFF):
@@ -276,12 +313,13 @@ def _tiff_layout(data: bytes) -> str:
 
 
 def num_frames(data: bytes) -> int:
-    """The number of frames of an APNG or an animated WebP, or of pages of a TIFF; 1 for anything else, and for what is
+    """The number of frames of an animation, pages of a TIFF or images of a HEIC; 1 for anything else, and for what is
     damaged."""
     animated = data.startswith(_PNG) and b"acTL" in data[: data.find(b"IDAT")]
     animated = animated or (data[8:16] == b"WEBPVP8X" and bool(data[20:21]) and bool(data[20] & 2))
-    if animated or data.startswith(_TIFF):
-        with suppress(Exception), Image.open(BytesIO(data), formats=("PNG", "WEBP", "TIFF")) as image:
+    may_hold = data.startswith((*_TIFF, b"GIF8")) or data[4:12] in (*_AVIF_BRANDS, *_HEIF_BRANDS)
+    if animated or may_hold:
+        with suppress(Exception), Image.open(BytesIO(data), formats=formats_of(data)) as image:
             return int(getattr(image, "n_frames", 1))
     return 1
 
@@ -360,16 +398,36 @@ def decode_plain_jpeg(data: bytes, *, transform: str, max_pixels: int = MAX_PIXE
     if not _is_plain_jpeg(data, max_pixels=max_pixels):
         return None
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
 
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        decoded: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda" if transform == CUDA else "cpu")
-        return decoded
+        return _jpeg_decoder(transform)(encoded)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
         return None  # damaged, or of a kind that this decoder does not know: the reference says which
+
+
+@cache
+def _jpeg_decoder(transform: str) -> Callable[[Tensor], Tensor]:
+    """torchvision's decoder of JPEG bytes, to (3, H, W) RGB.
+
+    On the CPU its operator is loaded by itself where it stands in a file of its own: importing all of torchvision takes
+    more time than decoding hundreds of images.
+    """
+    import torch
+
+    package = find_spec("torchvision")
+    folders = [] if package is None else package.submodule_search_locations or []
+    libraries = [path for folder in folders for path in Path(folder).glob("image*.so")]
+    if transform != CUDA and len(libraries) == 1:
+        with suppress(OSError, AttributeError):
+            torch.ops.load_library(str(libraries[0]))
+            operator = torch.ops.image.decode_jpeg
+            return lambda encoded: operator(encoded, _RGB, False)
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return partial(decode_jpeg, mode=ImageReadMode.RGB, device="cuda" if transform == CUDA else "cpu")
 
 
 def _is_plain_jpeg(data: bytes, *, max_pixels: int) -> bool:

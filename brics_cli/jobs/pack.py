@@ -43,6 +43,8 @@ from brics_cli.workspace.naming import FOLDER, Codec, form_of_output
 from brics_cli.workspace.outputs import Claim, claim, output_lock
 
 SIZE, SHARD_SIZE = 256, 1000
+DEFAULT_CODEC: Codec = "webp"
+"""The cheapest that loses nothing."""
 BATCH_SIZE = 64
 LONG_HASH_BYTES = 2**31
 """Shards of so many bytes in all take seconds to hash, which is then shown."""
@@ -144,12 +146,17 @@ def plan_packing(
 ) -> PackPlan:
     """Look at the source, and tell `reporter` what of it is not read.
 
-    `crops` random crops of every image are packed in place of the image; `crop_scale`, `jitter` and `seed` are theirs.
+    `codec` None is lossless WebP; PNG where an output of PNG files, the default before, is gone on with. `crops` random
+    crops of every image are packed in place of the image; `crop_scale`, `jitter` and `seed` are theirs.
 
     Raises UsageError and ArtefactError as `open_collection`; UsageError for a file as `out`, and for the `quality` of
     a lossless `codec`.
     """
-    encoding = encoding_of(codec or "png", quality=quality)
+    if codec is None and _holds_png(out):
+        codec = "png"
+        if reporter is not None:
+            reporter.message(f"--codec not given: png, as {out} is")
+    encoding = encoding_of(codec or DEFAULT_CODEC, quality=quality)
     form_of_output(out, {"shards": (FOLDER,)})
     if out.is_file():
         raise UsageError(f"--out {out} is a file", next="Shards go to a folder: --out shards")
@@ -190,6 +197,12 @@ def _scale(text: str) -> tuple[float, float]:
             f"--crop-scale {text} is not a range of scales", next="Give two numbers up to 1: --crop-scale 0.25:1"
         )
     return lowest, highest
+
+
+def _holds_png(out: Path) -> bool:
+    """Whether shards of PNG files have been begun, or finished, at `out`."""
+    made = provenance_at(out) if out.is_dir() else None
+    return made is not None and made.kind == "shards" and made.details.get("settings", {}).get("format") == "png"
 
 
 def estimate_packing(plan: PackPlan) -> PackEstimate:

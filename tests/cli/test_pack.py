@@ -80,7 +80,7 @@ def test_max_failures_stops_early(images, tmp_path, capfd):
 
 def test_options_that_do_not_go_together(images, tmp_path, capfd):
     for arguments, said in [
-        (["--quality", "90"], "--quality goes with --codec jpeg, and png is lossless"),
+        (["--quality", "90"], "--quality goes with --codec jpeg, and webp is lossless"),
         (["--codec", "jpeg", "--quality", "0"], "quality"),
         (["--codec", "gif"], "codec"),
         (["--labels", "file"], "labels"),

@@ -302,3 +302,10 @@ def test_versions_beside_each_other_are_images(tmp_path, form):
     names = ["v1.png", "v1.0.png", "v1.1.png", "v2.png"]
     path = write(form, tmp_path, [(name, grey(number)) for number, name in enumerate(names)])
     assert sorted(key.rpartition("/")[2] for key in keys_of(open_collection(path))) == ["v1", "v1.0", "v1.1", "v2"]
+
+
+def test_folders_of_different_names_are_no_samples(tmp_path: Path) -> None:
+    for name in ("cats/a.jpg", "cats/c.png", "dogs/anim.jpg", "dogs/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert len(open_collection(tmp_path)) == 4

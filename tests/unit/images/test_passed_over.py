@@ -20,7 +20,7 @@ from brics_cli.images.collection import PassedOver, extension_of
 
 IMAGES = {"a.png": grey(1), "b/c.JPG": grey(2)}
 SIDECARS = {"a.cls": b"1", "b/c.json": b"{}"}
-OTHERS = dict.fromkeys(("d.heic", "e.HEIC", "b/f.gif", "hash", "g.jpg_original", "alone.txt", "x.npy"), b"")
+OTHERS = dict.fromkeys(("d.jxl", "e.JXL", "b/f.cr2", "hash", "g.jpg_original", "alone.txt", "x.npy"), b"")
 HIDDEN = {".DS_Store": b"", ".x.png": b""}
 
 
@@ -49,14 +49,14 @@ def write(form: str, root: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_one_of_each_is_said_in_the_singular():
-    passed = PassedOver(["a.heic"])
+    passed = PassedOver(["a.jxl"])
     reasons = ("hidden files or folders", "links to folders visited before", "rows that were not downloaded (no url)")
     passed.reasons.update(reasons)
     assert passed.describe() == (
-        "not read: 1 of 1 file (1 .heic); 1 hidden file or folder; 1 link to a folder visited before; "
+        "not read: 1 of 1 file (1 .jxl); 1 hidden file or folder; 1 link to a folder visited before; "
         "1 row that was not downloaded (no url)"
     )
-    assert passed.to_json() == {".heic": 1, **dict.fromkeys(reasons, 1)}
+    assert passed.to_json() == {".jxl": 1, **dict.fromkeys(reasons, 1)}
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])
@@ -65,11 +65,11 @@ def test_everything_that_is_not_read_is_counted(tmp_path, form):
     path = write(form, tmp_path, {**IMAGES, **SIDECARS, **OTHERS, **HIDDEN})
     collection = open_collection(path, reporter=listener)
     assert len(collection) == 2
-    counted = {".heic": 2, ".gif": 1, "without extension": 1, ".jpg_original": 1, ".npy": 1, ".txt": 1}
+    counted = {".jxl": 2, ".cr2": 1, "without extension": 1, ".jpg_original": 1, ".npy": 1, ".txt": 1}
     assert collection.passed_over.to_json() == {**counted, "hidden files or folders": 2}
     (said,) = listener.heard
-    assert said.startswith(f"{path}: not read: 7 of 11 files (2 .heic, ") and "2 hidden files or folders" in said
-    for num, extension in ((1, ".gif"), (1, "without extension"), (1, ".jpg_original"), (1, ".npy"), (1, ".txt")):
+    assert said.startswith(f"{path}: not read: 7 of 11 files (2 .jxl, ") and "2 hidden files or folders" in said
+    for num, extension in ((1, ".cr2"), (1, "without extension"), (1, ".jpg_original"), (1, ".npy"), (1, ".txt")):
         assert f"{num} {extension}" in said
 
 

@@ -390,6 +390,7 @@ def evaluate(
     draw: DrawSettings | None = None,
     autoencoder: str | Path | None = None,
     precision: Precision = "fp32",
+    by_class: bool = False,
     statistics_by: str | None = None,
     allow_unverified: bool = False,
     use_cache: bool = True,
@@ -413,6 +414,7 @@ def evaluate(
     draw: `brics_cli.sampling.drawn.DrawSettings`: which images are drawn from a diffusion run, and how.
     autoencoder, precision: what decodes codes, drawn or of a store, and what it and the denoiser compute in. None: the
         autoencoder that they name; fp32. Metrics' networks compute in fp32.
+    by_class: also the figures of each class, for metrics of pairs of a labelled store (`details["by_class"]`).
     statistics_by: the network that saved statistics are of, where they do not tell.
     allow_unverified: use weights of unknown sha256; their figures are marked not comparable.
     use_cache: keep the features of `real`, and take them from there the next time.
@@ -444,6 +446,7 @@ def evaluate(
         draw=draw,
         autoencoder=_path(autoencoder),
         precision=precision,
+        by_class=by_class,
         statistics_by=statistics_by,
         use_cache=use_cache,
         out=_path(out),

@@ -88,6 +88,9 @@ def eval(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Measure only the first so many pairs, or images of each side.")
     ] = None,
+    by_class: Annotated[
+        bool, typer.Option("--by-class", help="Also the figures of each class, of pairs with a labelled store.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch of the networks. Default: 32.")
     ] = None,
@@ -180,6 +183,7 @@ def eval(
         draw=draw,
         autoencoder=ae,
         precision=dtype,
+        by_class=by_class,
         num_workers=num_workers,
         statistics_by=statistics_by,
         allow_unverified=allow_unverified,
@@ -199,7 +203,7 @@ def eval(
         ]
         session.result({"planned": report.planned, "left_out": report.left_out}, lines)
         return ExitCode.DONE
-    session.result(report.to_json(), [_results_table(report), *_footnotes(report)])
+    session.result(report.to_json(), [_results_table(report), *_class_tables(report), *_footnotes(report)])
     _say_what_was_not_measured(session, report, out)
     store = next((source.path for source in report.sources if source.kind == "store"), None)
     if store is not None and not any(REGISTRY[result.metric].inputs == "samples" for result in report.results):
@@ -301,6 +305,18 @@ def _results_table(report: EvaluationReport) -> Table:
         title = f"{result.title} {_arrow(result.better)}".strip()
         table.add_row(title, _figure(result, result.value), error, _number(result), with_)
     return table
+
+
+def _class_tables(report: EvaluationReport) -> list[Table]:
+    """The figures of each class, where they were asked for: a row a class, a column a metric."""
+    results = [result for result in report.results if "by_class" in (result.details or {})]
+    if not results:
+        return []
+    of_each = [(result, (result.details or {})["by_class"]) for result in results]
+    table = plain_table("class", *(result.title for result in results), "N")
+    for name, row in of_each[0][1].items():
+        table.add_row(name, *(_figure(result, found[name]["value"]) for result, found in of_each), f"{row['num']:,}")
+    return [table]
 
 
 def _footnotes(report: EvaluationReport) -> list[str]:

@@ -166,6 +166,14 @@ class PairFamily(Family):
     def num(self) -> int:
         return sum(len(values) for values in self._values)
 
+    def by_class(self, classes: Sequence[str | None]) -> dict[str, dict[str, float]]:
+        """Class -> the `value` of its pairs and their `num`, where `classes` (N) are those of all pairs in order."""
+        found: dict[str, list[float]] = {}
+        for name, value in zip(classes, np.concatenate(self._values).tolist(), strict=True):
+            if name is not None:
+                found.setdefault(name, []).append(value)
+        return {name: {"value": float(np.mean(found[name])), "num": len(found[name])} for name in sorted(found)}
+
     def result(self, metric: Metric) -> Score:
         """Infinite when a pair is identical and the metric has no finite value for that."""
         values = np.concatenate(self._values) if self._values else np.empty(0)

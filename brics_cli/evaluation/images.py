@@ -46,6 +46,11 @@ class StoreStream(ImageStream):
         self.identity = store.sha256 if precision == "fp32" else f"{store.sha256}-{precision}"
         self.keys = list(store.keys)
 
+    def classes_of(self, positions: Sequence[int]) -> list[str | None]:
+        """The classes of the images at `positions`, by name where they have one; None without a label."""
+        names, labels = self.store.class_names, self.store.labels[list(positions)].tolist()
+        return [None if label < 0 else names[label] if label < len(names) else str(label) for label in labels]
+
     def describe(self) -> str:
         return f"{len(self):,} images, key-code store, decoded to {self.store.image_size} px"
 

@@ -178,6 +178,8 @@ class Measurement:
             if key not in self.families:
                 family = family_of(each.metric)
                 self.families[key] = family(context, networks.get(each.network or ""), sides)
+        self.measured_pairs: list[int] = []
+        """Where the fake images of all pairs stand in their source, in the order of the values of a PairFamily."""
         self.refused: dict[str, UsageError] = {}
         """Metric -> why it has no figure."""
         self.failures: dict[Side, list[tuple[str, str]]] = {}
@@ -282,7 +284,7 @@ class Measurement:
             left = len(self._paired["real"]) if pairs else 0
             for number, (of_real, of_fake) in enumerate(zip_longest(real, chain(ahead, fake))):
                 if left > 0 and of_real is not None and of_fake is not None:
-                    self._add_pairs(of_real[0][:left], of_fake[0][:left], pairs)
+                    self._add_pairs(of_real[0][:left], of_fake[0][:left], of_fake[1], pairs)
                     left -= batch_size
                 if of_real is not None:
                     extraction.add("real", *of_real)
@@ -303,9 +305,14 @@ class Measurement:
         return any(family.wants_fake_first for gathering in gathered for family in gathering.hearers)
 
     def _add_pairs(
-        self, real: Sequence[Image | None], fake: Sequence[Image | None], pairs: dict[Chosen, Family]
+        self,
+        real: Sequence[Image | None],
+        fake: Sequence[Image | None],
+        places: Sequence[int],
+        pairs: dict[Chosen, Family],
     ) -> None:
-        for partners in stacked_partners(real, fake):
+        for *partners, rows in stacked_partners(real, fake):
+            self.measured_pairs += [places[row] for row in rows]
             for each in list(pairs):
                 try:
                     pairs[each].add(*partners)
@@ -346,13 +353,15 @@ def _batches(source: Input, order: Sequence[int]) -> Iterator[tuple[list[Image |
         start += len(batch)
 
 
-def stacked_partners(real: Sequence[Image | None], fake: Sequence[Image | None]) -> Iterator[tuple[Image, Image]]:
-    """Partners that could both be read, stacked to (N, H, W, 3), one pair of arrays per size of image.
+def stacked_partners(
+    real: Sequence[Image | None], fake: Sequence[Image | None]
+) -> Iterator[tuple[Image, Image, list[int]]]:
+    """Partners that could both be read, stacked to (N, H, W, 3), and their rows (N), for each size of image.
 
     Raises UsageError when partners differ in size.
     """
-    by_shape: dict[tuple[int, ...], list[tuple[Image, Image]]] = {}
-    for first, second in zip(real, fake, strict=True):
+    by_shape: dict[tuple[int, ...], list[tuple[Image, Image, int]]] = {}
+    for row, (first, second) in enumerate(zip(real, fake, strict=True)):
         if first is None or second is None:
             continue
         if first.shape != second.shape:
@@ -361,6 +370,7 @@ def stacked_partners(real: Sequence[Image | None], fake: Sequence[Image | None])
                 f"fake {second.shape[1]} x {second.shape[0]}",
                 next=f"Make the originals squares of the same size: brics pack REAL --out DIR --size {second.shape[0]}",
             )
-        by_shape.setdefault(first.shape, []).append((first, second))
+        by_shape.setdefault(first.shape, []).append((first, second, row))
     for members in by_shape.values():
-        yield np.stack([first for first, _ in members]), np.stack([second for _, second in members])
+        of_real, of_fake, rows = zip(*members, strict=True)
+        yield np.stack(of_real), np.stack(of_fake), list(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,7 @@ from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_input
 from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.evaluation.family import SIDES, Context, Output, Score, Side, family_of
+from brics_cli.evaluation.family import SIDES, Context, Output, PairFamily, Score, Side, family_of
 from brics_cli.evaluation.images import StoreStream, open_images
 from brics_cli.evaluation.measuring import Input, Measurement
 from brics_cli.evaluation.pairing import Pairing, match_keys
@@ -76,6 +76,7 @@ def evaluate(
     draw: DrawSettings | None = None,
     autoencoder: Path | None = None,
     precision: Precision = "fp32",
+    by_class: bool = False,
     statistics_by: str | None = None,
     use_cache: bool = True,
     out: Path | None = None,
@@ -133,7 +134,12 @@ def evaluate(
             }
             for side, source in sides.items():
                 _say_source(side, source, workspace, report, reporter)
-            _compare(sides, group, choice, context, report)
+            _compare(sides, group, choice, context, report, by_class=by_class)
+        if by_class and not any("by_class" in (result.details or {}) for result in report.results):
+            raise UsageError(
+                "--by-class: no figure is of labelled pairs",
+                next="It splits psnr, ssim and lpips of a key-code store with labels: --fake CODES.h5.",
+            )
         if not report.results:
             raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
         order = [each.name for each in choice.metrics]
@@ -295,7 +301,13 @@ def _model_behind(path: str, workspace: Workspace) -> dict[str, Any] | None:
 
 
 def _compare(
-    sides: dict[Side, Input], group: Sequence[Chosen], choice: Choice, context: Context, report: EvaluationReport
+    sides: dict[Side, Input],
+    group: Sequence[Chosen],
+    choice: Choice,
+    context: Context,
+    report: EvaluationReport,
+    *,
+    by_class: bool,
 ) -> None:
     """Measure the metrics of one pair of sides and add what was found to `report`."""
     listed = dict(zip(SIDES, report.sources[-2:], strict=True))
@@ -344,6 +356,10 @@ def _compare(
                     first = f" (first {failures[0][0]}: {failures[0][1]})" if failures else ""
                     raise ArtefactError(f"{each.metric.title}: not one image could be read{first}")
                 score = family.result(each.metric)
+                if by_class and isinstance(family, PairFamily) and isinstance(fake := sides["fake"], StoreStream):
+                    classes = family.by_class(fake.classes_of(found.measured_pairs))
+                    if classes:
+                        score = replace(score, details={**(score.details or {}), "by_class": classes})
             except UsageError as error:
                 leave_out(each, error)
                 continue

@@ -14,7 +14,7 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
-from brics_cli.diffusion.classes import Classes
+from brics_cli.diffusion.classes import NUM_LISTED, Classes
 from brics_cli.diffusion.denoisers import Denoiser, save_denoiser
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
 from brics_cli.errors import ArtefactError
@@ -32,6 +32,7 @@ from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import compiled
+from brics_cli.wording import count
 from brics_cli.workspace import Workspace
 
 SHEET_SEEDS = range(24)
@@ -109,12 +110,14 @@ def describe_classes(classes: Classes, store: KeyCodeStore) -> str:
     """What classes are learnt, and which never will be; empty where there are none."""
     if classes.num == 0:
         return ""
-    num_labelled, missing = sum(classes.counts), classes.num - len(classes.present)
-    said = f"{len(classes.present):,} classes: {classes.listed()}"
+    num_labelled, missing = sum(classes.counts), sorted(set(range(classes.num)) - set(classes.present))
+    said = f"class-conditional, on {count(len(classes.present), 'class')}: {classes.listed()}"
     if num_labelled < len(store):
         said += f"; {len(store) - num_labelled:,} of {len(store):,} images have none"
     if missing:
-        said += f"; {missing:,} class numbers below {classes.num:,} have no image, and are never sampled"
+        shown = ", ".join(map(classes.shown, missing[:NUM_LISTED]))
+        more = f" and {len(missing) - NUM_LISTED:,} more" if len(missing) > NUM_LISTED else ""
+        said += f"; without an image, and never sampled: {shown}{more}"
     return said
 
 

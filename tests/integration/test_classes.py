@@ -118,7 +118,7 @@ def test_class_numbers_without_images_are_never_sampled(root):
         (root / "images" / "dataset.json").unlink()
     assert store.class_names == () and set(store.labels.tolist()) == {1, 2}
     said = brics("train-diffusion", "from-one.h5", *TRAIN, "--out", "from-one", cwd=root, check=0).stderr
-    assert "2 classes: 1 (6 images), 2 (6 images); 1 class numbers below 3 have no image" in said
+    assert "class-conditional, on 2 classes: 1 (6 images), 2 (6 images); without an image, and never sampled: 0" in said
     brics(*FAST, "--model", "from-one", "--n", 64, "--out", "of-one", cwd=root, check=0)
     assert set(labels_of(root / "of-one")) == {"1", "2"}
     refused = brics(*FAST, "--model", "from-one", "--n", 4, "--class", 0, "--out", "no", cwd=root, check=2)
@@ -128,22 +128,43 @@ def test_class_numbers_without_images_are_never_sampled(root):
     assert "needs a class for each row, and from-one has 2" in error_line(refused)
 
 
+MEASURE = ("eval", "--metric", "fd-random", "--real", "shards", "--device", "cpu", "--json")
+
+
 def test_eval_draws_as_sample_does(root):
-    measured = (
-        "eval",
-        "--metric",
-        "fd-random",
-        "--n",
-        8,
-        "--fake",
-        "run",
-        "--real",
-        "shards",
-        "--device",
-        "cpu",
-    )
-    report = json.loads(brics(*measured, "--steps", 1, "--json", cwd=root, check=0).stdout)
+    report = json.loads(brics(*MEASURE, "--n", 8, "--fake", "run", "--steps", 1, cwd=root, check=0).stdout)
     assert "classes as often as in training" in json.dumps(report)
+    asked = ("--n", 6, "--seed", 3, "--class", "dogs", "--guidance", 2, "--no-clip", "--steps", 2, "--sampler", "heun")
+    drawn = json.loads(brics(*MEASURE, "--fake", "run", "--ae", "ae", *asked, cwd=root, check=0).stdout)
+    brics("sample", "--model", "run", *asked, "--device", "cpu", "--out", "asked", cwd=root, check=0)
+    written = json.loads(brics(*MEASURE, "--fake", "asked", cwd=root, check=0).stdout)
+    assert drawn["results"][0]["value"] == pytest.approx(written["results"][0]["value"], rel=1e-9)
+    assert "seeds 3-8" in drawn["sources"][1]["description"]
+    refused = brics(*MEASURE, "--fake", "asked", "--guidance", 2, "--class", "dogs", cwd=root, check=2)
+    assert "--guidance, --class: no images are drawn, since neither side is a diffusion run" in error_line(refused)
+
+
+def test_pairs_are_measured_by_class(root):
+    words = ("eval", "--metric", "psnr", "--metric", "ssim", "--device", "cpu", "--by-class")
+    words += ("--ae", "ae", "--real", "shards")
+    report = json.loads(brics(*words, "--fake", "codes.h5", "--json", cwd=root, check=0).stdout)
+    for result in report["results"]:
+        found = result["details"]["by_class"]
+        assert {name: each["num"] for name, each in found.items()} == CLASSES
+        mean = sum(each["num"] * each["value"] for each in found.values()) / sum(CLASSES.values())
+        assert result["value"] == pytest.approx(mean)
+    shown = brics(*words, "--fake", "codes.h5", cwd=root, check=0).stdout
+    assert all(name in shown for name in CLASSES)
+    refused = brics("eval", "--metric", "fd-random", "--by-class", "--real", "shards", "--fake", "images", cwd=root)
+    assert refused.returncode == 2 and "--by-class: no figure is of labelled pairs" in error_line(refused)
+
+
+def test_a_picture_of_a_few_seeds(root):
+    brics("sample", "--model", "run", "--n", 3, "--steps", 1, "--device", "cpu", "-o", "three.png", cwd=root, check=0)
+    made = json.loads((root / "three.png.brics.json").read_text())
+    assert made["details"]["settings"]["seeds"] == "0-2" and made["details"]["num_images"] == 3
+    refused = brics("sample", "--n", 3, "--out", "four.png", "--shard-size", 5, cwd=root, check=2)
+    assert "--out x.png takes no --shard-size" in error_line(refused)
 
 
 def test_stores_that_call_their_classes_otherwise_are_not_joined(root, tmp_path):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from brics_cli.sampling.tasks import SampleFormat
     from brics_cli.training.loop import TrainResult
     from brics_cli.workspace import Workspace
-    from brics_cli.workspace.naming import ImageFormat
+    from brics_cli.workspace.naming import Codec, ImageFormat
 
 share_the_cores()  # before the first call loads torch
 
@@ -200,6 +200,7 @@ def decode(
     autoencoder: str | Path | None = None,
     out: str | Path | None = None,
     format: ImageFormat | None = None,
+    codec: Codec | None = None,
     nested: bool = False,
     precision: Precision = "fp32",
     batch_size: int | None = None,
@@ -215,6 +216,7 @@ def decode(
     autoencoder: the run of the autoencoder that made the store. None: found by the store's own record of it.
     out: a folder, or one `*.zip`, `*.npz` or `*.tar`. None: `reconstructions` in `workspace`.
     format: `png`, `wds`, `zip` or `npz`. None: by `out`; png for a folder.
+    codec: how images in shards are encoded: `png` (None), `webp` (lossless too) or `jpeg`.
     nested: PNG files in folders as keys have slashes, not all in one folder.
     precision: what the decoder computes in, `fp32` or `bf16`.
     batch_size, num_workers: codes per batch of the network, and threads that encode images. None: 64, fewer above
@@ -234,6 +236,7 @@ def decode(
         autoencoder=autoencoder,
         out=out,
         format=format,
+        codec=codec,
         nested=nested,
         precision=precision,
         num_workers=num_workers,
@@ -304,6 +307,7 @@ def sample(
     seed: int | None = None,
     out: str | Path | None = None,
     format: SampleFormat | None = None,
+    codec: Codec | None = None,
     sampler: str = DEFAULT_SAMPLER,
     steps: int | None = None,
     guidance: float = 1.0,
@@ -329,6 +333,7 @@ def sample(
     seeds: the seeds instead, a range of step 1 or "A-B" with both ends.
     out: a folder, or one `*.zip`, `*.npz`, `*.tar` or `*.h5`. None: `runs/samples/DATE-RECIPE` in `workspace`.
     format: `wds`, `png`, `zip`, `npz`, or `h5` for the codes themselves. None: by `out`; wds for a folder.
+    codec: how images in shards are encoded: `png` (None), `webp` (lossless too) or `jpeg`.
     sampler, steps: one of `brics_cli.diffusion.samplers.SAMPLERS`, and its steps. None: the sampler's own number.
     guidance: scale of guidance, by classes or by `guide`; 1 is none.
     guide: the run of a weaker model of the same codes, to be led away from (autoguidance).
@@ -359,6 +364,7 @@ def sample(
         seed=seed,
         out=_path(out),
         format=format,
+        codec=codec,
         sampler=sampler,
         steps=steps,
         guidance=guidance,

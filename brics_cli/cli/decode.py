@@ -33,6 +33,7 @@ def decode(
         ImageFormat | None,
         typer.Option("--format", help=f"{', '.join(IMAGE_TITLES.values())}. Default: by --out; png for a DIR."),
     ] = None,
+    codec: options.ShardCodec = None,
     nested: Annotated[
         bool, typer.Option("--nested", help="PNG files in folders, as keys have slashes. Default: all in one folder.")
     ] = False,
@@ -58,8 +59,8 @@ def decode(
     """
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     how: dict[str, Any] = {
-        "autoencoder": ae, "out": out, "format": image_format, "nested": nested, "device": device, "precision": dtype,
-        "num_workers": num_workers, "overwrite": overwrite, "reporter": session.reporter,
+        "autoencoder": ae, "out": out, "format": image_format, "codec": codec, "nested": nested, "device": device,
+        "precision": dtype, "num_workers": num_workers, "overwrite": overwrite, "reporter": session.reporter,
     }  # fmt: skip
     if dry_run:
         from brics_cli.jobs.decode import plan_decoding

@@ -16,6 +16,7 @@ from brics_cli.cli import completion
 from brics_cli.cli.pages import COMMON, CommandApp
 from brics_cli.config import names
 from brics_cli.diffusion.samplers import DEFAULT_STEPS, SAMPLER_NAMES
+from brics_cli.workspace.naming import Codec
 
 command_app = CommandApp
 
@@ -179,6 +180,11 @@ Labels = Annotated[
     typer.Option(
         "--labels", help="`folder`: top-level folders (in a zip or tars too) are classes; `none`: read no labels."
     ),
+]
+
+ShardCodec = Annotated[
+    Codec | None,
+    typer.Option("--codec", help="Of the images in shards (--format wds); webp and png are lossless. Default: png."),
 ]
 
 DRAWING = "Drawing images"

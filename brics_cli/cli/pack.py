@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.batch import same_command_goes_on, say_if_complete, wait_passively, warn_about_failures
+from brics_cli.cli.batch import same_command_goes_on, say_if_complete, warn_about_failures
 from brics_cli.cli.output import Session
 from brics_cli.cli.pages import Old
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
@@ -81,7 +81,6 @@ def pack(
 
     Example: brics pack ./photographs --out shards --size 256
     """
-    wait_passively()
     from brics_cli.jobs.pack import estimate_packing, plan_packing
     from brics_cli.jobs.pack import pack as run
 

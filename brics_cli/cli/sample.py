@@ -82,6 +82,7 @@ def sample(
             help=f"{', '.join(TITLES.values())}. Default: by --out; wds for a DIR.",
         ),
     ] = None,
+    codec: options.ShardCodec = None,
     codes: Annotated[bool, typer.Option("--codes", help="Keep the key codes, as a store: --format h5.")] = False,
     grid: Annotated[
         str | None,
@@ -142,7 +143,7 @@ def sample(
         several = grid is not None or interpolate is not None
         _check_alone(
             grid=grid, interpolate=interpolate, n=num if several else None, seeds=seeds if several else None,
-            format=sample_format, codes=codes, shard_size=shard_size, workers=num_workers,
+            format=sample_format, codes=codes, shard_size=shard_size, workers=num_workers, codec=codec,
             seed=seed if interpolate is not None else None, class_balance=class_balance if several else None,
         )  # fmt: skip
         how |= {"grid": grid, "interpolate": interpolate, "num_frames": frames, "num": num, "seeds": seeds}
@@ -156,7 +157,7 @@ def sample(
         )
     how |= {
         "num": num, "seeds": seeds, "format": "h5" if codes else sample_format, "shard_size": shard_size,
-        "num_workers": num_workers,
+        "num_workers": num_workers, "codec": codec,
     }  # fmt: skip
     if dry_run:
         from brics_cli.sampling.plan import plan_sampling

@@ -24,7 +24,7 @@ from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import Reporter, Task
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
-from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, ImageFormat
+from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, Codec, ImageFormat
 from brics_cli.workspace.outputs import check_claim, output_lock
 
 
@@ -86,6 +86,7 @@ def plan_decoding(
     autoencoder: Path | str | None = None,
     out: Path | str | None = None,
     format: ImageFormat | None = None,
+    codec: Codec | None = None,
     nested: bool = False,
     precision: Precision = "fp32",
     num_workers: int | None = None,
@@ -103,7 +104,7 @@ def plan_decoding(
     check_known(format, IMAGE_FORMATS, option="--format", what="format")
     if out is None:
         out = workspace.root / f"reconstructions{IMAGE_FORMATS[format][0] if format else FOLDER}"
-    sink = open_sink(Path(out), format, default="png", nested=nested, num_workers=num_workers)
+    sink = open_sink(Path(out), format, default="png", codec=codec, nested=nested, num_workers=num_workers)
     if nested and not isinstance(sink, PngSink):
         raise UsageError(f"--nested goes with --format png, and {out} is to be {sink.format}")
     if format is None and sink.is_file:

@@ -17,7 +17,7 @@ from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.config.suggestions import check_known
 from brics_cli.images import open_sink, versioned
-from brics_cli.images.sinks import ImageSink, file_of_pieces
+from brics_cli.images.sinks import ImageSink, check_codec, file_of_pieces
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.reporting import Reporter
@@ -35,7 +35,7 @@ from brics_cli.sampling.tasks import (
 )
 from brics_cli.workspace import Artefact, Workspace
 from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.naming import FOLDER, ending_of, form_of_output
+from brics_cli.workspace.naming import FOLDER, Codec, ending_of, form_of_output
 from brics_cli.workspace.outputs import check_claim
 
 PNG_TASK = 250
@@ -59,6 +59,7 @@ class Plan:
     shard_size: int
     devices: tuple[torch.device, ...]
     num_workers: int | None = None
+    codec: Codec | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class Plan:
             "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
             "format": self.format,
             "shard_size": self.shard_size,
+            **({"codec": self.codec} if self.codec not in (None, "png") else {}),
         }
 
     @property
@@ -79,7 +81,12 @@ class Plan:
         """What writes the images, where they are kept."""
         names = self.models.denoiser.class_names
         return open_sink(
-            self.out, self.format, shard_size=self.shard_size, class_names=names, num_workers=self.num_workers
+            self.out,
+            self.format,
+            codec=self.codec,
+            shard_size=self.shard_size,
+            class_names=names,
+            num_workers=self.num_workers,
         )
 
     @property
@@ -152,6 +159,7 @@ def plan_sampling(
     batch_size: int = DEFAULT_BATCH_SIZE,
     shard_size: int | None = None,
     num_workers: int | None = None,
+    codec: Codec | None = None,
     device: str = "auto",
     overwrite: bool = False,
     workspace: Workspace,
@@ -168,6 +176,7 @@ def plan_sampling(
     check_at_least_1(shard_size, option="--shard-size")
     devices = tuple(resolve_devices(device))
     form = _form(out, asked=format, reporter=reporter)
+    check_codec(codec, format=form, path=out)
     if out is not None:
         check_claim(out, kind="samples", overwrite=overwrite)
     on = devices[0] if len(devices) == 1 else torch.device("cpu")
@@ -175,7 +184,8 @@ def plan_sampling(
     if models.balance is not None:
         often = "as often as in training" if models.balance == "proportional" else "each as often as any other"
         reporter.message(f"classes are drawn {often}: {models.denoiser.classes.listed()} (--class-balance, --class)")
-    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size or DEFAULT_SHARD_SIZE, devices, num_workers)
+    shard_size = shard_size or DEFAULT_SHARD_SIZE
+    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size, devices, num_workers, codec)
     return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
 
 

@@ -100,7 +100,7 @@ REFUSED = [
     ("sample", "--out", "s2.npz", "--format", "h5"),
     ("sample", "--out", "s2", "--format", "npz"),
     ("sample", "--out", "s2.zip", "--format", "npz"),
-    ("sample", "--out", "four.png", "--n", "4"),
+    ("sample", "--out", "four.bmp", "--n", "4"),
     ("sample", "--out", "four.jpg", "--n", "4", "--format", "png"),
     ("sample", "--out", "x.tar.gz"),
     ("sample", "--out", "x.NPZ"),

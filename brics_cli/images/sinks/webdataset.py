@@ -30,7 +30,8 @@ class WebDatasetSink(ImageSink):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"format": self.format, "shard_size": self.shard_size}
+        codec = {} if self.encoding.name == "png" else {"codec": self.encoding.name}
+        return {"format": self.format, "shard_size": self.shard_size, **codec}
 
     def shard(self, number: int) -> Path:
         """The file of a shard."""

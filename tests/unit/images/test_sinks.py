@@ -243,3 +243,12 @@ def test_contact_sheet_has_every_image_where_it_belongs(tmp_path):
         windows = np.lib.stride_tricks.sliding_window_view(sheet, large.shape)[:, :, 0]
         found += int((windows == large).all(axis=(2, 3, 4)).sum())
     assert found == 4
+
+
+def test_shards_take_a_codec_and_nothing_else_does(tmp_path):
+    assert open_sink(tmp_path / "s", "wds", codec="webp").settings["codec"] == "webp"
+    assert "codec" not in open_sink(tmp_path / "s", "wds", codec="png").settings  # as it was before there was a choice
+    for name, format in (("s", "png"), ("s.zip", None), ("s.npz", None), ("s.tar", None)):
+        assert open_sink(tmp_path / name, format, codec="png").path.name == name
+        with pytest.raises(UsageError, match="--codec webp is for WebDataset shards in a folder"):
+            open_sink(tmp_path / name, format, codec="webp")

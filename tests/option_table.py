@@ -31,13 +31,15 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def option_table() -> dict[str, list[str]]:
-    """Option, all its spellings with the short ones last -> the commands that take it."""
+    """Option, the short spelling last -> the commands that take it; older spellings, which are `Old`, in brackets."""
     found: dict[str, list[str]] = {}
     for name, command in commands():
-        for parameter in command.params:
-            if parameter.param_type_name == "option" and "--help" not in parameter.opts:
-                spelt = sorted([*parameter.opts, *parameter.secondary_opts], key=lambda word: not word.startswith("--"))
-                found.setdefault(f"({spelt[0]})" if parameter.hidden else " ".join(spelt), []).append(name)
+        for each in command.params:
+            if each.param_type_name == "option" and not each.hidden and "--help" not in each.opts:
+                words = sorted([*each.opts, *each.secondary_opts], key=lambda word: not word.startswith("--"))
+                found.setdefault(" ".join(word for word in words if type(word) is str), []).append(name)
+                for old in (word for word in words if type(word) is not str):
+                    found.setdefault(f"({old} for {words[0]})", []).append(name)
     return dict(sorted(found.items(), key=lambda row: (row[0].startswith("("), -len(row[1]), row[0])))
 
 

@@ -133,7 +133,7 @@ def test_old_spellings_are_taken_and_not_shown(
     dest = next(each.name for each in EVERY[command].params if option in each.opts)
     assert str(context.params[dest]) == value
     assert f"warning: {option} is called {new} now" in capsys.readouterr().err
-    assert option not in page(command).split() and f"({option})" not in as_markdown(option_table())
+    assert option not in page(command).split() and f"({option} for {new})" in as_markdown(option_table())
 
 
 def test_every_old_spelling_is_tested() -> None:

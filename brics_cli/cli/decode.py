@@ -77,6 +77,9 @@ def decode(
     with same_command_goes_on():
         decoded = api.decode(codes, **how, batch_size=batch_size, workspace=session.workspace.root)
     say_if_complete(session, decoded.path, decoded.already_complete)
-    speed = f" ({decoded.img_per_s:,.1f} img/s)" if decoded.img_per_s is not None and decoded.num_now else ""
+    speed = ""
+    if decoded.img_per_s is not None and decoded.num_now:
+        waiting = decoded.seconds["write"] / max(sum(decoded.seconds.values()), 1e-9)
+        speed = f" ({decoded.img_per_s:,.1f} img/s, {waiting:.0%} of the time waiting for writing)"
     session.result(asdict(decoded), f"{decoded.num_images:,} images{speed}: {decoded.path}")
     session.next_step("brics", "eval", "--metric", "psnr", "--fake", decoded.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +21,7 @@ from brics_cli.images import open_sink
 from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.precision import autocast
-from brics_cli.runtime.reporting import Reporter, Task
+from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, Codec, ImageFormat
@@ -70,7 +70,10 @@ class DecodePlan:
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What was decoded: `num_images` are at `path`, `num_now` of them from this run, at `img_per_s`."""
+    """What was decoded: `num_images` are at `path`, `num_now` of them from this run, at `img_per_s`.
+
+    `seconds` says where this run's time went: decode, and write, which is waiting for images to be encoded and written.
+    """
 
     path: Path
     format: ImageFormat
@@ -78,6 +81,7 @@ class DecodeResult:
     num_now: int
     img_per_s: float | None
     already_complete: bool
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def plan_decoding(
@@ -140,33 +144,37 @@ def decode(
             return DecodeResult(sink.path, sink.format, num_images, 0, None, True)
         for what in plan.left_out:
             reporter.warning(f"not written as {sink.format}: {what}")
-        start, done = time.perf_counter(), sink.resume_point(store.keys)
+        start, done, split = time.perf_counter(), sink.resume_point(store.keys), TimeSplit()
         if done:
             reporter.message(f"going on after {done:,} images that are decoded")
         try:
             with reporter.task("decode", total=num_images, unit="img", initial=done) as task:
-                sink.write(_decoded(plan, done, batch_size=batch_size, task=task), start=done)
+                images = _decoded(plan, done, batch_size=batch_size, task=task, split=split)
+                sink.write(images, start=done)
             sink.finish(reporter)
         except KeyboardInterrupt:
             raise InterruptedRunError(f"interrupted; what is whole in {sink.folder} is kept") from None
-        img_per_s = (num_images - done) / max(time.perf_counter() - start, 1e-9)
+        seconds = time.perf_counter() - start
+        img_per_s = (num_images - done) / max(seconds, 1e-9)
+        split.seconds["write"] = seconds - sum(split.seconds.values())
         summary = f"{num_images:,} images, {sink.format}, {store.image_size} px"
         details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,
                    "transform": store.transform, "class_names": list(store.class_names)}  # fmt: skip
         write_provenance(finished(plan.artefact, **details))
         discard_pieces(sink.path)
-    return DecodeResult(sink.path, sink.format, num_images, num_images - done, img_per_s, False)
+    return DecodeResult(sink.path, sink.format, num_images, num_images - done, img_per_s, False, split.seconds)
 
 
-def _decoded(plan: DecodePlan, done: int, *, batch_size: int, task: Task) -> Iterator[OutputImage]:
+def _decoded(plan: DecodePlan, done: int, *, batch_size: int, task: Task, split: TimeSplit) -> Iterator[OutputImage]:
     """The images from row `done` on."""
     store = plan.store
     for first in range(done // batch_size * batch_size, len(store), batch_size):
         stop = min(first + batch_size, len(store))
-        codes = torch.from_numpy(store.batch(slice(first, stop))).to(plan.device)  # (B, C, h, w)
-        with torch.inference_mode(), autocast(plan.precision, plan.device):
-            images = to_uint8(plan.autoencoder.decode(codes))  # (B, H, W, 3)
-        metas = store.metas(first, stop) if plan.sink.keeps_metas else [None] * len(images)
+        with split.phase("decode"):
+            codes = torch.from_numpy(store.batch(slice(first, stop))).to(plan.device)  # (B, C, h, w)
+            with torch.inference_mode(), autocast(plan.precision, plan.device):
+                images = to_uint8(plan.autoencoder.decode(codes))  # (B, H, W, 3)
+            metas = store.metas(first, stop) if plan.sink.keeps_metas else [None] * len(images)
         for row in range(max(first, done), stop):
             label = int(store.labels[row])
             yield OutputImage(store.keys[row], images[row - first], None if label < 0 else label, metas[row - first])

@@ -66,7 +66,7 @@ def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_manifest_says_what_was_written(packed: Path, photos: Path) -> None:
     manifest = json.loads((packed / "manifest.json").read_text())
-    assert manifest["transform"] == "crop-bicubic/pillow-1" and manifest["format"] == "png"
+    assert manifest["transform"] == "crop-bicubic/pillow-1" and manifest["format"] == "webp"
     assert [shard["name"] for shard in manifest["shards"]] == [f"{number:05d}.tar" for number in range(12)]
     for shard in manifest["shards"]:
         tar = packed / shard["name"]

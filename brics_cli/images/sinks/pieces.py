@@ -55,7 +55,7 @@ class PiecewiseSink(WebDatasetSink):
     @property
     def settings(self) -> dict[str, Any]:
         """Without the number of images per piece, which the file does not show."""
-        return {**super().settings, "shard_size": None}
+        return {"format": self.format, "shard_size": None}
 
     @property
     def folder(self) -> Path:

@@ -44,7 +44,7 @@ class EmbeddedModel:
 
 
 MODELS: tuple[EmbeddedModel, ...] = (
-    EmbeddedModel("brics-mini", "autoencoder", "5281f8a2345e3cc41d65be708fed2002affb65ffbdb7d2d4af1c494aa735ec0d"),
+    EmbeddedModel("brics-mini", "autoencoder", "b0949e9ca32463f445f41f3f3ee7844be62828b75a179d2e98fa33b17fc6c1e5"),
 )
 """The first of a kind is used where nothing of that kind is trained."""
 

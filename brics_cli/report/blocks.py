@@ -28,10 +28,10 @@ class Facts(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """`rows` of texts or `Link`s; the first column is a header. `folded`: behind a line that opens it."""
+    """`head` and `rows` of texts or `Link`s; the first column is a header. `folded`: behind a line that opens it."""
 
     macro = "table"
-    head: Sequence[str]
+    head: Sequence[Any]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
     folded: bool = False
@@ -73,7 +73,7 @@ class Plots(Block):
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with a caption. `command` makes it again, and `seed` is what it was sampled from."""
+    """A picture with a caption. `command` makes it again."""
 
     picture: Picture
     alt: str

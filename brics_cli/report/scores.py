@@ -111,7 +111,7 @@ def _compared(reports: Sequence[Measured]) -> list[Block]:
     links = [Link(node.name, node.id) for node, _, _ in shown[:DETAILED]]
     more = f", the {NUM_COMPARED} newest of {len(reports)}" if len(reports) > NUM_COMPARED else ""
     head = ["metric", *links, "not to be compared, because"]
-    return [Table(head, rows, f"{count(len(shown), 'report')} side by side{more}")]  # type: ignore[arg-type]
+    return [Table(head, rows, f"{count(len(shown), 'report')} side by side{more}")]
 
 
 def _against_steps(reports: Sequence[Measured]) -> list[Block]:

@@ -37,11 +37,11 @@ COPIES_OF_DISCRIMINATOR = 3
 PIECE_S, PIECE_BYTES = 1.0, 2**30
 """A part of a step is timed on the device at hand where it takes about this, and no more memory than that."""
 KERNEL_SHARE = 0.5
-"""Of the rate of one convolution, what a whole step reaches."""
+"""Of the rate of one convolution, what a whole step is taken to reach."""
 BF16_SHARE = 0.7
-"""Of the bytes that autograd saves, under bf16 autocast: norms and losses stay in float32."""
+"""Of the bytes that autograd saves, what is taken to be left under bf16 autocast: norms and losses stay in float32."""
 OPERATOR_S = 8e-6
-"""What PyTorch takes to launch an operator on a GPU: small models wait for nothing else."""
+"""What PyTorch is taken to need to launch an operator on a GPU: small models wait for nothing else."""
 EFFICIENCY = 0.2
 """Of a GPU's published rate, what a step is taken to reach."""
 HOW_ROUGH = (

@@ -32,7 +32,15 @@ MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with `1e-4` a number (YAML 1.1 wants `1.0e-4`), and a key written twice an error."""
+    """YAML with `1e-4` a number (YAML 1.1 wants `1.0e-4`), a key written twice an error, and JSON's pairs of escapes
+    one character."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise ValueError("it holds one half of a pair of escapes, which is no character") from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -39,7 +39,7 @@ def test_what_is_no_store(tmp_path, capfd, content, said):
 
 def test_what_a_format_leaves_out_is_said_with_those_that_keep_it(tmp_path):
     store = KeyCodeStore(write_store(tmp_path / "codes.h5", ["a"]))
-    plan = decode_job.DecodePlan(store, None, open_sink(tmp_path / "out", "png"), None)
+    plan = decode_job.DecodePlan(store, None, open_sink(tmp_path / "out", "png"), None, "fp32")
     assert plan.left_out == ["2 labels (wds, zip and npz keep them)", "the metadata of 2 images (wds keeps it)"]
 
 

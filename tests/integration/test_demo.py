@@ -100,7 +100,8 @@ def test_what_is_left_out_is_the_newest_of_its_kind(workspace: Path) -> None:
     """In the demo's workspace: the training shards, not the held-out ones; the store of the photographs."""
     planned = brics("train-ae", "--recipe", "tiny", "--dry-run", cwd=workspace, check=0)
     assert "DATA not given: using shards" in planned.stderr and "970 of" in planned.stdout
-    encoding = brics("encode-dataset", "--ae", "runs/autoencoder/demo", "--dry-run", cwd=workspace, check=0)
+    asked = ("encode-dataset", "--ae", "runs/autoencoder/demo", "--out", "not-there.h5", "--dry-run")
+    encoding = brics(*asked, cwd=workspace, check=0)
     assert f"DATA not given: using {workspace / 'shards'}" in encoding.stderr
 
 

@@ -119,6 +119,12 @@ def test_a_key_written_twice_is_an_error() -> None:
         parse_yaml("b: 1\na: 1\na: 2\n", source="x.yaml")
 
 
+def test_pairs_of_escapes_are_one_character_and_halves_of_them_none():
+    assert parse_yaml('{"a": "\\ud83d\\ude00", "b": "é"}', source="test") == {"a": "\U0001f600", "b": "é"}
+    with pytest.raises(UsageError, match=r"x\.yaml: it holds one half of a pair of escapes"):
+        parse_yaml('{"a": "\\ud83d"}', source="x.yaml")
+
+
 @pytest.mark.parametrize(("side", "name"), [(64, "brics-64"), (127, "brics-64"), (341, "brics-256"), (8, "brics-64")])
 def test_the_default_recipe_is_the_largest_not_above_the_images(side: int, name: str) -> None:
     assert default_autoencoder_recipe(side) == name

@@ -9,6 +9,7 @@ Letters: f pixels per code and axis; images (B, H, W, 3) uint8, codes (B, C, h, 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class Tiling:
 
     @classmethod
     def none(cls, config: AutoencoderConfig) -> Tiling:
-        """One tile: what an autoencoder needs that looks at the whole image."""
-        return cls(config.image_size // config.downsampling, 0, 0, config.downsampling)
+        """One tile, however large: what an autoencoder needs that looks at the whole image."""
+        return cls(sys.maxsize, 0, 0, config.downsampling)
 
     def tiles(self, height: int, width: int) -> list[tuple[slice, slice]]:
         """The tiles of h x w codes, row by row."""

@@ -88,6 +88,8 @@ def test_less_memory_makes_smaller_tiles(model: Autoencoder) -> None:
     assert sides[0] > sides[1] > sides[2] == SMALLEST_TILE
     tiling = Tiling(side=32, encode_reach=4, decode_reach=4, downsampling=8)
     assert (tiling.num_together(64, 64), tiling.num_together(256, 256), tiling.num_together(9, 5000)) == (16, 1, 1)
+    whole = Tiling.none(model.config)
+    assert whole.num_tiles(9, 5000) == 1 and whole.num_together(512, 512) > 1000
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5000), (1, 1), (5, 3), (8, 16), (257, 9)])

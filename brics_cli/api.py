@@ -416,7 +416,8 @@ def evaluate(
         saved statistics (`*.npz`). None: the newest in `workspace`, and what it was made from.
     limit: the first so many pairs, and the first so many images of each side. None: all.
     settings: `brics_cli.evaluation.registry.Settings`: how images are resized for Inception, the features of precision
-        and recall, how many nearest neighbours are looked for, in which features, and where their sheet goes.
+        and recall, how many nearest neighbours are looked for, in which features, and where their sheet goes; how
+        codes are normalised for their diffusability, and where its figure goes.
     draw: `brics_cli.sampling.drawn.DrawSettings`: which images are drawn from a diffusion run, and how.
     autoencoder, precision: what decodes codes, drawn or of a store, and what it and the denoiser compute in. None: the
         autoencoder that they name; fp32. Metrics' networks compute in fp32.

@@ -113,7 +113,9 @@ def metrics_table() -> str:
     for each in REGISTRY.values():
         network = "chosen by --mode or --preset" if callable(each.network) else each.network
         weights = NETWORKS[each.network].weights if isinstance(each.network, str) else None
-        definition = each.definition.format(features="its features", preset="--preset", sign="within the")
+        definition = each.definition.format(
+            features="its features", preset="--preset", sign="within the", normalise="--normalise"
+        )
         better = {"higher": "↑", "lower": "↓", "": ""}[each.better]
         needs = weights or ("" if each.network in (None, "random-conv") else network)
         rows.append(f"| `{each.name}` {better} | {each.compares} | {cell(definition)} | {cell(needs or 'none')} |")

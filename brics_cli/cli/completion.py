@@ -50,9 +50,9 @@ def samplers(ctx: Any, args: list[str], incomplete: str) -> list[str]:
 
 def metrics(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     """Metrics of `brics eval`."""
-    from brics_cli.evaluation.registry import REGISTRY
+    from brics_cli.evaluation.registry import ALL, GROUPS, REGISTRY
 
-    return _matching(incomplete, [*REGISTRY, "all"])
+    return _matching(incomplete, [*REGISTRY, *GROUPS, ALL])
 
 
 def recipe_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.text import Text
@@ -15,6 +15,7 @@ from rich.text import Text
 from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session, plain_table
 from brics_cli.cli.pages import Old
+from brics_cli.config.names import Normalise
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, REGISTRY, Settings, metrics_help
@@ -33,6 +34,7 @@ app = options.command_app()
 
 _features = partial(typer.Option, rich_help_panel="Features")
 _neighbours = partial(typer.Option, rich_help_panel="Nearest neighbours")
+_diffusability = partial(typer.Option, rich_help_panel="Diffusability of a store's codes")
 
 REAL = (
     "The originals: a collection, a key-code store, or saved statistics (.npz with mu and sigma; one with images, "
@@ -56,6 +58,9 @@ SELF_TEST = (
     "published statistics of CIFAR-10."
 )
 UNVERIFIED = "Use weights of unknown sha256 that were imported so. Their figures are marked not comparable."
+NORMALISE = (
+    f"What is done to codes before they are diffused: {', '.join(get_args(Normalise))}. Default: {Settings.normalise}."
+)
 NEIGHBOURS_BY = f"In whose features: {', '.join(NEIGHBOUR_NETWORKS)}. Default: the first whose weights are there."
 
 
@@ -135,6 +140,11 @@ def eval(
     sheet: Annotated[
         Path | None, _neighbours("--sheet", metavar="PNG", help=f"Where the sheet goes. Default: {Settings.sheet}.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        _diffusability("--plot", metavar="FILE", help="Draw spectra, VIV and histograms there: .png, .pdf or .svg."),
+    ] = None,
+    normalise: Annotated[str | None, _diffusability("--normalise", metavar="NAME", help=NORMALISE)] = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
@@ -155,7 +165,9 @@ def eval(
 
     **Drawing**: of a diffusion run, images are drawn while they are measured, as `brics sample` would.
 
-    **Reports** written with `--out` stand side by side in `brics eval compare A.json B.json`.
+    **Codes** (diffusability): how easily a store's codes are diffused, with the collection they were encoded from.
+
+    **Reports** written with `--out` stand side by side in `brics eval compare A.json B.json`; stores do, too.
 
     Example: brics eval --metric fid --fake runs/diffusion/tiny --n 10000 --out report.json
     """
@@ -170,6 +182,7 @@ def eval(
     from brics_cli.sampling.drawn import DrawSettings
 
     settings = _given(mode=mode, preset=preset, neighbours_by=neighbours_by, num_queries=neighbours_of, sheet=sheet)
+    settings |= _given(normalise=normalise, plot=plot)
     draw = DrawSettings(
         num=num, seeds=seeds, seed=seed, sampler=sampler, steps=steps, guidance=guidance, guide=guide, class_=class_,
         class_balance=class_balance, clip=clip, ema=ema,
@@ -205,6 +218,8 @@ def eval(
         return ExitCode.DONE
     session.result(report.to_json(), [_results_table(report), *_class_tables(report), *_footnotes(report)])
     _say_what_was_not_measured(session, report, out)
+    if plot is not None:
+        session.reporter.message(f"plot: {plot}")
     store = next((source.path for source in report.sources if source.kind == "store"), None)
     if store is not None and not any(REGISTRY[result.metric].inputs == "samples" for result in report.results):
         session.next_step("brics", "train-diffusion", store)
@@ -215,41 +230,65 @@ def eval(
 
 @app.command("compare")
 def compare_reports(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT ...", help="Files that `brics eval --out` wrote.")],
+    reports: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="REPORT|STORE ...",
+            help="Files that `brics eval --out` wrote, or key-code stores, whose diffusability is measured.",
+        ),
+    ],
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--metric",
             metavar="NAME",
             autocompletion=completion.metrics,
-            help="What to plot against the training step of the model.",
+            help="What to plot: a metric against the training step of the model, or diffusability. Default: fid; of "
+            "stores diffusability.",
         ),
-    ] = "fid",
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write the plot there: .png, .pdf or .svg.")
     ] = None,
+    real: Annotated[
+        str | None, _diffusability("--real", metavar="PATH", help="The images of the stores. Default: what each names.")
+    ] = None,
+    limit: Annotated[
+        int | None, _diffusability("--limit", min=1, help="Measure only the first so many codes of each store.")
+    ] = None,
+    normalise: Annotated[str | None, _diffusability("--normalise", metavar="NAME", help=NORMALISE)] = None,
     overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    dtype: options.DecoderDtype = "fp32",
+    workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
     """Print reports side by side, the best figure of each metric marked, and plot one against training steps.
 
-    Figures that differ in definition, reference or number of images are not ranked: the last column says why.
+    Figures that differ in definition, reference or number of images are not ranked: the last column says why. A
+    key-code store stands for a report of its diffusability, which is measured first.
 
     Example: brics eval compare a.json b.json --plot fid.png
     """
-    from brics_cli.evaluation.comparing import compare, load_report, plot_against_steps
-    from brics_cli.evaluation.registry import metric as known_metric
-    from brics_cli.workspace import check_output, check_writable
+    from brics_cli.evaluation.comparing import compare
+    from brics_cli.jobs.compare import check_plot, load_or_measure, plot_comparison
 
-    session = Session(quiet=quiet, as_json=as_json)
-    loaded = [load_report(path) for path in reports]
+    session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    wanted = None if plot is None else check_plot(plot, metric, reports, overwrite=overwrite)
+    loaded = load_or_measure(
+        reports,
+        real=real,
+        normalise=normalise or Settings.normalise,
+        limit=limit,
+        device=device,
+        precision=dtype,
+        workspace=session.workspace,
+        reporter=session.reporter,
+    )
     rows = compare(loaded)
-    if plot is not None:
-        check_output(plot, overwrite=overwrite, what="the plot", flag="--plot")
-        check_writable(plot)
-        num_points = plot_against_steps(loaded, known_metric(metric).name, path=plot)
-        session.reporter.message(f"plot: {plot}, {num_points} points")
+    if plot is not None and wanted is not None:
+        session.reporter.message(f"plot: {plot}, {plot_comparison(loaded, wanted, path=plot)}")
     value = {"reports": [asdict(report) for report in loaded], "metrics": [asdict(row) for row in rows]}
     session.result(value, _comparison_table(loaded, rows))
     session.next_step("brics", "status")

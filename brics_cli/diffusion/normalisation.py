@@ -1,4 +1,6 @@
-"""`normalise: probit`: codes whose marginal distributions are Gaussian, and back without leaving [0, 1].
+"""What codes are made into before they are diffused, and the way back: `diffusion.normalise`.
+
+`store` and `none` are x = (2z - 1 - mean) / std. `probit` makes the marginal distributions Gaussian:
 
 x = probit(F_c(z)), F_c the distribution function of channel c over the store, from the histogram that every store
 keeps: the inverse transform of statistics (quantile normalisation). At the K = 256 levels z = k / 255 F_c is what is
@@ -10,17 +12,61 @@ first and the last level comes back as 0 or 1. C channels, codes (B, C, h, w).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from brics_cli.config.names import CodeKind, Normalise
+from brics_cli.errors import UsageError
+
+LEAST_STD = 1 / 255
+"""A channel that never varies has std 0: it is divided by one uint8 step of a code instead."""
 NUM_LEVELS = 256
 """Of the histogram in a store."""
 UNSEEN = 1 / NUM_LEVELS
 """What a level counts beside the codes that are there: F_c increases everywhere, so that it has an inverse."""
 LEAST_STEP = 1e-6
+
+
+class Normalisation(NamedTuple):
+    """Per channel: mean and std (C,) of 2z - 1, and of `probit` x (C, K) at the levels of the histogram."""
+
+    mean: list[float]
+    std: list[float]
+    levels: list[list[float]] | None
+
+
+def normalisation(
+    kind: Normalise,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    histogram: Sequence[Sequence[int]] | None,
+    code_kind: CodeKind,
+) -> Normalisation:
+    """That of codes with `mean` and `std` (C,), counted in `histogram` (C, K), which `probit` alone needs.
+
+    Raises UsageError for `probit` of codes that are not in [0, 1].
+    """
+    if kind == "store":
+        return Normalisation([2 * float(m) - 1 for m in mean], [max(2 * float(s), LEAST_STD) for s in std], None)
+    levels = None
+    if kind == "probit":
+        if code_kind != "bounded":
+            raise UsageError(
+                "normalise probit is for codes in [0, 1], and these can be any number", next="Take normalise store."
+            )
+        assert histogram is not None
+        levels = probit_levels(histogram)
+    return Normalisation([0.0] * len(mean), [1.0] * len(mean), levels)
+
+
+def to_x(codes: Tensor, mean: Tensor, std: Tensor, levels: Tensor | None) -> Tensor:
+    """Codes (B, C, h, w) -> x; `mean` and `std` (C, 1, 1), `levels` (C, K) or None."""
+    return (2 * codes - 1 - mean) / std if levels is None else codes_to_x(codes, levels)
 
 
 def probit_levels(histogram: Sequence[Sequence[int]]) -> list[list[float]]:

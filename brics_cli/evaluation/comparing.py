@@ -13,6 +13,8 @@ from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.workspace import atomic_path, signature
 from brics_cli.workspace.naming import CURVES, form_of_output
 
+AGAIN = "Write one: brics eval --out report.json"
+
 
 @dataclass(frozen=True)
 class LoadedReport:
@@ -40,15 +42,19 @@ class ComparedMetric:
 
 def load_report(path: Path) -> LoadedReport:
     """The report in `path`. Raises ArtefactError when it is not one that `brics eval --out` wrote."""
-    again = "Write one: brics eval --out report.json"
     try:
         record = parse_json(read_bytes(path))
     except FileNotFoundError:
-        raise UsageError(f"no such file: {path}", next=again) from None
+        raise UsageError(f"no such file: {path}", next=AGAIN) from None
     except (ValueError, IsADirectoryError) as error:
-        raise ArtefactError(f"{path} is not a report of brics eval ({error})", next=again) from None
+        raise ArtefactError(f"{path} is not a report of brics eval ({error})", next=AGAIN) from None
+    return read_report(record, path=path)
+
+
+def read_report(record: Any, *, path: Path) -> LoadedReport:
+    """The report that `record` is, as JSON has it, named by `path`. Raises ArtefactError when it is none."""
     if not isinstance(record, dict) or record.get("brics_report") != 1:
-        raise ArtefactError(f"{path} is not a report of brics eval", next=again)
+        raise ArtefactError(f"{path} is not a report of brics eval", next=AGAIN)
     try:
         results = {str(result["metric"]): dict(result) for result in record["results"]}
         sides = {side: {source["path"]: source for source in record["sources"] if source["side"] == side}
@@ -66,7 +72,7 @@ def load_report(path: Path) -> LoadedReport:
         for step in steps.values():
             _check_number(step)
     except (KeyError, TypeError, AttributeError, UsageError) as error:
-        raise ArtefactError(f"the report {path} is damaged ({error!r})", next=again) from None
+        raise ArtefactError(f"the report {path} is damaged ({error!r})", next=AGAIN) from None
     return LoadedReport(str(path), results, steps)
 
 
@@ -86,9 +92,7 @@ def _check_number(value: object) -> None:
 
 
 def compare(reports: Sequence[LoadedReport]) -> list[ComparedMetric]:
-    """One row per metric that any report has, in the order they are met. Raises UsageError for one report alone."""
-    if len(reports) < 2:
-        raise UsageError("brics eval compare needs at least 2 reports", next="brics eval compare A.json B.json")
+    """One row per metric that any report has, in the order they are met."""
     names = dict.fromkeys(name for report in reports for name in report.results)
     return [_row(name, [report.results.get(name) for report in reports]) for name in names]
 

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from brics_cli.evaluation.rows import RowSource
 from brics_cli.images.loader import ImageStream
 from brics_cli.networks.features import FeatureNetwork
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.workspace.naming import PICTURE
 
 if TYPE_CHECKING:
     from brics_cli.evaluation.statistics import SavedStatistics
@@ -88,11 +89,12 @@ class SetFeatures:
 
 @dataclass(frozen=True)
 class Output:
-    """A file that a family writes beside its figure: where, in words, and the option that says so."""
+    """A file that a family writes beside its figure: where, in words, the option that says so, and what it may be."""
 
     path: Path
     what: str
     option: str
+    forms: Mapping[str, Sequence[str]] = field(default_factory=lambda: PICTURE, hash=False)
 
 
 class Family(ABC):
@@ -102,6 +104,10 @@ class Family(ABC):
     `add(real, fake)`; one of `sets` once `add(side, features)`, a SetFeatures, or with `Needs.batches` every
     `add(side, features, positions, images)` of the pass: (B, D), where they stand in their source, and (H, W, 3) each.
     """
+
+    of_codes = False
+    """Whether the fake side must be a store, whose codes it looks at: of `pairs` it is handed `add(real, positions)`,
+    where their codes stand in the store."""
 
     def __init__(
         self, context: Context, network: FeatureNetwork | None, sides: Mapping[Side, ImageStream | SavedStatistics]

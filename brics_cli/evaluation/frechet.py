@@ -4,9 +4,8 @@ d² = |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^½ (Dowson and Landau 1982; FID
 With S = F Fᵀ the last trace is the nuclear norm of F1ᵀ F2, and for two square factors the sum of the roots of the
 eigenvalues of F1ᵀ S2 F1. So no matrix square root is taken: 9 times faster than scipy's, exact when rank-deficient.
 
-Its standard error is a delete-a-group jackknife (Kott 2001): s.e.² = (G - 1) / G * sum (d_g - mean d)², d_g the
-distance without group g of the fake images. The real side is held fixed: it is the reference, and often only its mean
-and covariance are known. N images, D features, G groups.
+Its standard error is a jackknife over G groups of the fake images. The real side is held fixed: it is the reference,
+and often only its mean and covariance are known. N images, D features.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 
 from brics_cli.errors import UsageError
 from brics_cli.evaluation.family import SIDES, Needs, Score, SetFamily, Side
+from brics_cli.evaluation.jackknife import standard_error
 from brics_cli.evaluation.moments import FeatureMoments, Gaussian
 from brics_cli.evaluation.registry import Metric, Settings
 
@@ -53,9 +53,7 @@ class FrechetReference:
         num_groups = fake.num_groups
         if num_groups < 2 or fake.num < 2 * num_groups:
             return None
-        distances = np.array([self.distance(fake.gaussian(without=group)) for group in range(num_groups)])
-        deviation = np.square(distances - distances.mean()).sum()
-        return float(np.sqrt((num_groups - 1) / num_groups * deviation))
+        return standard_error([self.distance(fake.gaussian(without=group)) for group in range(num_groups)])
 
 
 def frechet_distance(a: Gaussian | FeatureMoments, b: Gaussian | FeatureMoments) -> float:

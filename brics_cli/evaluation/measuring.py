@@ -262,16 +262,22 @@ class Measurement:
         """Read both sides batch by batch."""
         batch_size = self.context.batch_size
         extraction = Extraction(list(self._gatherings.values()), self.context, strict=self.strict)
-        of_pairs = [each for each in self.chosen if each.metric.compares == "pairs"]
-        pairs = {each: self.families[each.metric.family, each.network] for each in of_pairs}
+        pairs: dict[Family, list[Chosen]] = {}
+        for each in self.chosen:
+            if each.metric.compares == "pairs":
+                pairs.setdefault(self.families[each.metric.family, each.network], []).append(each)
         orders = {
             side: self._order[side] if extraction.wants(side) else self._paired[side] if pairs else [] for side in SIDES
         }
+        codes_alone = not extraction.wants("fake") and all(family.of_codes for family in pairs)
+        if codes_alone:  # nobody looks at what they are decoded to
+            orders["fake"] = []
         total = sum(map(len, orders.values()))
         if not total:
             return
         # A network of pairs that hears of batches, too, runs at once, so that pairs find what it has computed.
-        shared = {each.network for each in pairs} & {network for network, _ in self._gatherings}
+        of_pairs = {each.network for chosen in pairs.values() for each in chosen}
+        shared = of_pairs & {network for network, _ in self._gatherings}
         for network in shared:
             self.networks[network or ""].num_remembered = 2 * batch_size
         with self.context.reporter.task("measure", total=total, unit="img") as task:
@@ -283,8 +289,10 @@ class Measurement:
                 ahead.append(batch)
             left = len(self._paired["real"]) if pairs else 0
             for number, (of_real, of_fake) in enumerate(zip_longest(real, chain(ahead, fake))):
-                if left > 0 and of_real is not None and of_fake is not None:
-                    self._add_pairs(of_real[0][:left], of_fake[0][:left], of_fake[1], pairs)
+                if left > 0 and of_real is not None and (codes_alone or of_fake is not None):
+                    made = of_real[0] if of_fake is None else of_fake[0]
+                    positions = self._paired["fake"][number * batch_size :]
+                    self._add_pairs(of_real[0][:left], made[:left], positions, pairs)
                     left -= batch_size
                 if of_real is not None:
                     extraction.add("real", *of_real)
@@ -309,18 +317,22 @@ class Measurement:
         real: Sequence[Image | None],
         fake: Sequence[Image | None],
         places: Sequence[int],
-        pairs: dict[Chosen, Family],
+        pairs: dict[Family, list[Chosen]],
     ) -> None:
         for *partners, rows in stacked_partners(real, fake):
-            self.measured_pairs += [places[row] for row in rows]
-            for each in list(pairs):
+            positions = [places[row] for row in rows]
+            self.measured_pairs += positions
+            for family, chosen in list(pairs.items()):
                 try:
-                    pairs[each].add(*partners)
+                    if family.of_codes:
+                        family.add(partners[0], positions)
+                    else:
+                        family.add(*partners)
                 except UsageError as error:  # images that are too small for it
                     if self.strict:
                         raise
-                    self.refused[each.name] = error
-                    del pairs[each]
+                    self.refused.update({each.name: error for each in chosen})
+                    del pairs[family]
 
     def _know_fingerprints(self) -> None:
         """What was read is known by its content, and so is what the cache was asked for."""

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from brics_cli.config.names import Normalise
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
+from brics_cli.evaluation.figures_of_codes import FIGURES
 from brics_cli.networks.registry import NETWORKS
 
 Better = Literal["higher", "lower", ""]
 Compares = Literal["pairs", "sets", "codes"]
+ALL = "all"
 
 MODES = ("clean", "legacy-tensorflow", "legacy-pytorch")
 """How images are resized for Inception, by clean-fid's names."""
@@ -60,7 +63,8 @@ class Settings:
 
     `mode`: how images are resized for Inception; `preset`: of precision, recall, density and coverage. Of `neighbours`:
     `num_queries`, the first so many fake images are looked up; `num_neighbours` of each are found, in the features of
-    `neighbours_by` (None: the first whose weights are there); `sheet`: the picture of them (PNG).
+    `neighbours_by` (None: the first whose weights are there); `sheet`: the picture of them (PNG). Of diffusability:
+    `normalise`, what is done to codes before they are diffused (`diffusion.normalise`), and `plot`, the figure.
     """
 
     mode: str = "clean"
@@ -69,12 +73,15 @@ class Settings:
     num_queries: int = 64
     num_neighbours: int = 3
     sheet: Path = Path("neighbours.png")
+    normalise: Normalise = "store"
+    plot: Path | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (
             ("--mode: no mode", self.mode, MODES),
             ("--preset: no preset", self.preset, PRESETS),
             ("--neighbours-by: no network", self.neighbours_by, NEIGHBOUR_NETWORKS),
+            ("--normalise: no choice", self.normalise, get_args(Normalise)),
         ):
             if value is not None and value not in known:
                 raise UsageError(f"{option} {value!r}{did_you_mean(value, known)}")
@@ -86,11 +93,13 @@ class Metric:
 
     `family`: the class that measures it, as `module:Class`. `definition`: what must agree for two figures to be
     comparable; `{features}` stands for those of the network, `{preset}` and `{sign}` for the preset's rule and
-    inequality. `network`: the key of NETWORKS that the features are of, or what makes it of the settings; None: none.
-    `compares`: `pairs`, an image with its reconstruction, so each image has a value and the mean a standard error;
-    `sets`, two collections as a whole; or `codes`, what a store holds. `inputs` says what is looked up when no path
-    is given: reconstructions with their originals, or samples with the training collection. `default`: measured when
-    no metric is named. `published`: others' figures are measured so, too. `one_sided`: looks at the fake side alone.
+    inequality, `{normalise}` for what is done to codes. `network`: the key of NETWORKS that the features are of, or
+    what makes it of the settings; None: none. `compares`: `pairs`, an image with its reconstruction, so each image has
+    a value and the mean a standard error; `sets`, two collections as a whole; or `codes`, what a store holds. `inputs`
+    says what is looked up when no path is given: reconstructions with their originals, or samples with the training
+    collection. `default`: measured when no metric is named. `published`: others' figures are measured so, too.
+    `one_sided`: looks at the fake side alone. `group`: the name that stands for this metric and others that are
+    measured together; only who names it or the metric gets it, `all` does not.
     """
 
     name: str
@@ -107,9 +116,12 @@ class Metric:
     default: bool = False
     published: bool = True
     one_sided: bool = False
+    group: str = ""
 
 
 REGISTRY: dict[str, Metric] = {}
+GROUPS: dict[str, list[str]] = {}
+"""Name of a group -> its metrics."""
 
 
 def register(metric: Metric) -> Metric:
@@ -119,9 +131,11 @@ def register(metric: Metric) -> Metric:
 
     Raises ValueError when the name is taken.
     """
-    if metric.name in REGISTRY or metric.name == "all":
+    if metric.name in REGISTRY or metric.name in GROUPS or metric.name == ALL:
         raise ValueError(f"there is a metric {metric.name!r} already")
     REGISTRY[metric.name] = metric
+    if metric.group:
+        GROUPS.setdefault(metric.group, []).append(metric.name)
     return metric
 
 
@@ -219,12 +233,25 @@ for _metric in (
     ),
 ):  # fmt: skip
     register(_metric)
+for _figure in FIGURES:
+    register(
+        Metric(
+            family=f"{_HERE}.diffusability:Diffusability",
+            compares="pairs",
+            inputs="reconstructions",
+            published=False,
+            one_sided=True,
+            group="diffusability",
+            **_figure._asdict(),
+        )
+    )
 
 
 def metric(name: str) -> Metric:
     """The metric `name`. Raises UsageError with the nearest name, or all of them, when it is unknown."""
     if name not in REGISTRY:
-        near = did_you_mean(name, [*REGISTRY, "all"]) or f"; there are: {', '.join(REGISTRY)}, and all"
+        single = [each for each, known in REGISTRY.items() if not known.group]
+        near = did_you_mean(name, [*REGISTRY, *GROUPS, ALL]) or f"; there are: {', '.join([*single, *GROUPS])}, and all"
         raise UsageError(f"no metric {name!r}{near}")
     return REGISTRY[name]
 
@@ -233,16 +260,20 @@ def metrics_help() -> str:
     """What `--metric` takes, in a few sentences."""
 
     def names(compares: Compares, inputs: str = "") -> list[str]:
-        return [each.name for each in REGISTRY.values() if each.compares == compares and inputs in ("", each.inputs)]
+        known = (each for each in REGISTRY.values() if not each.group)
+        return [each.name for each in known if each.compares == compares and inputs in ("", each.inputs)]
 
     def listed(names: list[str]) -> str:
         return ", ".join(names)
 
+    groups = [f"Many at once: {group}, that is {listed(its)}. " for group, its in GROUPS.items()]
     without = [each.name for each in REGISTRY.values() if each.network == "random-conv"]
     return (
         f"Pairs of images: {listed(names('pairs') + names('sets', 'reconstructions'))}. "
         f"Sets of images: {listed(names('sets', 'samples'))} ({listed(without)} needs no weights). "
-        f"Codes: {listed(names('codes'))}. Or all: whatever the weights at hand allow. Repeatable. "
+        f"Codes: {listed(names('codes'))}. "
+        f"{''.join(groups)}"
+        "Or all: whatever else the weights at hand allow. Repeatable. "
         f"Default: {listed([each.name for each in REGISTRY.values() if each.default])}, where inputs and weights are "
         "there."
     )
@@ -285,6 +316,7 @@ def definition_of(metric: Metric, settings: Settings) -> str:
         features="" if network is None else NETWORKS[network].features,
         preset=f"preset {settings.preset} ({preset.source}), k = {preset.k}",
         sign="<=" if preset.closed else "<",
+        normalise=settings.normalise,
     )
 
 

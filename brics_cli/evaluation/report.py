@@ -86,7 +86,7 @@ class EvaluationReport:
     """Metric -> why it was not measured; filled only when not every metric was asked for by name."""
     provenance: dict[str, Any] = field(default_factory=dict)
     sheets: list[str] = field(default_factory=list)
-    """Contact sheets that were written."""
+    """Contact sheets and figures that were written."""
     planned: list[dict[str, Any]] = field(default_factory=list)
     """What would be measured of what: filled by a dry run alone."""
 

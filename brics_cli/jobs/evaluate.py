@@ -23,7 +23,7 @@ from brics_cli.evaluation.family import SIDES, Context, Output, PairFamily, Scor
 from brics_cli.evaluation.images import StoreStream, open_images
 from brics_cli.evaluation.measuring import Input, Measurement
 from brics_cli.evaluation.pairing import Pairing, match_keys
-from brics_cli.evaluation.registry import Settings, definition_of
+from brics_cli.evaluation.registry import GROUPS, Settings, definition_of
 from brics_cli.evaluation.report import (
     OWN_WEIGHTS,
     UNKNOWN_STATISTICS,
@@ -53,11 +53,13 @@ from brics_cli.workspace import (
 )
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.embedded import model_reference
-from brics_cli.workspace.naming import PICTURE, REPORT, form_of_output, is_store
+from brics_cli.workspace.naming import REPORT, form_of_output, is_store
 from brics_cli.workspace.outputs import absent_unless_done, output_lock
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
 BATCH_SIZE = 32
+MOST_IN_SUMMARY = 8
+"""Figures of a report that `brics status` shows."""
 
 
 def evaluate(
@@ -97,8 +99,12 @@ def evaluate(
         form_of_output(out, REPORT)
         outputs.append(Output(out, "the report", "--out"))
     for written in dict.fromkeys(each for m in choice.metrics for each in family_of(m.metric).outputs(choice.settings)):
-        form_of_output(written.path, PICTURE, option=written.option)
+        form_of_output(written.path, written.forms, option=written.option)
         outputs.append(written)
+    of_codes = {"--plot": choice.settings.plot, "--normalise": choice.settings.normalise}
+    for option, value in of_codes.items():
+        if value not in (None, Settings.normalise) and not any(each.metric.group for each in choice.metrics):
+            raise UsageError(f"{option} {value} goes with --metric {' or '.join(GROUPS)}, which was not asked for")
     for output in outputs:
         check_output(output.path, overwrite=overwrite, what=output.what, flag=output.option)
         check_writable(output.path)
@@ -141,7 +147,7 @@ def evaluate(
                 next="It splits psnr, ssim and lpips of a key-code store with labels: --fake CODES.h5.",
             )
         if not report.results:
-            raise UsageError(f"nothing could be measured: {'; '.join(report.left_out.values())}")
+            raise UsageError(f"nothing could be measured: {'; '.join(dict.fromkeys(report.left_out.values()))}")
         order = [each.name for each in choice.metrics]
         report.results.sort(key=lambda result: order.index(result.metric))
         measured = {result.metric for result in report.results}
@@ -156,6 +162,7 @@ def evaluate(
             "limit": limit,
             "mode": choice.settings.mode,
             "preset": choice.settings.preset,
+            "normalise": choice.settings.normalise,
             "weights": [{**asdict(found), "path": str(found.path)} for found in used.values()],
             "packages": {package: version(package) for package in PACKAGES},
             "comparable": all(result.comparable for result in report.results),
@@ -365,7 +372,8 @@ def _compare(
                 continue
             if each.metric.compares == "pairs":
                 report.num_pairs = family.num
-            report.sheets += [str(output.path) for output in family.outputs(context.settings)]
+            written = [str(output.path) for output in family.outputs(context.settings)]
+            report.sheets = list(dict.fromkeys([*report.sheets, *written]))
             report.results.append(_result(each, score, networks.get(each.network or ""), sides, context.settings))
 
 
@@ -373,12 +381,12 @@ def _check_sides(chosen: Chosen, sides: dict[Side, Input], pairing: Pairing, con
     """Raise UsageError or ArtefactError when a metric has no figure on these sides, as far as can be said before
     reading them."""
     metric, family, fake = chosen.metric, family_of(chosen.metric), sides["fake"]
+    if (metric.compares == "codes" or family.of_codes) and fake.kind != "store":
+        what = metric.group.capitalize() or metric.title
+        raise UsageError(f"{what} is of a key-code store, and {fake.path} is none", next="Give --fake CODES.h5.")
     if metric.compares == "codes":
-        if fake.kind != "store":
-            raise UsageError(
-                f"{metric.title} is of a key-code store, and {fake.path} is none", next="Give --fake CODES.h5."
-            )
-    elif metric.compares == "pairs":
+        return
+    if metric.compares == "pairs":
         if any(isinstance(source, SavedStatistics) for source in sides.values()):
             raise UsageError(f"{metric.title} needs pairs of images, and saved statistics hold none")
         if not len(pairing):
@@ -443,7 +451,9 @@ def _save(report: EvaluationReport, out: Path) -> None:
     for source in report.sources:
         made = provenance_at(source.path)
         parents.append(Parent(made.kind if made else source.kind, source.path, source.sha256))
-    summary = ", ".join(f"{result.title} {result.value:.4g}" for result in report.results)
+    figures = [f"{result.title} {result.value:.4g}" for result in report.results]
+    more = [f"and {len(figures) - MOST_IN_SUMMARY} more"] if len(figures) > MOST_IN_SUMMARY else []
+    summary = ", ".join([*figures[:MOST_IN_SUMMARY], *more])
     details = {"summary": summary, "comparable": report.provenance["comparable"]}
     created = report.provenance["created"]
     write_provenance(Artefact(kind="report", path=out, created=created, parents=tuple(parents), details=details))

@@ -69,7 +69,7 @@ def test_an_empty_workspace_says_what_to_make(
         (["--mode", "cleen"], "--mode: no mode 'cleen'; did you mean 'clean'?"),
         (["compare", "nowhere.json", "nowhere.json"], "no such file: nowhere.json. Write one: brics eval --out"),
         (["compare"], "brics eval compare: missing argument"),
-        (["report.json"], "brics eval: no such command 'report.json'"),
+        (["report.json"], "brics eval: no command 'report.json'"),
         (["--real-subset", "train"], "--real-subset train goes with --real PATH"),
         (["--fake", "nowhere", "--fake-subset", "train"], "no such file or folder: nowhere"),
         (["--real-image-field", "left.png"], "--real-image-field left.png goes with --real PATH"),

@@ -22,6 +22,7 @@ from brics_cli.config import AutoencoderConfig, EncoderConfig, ResNetDecoderConf
 from brics_cli.errors import ArtefactError, ExitCode, UsageError
 from brics_cli.evaluation.images import open_images
 from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.registry import GROUPS
 from brics_cli.images import open_collection
 from brics_cli.jobs.evaluate import evaluate
 from brics_cli.networks.inception import load_inception
@@ -310,3 +311,64 @@ def test_rfid_takes_the_reconstructions_and_fid_the_samples(workspace: Path, sam
     ]
     alone = evaluate(["fid"], fake=workspace / "codes.h5", workspace=Workspace(workspace), allow_unverified=True)
     assert report.value("rfid") == pytest.approx(alone.value("fid"), rel=1e-9)
+
+
+def test_diffusability_of_a_store_is_twenty_figures_with_errors_and_papers(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("eval", "--workspace", workspace, "--metric", "diffusability", "--plot", workspace / "one.png", "--json")
+    assert brics(*words, "--out", workspace / "one.json") == ExitCode.DONE
+    report = json.loads(capsys.readouterr().out)
+    results = {result["metric"]: result for result in report["results"]}
+    assert list(results) == GROUPS["diffusability"] and report["left_out"] == {}
+    for result in results.values():
+        assert np.isfinite(result["value"]) and result["standard_error"] is not None, result
+        assert "arXiv" in result["definition"] or result["metric"] == "spectrum-images"
+    assert report["num_pairs"] == NUM_IMAGES and report["sheets"] == [str(workspace / "one.png")]
+    assert Image.open(workspace / "one.png").width > 1000
+    store = KeyCodeStore(workspace / "codes.h5")
+    codes = store.batch(range(NUM_IMAGES))
+    walls = ((codes < 0.5 / 255) | (codes > 254.5 / 255)).mean()
+    assert results["codes-saturation"]["value"] == pytest.approx(walls)
+    autoencoder = load_autoencoder(workspace / "runs" / "autoencoder" / "a")
+    stream = open_images(
+        read_provenance(store.path).parent("collection").path, workspace=Workspace(workspace),
+        transform=store.transform, size=SIDE,
+    )  # fmt: skip
+    images = torch.from_numpy(np.stack([image for batch in stream.read() for image in batch])).permute(0, 3, 1, 2)
+    images = images.float() / 127.5 - 1
+    z = torch.from_numpy(codes)
+    plain, mirrored = (
+        (autoencoder.decode(made) - target).square().mean()
+        for made, target in ((z, images), (z.flip(-1), images.flip(-1)))
+    )
+    assert results["equivariance-flip"]["value"] == pytest.approx(float(mirrored / plain), rel=1e-3)
+    # the same, measured with another normalisation, is not ranked beside it
+    assert brics(*words[:3], "--metric", "viv", "--normalise", "probit", "--out", workspace / "two.json") == 0
+    capsys.readouterr()
+    assert brics("eval", "compare", workspace / "one.json", workspace / "two.json", "--json") == 0
+    rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["metrics"]}
+    assert rows["viv"]["differences"] == ["defined differently"] and rows["viv"]["values"][0] is not None
+
+
+def test_stores_stand_side_by_side(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(workspace / "codes.h5", workspace / "other.h5")
+    words = ("eval", "compare", workspace / "codes.h5", workspace / "other.h5", "--workspace", workspace, "--limit", 18)
+    assert brics(*words, "--plot", workspace / "both.svg") == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert "VIV of the store" in out and "codes.h5" in out and "other.h5" in out
+    assert "plot: " in err and (workspace / "both.svg").read_text().count("of the store itself") == 2
+    assert brics(*words[:3], "--workspace", workspace) == ExitCode.USAGE
+    assert "at least 2 reports or stores" in capsys.readouterr().err
+
+
+def test_what_diffusability_cannot_look_at_is_said(
+    workspace: Path, samples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("eval", "--workspace", workspace, "--real", samples, "--fake", samples, "--metric")
+    assert brics(*words, "diffusability") == ExitCode.USAGE
+    assert capsys.readouterr().err.count("Diffusability is of a key-code store") == 1
+    assert brics(*words, "psnr", "--plot", workspace / "a.png") == ExitCode.USAGE
+    assert "a.png goes with --metric diffusability, which was not asked for" in capsys.readouterr().err
+    assert brics(*words, "psnr", "--normalise", "prbit") == ExitCode.USAGE
+    assert "did you mean 'probit'" in capsys.readouterr().err

@@ -22,11 +22,11 @@ from brics_cli.autoencoder.model_files import (
 )
 from brics_cli.autoencoder.sizes import check_against
 from brics_cli.config import CodeKind, Config, DenoiserConfig, DiffusionConfig, DiTConfig, UNetConfig, validate
-from brics_cli.diffusion.denoisers.denoiser import LEAST_STD, Denoiser, DiffusionLoss
+from brics_cli.diffusion.denoisers.denoiser import Denoiser, DiffusionLoss
 from brics_cli.diffusion.denoisers.dit import DiT
 from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.denoisers.unet import UNet
-from brics_cli.diffusion.normalisation import NUM_LEVELS, probit_levels
+from brics_cli.diffusion.normalisation import NUM_LEVELS, normalisation
 from brics_cli.errors import ArtefactError, UsageError
 
 KIND = "diffusion"
@@ -58,20 +58,9 @@ def build_denoiser(
     `gradient_checkpointing`: less memory in training, for more time. Raises UsageError when the network does not fit
     the codes, and for `probit` of codes that are not bounded.
     """
-    levels = None
-    if diffusion.normalise == "probit":
-        if code_kind != "bounded":
-            raise UsageError(
-                "diffusion.normalise probit is for codes in [0, 1], and these can be any number",
-                next="Take --set diffusion.normalise=store.",
-            )
-        assert store_histogram is not None
-        levels = probit_levels(store_histogram)
-    if diffusion.normalise == "store":
-        mean = [2 * float(value) - 1 for value in store_mean]
-        std = [max(2 * float(value), LEAST_STD) for value in store_std]
-    else:
-        mean, std = [0.0] * code_shape[0], [1.0] * code_shape[0]
+    mean, std, levels = normalisation(
+        diffusion.normalise, mean=store_mean, std=store_std, histogram=store_histogram, code_kind=code_kind
+    )
     network = build_network(config, code_shape=code_shape, num_classes=num_classes)
     network.gradient_checkpointing = gradient_checkpointing
     return Denoiser(
@@ -133,9 +122,9 @@ def save_denoiser(
     averages, by name (the relative width). `lineage` holds `autoencoder_sha256`, `store_sha256` and `store_path`: what
     made the codes, and where they are.
     """
-    normalisation = {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()}
+    normalised_by = {"mean": denoiser.mean.flatten().tolist(), "std": denoiser.std.flatten().tolist()}
     if denoiser.levels is not None:
-        normalisation["levels"] = denoiser.levels.tolist()
+        normalised_by["levels"] = denoiser.levels.tolist()
     config = {
         "denoiser": denoiser.config.model_dump(mode="json"),
         "diffusion": denoiser.diffusion.model_dump(mode="json"),
@@ -144,7 +133,7 @@ def save_denoiser(
         "class_counts": list(denoiser.class_counts),
         "class_names": list(denoiser.class_names),
         "code_kind": denoiser.code_kind,
-        "normalisation": normalisation,
+        "normalisation": normalised_by,
         "lineage": lineage,
     }
     return save_model(directory, kind=KIND, config=config, state=state, averages=averages)

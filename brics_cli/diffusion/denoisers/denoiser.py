@@ -19,10 +19,7 @@ from brics_cli.config import CodeKind, DenoiserConfig, DiffusionConfig
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers.parts import dropout_keys
 from brics_cli.diffusion.diffusion import Draws, alpha_sigma, parametrisation, training_log_snr, weight
-from brics_cli.diffusion.normalisation import codes_to_x, x_to_codes
-
-LEAST_STD = 1 / 255
-"""A channel that never varies has std 0: it is divided by one uint8 step of a code instead."""
+from brics_cli.diffusion.normalisation import to_x, x_to_codes
 
 
 class DiffusionLoss(NamedTuple):
@@ -78,9 +75,7 @@ class Denoiser(nn.Module):
 
     def to_x(self, codes: Tensor) -> Tensor:
         """Codes (B, C, h, w) in [0, 1] -> x, the space that diffusion runs in."""
-        if self.levels is not None:
-            return codes_to_x(codes, self.levels)
-        return (2 * codes - 1 - self.mean) / self.std
+        return to_x(codes, self.mean, self.std, self.levels)
 
     def to_codes(self, x: Tensor) -> Tensor:
         """x (B, C, h, w) -> codes, clamped to [0, 1] when that is their range."""

@@ -87,11 +87,13 @@ def _blocks(loaded: LoadedReport, record: dict[str, Any], context: Context) -> l
             said = f"{count(len(names), 'entry', 'entries')} {title}{more}"
             blocks.append(Table(["", title], rows, said, folded=True))
     for sheet in record.get("sheets") or []:
-        blocks += context.attempt(f"the sheet {sheet}", [], _sheet, Path(sheet))
+        blocks += context.attempt(f"the sheet {sheet}", [], _sheet, Path(sheet), Path(loaded.path).parent)
     return blocks
 
 
-def _sheet(path: Path) -> list[Block]:
+def _sheet(path: Path, folder: Path) -> list[Block]:
+    """A sheet that a report names, where it was or beside the report in `folder`."""
+    path = path if path.exists() else folder / path.name
     picture = Picture(np.array(decode_image(path.read_bytes())))
     alt = f"sheet {path.name}: each fake image, then the real ones nearest to it"
     return [Gallery([Tile(picture, alt, str(path))], "", "maps")]

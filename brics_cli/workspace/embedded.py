@@ -44,7 +44,7 @@ class EmbeddedModel:
 
 
 MODELS: tuple[EmbeddedModel, ...] = (
-    EmbeddedModel("brics-mini", "autoencoder", "b0949e9ca32463f445f41f3f3ee7844be62828b75a179d2e98fa33b17fc6c1e5"),
+    EmbeddedModel("brics-mini", "autoencoder", "6b95d8d3e92acf28d9fc19a6c50fe9bcadc185149bb5e0876a690605c4ae2a72"),
 )
 """The first of a kind is used where nothing of that kind is trained."""
 

@@ -20,7 +20,8 @@ from brics_cli.autoencoder.autoencoder import Autoencoder, to_tensor, to_uint8
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.config import load_recipe
-from brics_cli.evaluation.reconstruction import psnr, ssim
+from brics_cli.evaluation.psnr import psnr
+from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import load_pixels
 from brics_cli.runtime.reporting import SilentReporter

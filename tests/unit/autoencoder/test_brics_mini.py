@@ -11,7 +11,7 @@ from skimage import data
 
 from brics_cli import load_autoencoder
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_tensor, to_uint8
-from brics_cli.evaluation.reconstruction import capped_psnr
+from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.workspace.embedded import embedded_default
 
 

@@ -19,7 +19,7 @@ from brics_cli.config.names import Normalise
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.evaluation.registry import MODES, NEIGHBOUR_NETWORKS, PRESETS, REGISTRY, Settings, metrics_help
-from brics_cli.evaluation.report import OWN_WEIGHTS, UNKNOWN_STATISTICS
+from brics_cli.evaluation.report import OWN_WEIGHTS, SPLITS, UNKNOWN_STATISTICS
 from brics_cli.sampling.tasks import DEFAULT_NUM_DRAWN
 from brics_cli.wording import count
 
@@ -154,9 +154,9 @@ def eval(
 ) -> int:
     """Measure reconstructions against their originals, or samples against a collection.
 
-    **Pairs** (psnr, ssim, lpips, rfid): left out, `--fake` is the newest key-code store, decoded on the fly, and
-    `--real` the collection it was encoded from. Images are paired by key: equal keys, or one with directories in
-    front.
+    **Pairs** (psnr, ssim, lpips, rfid): left out, `--fake` is the newest key-code store, decoded on the fly, of
+    held-out images where there is one, and `--real` the collection it was encoded from. Images are paired by key:
+    equal keys, or one with directories in front.
 
     **Sets** (fid, clip-fid, kid, ...): left out, `--fake` is the newest samples, and `--real` the collection that the
     autoencoder behind them was trained on.
@@ -361,6 +361,11 @@ def _class_tables(report: EvaluationReport) -> list[Table]:
 def _footnotes(report: EvaluationReport) -> list[str]:
     """What a reader of the table must know besides."""
     notes = [f"{result.title}: {result.note}" for result in report.results if result.note]
+    splits: dict[str, list[str]] = {}
+    for source in report.sources:
+        if source.split is not None and source.side not in splits.setdefault(source.split, []):
+            splits[source.split].append(source.side)
+    notes += [f"{' and '.join(sides)}: {SPLITS[split]}" for split, sides in splits.items()]
     kinds: dict[str, list[str]] = {}
     for result in report.results:
         if result.error_kind is not None:

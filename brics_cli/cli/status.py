@@ -8,7 +8,7 @@ from rich.tree import Tree
 from brics_cli.cli import options
 from brics_cli.cli.output import Session
 from brics_cli.runtime.reporting import printable
-from brics_cli.workspace import Artefact, embedded
+from brics_cli.workspace import Artefact, Workspace, embedded
 from brics_cli.workspace.artefacts import of_embedded
 
 app = options.command_app()
@@ -36,7 +36,7 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
         return
     used = {parent.sha256 for artefact in artefacts for parent in artefact.parents}
     artefacts += [of_embedded(model) for model in embedded.MODELS if model.sha256 in used]
-    tree = lineage_tree(artefacts, root=str(session.workspace.root.resolve()))
+    tree = lineage_tree(artefacts, session.workspace)
     session.result(None, [tree], pipe_width=UNCUT)
 
 
@@ -47,18 +47,19 @@ UNCUT = 100_000
 _KINDS = {"collection": "shards", "validation": "shards"}
 
 
-def lineage_tree(artefacts: list[Artefact], *, root: str) -> Tree:
+def lineage_tree(artefacts: list[Artefact], workspace: Workspace) -> Tree:
     """Artefacts (newest first) as a tree: each below its nearest parent that is in the workspace."""
     by_path = {str(artefact.path.resolve()): artefact for artefact in artefacts}
     by_sha256 = {(str(a.kind), a.details.get("sha256")): str(a.path.resolve()) for a in artefacts}
-    newest = {artefact.kind: artefact for artefact in reversed(artefacts) if artefact.usable}
+    usable = {artefact.kind for artefact in artefacts if artefact.usable}
+    newest = {workspace.newest(kind, wanted="training").path for kind in usable}
     children: dict[str | None, list[Artefact]] = {}
     for artefact in reversed(artefacts):
         moved = [by_sha256.get((_KINDS.get(parent.kind, parent.kind), parent.sha256)) for parent in artefact.parents]
         places = zip([parent.path for parent in artefact.parents], moved, strict=True)
         parents = [path if path in by_path else other for path, other in places if path in by_path or other]
         children.setdefault(parents[0] if parents else None, []).append(artefact)
-    tree = Tree(Text(printable(root), "bold"))
+    tree = Tree(Text(printable(str(workspace.root.resolve())), "bold"))
 
     def grow(branch: Tree, of: str | None) -> None:
         for artefact in children.get(of, []):
@@ -67,8 +68,8 @@ def lineage_tree(artefacts: list[Artefact], *, root: str) -> Tree:
                 (artefact.kind, "cyan"),
                 printable(f" {artefact.path if shipped is None else shipped.name}"),
                 (printable(f"  {said}") if said else "", "dim"),
-                ("  newest" if newest.get(artefact.kind) is artefact else "", "green"),
-                ("" if artefact.complete else "  unfinished", "yellow"),
+                ("  newest" if artefact.path in newest else "", "green"),
+                (printable(f"  {artefact.shortcoming}") if artefact.shortcoming else "", "yellow"),
             )
             grow(branch.add(line), str(artefact.path.resolve()))
 

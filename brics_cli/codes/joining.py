@@ -30,8 +30,8 @@ from brics_cli.workspace.artefacts import differences
 from brics_cli.workspace.outputs import output_lock
 
 _MAY_DIFFER = ("source", "num_images", "selection", "part")
-_COUNTED = ("sha256", "num_images", "num_failed", "summary", "sealed")
-"""Details of a store that are counted anew."""
+_COUNTED = ("sha256", "num_images", "num_failed", "summary", "sealed", "part")
+"""Details of a store that are counted anew. What was joined is whole."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from brics_cli.codes.reader import KeyCodeStore
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.opening import collection_exists
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, provenance_at
+from brics_cli.workspace.artefacts import Split, split
 from brics_cli.workspace.embedded import embedded_at
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def comparison_inputs(
             raise UsageError(f"no such file or folder: {path}")
     if fake is None:
         kind: Kind = "store" if compares == "pairs" else "samples"
-        fake = workspace.resolve(kind, argument="--fake", reporter=reporter).path
+        fake = workspace.resolve(kind, argument="--fake", wanted="held-out", reporter=reporter).path
     made = provenance_at(fake)
     if real is not None:
         # a foreign `fake`: perhaps `real` is ours and says which square it shows
@@ -203,6 +204,23 @@ def comparison_inputs(
         reporter.message(f"--real not given: using {real}, {origin.role}")
     square = (origin.transform, origin.size) if origin is not None else (None, None)
     return ComparisonInputs(str(real), str(fake), *square)
+
+
+def split_behind(path: str, *, other: str, workspace: Workspace) -> Split | None:
+    """What the images at `path` were to the autoencoder behind them, or behind the `other` side of a comparison.
+
+    None where there is no autoencoder, and for images that a model drew.
+    """
+    made = provenance_at(path)
+    if made is not None and made.kind not in {"store", "reconstructions", "shards"}:
+        return None
+    behind = (workspace.ancestor(each, "autoencoder") for each in (made, provenance_at(other)) if each is not None)
+    autoencoder = next((each for each in behind if each is not None), None)
+    images: Parent | None = Parent("collection", path, "")
+    if made is not None:
+        shards = Parent("shards", path, str(made.details.get("sha256", "")))
+        images = shards if made.kind == "shards" else made.parent("collection")
+    return None if autoencoder is None or images is None else split(images, autoencoder)
 
 
 def _known_origin(artefact: Artefact | None, workspace: Workspace) -> Origin | None:

@@ -8,6 +8,12 @@ from typing import Any
 
 OWN_WEIGHTS = "own weights"
 UNKNOWN_STATISTICS = "statistics of an unknown network"
+SPLITS = {
+    "training": "training images: the autoencoder was trained on all of them, or all but a share held out by hash",
+    "held-out": "held-out images: the autoencoder was validated on them, and never trained",
+    "other": "images of a collection that the autoencoder was neither trained nor validated on",
+}
+"""What a figure is of, by `Source.split`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Source:
 
     `cached`: the networks whose features of it came from the cache. `model`: kind, path and step of the trained model
     it came from, where one is known. `image_size`: the median of the shorter sides, px (None: unknown).
-    `transform`: what made a collection's images so (None: nothing).
+    `transform`: what made a collection's images so (None: nothing). `split`: what the images were to the autoencoder
+    behind them, one of `SPLITS` (None: not known, or not images of a collection).
     """
 
     side: str
@@ -59,6 +66,7 @@ class Source:
     model: dict[str, Any] | None = None
     image_size: int | None = None
     transform: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def plan_encoding(
     if autoencoder is None:
         autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
     if data is None:
-        data = _trained_on(autoencoder)
+        data = _trained_on(autoencoder, workspace)
         reporter.message(f"DATA not given: using {data}, which {autoencoder} was trained on")
     files = read_autoencoder(autoencoder)
     config = files.config
@@ -207,7 +207,7 @@ def _default_size(files: AutoencoderFiles, collection: Collection, reporter: Rep
     return size
 
 
-def _trained_on(run: Path) -> str:
+def _trained_on(run: Path, workspace: Workspace) -> str:
     """The collection that the autoencoder of `run` was trained on."""
     artefact = read_provenance(run)
     collection = artefact.parent("collection") if artefact is not None else None
@@ -216,7 +216,7 @@ def _trained_on(run: Path) -> str:
             f"{model_reference(run)} does not say what it was trained on",
             next="Give DATA: brics encode-dataset IMAGES",
         )
-    return collection.path
+    return workspace.collection_path(collection)
 
 
 def estimate_seconds(plan: EncodePlan) -> float:
@@ -306,6 +306,9 @@ def encode_dataset(
                 "flips": header.flipped,
                 "precision": header.precision,
             }
+            if collection is not plan.whole:
+                number = f", part {header.part}" if header.part else ""
+                details["part"] = f"{len(collection):,} of {len(plan.whole):,} images{number}"
             writer.merge(parents=parents, details=details, reporter=reporter)
         already_complete = writer.complete
     store = KeyCodeStore(plan.out)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import brics_cli
-from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs
+from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs, split_behind
 from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, BricsError, UsageError
@@ -26,6 +26,7 @@ from brics_cli.evaluation.pairing import Pairing, match_keys
 from brics_cli.evaluation.registry import GROUPS, Settings, definition_of
 from brics_cli.evaluation.report import (
     OWN_WEIGHTS,
+    SPLITS,
     UNKNOWN_STATISTICS,
     EvaluationReport,
     FailedImage,
@@ -139,7 +140,8 @@ def evaluate(
                 for side, path in zip(SIDES, (inputs.real, inputs.fake), strict=True)
             }
             for side, source in sides.items():
-                _say_source(side, source, workspace, report, reporter)
+                split = split_behind(source.path, other=inputs.fake, workspace=workspace)
+                _say_source(side, source, split, workspace, report, reporter)
             _compare(sides, group, choice, context, report, by_class=by_class)
         if by_class and not any("by_class" in (result.details or {}) for result in report.results):
             raise UsageError(
@@ -265,14 +267,21 @@ def _open_side(
     )
 
 
-def _say_source(side: Side, source: Input, workspace: Workspace, report: EvaluationReport, reporter: Reporter) -> None:
+def _say_source(
+    side: Side,
+    source: Input,
+    split: str | None,
+    workspace: Workspace,
+    report: EvaluationReport,
+    reporter: Reporter,
+) -> None:
     """Say what one side is, and add it to the report."""
     transform = source.transform if isinstance(source, CollectionStream) else None
     model, size = _model_behind(source.path, workspace), _image_size(source)
     report.sources.append(
-        Source(side, source.kind, source.path, source.describe(), source.identity, [], model, size, transform)
+        Source(side, source.kind, source.path, source.describe(), source.identity, [], model, size, transform, split)
     )
-    reporter.message(f"{side}: {source.path}: {source.describe()}")
+    reporter.message(f"{side}: {source.path}: {source.describe()}" + (f"; {SPLITS[split]}" if split else ""))
     if isinstance(source, SavedStatistics) and source.network is None:
         reporter.warning(
             f"{side}: nothing in {source.path} says which network made it (clean-fid's and pytorch-fid's files "

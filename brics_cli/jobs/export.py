@@ -77,7 +77,7 @@ def plan_export(
     Raises ArtefactError when flips or some of the labels are not in the store, UsageError for a file as `out`.
     """
     if codes is None:
-        codes = workspace.resolve("store", argument="CODES", reporter=reporter).path
+        codes = workspace.resolve("store", argument="CODES", wanted="training", reporter=reporter).path
     store, out = KeyCodeStore(codes), out or workspace.root / "latents"
     form_of_output(out, {"LightningDiT's latents": (FOLDER,)})
     if not len(store):

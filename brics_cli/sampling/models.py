@@ -32,7 +32,7 @@ from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
-from brics_cli.workspace import Parent, Workspace, read_provenance, sha256_of_file
+from brics_cli.workspace import Parent, Workspace, provenance_at, read_provenance, sha256_of_file
 from brics_cli.workspace.files import PROVENANCE_FILE
 
 OnStep = Callable[[], None]
@@ -246,7 +246,8 @@ def load_models(
         class_ = denoiser.classes.find(class_, where=denoiser.path) if denoiser.num_classes else 0  # 0 is refused
     lineage = denoiser.lineage
     run = read_provenance(model)
-    origin = run or read_provenance(Path(lineage["store_path"]))
+    origin = run or provenance_at(lineage["store_path"])
+    store = None if run is None else run.parent("store")
     found = workspace.ancestor(origin, "autoencoder") if origin is not None else None
     decoder = load_autoencoder_of(
         model,
@@ -267,7 +268,7 @@ def load_models(
         plain_sha256 = sha256_of_file(read_model_config(model, kind="diffusion")[1] / WEIGHTS_NAME)
     parents = [
         Parent("diffusion", str(model.resolve()), plain_sha256),
-        Parent("store", lineage["store_path"], lineage["store_sha256"]),
+        store or Parent("store", lineage["store_path"], lineage["store_sha256"]),
         Parent("autoencoder", decoder.reference, decoder.weights_sha256),
     ]
     if weaker is not None:

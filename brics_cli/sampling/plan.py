@@ -207,7 +207,8 @@ def _placed(plan: Plan, *, workspace: Workspace, reporter: Reporter) -> Plan:
         file_of_pieces(artefact.path)
         for artefact in workspace.artefacts()
         if artefact.kind == "samples" and not artefact.complete
-        if artefact.details.get("settings") == plan.settings and artefact.parents == plan.models.parents
+        if artefact.details.get("settings") == plan.settings
+        if [parent.sha256 for parent in artefact.parents] == [parent.sha256 for parent in plan.models.parents]
     ]
     if plan.format == "h5":  # a store that is not whole has parts, and no provenance yet
         for folder in sorted(new.parent.glob("*.h5.parts"), reverse=True):

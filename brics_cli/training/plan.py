@@ -214,7 +214,7 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
     recipe = None if known is None else checked(_load(known, asked, kind="autoencoder"))
     path = asked.data
     if path is None:
-        path = str(workspace.resolve("shards", argument="DATA", reporter=reporter).path)
+        path = str(workspace.resolve("shards", argument="DATA", wanted="training", reporter=reporter).path)
     collection = open_collection(
         path, subset=asked.subset, labels="none", image_field=asked.image_field, reporter=reporter
     )
@@ -279,7 +279,7 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
     recipe = _load(asked.recipe or default, asked, kind="diffusion")
     path = asked.data
     if path is None:
-        path = str(workspace.resolve("store", argument="CODES", reporter=reporter).path)
+        path = str(workspace.resolve("store", argument="CODES", wanted="training", reporter=reporter).path)
     store = KeyCodeStore(path)
     if asked.recipe is None:
         recipe = _choose(

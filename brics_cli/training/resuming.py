@@ -156,8 +156,8 @@ def reopen_collection(artefact: Artefact, kind: str, workspace: Workspace, repor
 def reopen_store(artefact: Artefact, workspace: Workspace) -> KeyCodeStore:
     """The store that a run was started on. Raises ArtefactError when it has changed."""
     parent = _parent(artefact, "store")
-    moved = None if Path(parent.path).exists() else workspace.with_sha256("store", parent.sha256)
-    store = KeyCodeStore(parent.path if moved is None else moved.path)
+    found = workspace.located(parent)
+    store = KeyCodeStore(parent.path if found is None else found.path)
     _check_unchanged(parent, store.sha256, artefact)
     return store
 

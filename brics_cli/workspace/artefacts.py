@@ -2,12 +2,14 @@
 
 An artefact's provenance is the JSON of `Artefact`: the file `brics.json` inside a directory, the attribute
 `provenance` of a key-code store, or `<file>.brics.json` beside any other file. It names every parent by path and
-sha256, so that one path leads to everything it was made from (DESIGN section 7).
+sha256, so that one path leads to everything it was made from (DESIGN section 7). A parent in the same workspace is
+also named by its path in there, which comes first: a workspace that is moved or copied keeps to what is in it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -41,6 +43,8 @@ Kind = Literal[
 ]
 
 TRAINED: frozenset[str] = frozenset({"autoencoder", "diffusion"})
+COLLECTIONS: frozenset[str] = frozenset({"collection", "validation", "shards"})
+"""Kinds of parents that are images: of packed shards, and of what brics did not make."""
 MODEL_FILE = Path("model", "model.safetensors")
 STORE_ATTRIBUTE = "provenance"
 
@@ -57,6 +61,9 @@ _HOW_TO_MAKE: dict[str, tuple[str, str]] = {
     "report": ("evaluation report", "brics eval --metric psnr"),
     "page": ("report page", "brics report"),
 }
+
+Split = Literal["training", "held-out", "other"]
+"""How an autoencoder knows a collection: it was trained on it, it was validated on it, or neither."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,11 @@ class Artefact:
             return (self.path / MODEL_FILE).exists() or embedded_at(self.path) is not None
         return self.complete
 
+    @property
+    def shortcoming(self) -> str:
+        """Why a command takes it only when it is named: it is unfinished, or of some images alone; empty otherwise."""
+        return str(self.details.get("part", "")) if self.complete else "unfinished"
+
     def parent(self, kind: str) -> Parent | None:
         """The first parent of `kind`, or None."""
         return next((parent for parent in self.parents if parent.kind == kind), None)
@@ -98,6 +110,10 @@ class Artefact:
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
         del record["path"]
+        root = f"{_root_of(self.path)}{os.sep}"
+        for parent in record["parents"]:
+            if parent["path"].startswith(root):
+                parent["in_workspace"] = parent["path"].removeprefix(root)
         return {"brics_artefact": 1, **record}
 
 
@@ -109,6 +125,24 @@ def now() -> str:
 def provenance_path(path: Path) -> Path:
     """Where the provenance of the artefact `path` is (not for stores: theirs is an attribute)."""
     return path / PROVENANCE_FILE if path.is_dir() else path.with_name(path.name + "." + PROVENANCE_FILE)
+
+
+def _root_of(path: Path) -> Path:
+    """The workspace that the artefact at `path` stands in: see `Workspace._candidates`."""
+    path = path.resolve()
+    return path.parents[2] if len(path.parents) > 2 and path.parents[1].name == "runs" else path.parent
+
+
+def _parent_at(root: Path, *, in_workspace: str = "", **recorded: str) -> Parent:
+    """A parent as its child in the workspace `root` names it; its path is the one in there, where it is."""
+    parent = Parent(**recorded)
+    if not in_workspace:
+        return parent
+    here = root / in_workspace
+    there = here.exists()
+    if not there and parent.kind in COLLECTIONS and here.parent != root:  # a pattern of files, a split of a zip
+        there = here.parent.exists()
+    return replace(parent, path=str(here)) if there else parent
 
 
 def write_provenance(artefact: Artefact) -> None:
@@ -146,7 +180,7 @@ def read_provenance(path: Path) -> Artefact | None:
             path=path,
             created=str(record["created"]),
             complete=bool(record["complete"]),
-            parents=tuple(Parent(**parent) for parent in record["parents"]),
+            parents=tuple(_parent_at(_root_of(path), **parent) for parent in record["parents"]),
             details=dict(record["details"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -197,37 +231,72 @@ class Workspace:
                 found.append(artefact)
         return sorted(found, key=lambda artefact: (artefact.created, str(artefact.path)), reverse=True)
 
-    def newest(self, kind: Kind) -> Artefact:
-        """The newest usable artefact of `kind`. Raises ArtefactError with the command that would make one."""
-        for artefact in self.artefacts():
-            if artefact.kind == kind and artefact.usable:
-                return artefact
-        name, command = _HOW_TO_MAKE[kind]
-        raise ArtefactError(f"no {name} in the workspace {self.root.resolve()}", next=f"Make one: {command}")
+    def newest(self, kind: Kind, *, wanted: Split | None = None) -> Artefact:
+        """The newest usable artefact of `kind` that is finished and whole; another one where there is none.
 
-    def resolve(self, kind: Kind, *, argument: str, reporter: Reporter) -> Artefact:
-        """The newest artefact of `kind` for an `argument` that was left out, or, where there is none, the embedded
-        model of that kind; `reporter` hears which.
+        `wanted`: of key-code stores and shards those of "training" images, or of "held-out" ones, where there are any.
+        Raises ArtefactError with the command that would make one.
+        """
+        return self._ranked(kind, wanted)[0]
+
+    def resolve(self, kind: Kind, *, argument: str, wanted: Split | None = None, reporter: Reporter) -> Artefact:
+        """`newest` for an `argument` that was left out, or, where there is none, the embedded model of that kind;
+        `reporter` hears which it is, and why not a newer one.
 
         Raises ArtefactError with the command that would make one.
         """
         try:
-            artefact = self.newest(kind)
+            artefact, *others = self._ranked(kind, wanted)
         except ArtefactError:
             if (model := embedded_default(kind)) is None:
                 raise
-            artefact = of_embedded(model)
-        for path, reason in self.passed_over.items():
-            reporter.warning(f"{path} is passed over: {reason}")
-        if (model := embedded_at(artefact.path)) is not None:
             reporter.message(
                 f"{argument} not given, and no {_HOW_TO_MAKE[kind][0]} in the workspace: using {model.name}, which is "
                 f"embedded in brics (sha256 {model.sha256[:12]})"
             )
+            return of_embedded(model)
+        finally:
+            for path, reason in self.passed_over.items():
+                reporter.warning(f"{path} is passed over: {reason}")
+        said = f"{argument} not given: using {artefact.path}"
+        if artefact.shortcoming:
+            summary = f" ({artefact.details['summary']})" if "summary" in artefact.details else ""
+            reporter.warning(f"{said}, {artefact.shortcoming}{summary}, as there is nothing else")
             return artefact
-        state = "" if artefact.complete else f", unfinished ({artefact.details.get('summary', 'no summary')})"
-        reporter.message(f"{argument} not given: using {artefact.path}{state}")
+        newer = [
+            f"{other.path} is newer, and {other.shortcoming or 'of ' + str(self.split_of(other)) + ' images'}"
+            for other in others
+            if other.created > artefact.created
+        ]
+        more = f" and {len(newer) - 3:,} more" if len(newer) > 3 else ""
+        reporter.message(said + (f" ({'; '.join(newer[:3])}{more})" if newer else ""))
         return artefact
+
+    def _ranked(self, kind: Kind, wanted: Split | None) -> list[Artefact]:
+        """The usable artefacts of `kind`, the best choice first: whole ones, of the `wanted` images, newest first."""
+        unwanted = {"training": "held-out", "held-out": "training"}.get(wanted or "")
+        usable = [artefact for artefact in self.artefacts() if artefact.kind == kind and artefact.usable]
+        if not usable:
+            name, command = _HOW_TO_MAKE[kind]
+            raise ArtefactError(f"no {name} in the workspace {self.root.resolve()}", next=f"Make one: {command}")
+
+        def rank(artefact: Artefact) -> tuple[bool, bool]:
+            return bool(artefact.shortcoming), unwanted is not None and self.split_of(artefact) == unwanted
+
+        return sorted(usable, key=rank)
+
+    def split_of(self, artefact: Artefact) -> Split | None:
+        """What the images of `artefact`, or behind its codes, were to the autoencoder behind it; None: not known.
+
+        Of packed shards: to any autoencoder in the workspace.
+        """
+        if artefact.kind == "shards":
+            images = Parent("shards", str(artefact.path.resolve()), str(artefact.details.get("sha256", "")))
+            splits = {split(images, each) for each in self.artefacts() if each.kind == "autoencoder"}
+            known: tuple[Split, ...] = ("training", "held-out", "other")
+            return next((each for each in known if each in splits), None)
+        made_by, collection = self.ancestor(artefact, "autoencoder"), artefact.parent("collection")
+        return None if made_by is None or collection is None else split(collection, made_by)
 
     def with_sha256(self, kind: Kind, sha256: str) -> Artefact | None:
         """The artefact of `kind` whose weights or bytes have this sha256, should it have moved, be it an embedded
@@ -248,15 +317,16 @@ class Workspace:
             candidate = waiting.popleft()
             if candidate.kind == kind:
                 return candidate
-            waiting.extend(found for parent in candidate.parents if (found := self._located(parent)) is not None)
+            waiting.extend(found for parent in candidate.parents if (found := self.located(parent)) is not None)
         return None
 
-    def _located(self, parent: Parent) -> Artefact | None:
+    def located(self, parent: Parent) -> Artefact | None:
+        """The artefact that `parent` is: where its child says, or, should it have moved, in here by its sha256."""
         with suppress(ArtefactError):
             there = read_provenance(Path(parent.path))
             if there is not None and there.details.get("sha256", parent.sha256) == parent.sha256:
                 return there
-        if parent.kind in {"collection", "shards"}:
+        if parent.kind in COLLECTIONS:
             return None
         wanted, model = (parent.kind, parent.sha256), embedded_with(parent.sha256)
         found = [*self.artefacts(), *([of_embedded(model)] if model is not None else [])]
@@ -300,6 +370,15 @@ class Workspace:
                         yield from (_artefact_path(entry) for entry in sorted(kind.iterdir()))
             elif not child.name.startswith("."):
                 yield _artefact_path(child)
+
+
+def split(images: Parent, autoencoder: Artefact) -> Split | None:
+    """What `images` were to `autoencoder`, by their sha256 or their path; None: it does not say what it was trained on."""
+    for kind, name in (("collection", "training"), ("validation", "held-out")):
+        known = autoencoder.parent(kind)
+        if known is not None and ({images.sha256} - {""} == {known.sha256} or images.path == known.path):
+            return cast(Split, name)
+    return None if autoencoder.parent("collection") is None else "other"
 
 
 def _artefact_path(entry: Path) -> Path:

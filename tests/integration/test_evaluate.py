@@ -103,7 +103,7 @@ def test_without_a_word_it_measures_the_newest_store(
     assert report["left_out"].keys() == {"lpips", "lpips-vgg", "fid", "clip-fid"}
     assert "left out: clip-fid: needs ViT-B-32.pt (354.0 MB), which is not there" in err
     assert f"--fake not given: using {workspace / 'codes.h5'}" in err
-    assert f"--real not given: using {made / 'photos'}, the collection that its key codes were encoded from" in err
+    assert f"--real not given: using {workspace / 'photos'}, the collection that its key codes were encoded from" in err
     assert report["num_pairs"] == NUM_IMAGES
     real = open_images(made / "photos", workspace=Workspace(workspace), transform="crop-bicubic", size=SIDE)
     fake = open_images(workspace / "codes.h5", workspace=Workspace(workspace))
@@ -141,7 +141,7 @@ def test_samples_are_measured_against_the_training_collection(
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert f"--fake not given: using {samples}" in err
-    assert f"{made / 'photos'}, the collection that its autoencoder was trained on" in err
+    assert f"{workspace / 'photos'}, the collection that its autoencoder was trained on" in err
     assert report["provenance"]["comparable"] is False
     assert [weights["verified"] for weights in report["provenance"]["weights"]] == [False, False]
     assert (report["results"][0]["num_real"], report["results"][0]["num_fake"]) == (NUM_IMAGES, 6)
@@ -255,8 +255,9 @@ def test_what_cannot_be_compared_is_refused(workspace: Path, samples: Path) -> N
 
 def test_a_collection_that_went_away_is_named(workspace: Path, made: Path, tmp_path: Path) -> None:
     """The store remembers where its images were; when they are gone, that is what the error says."""
-    moved = made.with_name("moved")
+    moved, other = made.with_name("moved"), workspace / "away"
     (made / "photos").rename(moved)
+    (workspace / "photos").rename(other)
     try:
         with pytest.raises(ArtefactError, match=r"photos, the collection .*, is not there any more\. Give --real"):
             evaluate(["psnr"], workspace=Workspace(workspace))

@@ -12,6 +12,7 @@ from store_files import write_store
 
 from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import ArtefactError, MachineError, WouldOverwriteError
+from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.workspace import (
     Artefact,
     Parent,
@@ -43,6 +44,89 @@ def test_the_newest_usable_artefact_is_found_by_its_creation_not_its_name(tmp_pa
     assert Workspace(tmp_path).newest("autoencoder").path == newest
     found = Workspace(tmp_path).with_sha256("autoencoder", "z-old")
     assert found is not None and found.path.name == "z-old"
+
+
+class Heard(SilentReporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.warnings: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def resolved(root: Path, kind: str, **how: Any) -> tuple[str, Heard]:
+    heard = Heard()
+    return Workspace(root).resolve(kind, argument="IT", reporter=heard, **how).path.name, heard  # type: ignore[arg-type]
+
+
+def make_file(root: Path, name: str, created: str, *parents: Parent, kind: str = "shards", **details: Any) -> Path:
+    (root / name).write_bytes(b"x")
+    write_provenance(Artefact(kind, root / name, created, True, parents, details))  # type: ignore[arg-type]
+    return root / name
+
+
+def test_what_is_left_out_is_finished_and_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "stopped", "2026-02-01")
+    write_provenance(Artefact("autoencoder", run, "2026-02-01", complete=False, details={"summary": "step 1"}))
+    name, heard = resolved(tmp_path, "autoencoder")
+    assert name == "stopped" and heard.messages == []
+    assert heard.warnings == [f"IT not given: using {run}, unfinished (step 1), as there is nothing else"]
+    whole = make_run(tmp_path, "whole", "2026-01-01")
+    name, heard = resolved(tmp_path, "autoencoder")
+    assert name == "whole" and heard.warnings == []
+    assert heard.messages == [f"IT not given: using {whole} ({run} is newer, and unfinished)"]
+
+    part = make_file(tmp_path, "part", "2026-02-01", kind="reconstructions", part="5 of 9 images, part 1/2")
+    make_file(tmp_path, "all", "2026-01-01", kind="reconstructions")
+    name, heard = resolved(tmp_path, "reconstructions")
+    assert name == "all" and f"({part} is newer, and 5 of 9 images, part 1/2)" in heard.messages[0]
+
+
+def test_training_takes_training_images_and_measuring_held_out_ones(tmp_path: Path) -> None:
+    shards = [make_file(tmp_path, name, f"2026-01-0{day}", sha256=name) for day, name in enumerate("abcd", 1)]
+    assert resolved(tmp_path, "shards", wanted="training")[0] == "d", "nothing has been trained yet"
+    run = make_run(tmp_path, "run", "2026-02-01")
+    parents = (Parent("collection", "/gone", "a"), Parent("validation", str(shards[3]), "changed since"))
+    write_provenance(Artefact("autoencoder", run, "2026-02-01", True, parents, {"sha256": "run"}))
+    workspace = Workspace(tmp_path)
+    splits = {artefact.path.name: workspace.split_of(artefact) for artefact in workspace.artefacts()}
+    assert splits == {"run": "training", "a": "training", "b": "other", "c": "other", "d": "held-out"}
+    name, heard = resolved(tmp_path, "shards", wanted="training")
+    assert name == "c" and heard.messages == [
+        f"IT not given: using {shards[2]} ({shards[3]} is newer, and of held-out images)"
+    ]
+    assert resolved(tmp_path, "shards", wanted="held-out")[0] == "d"
+
+
+def test_a_copied_workspace_keeps_to_what_is_in_it(tmp_path: Path) -> None:
+    """Also where the original is still there, and where a parent has no sha256 in the workspace: a plain folder."""
+    outside = str(tmp_path / "outside")
+    root = tmp_path / "work"
+    (root / "images").mkdir(parents=True)
+    (root / "faces.zip").write_bytes(b"x")
+    run = make_run(root, "run", "2026-01-01")
+    inside = [str(root / name) for name in ("images", "images/*.tar", "faces.zip/val", "gone")]
+    parents = [Parent("collection", path, "c") for path in [*inside, outside]]
+    write_provenance(Artefact("autoencoder", run, "2026-01-01", True, tuple(parents), {"sha256": "r"}))
+    store = make_file(root, "codes", "2026-01-02", Parent("autoencoder", str(run), "r"))
+    shutil.copytree(root, tmp_path / "copy")
+    for place in ("copy", "copied/and/moved"):
+        copy = tmp_path / place
+        if not copy.exists():
+            copy.parent.mkdir(parents=True)
+            (tmp_path / "copy").rename(copy)
+        copied = read_provenance(copy / store.name)
+        assert copied is not None
+        found = Workspace(copy).ancestor(copied, "autoencoder")
+        assert found is not None and found.path == copy / "runs/autoencoder/run"
+        paths = [parent.path for parent in found.parents]
+        expected = [str(copy / name) for name in ("images", "images/*.tar", "faces.zip/val")]
+        assert paths == [*expected, str(root / "gone"), outside]
+        write_provenance(copied)  # and again, when it goes on being written
 
 
 def test_a_missing_kind_says_the_command_that_makes_one(tmp_path: Path) -> None:

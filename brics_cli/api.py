@@ -11,9 +11,9 @@
     print(report.value("psnr"), "dB")
 
 Conventions. Paths are `str` or `Path`; relative ones are relative to the current directory. What is left out is looked
-up in `workspace`: the newest artefact of its kind, which the reporter is told. `reporter` None is plain lines on
-stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device` is `cuda`, `cuda:N`,
-`mps`, `cpu`, or `auto`: the first of these there is; images go in and out as sRGB, 8 bit.
+up in `workspace`: the newest artefact of its kind that is finished and whole, which the reporter is told. `reporter`
+None is plain lines on stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device`
+is `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`: the first of these there is; images go in and out as sRGB, 8 bit.
 
 A finished output of the same inputs and settings is returned as it is, an unfinished one is gone on with, and anything
 else at `out` raises WouldOverwriteError unless `overwrite`. Messages name arguments as the command line does: `--ae` is
@@ -413,7 +413,8 @@ def evaluate(
 
     metrics: names (`brics eval --help`), or `["all"]`. None: the usual ones whose weights and inputs are there.
     real, fake: collections, key-code stores (decoded on the fly), a diffusion run (images are drawn from it), or
-        saved statistics (`*.npz`). None: the newest in `workspace`, and what it was made from.
+        saved statistics (`*.npz`). None: the newest in `workspace`, of held-out images where there are any, and what
+        it was made from; `sources[i].split` says what the images were to the autoencoder.
     limit: the first so many pairs, and the first so many images of each side. None: all.
     settings: `brics_cli.evaluation.registry.Settings`: how images are resized for Inception, the features of precision
         and recall, how many nearest neighbours are looked for, in which features, and where their sheet goes; how

@@ -189,7 +189,7 @@ def _draw(result: DemoResult, samples: Path) -> None:
     for start in range(0, len(drawn), SHEET_COLUMNS):
         row = drawn[start : start + SHEET_COLUMNS]
         rows[f"samples, seeds {start} to {start + len(row) - 1}"] = row
-    contact_sheet([list(row) for row in rows.values()], path=result.sheet, row_labels=list(rows), scale=2)
+    contact_sheet([list(row) for row in rows.values()], path=result.sheet, row_labels=list(rows))
 
 
 def _images(path: Path) -> np.ndarray:

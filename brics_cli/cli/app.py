@@ -46,6 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "info": Entry("Look", "Describe a store, a run or a collection; count a recipe's GFLOP."),
     "plot": Entry("Look", "Draw loss, learning-rate and validation curves of training runs."),
     "report": Entry("Look", "Write one HTML page of runs, stores, samples and scores, or of the whole workspace."),
+    "runs": Entry("Look", "List training runs, show what some differ in, remove them."),
     "status": Entry("Look", "Show the lineage of everything in the workspace."),
     "recipes": Entry("Look", "List the recipes, or show one."),
     "weights": Entry("Machine", "List, verify, import and fetch the weights that metrics need."),

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from brics_cli.cli import completion, options
-from brics_cli.cli.output import Session, plain_table
+from brics_cli.cli.output import Session, plain_table, short_names
 from brics_cli.cli.pages import Old
 from brics_cli.config.names import Normalise
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
@@ -155,7 +155,8 @@ def eval(
     """Measure reconstructions against their originals, or samples against a collection.
 
     **Pairs** (psnr, ssim, lpips, rfid): left out, `--fake` is the newest key-code store, decoded on the fly, of
-    held-out images where there is one, and `--real` the collection it was encoded from. Images are paired by key:
+    held-out images where there is one (else those that the autoencoder held out are measured), and `--real` the
+    collection it was encoded from. Images are paired by key:
     equal keys, or one with directories in front.
 
     **Sets** (fid, clip-fid, kid, ...): left out, `--fake` is the newest samples, and `--real` the collection that the
@@ -380,7 +381,7 @@ def _footnotes(report: EvaluationReport) -> list[str]:
 
 def _comparison_table(reports: Sequence[LoadedReport], rows: Sequence[ComparedMetric]) -> Table:
     """One column per report, the best of each row marked."""
-    table = plain_table("metric", *_short_names([report.path for report in reports]), "not ranked because of")
+    table = plain_table("metric", *short_names(report.path for report in reports), "not ranked because of")
     table.columns[-1].justify = "left"
     for row in rows:
         cells: list[str | Text] = []
@@ -446,9 +447,3 @@ def _figure(result: MetricResult, value: float) -> str:
 
 def _arrow(better: str) -> str:
     return {"higher": "↑", "lower": "↓"}.get(better, "")
-
-
-def _short_names(paths: Sequence[str]) -> list[str]:
-    """File names where they tell the paths apart, else the paths."""
-    names = [Path(path).name for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)

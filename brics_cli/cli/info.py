@@ -11,6 +11,7 @@ import typer
 
 from brics_cli.cli import completion, options
 from brics_cli.cli.output import Session, plain_table
+from brics_cli.config.changes import read_changed
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.wording import human_bytes
 
@@ -116,6 +117,9 @@ def _show(name: str, value: Any) -> str:
         return f"{len(value):,}: " + _first(f"{class_} ({num:,})" for class_, num in value.items())
     if name == "class_names":
         return f"{len(value):,}: " + _first(map(str, value))
+    if name == "changed":
+        changed = read_changed({name: value})
+        return ", ".join(f"{key}={now} (recipe: {was})" for key, (was, now) in changed.items()) or "nothing"
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
     if name == "fingerprint" and value is None:

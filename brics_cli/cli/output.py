@@ -143,3 +143,10 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     return table
+
+
+def short_names(paths: Iterable[str]) -> list[str]:
+    """File names where they tell the paths apart, else the paths."""
+    paths = list(paths)
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths

@@ -33,7 +33,8 @@ def plot(
 ) -> None:
     """Draw loss, learning-rate and validation curves of training runs.
 
-    Runs that are still training can be drawn too.
+    Runs that are still training can be drawn too. What cannot be drawn is said, and the rest is drawn. Points are
+    validation scores; a line dashed in several colours is several curves that are equal.
 
     Example: brics plot runs/autoencoder/* --out curves.png
     """
@@ -41,4 +42,4 @@ def plot(
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     drawn = plot_runs(runs, out=out, overwrite=overwrite, workspace=session.workspace, reporter=session.reporter)
-    session.result({"plot": drawn.path, "runs": drawn.runs}, str(drawn.path))
+    session.result({"plot": drawn.path, "runs": drawn.runs, "not_drawn": drawn.not_drawn}, str(drawn.path))

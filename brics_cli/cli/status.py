@@ -31,7 +31,7 @@ def status(workspace: options.Workspace = None, as_json: options.Json = False) -
         session.result([{"path": str(artefact.path), **artefact.to_json()} for artefact in artefacts])
         return
     if not artefacts:
-        session.result(f"nothing in {session.workspace.root.resolve()} yet")
+        session.result(artefacts, f"nothing in {session.workspace.root.resolve()} yet")
         session.next_step("brics", "demo")
         return
     used = {parent.sha256 for artefact in artefacts for parent in artefact.parents}
@@ -52,7 +52,7 @@ def lineage_tree(artefacts: list[Artefact], workspace: Workspace) -> Tree:
     by_path = {str(artefact.path.resolve()): artefact for artefact in artefacts}
     by_sha256 = {(str(a.kind), a.details.get("sha256")): str(a.path.resolve()) for a in artefacts}
     usable = {artefact.kind for artefact in artefacts if artefact.usable}
-    newest = {workspace.newest(kind, wanted="training").path for kind in usable}
+    newest = {workspace.newest(kind, wanted="training", among=artefacts).path for kind in usable}
     children: dict[str | None, list[Artefact]] = {}
     for artefact in reversed(artefacts):
         moved = [by_sha256.get((_KINDS.get(parent.kind, parent.kind), parent.sha256)) for parent in artefact.parents]

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes.reader import KeyCodeStore
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.config import load_yaml
+from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.images.opening import collection_exists
+from brics_cli.runtime.reporting import command_line
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, provenance_at
 from brics_cli.workspace.artefacts import Split, split
 from brics_cli.workspace.embedded import embedded_at
@@ -152,12 +154,17 @@ def _collection_of(artefact: Artefact) -> Parent | None:
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """The two paths to read, and how a collection becomes square: None where nothing says so (taken as it is)."""
+    """The two paths to read, and how a collection becomes square: None where nothing says so (taken as it is).
+
+    `held_out`: of a store of training images only those are meant that the autoencoder held out, this share of them, by
+    hash of the key; None: all.
+    """
 
     real: str
     fake: str
     transform: str | None
     size: int | None
+    held_out: float | None = None
 
 
 def comparison_inputs(
@@ -178,10 +185,12 @@ def comparison_inputs(
     for path in (real, fake):
         if path is not None and not collection_exists(path):
             raise UsageError(f"no such file or folder: {path}")
+    only_held_out = False
     if fake is None:
         kind: Kind = "store" if compares == "pairs" else "samples"
         fake = workspace.resolve(kind, argument="--fake", wanted="held-out", reporter=reporter).path
-    made = provenance_at(fake)
+        only_held_out = real is None and compares == "pairs"
+    made, held_out = provenance_at(fake), None
     if real is not None:
         # a foreign `fake`: perhaps `real` is ours and says which square it shows
         origin = _known_origin(made, workspace) or _known_origin(provenance_at(real), workspace)
@@ -202,8 +211,26 @@ def comparison_inputs(
                 f"{real}, {origin.role}, is not there any more", next="Give --real PATH where it is now."
             )
         reporter.message(f"--real not given: using {real}, {origin.role}")
-    square = (origin.transform, origin.size) if origin is not None else (None, None)
-    return ComparisonInputs(str(real), str(fake), *square)
+        if only_held_out and made is not None and (held_out := _share_held_out(made, workspace)) is not None:
+            reporter.message(
+                f"measuring the images of {fake} that its autoencoder held out, {held_out:.0%} by hash of their key; "
+                f"--fake {command_line(fake)} measures all"
+            )
+    transform, size = (origin.transform, origin.size) if origin is not None else (None, None)
+    return ComparisonInputs(str(real), str(fake), transform, size, held_out)
+
+
+def _share_held_out(store: Artefact, workspace: Workspace) -> float | None:
+    """What share of the images of `store` its autoencoder held out of its training; None where it did not train on
+    them, or was validated on others, or does not say."""
+    autoencoder = workspace.ancestor(store, "autoencoder")
+    if autoencoder is None or autoencoder.parent("validation") or store.shortcoming:
+        return None
+    if workspace.split_of(store) != "training":
+        return None
+    with suppress(BricsError, KeyError, TypeError, ValueError):
+        return float(load_yaml(autoencoder.path / "config.yaml")["data"]["val_fraction"])
+    return None
 
 
 def split_behind(path: str, *, other: str, workspace: Workspace) -> Split | None:

@@ -38,6 +38,9 @@ Weighting = Literal["none", "min-snr", "soft-min-snr", "edm"]
 ClassBalance = Literal["proportional", "even"]
 """How often each class is drawn: as often as in training, or each alike (`diffusion.classes`)."""
 
+Logger = Literal["tensorboard", "wandb"]
+"""Where training logs to besides metrics.jsonl (`training.loggers`)."""
+
 Perceptual = Literal["none", "multiscale", "lpips", "vgg16"]
 """Perceptual distances of the autoencoder's loss (`autoencoder.losses`)."""
 GanLoss = Literal["hinge", "non-saturating"]

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from brics_cli.config.autoencoder import AutoencoderConfig
 from brics_cli.config.base import Config
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
-from brics_cli.config.names import DEFAULT_TRANSFORM, GanLoss, Perceptual, Precision, Transform
+from brics_cli.config.names import DEFAULT_TRANSFORM, GanLoss, Logger, Perceptual, Precision, Transform
 from brics_cli.config.terms import TermsConfig
 
 
@@ -126,6 +126,9 @@ class ScheduleConfig(Config):
     """The newest ones that are kept."""
     keep_best: Literal["psnr", "ssim", "none"] = "psnr"
     """Autoencoders keep in `best/` the model that scored best on this in validation; diffusion models do not score."""
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """What else gets scalars, sheets and the config, beside metrics.jsonl and images/; `wandb` needs brics-cli[wandb],
+    and goes by its own settings (WANDB_MODE, WANDB_PROJECT, ...)."""
 
 
 class DiffusionScheduleConfig(ScheduleConfig):
@@ -140,6 +143,9 @@ class DiffusionScheduleConfig(ScheduleConfig):
     store_on_device: Literal["auto", "always", "never"] = "auto"
     """Keep the whole store on the device; `auto`: on a GPU, where it takes up to a quarter of the memory that is free.
     Otherwise codes are read from the memory-mapped file. The batches are the same."""
+    val_fraction: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the store that is not trained on, by hash of the key as in `data.val_fraction`, for `val/loss` by noise
+    level; 0 for none, so that a recipe without it trains on every code, as it always did."""
     fd_samples: NonNegativeInt | None = None
     """Images drawn at every snapshot for `val/fd-random`, their Fréchet distance to the decoded store on features that
     need no weights; 0 for none. Left out: 256, and on the CPU none."""

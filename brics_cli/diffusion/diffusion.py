@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.runtime.randomness import Stream, keyed_generator
+from brics_cli.runtime.randomness import Stream, keyed_generator, keyed_normal
 
 LOG_SNR_LIMIT = 15.0
 """The cosine schedules reach infinite log-SNR at their ends; they are cut here, as in arXiv 2301.11093."""
@@ -151,6 +151,17 @@ def draws_for(
         u[row], drop[row] = generator.random(2, dtype=np.float32)
         generator.standard_normal(out=eps[row], dtype=np.float32)
     return Draws(*(torch.from_numpy(array).to(device, non_blocking=True) for array in (u, eps, drop)))
+
+
+def draws_for_validation(seed: int, *, places: Sequence[int], num: int, shape: Sequence[int]) -> Draws:
+    """The draws at `places` of `num`, for codes of `shape` (C, h, w): the same at every validation of a run.
+
+    Noise levels are spread evenly over the quantiles, so that a mean over all has little noise of its own; no label is
+    dropped.
+    """
+    u = torch.tensor([(place + 0.5) / num for place in places], dtype=torch.float32)
+    eps = keyed_normal(seed, step=0, indices=places, shape=shape, stream=Stream.DIFFUSION_VALIDATION)
+    return Draws(u, eps, torch.ones(len(places)))
 
 
 LEVEL_EDGES = (-4.0, 0.0, 4.0)

@@ -27,6 +27,12 @@ class Pairing:
     def __len__(self) -> int:
         return len(self.real)
 
+    def of_real(self, positions: Iterable[int]) -> Pairing:
+        """Only the pairs whose real image is at one of `positions`, and nothing unmatched."""
+        wanted = set(positions)
+        kept = [(real, fake) for real, fake in zip(self.real, self.fake, strict=True) if real in wanted]
+        return Pairing([real for real, _ in kept], [fake for _, fake in kept], [], [])
+
 
 def match_keys(real: Sequence[str], fake: Sequence[str]) -> Pairing:
     """Pair the keys of two collections by the rule above. Keys that occur twice on a side have no partner."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 
 from brics_cli.errors import UsageError
 from brics_cli.images.collection import Collection, RawImage, Shard
@@ -57,6 +61,17 @@ class SelectedCollection(Collection):
         if indices is None:
             return positions[: self.shards[shard_index].num_images]
         return [positions[index] for index in indices]
+
+
+def held_out_by_hash(keys: Sequence[str], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which of `keys` (N,) are held out: about `fraction` of them, those with the lowest sha256; never none nor all.
+
+    It depends on keys alone, so the images that an autoencoder holds out are those whose codes a diffusion model does.
+    """
+    digests = (hashlib.sha256(key).digest() for key in map(str.encode, keys))
+    hashes = np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, len(keys))
+    held_out = hashes < np.uint64(int(fraction * 2**64))
+    return hashes == hashes.min() if not held_out.any() or held_out.all() else held_out
 
 
 def select_keys(collection: Collection, keys: Iterable[str]) -> SelectedCollection:

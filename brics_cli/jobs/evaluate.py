@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 import brics_cli
 from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs, split_behind
 from brics_cli.config.names import Precision
@@ -37,6 +39,7 @@ from brics_cli.evaluation.selection import Choice, Chosen, choose_metrics
 from brics_cli.evaluation.statistics import PICKLES, SavedStatistics, check_network, read_statistics
 from brics_cli.images.loader import CollectionStream, default_num_workers
 from brics_cli.images.opening import median_side
+from brics_cli.images.selection import held_out_by_hash
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.networks.features import FeatureNetwork, load_network
 from brics_cli.runtime.device import resolve_device
@@ -141,8 +144,9 @@ def evaluate(
             }
             for side, source in sides.items():
                 split = split_behind(source.path, other=inputs.fake, workspace=workspace)
+                split = "held-out" if inputs.held_out is not None else split
                 _say_source(side, source, split, workspace, report, reporter)
-            _compare(sides, group, choice, context, report, by_class=by_class)
+            _compare(sides, group, choice, context, report, by_class=by_class, held_out=inputs.held_out)
         if by_class and not any("by_class" in (result.details or {}) for result in report.results):
             raise UsageError(
                 "--by-class: no figure is of labelled pairs",
@@ -324,8 +328,9 @@ def _compare(
     report: EvaluationReport,
     *,
     by_class: bool,
+    held_out: float | None,
 ) -> None:
-    """Measure the metrics of one pair of sides and add what was found to `report`."""
+    """Measure the metrics of one pair of sides and add what was found to `report`; of pairs only those `held_out`."""
     listed = dict(zip(SIDES, report.sources[-2:], strict=True))
 
     def leave_out(chosen: Chosen, error: BricsError) -> None:
@@ -334,12 +339,14 @@ def _compare(
         report.left_out[chosen.name] = error.what
 
     pairing = Pairing([], [], list(range(len(sides["real"]))), list(range(len(sides["fake"]))))
-    if any(each.metric.compares == "pairs" for each in group):
+    if held_out is not None or any(each.metric.compares == "pairs" for each in group):
         matched = match_keys(sides["real"].keys, sides["fake"].keys)
         if len(matched):
             pairing = matched
             report.unmatched_real = [sides["real"].keys[position] for position in pairing.unmatched_real]
             report.unmatched_fake = [sides["fake"].keys[position] for position in pairing.unmatched_fake]
+            if held_out is not None:
+                pairing = pairing.of_real(np.flatnonzero(held_out_by_hash(sides["real"].keys, held_out)).tolist())
     wanted = []
     for each in group:
         try:

@@ -26,8 +26,6 @@ from brics_cli.workspace import Workspace, check_output
 from brics_cli.workspace.naming import PICTURE, form_of_output
 
 OUT, BATCH_SIZE = Path("sheet.png"), 64
-SHOWN_SIDE = 256
-"""Smaller images are enlarged by whole pixels up to about this, so that they can be judged."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,6 @@ def reconstruct(
         path=out,
         row_labels=[f"{each.path.name}  {each.psnr_db:.2f} dB" for each in made],
         title=f"original, from codes {shapes.pop() if len(shapes) == 1 else 'of its size'} {quantisation}",
-        scale=max(1, SHOWN_SIDE // max(max(original.shape) for original in originals)),
     )
     return ReconstructResult(
         path=out,

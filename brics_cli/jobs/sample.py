@@ -18,6 +18,7 @@ import torch
 from brics_cli.codes import StoreWriter
 from brics_cli.errors import InterruptedRunError
 from brics_cli.images import contact_sheet
+from brics_cli.images.sheets import seed_captions
 from brics_cli.images.sinks import discard_pieces
 from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.reporting import Reporter, TimeSplit
@@ -163,7 +164,10 @@ class _Run:
         images = [self.shown[seed] for seed in plan.sheet_seeds]
         rows = [images[first : first + SHEET_COLUMNS] for first in range(0, len(images), SHEET_COLUMNS)]
         plan.sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(rows, path=plan.sheet)
+        labels, classes = plan.models.labels(plan.sheet_seeds), plan.models.denoiser.classes
+        names = None if labels is None else [classes.shown(label) for label in labels]
+        captions = seed_captions(plan.sheet_seeds, names, num_columns=SHEET_COLUMNS)
+        contact_sheet(rows, path=plan.sheet, captions=captions)
 
     def record_done(self, pending: Sequence[Task]) -> None:
         """What is there of all tasks was computed in batches as asked for."""

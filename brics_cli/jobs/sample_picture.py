@@ -36,8 +36,6 @@ from brics_cli.workspace.outputs import absent_unless_done, output_lock
 
 MAX_GRID_SIDE = 256
 STRIP, STRIP_COLUMNS = "strip.png", 16
-SHOWN_SIDE = 128
-"""Smaller images are enlarged by whole pixels up to about this, so that they can be judged."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def plan_picture(
     else:
         picture = grid_of_seeds(models, rows, columns, first_seed=seed or 0, batch_size=batch_size)
     if out is None:
-        run = workspace.new_run_path("samples", models.recipe)
+        run = workspace.new_run_path("samples", models.name)
         out = run.with_name(run.name + ("-interpolation" if picture.frames else "-grid.png"))
     return picture, out
 
@@ -338,5 +336,4 @@ def _write_sheet(images: list[np.ndarray], picture: Picture, *, path: Path) -> N
         path=path,
         row_labels=picture.row_labels,
         title=f"{picture.summary}; {how.sampler} {how.num_steps} steps{guided}",
-        scale=max(1, SHOWN_SIDE // picture.models.image_size),
     )

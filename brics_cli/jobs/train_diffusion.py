@@ -17,16 +17,18 @@ from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.diffusion.classes import NUM_LISTED, Classes
 from brics_cli.diffusion.denoisers import Denoiser, save_denoiser
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.evaluation.frechet import FrechetReference
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.images import contact_sheet
+from brics_cli.images.selection import held_out_by_hash
+from brics_cli.images.sheets import seed_captions
 from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
-from brics_cli.training.codes import LevelMeans, TrainingCodes, build_for_store, sum_dtype
+from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store, sum_dtype
 from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
@@ -72,7 +74,8 @@ def train_diffusion(
         codes = TrainingCodes(
             store, seed=schedule.seed, device=world.device, where=schedule.store_on_device, reporter=reporter
         )
-        order = SampleOrder([np.arange(len(store))], seed=schedule.seed)
+        train_rows, val_rows = split_rows(store, schedule.val_fraction, reporter=reporter)
+        order = SampleOrder([train_rows], seed=schedule.seed)
         precision = training_precision(schedule, world.device)
         with (
             open_loop(plan, state, world=world, overwrite=overwrite, reporter=reporter) as loop,
@@ -83,6 +86,18 @@ def train_diffusion(
             forward = compiled(world.replicate(model), enabled=schedule.compile)
             levels = LevelMeans(world.device)
             save = partial(save_averages, state, store)
+            score = None
+            if len(val_rows):
+                val_loss = ValidationLoss(store, val_rows, seed=schedule.seed, device=world.device)
+                per_process = schedule.batch_size // schedule.accumulate // world.size
+                score = partial(
+                    val_loss,
+                    state.ema.model,
+                    precision=precision,
+                    batch_size=per_process,
+                    world=world,
+                    stop=loop.stop,
+                )
 
             while state.step < schedule.steps:
                 with loop.times.phase("waiting"):
@@ -102,8 +117,24 @@ def train_diffusion(
                     # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
                     update = state.update(world.average(loss_of_batch))
 
-                loop.end_step(update, {}, log_too=partial(levels.result, world), snapshot=snapshots, save=save)
+                logged = partial(levels.result, world)
+                loop.end_step(update, {}, log_too=logged, validate=score, snapshot=snapshots, save=save)
     return loop.result(data=plan.data)
+
+
+def split_rows(store: KeyCodeStore, val_fraction: float, *, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to train on, and those held out by hash of their key, which are none for a fraction of 0.
+
+    Raises UsageError for a store of one code, of which none can be held out.
+    """
+    rows = np.arange(len(store))
+    if not val_fraction:
+        return rows, rows[:0]
+    if len(store) < 2:
+        raise UsageError(f"{store.path} holds one code: none can be held out", next="Leave training.val_fraction at 0.")
+    held_out = held_out_by_hash(store.keys, val_fraction)
+    reporter.message(f"validating on {held_out.sum():,} codes, held out by hash of their key")
+    return rows[~held_out], rows[held_out]
 
 
 def describe_classes(classes: Classes, store: KeyCodeStore) -> str:
@@ -175,7 +206,9 @@ class Snapshots:
         images = self._draw(SHEET_SEEDS, DEFAULT_SETTINGS)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [list(images[start : start + SHEET_COLUMNS]) for start in range(0, len(images), SHEET_COLUMNS)]
-        contact_sheet(rows, path=path)
+        classes = self.denoiser.classes
+        shown = [classes.shown(label) for label in classes.draw(SHEET_SEEDS)] if classes.num else None
+        contact_sheet(rows, path=path, captions=seed_captions(SHEET_SEEDS, shown, num_columns=SHEET_COLUMNS))
         num = self.num_samples
         if not num or len(self.store) < 2:
             return {}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import decode_image
-from brics_cli.jobs.plot import PANELS, Curves, Panel
+from brics_cli.jobs.plot import PANELS, Curve, Curves, Panel
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plots, Section, Tile, said
 from brics_cli.report.collection import COMPARED_SIDE, shrunk
 from brics_cli.report.context import Context, spread
@@ -43,10 +43,11 @@ def chapter(context: Context) -> Chapter:
         if len(runs) > DETAILED:
             made.blocks.append(Note(f"The {DETAILED} newest of {len(runs)} runs have a section below."))
     names = {name for run in runs for name in context.curves(run) if name.startswith(_LOSSES)}
-    names = {name for name in names if not name.endswith("-n")}
+    shown = {curve.metric for panel in PANELS for curve in panel.curves}
+    names = {name for name in names - shown if not name.endswith("-n")}
     ordered = sorted(names, key=_by_level)
     together = [name for name in ordered if name.startswith(tuple(_WORDS))] if len(runs) == 1 else []
-    others = [Panel(name, _title(name)) for name in ordered if name not in together]
+    others = [Panel(_title(name), (Curve(name),)) for name in ordered if name not in together]
     made.blocks += curves(runs, [*PANELS, *others], context)
     for prefix, words in _WORDS.items():
         members = [name for name in together if name.startswith(prefix)]

@@ -67,14 +67,14 @@ def table_of_runs(runs: Sequence[Node], figures: Mapping[str, str], context: Con
 def curves(runs: Sequence[Node], panels: Sequence[Panel], context: Context) -> list[Block]:
     """The panels that any run has, all runs overlaid."""
     plots: list[Plot] = []
-    for panel in panels:
-        series = []
+    for panel, curve in [(each, curve) for each in panels for curve in each.curves]:
+        title, series = f"{curve.name} {panel.title}".strip(), []
         for number_, run in enumerate(runs):
             metrics = context.curves(run)
-            if panel.metric not in metrics:
+            if curve.metric not in metrics:
                 continue
-            steps, values = metrics[panel.metric]
-            smooth = panel.smoothed and len(values) > SMOOTHED_ABOVE
+            steps, values = metrics[curve.metric]
+            smooth = panel.smoothed and not curve.is_validation and len(values) > SMOOTHED_ABOVE
             series.append(
                 Series(
                     run.name, steps, running_average(values) if smooth else values, number_, values if smooth else None
@@ -83,7 +83,7 @@ def curves(runs: Sequence[Node], panels: Sequence[Panel], context: Context) -> l
         if series:
             smoothed = "the running average over the values" if any(line.raw is not None for line in series) else ""
             log_y = None if panel.logarithmic else False
-            plots += context.attempt(panel.title, [], _plot, panel.title, series, log_y, smoothed)
+            plots += context.attempt(title, [], _plot, title, series, log_y, smoothed)
     return [Plots(plots)] if plots else []
 
 

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     FLIP = 5
     DATA_ORDER = 6
     CODE_TERMS = 7
+    DIFFUSION_VALIDATION = 8
 
 
 def keyed_generator(seed: int, *counter: int, stream: Stream) -> np.random.Generator:

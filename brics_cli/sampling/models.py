@@ -17,6 +17,7 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
+from brics_cli.config.changes import run_name
 from brics_cli.config.names import ClassBalance, Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.diffusion.denoisers import Denoiser, load_denoiser
@@ -64,8 +65,8 @@ class Models:
     `guide` is the weaker model of autoguidance. `class_` is the class of all images; None: every image draws its own,
     as `balance` says (see `Classes.draw`), or there are none. `precision` is what the networks compute in; codes and
     the sampler's state are float32. Where the models are from files: `ema` is the width of the denoiser's average
-    (None: the plain one), `parents` are what samples are made from, `recipe` names the
-    denoiser's run, and `loaded_with` are the arguments of `load_models`.
+    (None: the plain one), `parents` are what samples are made from, `name` is that of the denoiser's run without its
+    date, and `loaded_with` are the arguments of `load_models`.
 
     Raises UsageError for classes that the model does not have, guidance that it was not trained for, a guide without
     guidance; ArtefactError for a guide that does not fit.
@@ -80,7 +81,7 @@ class Models:
     ema: float | None = None
     precision: Precision = "fp32"
     parents: tuple[Parent, ...] = ()
-    recipe: str = ""
+    name: str = ""
     loaded_with: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -273,14 +274,14 @@ def load_models(
     ]
     if weaker is not None:
         parents.append(Parent("guide", str(weaker.path.resolve()), weaker.weights_sha256))
-    recipe = str(run.details.get("recipe", model.name)) if run is not None else model.name
+    name = (run_name(run.details) if run is not None else "") or model.name
     loaded_with = {
         "model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "clip": clip, "guide": guide,
         "class_": class_, "class_balance": class_balance, "ema": ema, "autoencoder": decoder.path,
         "precision": precision, "workspace": workspace,
     }  # fmt: skip
     return Models(
-        denoiser, decoder, settings, weaker, class_, class_balance, ema, precision, tuple(parents), recipe, loaded_with
+        denoiser, decoder, settings, weaker, class_, class_balance, ema, precision, tuple(parents), name, loaded_with
     )
 
 

@@ -202,7 +202,7 @@ def _form(out: Path | None, *, asked: SampleFormat | None, reporter: Reporter) -
 
 def _placed(plan: Plan, *, workspace: Workspace, reporter: Reporter) -> Plan:
     """`plan` with an output: an interrupted one of the same samples, or a new run."""
-    new = workspace.new_run_path("samples", plan.models.recipe)
+    new = workspace.new_run_path("samples", plan.models.name)
     unfinished = [
         file_of_pieces(artefact.path)
         for artefact in workspace.artefacts()

@@ -21,19 +21,23 @@ from torch import Tensor
 from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import QUANTISATIONS, KeyCodeStore
 from brics_cli.config import DiffusionRecipe
+from brics_cli.config.names import Precision
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
-from brics_cli.diffusion.diffusion import LEVEL_NAMES, Draws, draws_for, loss_by_level
+from brics_cli.diffusion.diffusion import LEVEL_NAMES, Draws, draws_for, draws_for_validation, loss_by_level
 from brics_cli.errors import ArtefactError, MachineError, is_out_of_memory
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.runtime.distributed import World
+from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.randomness import Stream, keyed_coins
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.stopping import StopRequest
 from brics_cli.training.order import SampleOrder
 
 SHARE_OF_FREE_MEMORY = 0.25
 """That the store may take under `auto`; the rest is for the optimiser's moments, gradients and activations."""
 ROWS_PER_COPY = 16_384
+VALIDATION_DRAWS = 2048
 
 
 class CodeBatch(NamedTuple):
@@ -172,6 +176,44 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+class ValidationLoss:
+    """The loss of a denoiser on held-out rows of a store, mean and by range of noise levels, under fixed draws.
+
+    At least `VALIDATION_DRAWS` of them, so that a few rows are met at many noise levels; of more rows as many, spread
+    evenly.
+    """
+
+    def __init__(self, store: KeyCodeStore, rows: np.ndarray, *, seed: int, device: torch.device) -> None:
+        self.store, self.seed, self.device = store, seed, device
+        spread = np.linspace(0, len(rows) - 1, min(len(rows), VALIDATION_DRAWS)).round().astype(int)
+        self._rows = np.resize(rows[spread], VALIDATION_DRAWS)
+
+    @torch.inference_mode()
+    def __call__(
+        self, denoiser: Denoiser, *, precision: Precision, batch_size: int, world: World, stop: StopRequest
+    ) -> dict[str, float]:
+        """By name, the same in every process, each of which does its share; nothing once somebody asked to stop."""
+        num, levels = len(self._rows), LevelMeans(self.device)
+        for start in range(world.rank * batch_size, num, world.size * batch_size):
+            if stop.requested:
+                break
+            places = range(start, min(start + batch_size, num))
+            rows = self._rows[start : places.stop]
+            draws = draws_for_validation(self.seed, places=places, num=num, shape=self.store.code_shape)
+            codes, labels = torch.from_numpy(self.store.batch(rows)), torch.from_numpy(self.store.labels[rows])
+            with autocast(precision, self.device):
+                loss, log_snr = denoiser.loss(
+                    codes.to(self.device),
+                    Draws(*(each.to(self.device) for each in draws)),
+                    labels=labels.to(self.device),
+                )
+            levels.add(loss, log_snr)
+        if world.any(stop.requested):
+            return {}
+        mean, by_level = levels.mean_and_result(world)
+        return {"val/loss": mean} | {f"val/{name}": value for name, value in by_level.items()}
+
+
 class LevelMeans:
     """The mean loss of each range of noise levels since the last log line, over batches and processes.
 
@@ -187,11 +229,16 @@ class LevelMeans:
 
     def result(self, world: World) -> dict[str, float]:
         """By name; a range that no sample fell into is left out. The sums start again."""
+        return self.mean_and_result(world)[1]
+
+    def mean_and_result(self, world: World) -> tuple[float, dict[str, float]]:
+        """The same, and the mean over all levels."""
         world.add_up([self._totals])
         totals, counts = self._totals.tolist()
         self._totals.zero_()
         found = zip(LEVEL_NAMES, totals, counts, strict=True)
-        return {f"loss/{name}": total / count for name, total, count in found if count}
+        mean = sum(totals) / max(sum(counts), 1)
+        return mean, {f"loss/{name}": total / count for name, total, count in found if count}
 
 
 def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: torch.device) -> Denoiser:

@@ -6,7 +6,6 @@ by window, in file order (`WindowReader`), and decoded several batches ahead of 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, ImageError, RawImage, load_shards
 from brics_cli.images.loader import Batch as Decoded
 from brics_cli.images.loader import Loaded, Place, decode_ahead, say_enlarged, say_multi_frame
+from brics_cli.images.selection import held_out_by_hash
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.order import SampleOrder
@@ -93,11 +93,7 @@ class TrainingImages:
             )
         held_out = np.zeros(len(self), bool)
         if val_fraction is not None:
-            digests = (hashlib.sha256(key).digest() for key in map(str.encode, self.collection.keys()))
-            hashes = np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, len(self))
-            held_out = hashes < np.uint64(int(val_fraction * 2**64))
-            if not held_out.any() or held_out.all():
-                held_out = hashes == hashes.min()
+            held_out = held_out_by_hash(self.collection.keys(), val_fraction)
             self._held_out = set(np.flatnonzero(held_out).tolist())
         shards = [start + np.flatnonzero(~held_out[start:end]) for start, end in pairwise(self.collection.starts)]
         return shards, np.flatnonzero(held_out)

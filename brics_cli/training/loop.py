@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic
 
 from brics_cli.autoencoder.model_files import TRAIN_COMMANDS
+from brics_cli.config.changes import label
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
 from brics_cli.runtime.stopping import StopRequest, stop_signals
@@ -110,13 +111,13 @@ class Loop(Generic[ModelT]):
             self._record(scores)
             run.keep_if_best(lambda directory: save(directory, scores), scores)
         if state.step % schedule.snapshot_every == 0 or last:
-            path = run.path / "images" / f"step-{state.step:08d}.png"
-            self._record(self.world.lead(lambda: snapshot(path)) or {})
+            self._record(run.draw(state.step, snapshot))
 
         stopping = self.world.any(self.stop.requested)
         self._is_due = self._is_due or state.step % schedule.checkpoint_every == 0 or last or stopping
         if self._is_due and state.is_sound():  # after a step that was skipped, the next good one is saved
-            summary = f"{run.recipe.name}, step {state.step:,}{_psnr(scores, ',')}"
+            of_all = "" if last else f" of {schedule.steps:,}"
+            summary = f"{label(run.artefact.details)}, step {state.step:,}{of_all}{_psnr(scores, ',')}"
             run.publish(lambda directory: save(directory, scores), step=state.step, summary=summary, **scores)
             run.save_checkpoint(state)
             self._is_due = False
@@ -134,13 +135,15 @@ class Loop(Generic[ModelT]):
         self.run.log(self.state.step, values)
 
     def _lap(self) -> dict[str, float]:
-        """Images per second and the shares of time since the last log line, which sum to 1; starts the next lap."""
+        """Images per second, the shares of time since the last log line, which sum to 1, and that time in seconds;
+        starts the next lap."""
         now = time.perf_counter()
         seconds = now - self._lap_started
         waiting, compute = (self.times.seconds.pop(name, 0.0) / seconds for name in ("waiting", "compute"))
         img_per_s = self._steps_in_lap * self.state.schedule.batch_size / seconds
         self._lap_started, self._steps_in_lap = now, 0
         shares = {"img_per_s": img_per_s, "waiting": waiting, "compute": compute, "rest": 1.0 - waiting - compute}
+        shares["lap_s"] = seconds
         return {f"time/{name}": value for name, value in shares.items()}
 
     def _say_when_it_ends(self) -> None:

@@ -25,6 +25,7 @@ from brics_cli.config import (
     list_recipes,
     load_recipe,
 )
+from brics_cli.config.changes import Changed, changes, flatten, label, run_name
 from brics_cli.config.loading import recipe_from_values
 from brics_cli.config.names import Precision
 from brics_cli.errors import ArtefactError, UsageError
@@ -36,11 +37,12 @@ from brics_cli.runtime.precision import say_training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.training.estimate import Estimate, Rehearsal, estimate, rehearse_autoencoder, rehearse_diffusion
 from brics_cli.training.images import TrainingImages
+from brics_cli.training.loggers import check_loggers
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.resuming import (
     CONFIG_FILE,
     begun_alike,
-    flatten,
+    changes_again,
     identity_of,
     init_of,
     open_for_resume,
@@ -360,7 +362,17 @@ def _load(recipe: str | Path | Recipe, asked: TrainOptions, *, kind: Kind) -> Re
         values = recipe.model_dump(mode="json")
         loaded = recipe_from_values(values, kind=kind, source=f"recipe {recipe.name}", **flags)
     check_batch(loaded.training.batch_size, accumulate=loaded.training.accumulate)
+    check_loggers(loaded.training.loggers)
     return loaded
+
+
+def _base_of(recipe: Recipe, asked: TrainOptions) -> Recipe:
+    """What a recipe differs from: the shipped one of its name, or else itself as it was given."""
+    if recipe.name in list_recipes(recipe.kind):
+        return load_recipe(recipe.name, kind=recipe.kind)
+    if isinstance(asked.recipe, str | Path):
+        return load_recipe(str(asked.recipe), kind=recipe.kind)
+    return asked.recipe or recipe
 
 
 def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
@@ -403,17 +415,23 @@ def _start(
     recipe: Recipe, parents: list[Parent], asked: TrainOptions, workspace: Workspace
 ) -> tuple[Artefact, bool, Path | None]:
     """The run to make, whether an equal one has been begun there, and the run whose weights it starts from."""
-    path = asked.out or workspace.new_run_path(recipe.kind, recipe.name)
+    details = _details(recipe, changes(_base_of(recipe, asked), recipe), step=0)
+    path = asked.out or workspace.new_run_path(recipe.kind, run_name(details))
     if asked.init_from is not None:
         directory = read_model_config(asked.init_from, kind=recipe.kind)[1]
         parents.append(Parent("init", model_reference(asked.init_from), sha256_of_file(directory / WEIGHTS_NAME)))
-    details = {"recipe": recipe.name}
     artefact = Artefact(recipe.kind, path, now(), complete=False, parents=tuple(parents), details=details)
     begun = None if asked.overwrite else begun_alike(artefact, recipe)
     if begun is None and asked.out is not None and not was_killed_at_birth(path):
         sources = [parent.path for parent in parents]
         check_output(path, overwrite=asked.overwrite, what="the run", kind=recipe.kind, inputs=sources, remove=False)
     return begun or artefact, begun is not None, asked.init_from
+
+
+def _details(recipe: Recipe, changed: Changed, *, step: int) -> dict[str, Any]:
+    """What a run says of itself from its beginning."""
+    details = {"recipe": recipe.name, "changed": changed, "steps": recipe.training.steps}
+    return details | {"summary": f"{label(details)}, step {step:,} of {recipe.training.steps:,}"}
 
 
 def _run_to_resume(asked: TrainOptions, kind: Kind, reporter: Reporter) -> tuple[Artefact, Recipe]:
@@ -437,4 +455,6 @@ def _run_to_resume(asked: TrainOptions, kind: Kind, reporter: Reporter) -> tuple
     artefact = open_for_resume(asked.resume, kind=kind)
     recipe = resumed_recipe(asked.resume, kind=kind, overrides=asked.settings, steps=asked.steps, reporter=reporter)
     check_batch(recipe.training.batch_size, accumulate=recipe.training.accumulate)
-    return artefact, recipe
+    check_loggers(recipe.training.loggers)
+    details = _details(recipe, changes_again(artefact, recipe), step=int(artefact.details.get("step", 0)))
+    return replace(artefact, details=artefact.details | details), recipe

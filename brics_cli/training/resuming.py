@@ -11,6 +11,7 @@ from typing import Any
 from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import Recipe, load_yaml
+from brics_cli.config.changes import Changed, changes_of_values, flatten, read_changed
 from brics_cli.config.loading import key_of, recipe_from_values
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, open_collection
@@ -26,7 +27,7 @@ ENVIRONMENT_FILE = "environment.json"
 
 FIXED = (
     *("model", "denoiser", "diffusion", "data.transform", "data.val_fraction", "data.shuffle_window"),
-    *("gan.widths", "gan.norm", "training.batch_size", "training.seed"),
+    *("gan.widths", "gan.norm", "training.batch_size", "training.seed", "training.val_fraction"),
 )
 """Settings that make a run what it is: with others its weights, or its place in the data, would mean something else."""
 MAX_READ = 2**38
@@ -83,18 +84,17 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
     return recipe
 
 
+def changes_again(artefact: Artefact, recipe: Recipe) -> Changed:
+    """What the run `artefact` will differ in from the recipe it was started with, once it goes on with `recipe`."""
+    flat = flatten(load_yaml(artefact.path / CONFIG_FILE))
+    started_with = {key: was for key, (was, _) in read_changed(artefact.details).items()}
+    return changes_of_values(flat | started_with, flatten(recipe.model_dump(mode="json")))
+
+
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What a checkpoint remembers of its recipe: dotted keys and their values, as JSON has them."""
     flat = flatten(recipe.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if key not in NOT_COMPARED}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def identity_of(collection: Collection, reporter: Reporter) -> str:

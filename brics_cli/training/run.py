@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 import brics_cli
 from brics_cli.autoencoder.model_files import TRAIN_COMMANDS, read_model_config
@@ -26,6 +25,7 @@ from brics_cli.isolation import child_environment
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter, command_line
+from brics_cli.training.loggers import open_loggers
 from brics_cli.training.plan import Plan
 from brics_cli.training.resuming import CONFIG_FILE, ENVIRONMENT_FILE, settings_of, was_killed_at_birth
 from brics_cli.training.state import DivergedError, TrainingState, checkpoints, newest_checkpoint, step_of
@@ -37,6 +37,7 @@ from brics_cli.workspace import (
     write_provenance,
     write_text_atomically,
 )
+from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.outputs import output_lock
 
 BEST = "best"
@@ -48,7 +49,7 @@ class Run:
 
     def __init__(self, artefact: Artefact, *, recipe: Recipe, world: World, first_step: int = 0) -> None:
         self.artefact, self.path, self.recipe, self.world = artefact, artefact.path, recipe, world
-        self.writer = SummaryWriter(str(self.path), purge_step=first_step) if world.is_leader else None
+        self.loggers = open_loggers(artefact, recipe, first_step=first_step) if world.is_leader else []
         self.best_score: float | None = None
         with suppress(ArtefactError):  # of a run that has no best model yet
             best = read_model_config(self.path / BEST, kind="autoencoder")[0]
@@ -56,18 +57,31 @@ class Run:
             self.best_score = score if isinstance(score, float) else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append `values` of `step` to metrics.jsonl and TensorBoard; what the first process has of them counts."""
+        """Append `values` of `step` to metrics.jsonl, with the time (`time/utc`, ISO 8601), and tell the loggers; what
+        the first process has of them counts."""
 
         def append() -> None:
-            assert self.writer is not None
             if not values:
                 return
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+                file.write(json.dumps({"step": step, "time/utc": now(), **values}) + "\n")
+            for logger in self.loggers:
+                logger.scalars(step, values)
 
         self.world.lead(append)
+
+    def draw(self, step: int, snapshot: Callable[[Path], dict[str, float]]) -> dict[str, float]:
+        """Let the first process draw the sheet of `step` and tell the loggers; the scores that it found, there."""
+
+        def write() -> dict[str, float]:
+            path = self.path / "images" / f"step-{step:08d}.png"
+            scores = snapshot(path)
+            if path.is_file():
+                for logger in self.loggers:
+                    logger.sheet(step, "reconstructions" if self.artefact.kind == "autoencoder" else "samples", path)
+            return scores
+
+        return self.world.lead(write) or {}
 
     def save_checkpoint(self, state: TrainingState[Any]) -> None:
         """Write a checkpoint atomically, then remove the oldest ones beyond `training.keep_checkpoints`."""
@@ -186,9 +200,9 @@ def open_run(
             with run.going_on_explained():
                 yield run
         finally:
-            if run.writer is not None:
+            for logger in run.loggers:
                 with suppress(OSError):  # of a full disk, which has been said; metrics.jsonl has the same values
-                    run.writer.close()
+                    logger.close()
 
 
 def _create(artefact: Artefact, recipe: Recipe, device: torch.device, *, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -111,10 +111,8 @@ class Artefact:
         record = asdict(self)
         del record["path"]
         root = f"{_root_of(self.path)}{os.sep}"
-        for parent in record["parents"]:
-            if parent["path"].startswith(root):
-                parent["in_workspace"] = parent["path"].removeprefix(root)
-        return {"brics_artefact": 1, **record}
+        inside = [each.path.removeprefix(root) if each.path.startswith(root) else "" for each in self.parents]
+        return {"brics_artefact": 1, **record, "in_workspace": inside}
 
 
 def now() -> str:
@@ -133,9 +131,8 @@ def _root_of(path: Path) -> Path:
     return path.parents[2] if len(path.parents) > 2 and path.parents[1].name == "runs" else path.parent
 
 
-def _parent_at(root: Path, *, in_workspace: str = "", **recorded: str) -> Parent:
+def _parent_at(root: Path, parent: Parent, in_workspace: str) -> Parent:
     """A parent as its child in the workspace `root` names it; its path is the one in there, where it is."""
-    parent = Parent(**recorded)
     if not in_workspace:
         return parent
     here = root / in_workspace
@@ -175,12 +172,14 @@ def read_provenance(path: Path) -> Artefact | None:
     try:
         if record["kind"] not in get_args(Kind):
             raise KeyError("kind")
+        root, parents = _root_of(path), [Parent(**parent) for parent in record["parents"]]
+        inside = [str(each) for each in record.get("in_workspace", [""] * len(parents))]
         return Artefact(
             kind=cast(Kind, record["kind"]),
             path=path,
             created=str(record["created"]),
             complete=bool(record["complete"]),
-            parents=tuple(_parent_at(_root_of(path), **parent) for parent in record["parents"]),
+            parents=tuple(_parent_at(root, *each) for each in zip(parents, inside, strict=True)),
             details=dict(record["details"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -231,13 +230,13 @@ class Workspace:
                 found.append(artefact)
         return sorted(found, key=lambda artefact: (artefact.created, str(artefact.path)), reverse=True)
 
-    def newest(self, kind: Kind, *, wanted: Split | None = None) -> Artefact:
+    def newest(self, kind: Kind, *, wanted: Split | None = None, among: Sequence[Artefact] | None = None) -> Artefact:
         """The newest usable artefact of `kind` that is finished and whole; another one where there is none.
 
         `wanted`: of key-code stores and shards those of "training" images, or of "held-out" ones, where there are any.
-        Raises ArtefactError with the command that would make one.
+        `among`: what the last look found. Raises ArtefactError with the command that would make one.
         """
-        return self._ranked(kind, wanted)[0]
+        return self._ranked(kind, wanted, self.artefacts() if among is None else among)[0]
 
     def resolve(self, kind: Kind, *, argument: str, wanted: Split | None = None, reporter: Reporter) -> Artefact:
         """`newest` for an `argument` that was left out, or, where there is none, the embedded model of that kind;
@@ -246,7 +245,7 @@ class Workspace:
         Raises ArtefactError with the command that would make one.
         """
         try:
-            artefact, *others = self._ranked(kind, wanted)
+            artefact, *others = self._ranked(kind, wanted, self.artefacts())
         except ArtefactError:
             if (model := embedded_default(kind)) is None:
                 raise
@@ -272,27 +271,29 @@ class Workspace:
         reporter.message(said + (f" ({'; '.join(newer[:3])}{more})" if newer else ""))
         return artefact
 
-    def _ranked(self, kind: Kind, wanted: Split | None) -> list[Artefact]:
+    def _ranked(self, kind: Kind, wanted: Split | None, artefacts: Sequence[Artefact]) -> list[Artefact]:
         """The usable artefacts of `kind`, the best choice first: whole ones, of the `wanted` images, newest first."""
         unwanted = {"training": "held-out", "held-out": "training"}.get(wanted or "")
-        usable = [artefact for artefact in self.artefacts() if artefact.kind == kind and artefact.usable]
+        usable = [artefact for artefact in artefacts if artefact.kind == kind and artefact.usable]
         if not usable:
             name, command = _HOW_TO_MAKE[kind]
             raise ArtefactError(f"no {name} in the workspace {self.root.resolve()}", next=f"Make one: {command}")
 
         def rank(artefact: Artefact) -> tuple[bool, bool]:
-            return bool(artefact.shortcoming), unwanted is not None and self.split_of(artefact) == unwanted
+            is_unwanted = unwanted is not None and self.split_of(artefact, among=artefacts) == unwanted
+            return bool(artefact.shortcoming), is_unwanted
 
         return sorted(usable, key=rank)
 
-    def split_of(self, artefact: Artefact) -> Split | None:
+    def split_of(self, artefact: Artefact, *, among: Sequence[Artefact] | None = None) -> Split | None:
         """What the images of `artefact`, or behind its codes, were to the autoencoder behind it; None: not known.
 
-        Of packed shards: to any autoencoder in the workspace.
+        Of packed shards: to any autoencoder in the workspace (`among` what the last look found).
         """
         if artefact.kind == "shards":
             images = Parent("shards", str(artefact.path.resolve()), str(artefact.details.get("sha256", "")))
-            splits = {split(images, each) for each in self.artefacts() if each.kind == "autoencoder"}
+            runs = [each for each in (self.artefacts() if among is None else among) if each.kind == "autoencoder"]
+            splits = {split(images, each) for each in runs}
             known: tuple[Split, ...] = ("training", "held-out", "other")
             return next((each for each in known if each in splits), None)
         made_by, collection = self.ancestor(artefact, "autoencoder"), artefact.parent("collection")
@@ -348,9 +349,9 @@ class Workspace:
             number += 1
         return path
 
-    def new_run_path(self, kind: str, recipe: str) -> Path:
-        """A path for a new run: `runs/<kind>/<yyyymmdd-hhmmss>-<recipe>`, not there yet."""
-        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"
+    def new_run_path(self, kind: str, name: str) -> Path:
+        """A path for a new run: `runs/<kind>/<yyyymmdd-hhmmss>-<name>`, not there yet."""
+        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
         path = self.root / "runs" / kind / stem
         number = 2
         while path.exists():
@@ -373,7 +374,7 @@ class Workspace:
 
 
 def split(images: Parent, autoencoder: Artefact) -> Split | None:
-    """What `images` were to `autoencoder`, by their sha256 or their path; None: it does not say what it was trained on."""
+    """What `images` were to `autoencoder`, by sha256 or path; None: it does not say what it was trained on."""
     for kind, name in (("collection", "training"), ("validation", "held-out")):
         known = autoencoder.parent(kind)
         if known is not None and ({images.sha256} - {""} == {known.sha256} or images.path == known.path):

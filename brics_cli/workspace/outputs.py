@@ -38,6 +38,7 @@ _HEAD_BYTES, _STORE_BYTES = 64 << 10, 8 << 20
 _TENSORS = r"((model|weights|ema|ema-[\d.]+|discriminator)\.safetensors|(optimiser|discriminator-optimiser)\.pt)"
 _RUN = (
     r"config\.yaml|environment\.json|metrics\.jsonl|failures\.jsonl|events\.out\.tfevents\.[^/]*|images/[^/]*\.png|"
+    r"wandb/.*|"
     rf"(model|best|checkpoints/step-\d{{8,}})/(config\.json|state\.json|{_TENSORS})"
 )
 _IMAGES = (

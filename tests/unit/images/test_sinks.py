@@ -17,6 +17,7 @@ from brics_cli.errors import ArtefactError, MachineError, UsageError, WouldOverw
 from brics_cli.images import contact_sheet, open_collection, open_sink
 from brics_cli.images.packs import FailureLog
 from brics_cli.images.pixels import load_pixels
+from brics_cli.images.sheets import CAPTION_HEIGHT, GAP, TITLE_HEIGHT, seed_captions
 from brics_cli.images.sinks import OutputImage, base
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.workspace import Artefact, Parent, write_provenance
@@ -235,14 +236,23 @@ def test_failure_log_forgets_what_is_done_again_and_survives_a_cut_line(tmp_path
 
 def test_contact_sheet_has_every_image_where_it_belongs(tmp_path):
     tiles = images(4)
-    path = contact_sheet([tiles[:2], tiles[2:]], path=tmp_path / "s.png", row_labels=["one", "two"], title="t", scale=2)
-    sheet = np.array(Image.open(path))
-    found = 0
-    for tile in tiles:
-        large = tile.repeat(2, axis=0).repeat(2, axis=1)
-        windows = np.lib.stride_tricks.sliding_window_view(sheet, large.shape)[:, :, 0]
-        found += int((windows == large).all(axis=(2, 3, 4)).sum())
-    assert found == 4
+    captions = seed_captions(
+        range(4), ["cat", "a name that is much wider than its image is", "\x1b", ""], num_columns=2
+    )
+    assert captions[0][0] == "seed 0  cat" and captions[1] == ["seed 2  \\x1b", "seed 3  "]
+    path = contact_sheet(
+        [tiles[:2], tiles[2:]], path=tmp_path / "s.png", row_labels=["one", "two"], title="t", captions=captions
+    )
+    sheet, side = np.array(Image.open(path)), min(tiles[0].shape[:2])
+    scale = -(-128 // side)
+    assert side < 128 <= side * scale
+    for number, tile in enumerate(tiles):
+        large = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+        (row, column), (height, width) = divmod(number, 2), large.shape[:2]
+        top = TITLE_HEIGHT + GAP + row * (height + 2 * CAPTION_HEIGHT + GAP) + 2 * CAPTION_HEIGHT
+        left = GAP + column * (width + GAP)
+        assert (sheet[top : top + height, left : left + width] == large).all()
+        assert sheet[top - CAPTION_HEIGHT : top, left : left + width].std() > 10, "its caption"
 
 
 def test_shards_take_a_codec_and_nothing_else_does(tmp_path):

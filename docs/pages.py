@@ -26,7 +26,8 @@ from brics_cli.config.loading import list_recipes  # noqa: E402
 from brics_cli.evaluation.registry import PRESETS, REGISTRY  # noqa: E402
 from brics_cli.networks.registry import NETWORKS  # noqa: E402
 
-COPIES = {"extending.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md", "measured.md": "recipes/README.md"}
+COPIES = {"extending.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md", "measured.md": "recipes/README.md",
+          "brics-mini.md": "recipes/models/brics-mini.md"}  # fmt: skip
 """Page -> file of the repository that it shows."""
 PICTURES = ("recipes/samples-emoji-32px.png",)
 """What those files show."""

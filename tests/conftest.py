@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: one thread, so that sums are taken in one order here and in the processes tests start, and
@@ -14,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+from hub_server import Hub, serve
 from PIL import Image
 
 # What is remembered of collections is this run's alone, and the user's stays as it is.
@@ -46,3 +48,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     write_photographs(folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hugging Face Hub on this machine, which huggingface_hub talks to, with a cache of its own."""
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with serve() as hub:
+        places = {"HF_HUB_CACHE": str(tmp_path / "hub-cache"), "HF_TOKEN_PATH": str(tmp_path / "no-token")}
+        places["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, **places}.items():
+            monkeypatch.setattr(constants, name, value)
+        yield hub

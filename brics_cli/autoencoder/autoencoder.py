@@ -28,7 +28,7 @@ from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import sha256_of_file
-from brics_cli.workspace.embedded import model_reference
+from brics_cli.workspace.places import reference
 
 if TYPE_CHECKING:
     from brics_cli.autoencoder.terms import View
@@ -73,7 +73,7 @@ class Autoencoder(nn.Module):
     @property
     def reference(self) -> str:
         """What artefacts and messages call it."""
-        return model_reference(self.path)
+        return reference(self.path)
 
     def forward(
         self, images: Tensor, *, noise: Tensor | None = None, views: Sequence[View] = ()
@@ -137,8 +137,8 @@ def read_autoencoder(path: str | Path) -> AutoencoderFiles:
 
 
 def load_autoencoder(path: str | Path, *, device: torch.device | str = "cpu") -> Autoencoder:
-    """The autoencoder of a run directory, of its `model/`, or of an embedded model's name: float32, in evaluation mode,
-    on `device`.
+    """The autoencoder of a run directory, of its `model/`, of an embedded model's name, or of a place on the Hub
+    (`hf://user/name`): float32, in evaluation mode, on `device`.
 
     Raises ArtefactError when it is not found, or when its files are damaged, foreign or of a newer format.
     """

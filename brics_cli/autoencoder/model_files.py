@@ -2,8 +2,8 @@
 
 Other averages of the same weights may be there as `ema-NAME.safetensors`, listed in the config.
 
-`path` in what follows is a run directory (which holds `model/`), the model directory itself, or the name of an
-embedded model.
+`path` in what follows is a run directory (which holds `model/`), the model directory itself, or what else
+`workspace.places.locate` finds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import brics_cli
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, sha256_of_file
-from brics_cli.workspace.embedded import MODELS, embedded_at
+from brics_cli.workspace.embedded import MODELS
 from brics_cli.workspace.files import read_json
+from brics_cli.workspace.places import locate
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -79,10 +80,7 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
     Raises ArtefactError when it is not found, damaged, of another kind, or of a newer format, and for an embedded
     model of another sha256 than brics was released with.
     """
-    path = Path(path)
-    if (model := embedded_at(path)) is not None:
-        model.check()
-        path = model.directory
+    path = locate(path)
     directory = path / "model" if (path / "model").is_dir() else path
     printed = "Give the directory that the training command printed."
     if not directory.is_dir():

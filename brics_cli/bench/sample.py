@@ -80,7 +80,7 @@ def bench_sample(
         )
         name = f"{recipe} and {ae_recipe}, random weights"
     else:
-        path = run or workspace.resolve("diffusion", argument="RUN", reporter=reporter).path
+        path = workspace.resolve("diffusion", run, argument="RUN", reporter=reporter)
         weaker = None if guide is None else Path(guide)
         models = load_models(path, guidance=guidance, workspace=workspace, device=device, guide=weaker)
         name = str(path)

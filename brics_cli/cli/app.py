@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "runs": Entry("Look", "List training runs, show what some differ in, remove them."),
     "status": Entry("Look", "Show the lineage of everything in the workspace."),
     "recipes": Entry("Look", "List the recipes, or show one."),
+    "models": Entry("Look", "List the models of brics and of the workspace, or publish one on the Hugging Face Hub."),
     "weights": Entry("Machine", "List, verify, import and fetch the weights that metrics need."),
     "cache": Entry("Machine", "List and prune the features of reference collections that eval keeps."),
     "doctor": Entry("Machine", "Check the machine: versions, device, memory, disk, kernels, weights."),

@@ -33,7 +33,8 @@ app = options.command_app()
 @app.command()
 def info(
     path: Annotated[
-        str | None, typer.Argument(metavar="PATH", help="A key-code store, a run, or a collection of images.")
+        str | None,
+        typer.Argument(metavar="PATH", help="A key-code store, a run, a model (hf://user/name too), or images."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every invariant of a store: counts, order, hashes, statistics.")
@@ -55,7 +56,7 @@ def info(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Describe a store, a run or a collection; count a recipe's GFLOP.
+    """Describe a store, a run, a model with its card, or a collection; count a recipe's GFLOP.
 
     Example: brics info codes.h5 --verify
     """
@@ -72,7 +73,7 @@ def info(
         raise UsageError("--code-shape goes with --flops RECIPE", next=CODE_SHAPE_EXAMPLE)
     from brics_cli.jobs.info import describe
 
-    described = describe(str(path), verify=verify, subset=subset, image_field=image_field)
+    described = describe(str(path), verify=verify, subset=subset, image_field=image_field, reporter=session.reporter)
     session.result(asdict(described), _text(described))
     if described.broken:
         raise ArtefactError(
@@ -91,6 +92,8 @@ def _text(described: Description) -> list[RenderableType]:
     parts += [f"failed: {failure['key']}: {failure['reason']}" for failure in failures]
     if len(described.failures) > len(failures):
         parts.append(f"... and {len(described.failures) - len(failures):,} more (--json lists them all)")
+    if described.card is not None:
+        parts += ["", *described.card.splitlines()]
     if described.broken is not None:
         parts += [f"broken: {line}" for line in described.broken] or ["verified: every invariant of the format holds"]
     return parts

@@ -124,7 +124,7 @@ InitFrom = Annotated[
         "--init-from",
         metavar="RUN|NAME",
         autocompletion=completion.runs,
-        help="Start a new run from the weights of this run, or of an embedded model (fine-tuning).",
+        help="Start a new run from the weights of a run, an embedded model or hf://user/name (fine-tuning).",
     ),
 ]
 NumWorkers = Annotated[
@@ -147,7 +147,7 @@ AutoencoderRun = Annotated[
         "--ae",
         metavar="RUN|NAME",
         autocompletion=completion.autoencoders,
-        help="The autoencoder's run directory, or an embedded one's name. Default: found in the workspace.",
+        help="The run of an autoencoder, an embedded one's name, or hf://user/name. Default: found in the workspace.",
     ),
 ]
 MaxFailures = Annotated[

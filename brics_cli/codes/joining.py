@@ -28,6 +28,7 @@ from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, open_hdf5
 from brics_cli.workspace.artefacts import differences
 from brics_cli.workspace.outputs import output_lock
+from brics_cli.workspace.places import reference
 
 _MAY_DIFFER = ("source", "num_images", "selection", "part")
 _COUNTED = ("sha256", "num_images", "num_failed", "summary", "sealed", "part")
@@ -224,7 +225,7 @@ def _parents(
                 found.setdefault((parent.kind, parent.sha256), parent)
     parents = sorted(found.values(), key=lambda parent: parent.kind != "autoencoder")
     if not is_whole:
-        return (*parents, *(Parent("store", str(store.path.resolve()), store.sha256) for store in stores))
+        return (*parents, *(Parent("store", reference(store.path), store.sha256) for store in stores))
     collections = [parent for parent in parents if parent.kind == "collection"]
     if all(digests) and collections:
         named = zip(shards, digests, strict=True)

@@ -16,6 +16,8 @@ from brics_cli.runtime.reporting import command_line
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, provenance_at
 from brics_cli.workspace.artefacts import Split, split
 from brics_cli.workspace.embedded import embedded_at
+from brics_cli.workspace.hub import parse_address
+from brics_cli.workspace.places import at_hand, locate
 
 if TYPE_CHECKING:
     import torch
@@ -66,13 +68,14 @@ def load_autoencoder_of(
     """The autoencoder with weights `sha256`, in eval mode on `device`: the one behind the codes of `codes_of`.
 
     `made_by` is what `codes_of` is, in a word (store, model). Looked for at `ae_path` when given, else where it was
-    `recorded` to be, else in `workspace` by its sha256 (it may have moved), and among the embedded models, of which
-    `reporter` hears. Raises ArtefactError when it is not found, or when `ae_path` holds other weights.
+    `recorded` to be, else in `workspace` by its sha256 (it may have moved), among the embedded models, and on the Hub
+    where it was recorded of it; `reporter` hears of these two. Raises ArtefactError when it is not found, or when
+    `ae_path` holds other weights.
     """
     from brics_cli.autoencoder.autoencoder import load_autoencoder
 
     if ae_path is not None:
-        autoencoder = load_autoencoder(Path(ae_path), device=device)
+        autoencoder = load_autoencoder(locate(ae_path, reporter=reporter), device=device)
         if autoencoder.weights_sha256 != sha256:
             raise ArtefactError(
                 f"{codes_of} is a {made_by} of another autoencoder (sha256 {sha256[:12]}) than {ae_path} "
@@ -81,9 +84,9 @@ def load_autoencoder_of(
             )
         return autoencoder
     shipped = None if recorded is None else embedded_at(recorded)
-    if recorded is not None and shipped is None and Path(recorded).exists():
+    if recorded is not None and shipped is None and at_hand(recorded).exists():
         with suppress(ArtefactError):  # what is at that path now may be damaged or something else
-            autoencoder = load_autoencoder(Path(recorded), device=device)
+            autoencoder = load_autoencoder(at_hand(recorded), device=device)
             if autoencoder.weights_sha256 == sha256:
                 return autoencoder
     if (moved := workspace.with_sha256("autoencoder", sha256)) is not None:
@@ -101,6 +104,10 @@ def load_autoencoder_of(
             f"that of this one has sha256 {shipped.sha256[:12]}",
             next=f"Install the version that made the {made_by}, or encode the collection again.",
         )
+    if recorded is not None and parse_address(recorded) is not None:
+        autoencoder = load_autoencoder(locate(recorded, reporter=reporter), device=device)
+        if autoencoder.weights_sha256 == sha256:
+            return autoencoder
     was_at = f", which was at {recorded}," if recorded is not None else ""
     raise ArtefactError(
         f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} was not found",
@@ -182,13 +189,17 @@ def comparison_inputs(
     UsageError for a path that is not there, ArtefactError when the workspace holds nothing to take or when `fake`
     does not say where it is from.
     """
+    real, fake = (
+        path if path is None or parse_address(path) is None else locate(path, reporter=reporter)
+        for path in (real, fake)
+    )
     for path in (real, fake):
         if path is not None and not collection_exists(path):
             raise UsageError(f"no such file or folder: {path}")
     only_held_out = False
     if fake is None:
         kind: Kind = "store" if compares == "pairs" else "samples"
-        fake = workspace.resolve(kind, argument="--fake", wanted="held-out", reporter=reporter).path
+        fake = workspace.resolve(kind, argument="--fake", wanted="held-out", reporter=reporter)
         only_held_out = real is None and compares == "pairs"
     made, held_out = provenance_at(fake), None
     if real is not None:

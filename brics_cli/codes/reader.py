@@ -29,6 +29,7 @@ from brics_cli.codes.format import (
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json
 from brics_cli.workspace import Artefact, open_hdf5, read_provenance
+from brics_cli.workspace.places import locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class KeyCodeStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = locate(path)
         if not self.path.is_file():
             what = "is a folder, not a key-code store" if self.path.is_dir() else "is missing"
             raise ArtefactError(f"{self.path} {what}", next=f"Give a store, or make one: {HOW_TO_MAKE}")

@@ -21,6 +21,7 @@ from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
 from brics_cli.workspace.naming import is_store
+from brics_cli.workspace.places import reference
 
 
 class StoreStream(ImageStream):
@@ -41,7 +42,7 @@ class StoreStream(ImageStream):
         self.store = store
         self.autoencoder = autoencoder
         self.device = device
-        self.path = str(Path(store.path).resolve())
+        self.path = reference(store.path)
         self.precision = precision
         self.identity = store.sha256 if precision == "fp32" else f"{store.sha256}-{precision}"
         self.keys = list(store.keys)

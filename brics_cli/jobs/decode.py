@@ -26,6 +26,7 @@ from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, Codec, ImageFormat
 from brics_cli.workspace.outputs import check_claim, output_lock
+from brics_cli.workspace.places import reference
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DecodePlan:
     @property
     def artefact(self) -> Artefact:
         parents = [
-            Parent("store", str(self.store.path.resolve()), self.store.sha256),
+            Parent("store", reference(self.store.path), self.store.sha256),
             Parent("autoencoder", self.autoencoder.reference, self.autoencoder.weights_sha256),
         ]
         if (collection := self.store.artefact.parent("collection")) is not None:
@@ -115,9 +116,7 @@ def plan_decoding(
         reporter.message(f"--format not given: {sink.format}, by the ending of {out}")
     on = resolve_device(device)
     check_claim(sink.path, kind="reconstructions", overwrite=overwrite)
-    if codes is None:
-        codes = workspace.resolve("store", argument="CODES", reporter=reporter).path
-    store = KeyCodeStore(codes)
+    store = KeyCodeStore(workspace.resolve("store", codes, argument="CODES", reporter=reporter))
     for key in store.keys:
         check_key(key)
     sink.class_names = store.class_names

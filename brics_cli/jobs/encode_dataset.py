@@ -35,9 +35,9 @@ from brics_cli.runtime.executors import LocalExecutor
 from brics_cli.runtime.precision import default_precision
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
-from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import STORE, form_of_output
 from brics_cli.workspace.outputs import check_claim
+from brics_cli.workspace.places import reference
 
 DEFAULT_LARGEST = 512
 """Pixels a side that images are encoded at, at most, where --size is not given."""
@@ -146,20 +146,19 @@ def plan_encoding(
         out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
     form_of_output(out, STORE)
     check_claim(out, kind="store", overwrite=overwrite, what="the store")
-    if autoencoder is None:
-        autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
+    autoencoder = workspace.resolve("autoencoder", autoencoder, argument="--ae", reporter=reporter)
     if data is None:
         data = _trained_on(autoencoder, workspace)
         reporter.message(f"DATA not given: using {data}, which {autoencoder} was trained on")
     files = read_autoencoder(autoencoder)
     config = files.config
     if size is not None:
-        config.check_size(size, of=model_reference(files.path))
+        config.check_size(size, of=reference(files.path))
         check_image_memory(size, what="--size")
     quantisation = quantisation or DEFAULT_QUANTISATIONS[config.code_kind]
     if config.code_kind == "continuous" and quantisation != DEFAULT_QUANTISATIONS["continuous"]:
         raise UsageError(
-            f"--quantisation {quantisation} holds codes in [0, 1], and those of {model_reference(files.path)} are not "
+            f"--quantisation {quantisation} holds codes in [0, 1], and those of {reference(files.path)} are not "
             "bounded",
             next=f"Use --quantisation {DEFAULT_QUANTISATIONS['continuous']}.",
         )
@@ -206,7 +205,7 @@ def _default_size(files: AutoencoderFiles, collection: Collection, reporter: Rep
     side = median_side(collection)
     size = config.largest_size(min(side, DEFAULT_LARGEST))
     reporter.message(
-        f"--size not given: {size} px (the median image side is {side} px; {model_reference(files.path)} takes any "
+        f"--size not given: {size} px (the median image side is {side} px; {reference(files.path)} takes any "
         f"multiple of {config.downsampling})"
     )
     return size
@@ -218,7 +217,7 @@ def _trained_on(run: Path, workspace: Workspace) -> str:
     collection = artefact.parent("collection") if artefact is not None else None
     if collection is None:
         raise ArtefactError(
-            f"{model_reference(run)} does not say what it was trained on",
+            f"{reference(run)} does not say what it was trained on",
             next="Give DATA: brics encode-dataset IMAGES",
         )
     return workspace.collection_path(collection)

@@ -56,9 +56,9 @@ from brics_cli.workspace import (
     write_provenance,
 )
 from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.embedded import model_reference
 from brics_cli.workspace.naming import REPORT, form_of_output, is_store
 from brics_cli.workspace.outputs import absent_unless_done, output_lock
+from brics_cli.workspace.places import reference
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-image", "clean-fid", "open-clip-torch", "lpips", "timm")
 BATCH_SIZE = 32
@@ -316,7 +316,7 @@ def _model_behind(path: str, workspace: Workspace) -> dict[str, Any] | None:
         for kind in ("diffusion", "autoencoder"):
             run = None if made is None else workspace.ancestor(made, kind)  # type: ignore[arg-type]
             if run is not None:
-                return {"kind": kind, "path": model_reference(run.path), "step": run.details.get("step")}
+                return {"kind": kind, "path": reference(run.path), "step": run.details.get("step")}
     return None
 
 

@@ -23,6 +23,7 @@ from brics_cli.workspace import Artefact, Parent, Workspace, atomic_path, write_
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, form_of_output
 from brics_cli.workspace.outputs import claim, output_lock
+from brics_cli.workspace.places import reference
 
 ROWS_PER_SHARD = 10_000
 STATISTICS = "latents_stats.pt"
@@ -76,9 +77,8 @@ def plan_export(
 
     Raises ArtefactError when flips or some of the labels are not in the store, UsageError for a file as `out`.
     """
-    if codes is None:
-        codes = workspace.resolve("store", argument="CODES", wanted="training", reporter=reporter).path
-    store, out = KeyCodeStore(codes), out or workspace.root / "latents"
+    store = KeyCodeStore(workspace.resolve("store", codes, argument="CODES", wanted="training", reporter=reporter))
+    out = out or workspace.root / "latents"
     form_of_output(out, {"LightningDiT's latents": (FOLDER,)})
     if not len(store):
         raise ArtefactError(f"{store.path} holds no codes")
@@ -121,7 +121,7 @@ def export(plan: ExportPlan, *, overwrite: bool = False, reporter: Reporter) -> 
     store, num_images = plan.store, len(plan.store)
     made_by = store.artefact.parent("autoencoder")
     parents = (
-        Parent("store", str(store.path.resolve()), store.sha256),
+        Parent("store", reference(store.path), store.sha256),
         Parent("autoencoder", made_by.path if made_by is not None else "", store.autoencoder["sha256"]),
     )
     asked = {"to": "lightningdit", "flips": plan.flips, "labels": plan.labels, "rows_per_shard": plan.rows_per_shard}

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from brics_cli.errors import UsageError
+from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, provenance_at
+from brics_cli.workspace.artefacts import MODEL_FILE, TRAINED
 from brics_cli.workspace.files import read_json
+from brics_cli.workspace.hub import address_in_cache, parse_address
 from brics_cli.workspace.naming import is_store
+from brics_cli.workspace.places import locate
 
 MAX_LISTED_FAILURES = 20
 KINDS = ("autoencoder", "diffusion")
@@ -20,27 +24,37 @@ KINDS = ("autoencoder", "diffusion")
 
 @dataclass(frozen=True)
 class Description:
-    """`facts` in the order in which they are shown. `broken`: invariants that a store breaks; None: not verified."""
+    """`facts` in the order in which they are shown. `broken`: invariants that a store breaks; None: not verified.
+    `card`: the model card, of an embedded model or one of the Hub."""
 
     what: str
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     broken: list[str] | None = None
+    card: str | None = None
 
 
 def describe(
-    path: str, *, verify: bool = False, subset: str | None = None, image_field: str | None = None
+    path: str,
+    *,
+    verify: bool = False,
+    subset: str | None = None,
+    image_field: str | None = None,
+    reporter: Reporter | None = None,
 ) -> Description:
     """Look at `path`, or at a `subset` of the collections there, or its images `image_field`.
 
-    `verify` checks every invariant of a store, in a child process with a time limit.
+    What is on the Hub is downloaded, which `reporter` hears. `verify` checks every invariant of a store, in a child
+    process with a time limit.
 
     Raises UsageError and ArtefactError as `open_collection` and `KeyCodeStore`; UsageError for `verify` on anything
     but a store.
     """
     if (subset is not None or image_field is not None) and not verify:
         return _describe_collection(path, subset, image_field)
+    if parse_address(path) is not None:
+        path = str(locate(path, reporter=reporter))
     if is_store(path):
         return _describe_store(Path(path), verify=verify)
     if verify:
@@ -61,6 +75,7 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
     header, made_by, num_bytes = store.header, store.artefact.parent("autoencoder"), path.stat().st_size
     chosen = {"part": header.part, "selection": header.selection[:12], "labels": header.labels}  # where it is not all
     facts: dict[str, Any] = {
+        **_hub_address(path),
         "images": len(store),
         "failed": len(store.failures),
         "code_shape": list(store.code_shape),
@@ -94,16 +109,28 @@ def _classes(counts: Mapping[int, int], names: Sequence[str]) -> dict[str, Any]:
     return {"classes": classes} if classes else {}
 
 
+def _hub_address(path: Path) -> dict[str, str]:
+    address = address_in_cache(path)
+    return {} if address is None else {"from": str(address)}
+
+
 def _describe_artefact(artefact: Artefact) -> Description:
     facts: dict[str, Any] = {"created": artefact.created, "complete": artefact.complete} if artefact.created else {}
+    facts |= _hub_address(artefact.path)
     for parent in artefact.parents:
         facts[f"made from {parent.kind}"] = f"{parent.path} ({parent.sha256[:12]})"
     facts |= {name: value for name, value in artefact.details.items() if name != "settings" and value != []}
     facts |= artefact.details.get("settings", {})
     if artefact.kind == "diffusion" and artefact.usable:
-        config = read_json(artefact.path / "model" / "config.json", what="the model's config")
+        directory = artefact.path / "model" if (artefact.path / "model").is_dir() else artefact.path
+        config = read_json(directory / "config.json", what="the model's config")
         facts |= _classes(dict(enumerate(config.get("class_counts", []))), config.get("class_names", []))
-    return Description(artefact.kind, artefact.path, facts)
+    card = None
+    if artefact.kind in TRAINED and not (artefact.path / MODEL_FILE).exists():  # no run of the user's
+        from brics_cli.jobs.models import card_of
+
+        card = card_of(artefact)
+    return Description(artefact.kind, artefact.path, facts, card=card)
 
 
 def _describe_collection(path: str, subset: str | None, image_field: str | None) -> Description:

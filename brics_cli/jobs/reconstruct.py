@@ -71,14 +71,13 @@ def reconstruct(
     TooManyFailuresError when no file is an image.
     """
     out, on, batch_size = out or OUT, resolve_device(device), batch_size or BATCH_SIZE
-    if autoencoder is None:
-        autoencoder = workspace.resolve("autoencoder", argument="--ae", reporter=reporter).path
     for path in images:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "is missing"
             raise UsageError(f"{path} {what}", next="Give image files: brics reconstruct photos/*.jpg --out sheet.png")
     form_of_output(out, PICTURE)
     check_output(out, overwrite=overwrite, what="the sheet", inputs=images)
+    autoencoder = workspace.resolve("autoencoder", autoencoder, argument="--ae", reporter=reporter)
     model = load_autoencoder(autoencoder, device=on)
     originals: list[np.ndarray] = []
     read: list[Path] = []

@@ -36,6 +36,7 @@ from brics_cli.training.state import TrainingState
 from brics_cli.training.step import compiled
 from brics_cli.wording import count
 from brics_cli.workspace import Workspace
+from brics_cli.workspace.places import reference
 
 SHEET_SEEDS = range(24)
 SHEET_COLUMNS = 8
@@ -175,7 +176,7 @@ def save_averages(
     lineage = {
         "autoencoder_sha256": str(store.autoencoder["sha256"]),
         "store_sha256": store.sha256,
-        "store_path": str(store.path.resolve()),
+        "store_path": reference(store.path),
     }
     average = state.ema.model
     others = {name: ema.model.state_dict() for name, ema in state.averages.items()}

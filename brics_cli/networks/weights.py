@@ -4,6 +4,9 @@ Weights are looked for in the root (`$BRICS_WEIGHTS`, else `$XDG_CACHE_HOME/bric
 `~/.cache/brics/weights`), then read-only where the peers put theirs. A checksum is remembered with the file's size,
 mtime and ctime, so that 350 MB are hashed once and not at every run. Nothing is downloaded unless `fetch` is called,
 and nothing of unknown sha256 is loaded unless the caller allows it; what comes of it is then marked not comparable.
+
+The download is our own: pooch checks and caches as well, but starts a broken download anew, and huggingface_hub's that
+goes on is no public function.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from brics_cli.images.loader import Image, ImageStream
 from brics_cli.sampling.models import Models, load_models
 from brics_cli.sampling.tasks import DEFAULT_NUM_DRAWN, key_of, seed_range
 from brics_cli.workspace import Workspace
+from brics_cli.workspace.places import reference
 
 
 @dataclass(frozen=True)
@@ -107,4 +108,4 @@ def draw_images(
     """The stream of the diffusion run (or its `model` directory) `model`. Raises what `load_models` raises."""
     how = {name: value for name, value in vars(settings).items() if name not in ("num", "seeds", "seed")}
     models = load_models(model, **how, autoencoder=autoencoder, precision=precision, workspace=workspace, device=device)
-    return DrawnStream(models, settings.drawn(), path=str(model.resolve()), batch_size=batch_size)
+    return DrawnStream(models, settings.drawn(), path=reference(models.denoiser.path), batch_size=batch_size)

@@ -35,6 +35,7 @@ from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Parent, Workspace, provenance_at, read_provenance, sha256_of_file
 from brics_cli.workspace.files import PROVENANCE_FILE
+from brics_cli.workspace.places import locate, reference
 
 OnStep = Callable[[], None]
 """Called between two evaluations of the network; what it raises ends the sampling."""
@@ -235,9 +236,9 @@ def load_models(
     check_known(precision, get_args(Precision), option="--dtype", what="precision")
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     reporter = reporter or SilentReporter()
-    model = _run_of(model or workspace.resolve("diffusion", argument="--model", reporter=reporter).path)
+    model = _run_of(workspace.resolve("diffusion", model, argument="--model", reporter=reporter))
     denoiser = load_denoiser(model, device=device, ema=ema)
-    weaker = None if guide is None else load_denoiser(_run_of(guide), device=device)
+    weaker = None if guide is None else load_denoiser(_run_of(locate(guide, reporter=reporter)), device=device)
     if weaker is not None and weaker.weights_sha256 == denoiser.weights_sha256:
         raise UsageError(
             f"--guide {guide} is the model itself, and would have no effect",
@@ -268,15 +269,16 @@ def load_models(
     if ema is not None:
         plain_sha256 = sha256_of_file(read_model_config(model, kind="diffusion")[1] / WEIGHTS_NAME)
     parents = [
-        Parent("diffusion", str(model.resolve()), plain_sha256),
+        Parent("diffusion", reference(model), plain_sha256),
         store or Parent("store", lineage["store_path"], lineage["store_sha256"]),
         Parent("autoencoder", decoder.reference, decoder.weights_sha256),
     ]
     if weaker is not None:
-        parents.append(Parent("guide", str(weaker.path.resolve()), weaker.weights_sha256))
+        parents.append(Parent("guide", reference(weaker.path), weaker.weights_sha256))
     name = (run_name(run.details) if run is not None else "") or model.name
     loaded_with = {
-        "model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "clip": clip, "guide": guide,
+        "model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "clip": clip,
+        "guide": None if weaker is None else weaker.path,
         "class_": class_, "class_balance": class_balance, "ema": ema, "autoencoder": decoder.path,
         "precision": precision, "workspace": workspace,
     }  # fmt: skip

@@ -37,6 +37,7 @@ from brics_cli.workspace import Artefact, Workspace
 from brics_cli.workspace.artefacts import now
 from brics_cli.workspace.naming import FOLDER, Codec, ending_of, form_of_output
 from brics_cli.workspace.outputs import check_claim
+from brics_cli.workspace.places import reference
 
 PNG_TASK = 250
 """Seeds that a process takes at once of a folder of PNG files, about: they are whole one by one."""
@@ -138,7 +139,7 @@ class Plan:
             transform=versioned(autoencoder.transform),
             quantisation=DEFAULT_QUANTISATIONS[config.code_kind],
             autoencoder={"sha256": autoencoder.weights_sha256, "config": config.model_dump(mode="json")},
-            source=str(denoiser.path.resolve()),
+            source=reference(denoiser.path),
             source_sha256=fingerprint,
             num_images=len(self.seeds),
             code_kind=config.code_kind,

@@ -55,9 +55,10 @@ from brics_cli.training.state import checkpoints, step_of
 from brics_cli.wording import duration
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import differences, now
-from brics_cli.workspace.embedded import embedded_at, model_reference
+from brics_cli.workspace.embedded import embedded_at
 from brics_cli.workspace.naming import RUN, form_of_output
 from brics_cli.workspace.outputs import check_claim, check_output
+from brics_cli.workspace.places import locate, reference
 
 VALIDATION_IMAGES = 2048
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
@@ -211,12 +212,13 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
         collection = reopen_collection(artefact, "collection", workspace, reporter)
         return AutoencoderPlan(artefact, True, init_of(artefact), settled, device, collection, val)
     _check_out(asked, kind="autoencoder")
+    asked = _with_init_here(asked, reporter)
     start = None if asked.init_from is None else _recipe_of(asked.init_from)
     known = asked.recipe or start or (CPU_RECIPE if device.type == "cpu" else None)  # before any image is looked at
     recipe = None if known is None else checked(_load(known, asked, kind="autoencoder"))
     path = asked.data
     if path is None:
-        path = str(workspace.resolve("shards", argument="DATA", wanted="training", reporter=reporter).path)
+        path = str(workspace.resolve("shards", argument="DATA", wanted="training", reporter=reporter))
     collection = open_collection(
         path, subset=asked.subset, labels="none", image_field=asked.image_field, reporter=reporter
     )
@@ -277,12 +279,10 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
         assert isinstance(settled, DiffusionRecipe)
         return DiffusionPlan(artefact, True, init_of(artefact), settled, device, reopen_store(artefact, workspace))
     _check_out(asked, kind="diffusion")
+    asked = _with_init_here(asked, reporter)
     default = CPU_RECIPE if device.type == "cpu" else DEFAULT_DIFFUSION_RECIPE
     recipe = _load(asked.recipe or default, asked, kind="diffusion")
-    path = asked.data
-    if path is None:
-        path = str(workspace.resolve("store", argument="CODES", wanted="training", reporter=reporter).path)
-    store = KeyCodeStore(path)
+    store = KeyCodeStore(workspace.resolve("store", asked.data, argument="CODES", wanted="training", reporter=reporter))
     if asked.recipe is None:
         recipe = _choose(
             DEFAULT_DIFFUSION_RECIPE, lambda recipe, on, num: rehearse_diffusion(recipe, store, on, num), asked,
@@ -290,7 +290,7 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
         )  # fmt: skip
     assert isinstance(recipe, DiffusionRecipe)
     _check_init(asked, recipe)
-    parents = [Parent("store", str(Path(path).resolve()), store.sha256)]
+    parents = [Parent("store", reference(store.path), store.sha256)]
     autoencoder = store.artefact.parent("autoencoder")
     if autoencoder is not None:
         parents.append(autoencoder)
@@ -375,8 +375,15 @@ def _base_of(recipe: Recipe, asked: TrainOptions) -> Recipe:
     return asked.recipe or recipe
 
 
+def _with_init_here(asked: TrainOptions, reporter: Reporter) -> TrainOptions:
+    """`asked` with the path of the model to start from, whatever names it."""
+    if asked.init_from is None:
+        return asked
+    return replace(asked, init_from=locate(asked.init_from, reporter=reporter))
+
+
 def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
-    """Raise ArtefactError when the run to start from is not there, or has another architecture than `recipe`."""
+    """Raise ArtefactError when the model to start from is not there, or has another architecture than `recipe`."""
     if asked.init_from is None:
         return
     part = "model" if isinstance(recipe, AutoencoderRecipe) else "denoiser"
@@ -395,7 +402,8 @@ def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
     differing = differences(architecture, wanted)
     if differing:
         raise ArtefactError(
-            f"{asked.init_from} has another architecture than recipe {recipe.name}: {'; '.join(differing[:3])}",
+            f"{reference(asked.init_from)} has another architecture than recipe {recipe.name}: "
+            f"{'; '.join(differing[:3])}",
             next="Take its recipe: --recipe RUN/config.yaml.",
         )
 
@@ -419,7 +427,7 @@ def _start(
     path = asked.out or workspace.new_run_path(recipe.kind, run_name(details))
     if asked.init_from is not None:
         directory = read_model_config(asked.init_from, kind=recipe.kind)[1]
-        parents.append(Parent("init", model_reference(asked.init_from), sha256_of_file(directory / WEIGHTS_NAME)))
+        parents.append(Parent("init", reference(asked.init_from), sha256_of_file(directory / WEIGHTS_NAME)))
     artefact = Artefact(recipe.kind, path, now(), complete=False, parents=tuple(parents), details=details)
     begun = None if asked.overwrite else begun_alike(artefact, recipe)
     if begun is None and asked.out is not None and not was_killed_at_birth(path):

@@ -23,7 +23,9 @@ from brics_cli.parsing import parse_json
 from brics_cli.workspace.embedded import EmbeddedModel, embedded_at, embedded_default, embedded_with
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
+from brics_cli.workspace.hub import AUTOENCODER_FOLDER, CONFIG
 from brics_cli.workspace.naming import is_store
+from brics_cli.workspace.places import at_hand, locate, reference
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -92,10 +94,10 @@ class Artefact:
 
     @property
     def usable(self) -> bool:
-        """Whether the next command can take it: a finished artefact, a run that has written a model, or an
-        embedded model."""
+        """Whether the next command can take it: a finished artefact, a run that has written a model, or a model
+        that has no run (an embedded one, one of the Hub)."""
         if self.kind in TRAINED:
-            return (self.path / MODEL_FILE).exists() or embedded_at(self.path) is not None
+            return (self.path / MODEL_FILE).exists() or (self.path / MODEL_FILE.name).exists()
         return self.complete
 
     @property
@@ -148,12 +150,14 @@ def write_provenance(artefact: Artefact) -> None:
 
 
 def read_provenance(path: Path) -> Artefact | None:
-    """The artefact at `path`, or of the embedded model of that name; None when it carries no provenance of ours.
+    """The artefact at `path`, of the embedded model of that name, or of what the cache has of the Hub at `hf://...`;
+    None when it carries no provenance of ours.
 
     Raises ArtefactError when its provenance is damaged or was written by a newer brics, MachineError when a store
     cannot be read now (locked, a failing mount).
     """
     record: Any = None
+    path = at_hand(path)
     if (model := embedded_at(path)) is not None:
         return of_embedded(model)
     if path.is_file() and is_store(path):
@@ -179,11 +183,19 @@ def read_provenance(path: Path) -> Artefact | None:
             path=path,
             created=str(record["created"]),
             complete=bool(record["complete"]),
-            parents=tuple(_parent_at(root, *each) for each in zip(parents, inside, strict=True)),
+            parents=tuple(_here(_parent_at(root, *each), path) for each in zip(parents, inside, strict=True)),
             details=dict(record["details"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"the provenance of {path} is damaged ({error!r})") from None
+
+
+def _here(parent: Parent, child: Path) -> Parent:
+    """The autoencoder of codes that were published with it is beside them, where it is not at its recorded path."""
+    published = (child if child.is_dir() else child.parent) / AUTOENCODER_FOLDER
+    if parent.kind != "autoencoder" or not (published / CONFIG).is_file() or at_hand(parent.path).exists():
+        return parent
+    return replace(parent, path=reference(published))
 
 
 def of_embedded(model: EmbeddedModel) -> Artefact:
@@ -194,8 +206,8 @@ def of_embedded(model: EmbeddedModel) -> Artefact:
 
 def provenance_at(path: str | Path) -> Artefact | None:
     """`read_provenance` of what is at `path`; None also when nothing is there, whatever is said beside it."""
-    path = Path(path)
-    return read_provenance(path) if path.exists() or embedded_at(path) is not None else None
+    path = at_hand(path)
+    return read_provenance(path) if path.exists() else None
 
 
 def sha256_of_file(path: Path) -> str:
@@ -238,12 +250,23 @@ class Workspace:
         """
         return self._ranked(kind, wanted, self.artefacts() if among is None else among)[0]
 
-    def resolve(self, kind: Kind, *, argument: str, wanted: Split | None = None, reporter: Reporter) -> Artefact:
-        """`newest` for an `argument` that was left out, or, where there is none, the embedded model of that kind;
-        `reporter` hears which it is, and why not a newer one.
+    def resolve(
+        self,
+        kind: Kind,
+        given: str | Path | None = None,
+        *,
+        argument: str,
+        wanted: Split | None = None,
+        reporter: Reporter,
+    ) -> Path:
+        """The path of what an `argument` is `given` as (`places.locate`); where it was left out, of the `newest`
+        artefact, or, where there is none, of the embedded model of that kind. `reporter` hears which it is, and why
+        not a newer one.
 
         Raises ArtefactError with the command that would make one.
         """
+        if given is not None:
+            return locate(given, reporter=reporter)
         try:
             artefact, *others = self._ranked(kind, wanted, self.artefacts())
         except ArtefactError:
@@ -253,7 +276,7 @@ class Workspace:
                 f"{argument} not given, and no {_HOW_TO_MAKE[kind][0]} in the workspace: using {model.name}, which is "
                 f"embedded in brics (sha256 {model.sha256[:12]})"
             )
-            return of_embedded(model)
+            return artefact.path
         finally:
             for path, reason in self.passed_over.items():
                 reporter.warning(f"{path} is passed over: {reason}")
@@ -261,7 +284,7 @@ class Workspace:
         if artefact.shortcoming:
             summary = f" ({artefact.details['summary']})" if "summary" in artefact.details else ""
             reporter.warning(f"{said}, {artefact.shortcoming}{summary}, as there is nothing else")
-            return artefact
+            return artefact.path
         newer = [
             f"{other.path} is newer, and {other.shortcoming or 'of ' + str(self.split_of(other)) + ' images'}"
             for other in others
@@ -269,7 +292,7 @@ class Workspace:
         ]
         more = f" and {len(newer) - 3:,} more" if len(newer) > 3 else ""
         reporter.message(said + (f" ({'; '.join(newer[:3])}{more})" if newer else ""))
-        return artefact
+        return artefact.path
 
     def _ranked(self, kind: Kind, wanted: Split | None, artefacts: Sequence[Artefact]) -> list[Artefact]:
         """The usable artefacts of `kind`, the best choice first: whole ones, of the `wanted` images, newest first."""

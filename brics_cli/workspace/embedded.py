@@ -67,9 +67,3 @@ def embedded_default(kind: str) -> EmbeddedModel | None:
 def embedded_with(sha256: str) -> EmbeddedModel | None:
     """The embedded model whose weights have this sha256."""
     return next((model for model in MODELS if model.sha256 == sha256), None)
-
-
-def model_reference(path: Path) -> str:
-    """What artefacts and messages call the model at `path`: an embedded one by its name, others by absolute path."""
-    model = embedded_at(path)
-    return str(path.resolve()) if model is None else model.name

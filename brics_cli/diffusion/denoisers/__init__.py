@@ -28,6 +28,7 @@ from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.denoisers.unet import UNet
 from brics_cli.diffusion.normalisation import NUM_LEVELS, normalisation
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace.places import locate
 
 KIND = "diffusion"
 NETWORKS: dict[type[Config], type[Network]] = {DiTConfig: DiT, UNetConfig: UNet}
@@ -140,11 +141,13 @@ def save_denoiser(
 
 
 def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: float | None = None) -> Denoiser:
-    """The denoiser of a run directory, or of its `model/`: float32, in evaluation mode, on `device`.
+    """The denoiser of a run directory, of its `model/`, or of a place on the Hub (`hf://user/name`): float32, in
+    evaluation mode, on `device`.
 
     `ema`: the relative width of the average to take, one of those that the model holds; None: the plain one. Raises
     ArtefactError when there is no such model or average, or when its files are damaged, foreign or of a newer format.
     """
+    path = locate(path)
     values, directory = read_model_config(path, kind=KIND)
     source = directory / CONFIG_NAME
     try:
@@ -189,6 +192,6 @@ def load_denoiser(path: str | Path, *, device: torch.device | str = "cpu", ema: 
             next="Copy the model again, or leave --ema out for the plain average.",
         )
     denoiser.class_counts, denoiser.class_names = tuple(file.class_counts), tuple(file.class_names)
-    denoiser.path = Path(path)
+    denoiser.path = path
     denoiser.lineage = file.lineage.model_dump()
     return denoiser.eval().requires_grad_(False)

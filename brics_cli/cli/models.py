@@ -24,6 +24,8 @@ def models(context: typer.Context, workspace: options.Workspace = None, as_json:
 
     Give a name, a run or hf://user/name wherever a model is asked for: --ae, --model, --init-from. The quality is what
     the run measured on its own validation images.
+
+    Example: brics models --json
     """
     if context.invoked_subcommand is not None:
         return

@@ -29,7 +29,7 @@ from brics_cli.jobs.models import CARD_FILE
 from brics_cli.jobs.plot import plot_runs
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.wording import count
-from brics_cli.workspace import Artefact, Workspace, provenance_at
+from brics_cli.workspace import Artefact, Parent, Workspace, provenance_at
 from brics_cli.workspace.files import PROVENANCE_FILE
 from brics_cli.workspace.hub import (
     AUTOENCODER_FOLDER,
@@ -139,6 +139,9 @@ def _collect(
         reporter=reporter,
         ae_path=autoencoder,
     )
+    if recorded is None:  # so that it is looked for beside the model
+        named = Parent("autoencoder", decoder.reference, decoder.weights_sha256)
+        files |= _model_files(replace(artefact, parents=(*artefact.parents, named)))
     return files | _decoder_files(decoder), card_of_diffusion(artefact, denoiser, decoder)
 
 

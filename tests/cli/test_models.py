@@ -23,7 +23,7 @@ def test_embedded_models_are_listed_before_those_of_the_workspace(tmp_path: Path
     assert all(each["is_embedded"] and each["licence"] and each["num_bytes"] < 8e6 for each in shipped)
     assert (mine["name"], mine["code_shape"]) == ("runs/autoencoder/mine", [16, 8, 8])
     shown = brics("models", cwd=tmp_path, check=0)
-    assert "16 x 8 x 8" in shown.stdout and shown.stderr.splitlines()[-1] == f"next: brics info {MODELS[0].name}"
+    assert "16 x H/8 x W/8" in shown.stdout and shown.stderr.splitlines()[-1] == f"next: brics info {MODELS[0].name}"
 
     (tmp_path / "runs/autoencoder/mine/model/config.json").write_text("{")
     damaged = brics("models", cwd=tmp_path, check=0)

@@ -276,7 +276,7 @@ class Workspace:
                 f"{argument} not given, and no {_HOW_TO_MAKE[kind][0]} in the workspace: using {model.name}, which is "
                 f"embedded in brics (sha256 {model.sha256[:12]})"
             )
-            return artefact.path
+            return model.directory
         finally:
             for path, reason in self.passed_over.items():
                 reporter.warning(f"{path} is passed over: {reason}")

@@ -60,7 +60,7 @@ class Heard(SilentReporter):
 
 def resolved(root: Path, kind: str, **how: Any) -> tuple[str, Heard]:
     heard = Heard()
-    return Workspace(root).resolve(kind, argument="IT", reporter=heard, **how).path.name, heard  # type: ignore[arg-type]
+    return Workspace(root).resolve(kind, argument="IT", reporter=heard, **how).name, heard  # type: ignore[arg-type]
 
 
 def make_file(root: Path, name: str, created: str, *parents: Parent, kind: str = "shards", **details: Any) -> Path:

@@ -35,12 +35,12 @@ def contact_sheet(
     rows as high as their highest.
 
     Each row has its label above it, and each image its caption, cut to its width. Small images are enlarged by whole
-    pixels to at least `SHOWN_SIDE`, so that they can be judged.
+    pixels, the longest side to at least `SHOWN_SIDE`, so that they can be judged.
     """
     images = [image for row in rows for image in row]
     if not images:
         raise ValueError("a contact sheet needs at least one image")
-    scale = max(1, -(-SHOWN_SIDE // max(min(image.shape[:2]) for image in images)))
+    scale = max(1, -(-SHOWN_SIDE // max(max(image.shape[:2]) for image in images)))
     row_head = CAPTION_HEIGHT if row_labels else 0
     caption = row_head + (CAPTION_HEIGHT if captions else 0)
     head = TITLE_HEIGHT if title else 0

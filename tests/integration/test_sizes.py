@@ -62,7 +62,7 @@ def test_the_shape_of_a_store_goes_through_every_command(desk: Path) -> None:
 
 
 def test_the_default_is_the_trained_size_and_of_a_fully_convolutional_one_what_the_images_allow(desk: Path) -> None:
-    encode = ("encode-dataset", "pictures", "--dry-run", "--json", "--ae")
+    encode = ("encode-dataset", "pictures", "--out", "new.h5", "--dry-run", "--json", "--ae")
     assert json.loads(brics(*encode, "ae", cwd=desk, check=0).stdout)["code_shape"] == [16, 8, 8]
     found = brics(*encode, "local", cwd=desk, check=0)
     assert json.loads(found.stdout)["code_shape"] == [16, 12, 12]
@@ -70,7 +70,7 @@ def test_the_default_is_the_trained_size_and_of_a_fully_convolutional_one_what_t
     for side, size in ((3, 8), (1000, 512)):
         (desk / f"of-{side}").mkdir()
         Image.new("RGB", (side, side)).save(desk / f"of-{side}" / "a.png")
-        encode = ("encode-dataset", f"of-{side}", "--ae", "local", "--dry-run", "--json")
+        encode = ("encode-dataset", f"of-{side}", "--ae", "local", "--out", "new.h5", "--dry-run", "--json")
         assert json.loads(brics(*encode, cwd=desk, check=0).stdout)["code_shape"][1:] == [size // 8, size // 8]
 
 
@@ -96,7 +96,19 @@ def test_another_size_is_refused_in_one_line(desk: Path, name: str, size: int, s
 
 
 def test_its_own_size_may_always_be_given(desk: Path) -> None:
-    brics("encode-dataset", "pictures", "--ae", "attention", "--size", 64, "--dry-run", cwd=desk, check=0)
+    brics(
+        "encode-dataset",
+        "pictures",
+        "--ae",
+        "attention",
+        "--size",
+        64,
+        "--out",
+        "new.h5",
+        "--dry-run",
+        cwd=desk,
+        check=0,
+    )
 
 
 def test_a_size_beyond_memory_is_one_line(desk: Path) -> None:

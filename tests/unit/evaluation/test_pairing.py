@@ -65,5 +65,7 @@ def test_pairs_follow_the_order_of_the_originals() -> None:
 def test_an_unknown_metric_gets_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'clip-fid'"):
         metric("clip_fid")
-    with pytest.raises(UsageError, match=r"there are: psnr, ssim, ms-ssim, lpips, .* neighbours, and all"):
+    with pytest.raises(
+        UsageError, match=r"there are: psnr, ssim, ms-ssim, lpips, .* neighbours, diffusability, and all"
+    ):
         metric("q")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 from hub_server import Hub, serve
 from PIL import Image
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, which tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is remembered of collections is this run's alone, and the user's stays as it is.
 os.environ["BRICS_CACHE"] = tempfile.mkdtemp(prefix="brics-cache-")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.config.loading import parse_yaml, recipes_root
 from brics_cli.errors import BricsError, UsageError
 from brics_cli.parsing import read_text
@@ -58,6 +57,8 @@ def _entry(artefact: Artefact, *, is_embedded: bool) -> ModelEntry:
     config = read_json(directory / CONFIG, what=f"{artefact.kind} model")
     downsampling = None
     if "model" in config:
+        from brics_cli.config import AutoencoderConfig, validate  # with pydantic, which `brics info` does without
+
         model = validate(AutoencoderConfig, config["model"], source=str(directory / CONFIG))
         shape, downsampling = model.code_shape, None if model.tied_to_size else model.downsampling
     else:

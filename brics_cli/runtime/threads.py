@@ -27,12 +27,19 @@ def free_cores() -> int:
     return cores
 
 
+SPIN_COUNT = "5000"
+"""Turns that a thread waits before it sleeps (GNU's OpenMP): microseconds. With none at all small networks, which wait
+at every layer, are slower on idle cores: the demo's diffusion model 10.8 steps/s, not 18.2 (2 cores of an EPYC)."""
+
+
 def share_the_cores() -> None:
-    """Take no more threads than there are free cores, and let them sleep while they have nothing to compute.
+    """Take no more threads than there are free cores, and let them sleep soon while they have nothing to compute.
 
     OpenMP's threads would spin for milliseconds after each piece of work. Where another job wants the cores they spin
     while the thread that they wait for is not running: training then takes ten times as long, not twice.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if (cores := free_cores()) < (os.cpu_count() or 1) and not any(name in os.environ for name in _NUM_THREADS):
         os.environ["OMP_NUM_THREADS"] = str(cores)

@@ -18,7 +18,7 @@ def container(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "_CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that what the test's code sets is undone
         monkeypatch.delenv(name)
     return tmp_path / "cpu.max"
@@ -32,7 +32,7 @@ def test_cores_of_a_container(container, said, cores):
     assert free_cores() == cores
     share_the_cores()
     assert os.environ.get("OMP_NUM_THREADS") == (str(cores) if cores < 8 else None)
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"]) == ("PASSIVE", threads.SPIN_COUNT)
 
 
 def test_what_the_user_has_set_stands(container, monkeypatch):
@@ -41,6 +41,7 @@ def test_what_the_user_has_set_stands(container, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     share_the_cores()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("5", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_every_command_waits_passively_before_torch_is_there():

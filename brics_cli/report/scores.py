@@ -54,7 +54,7 @@ def _blocks(loaded: LoadedReport, record: dict[str, Any], context: Context) -> l
     rows = []
     for result in loaded.results.values():
         sides = {name: result.get(f"num_{name}") for name in ("real", "fake")}
-        num = " / ".join(f"{each:,}" if isinstance(each, int) else "" for each in sides.values())
+        num = " / ".join(f"{each:,}" if isinstance(each, int) else "-" for each in sides.values())
         weights = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in (result.get("weights") or {}).items())
         comparable = "with published figures" if result.get("comparable") else result.get("not_comparable")
         rows.append(

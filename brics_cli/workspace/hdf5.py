@@ -98,9 +98,9 @@ def look_ahead(paths: Sequence[Path], *, keep: bool = False) -> None:
 def remember_own(path: Path) -> None:
     """Take the outline of a file that this process has just written, in this process: it was not tampered with."""
     with path.open("rb") as file:
-        outline = _outline(str(path))
-        _remember(file, outline)
-        _keep(file, outline)
+        signature, outline = _signature(file), _outline(str(path))
+        _remember(signature, outline)
+        _keep(file, signature, outline)
 
 
 class Hdf5File:
@@ -238,11 +238,11 @@ def _signature(file: BinaryIO) -> _Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _remember(file: BinaryIO, outline: dict[str, Any]) -> None:
+def _remember(signature: _Signature, outline: dict[str, Any]) -> None:
     if "error" not in outline:  # that may pass, as what the machine says does
         if len(_outlines) >= MOST_REMEMBERED:
             _outlines.pop(next(iter(_outlines)), None)
-        _outlines[_signature(file)] = outline
+        _outlines[signature] = outline
 
 
 def _memory(file: BinaryIO) -> Path:
@@ -251,31 +251,34 @@ def _memory(file: BinaryIO) -> Path:
     return cache_folder("outlines") / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
 
 
-def _keep(file: BinaryIO, outline: dict[str, Any]) -> None:
+def _keep(file: BinaryIO, signature: _Signature, outline: dict[str, Any]) -> None:
     with suppress(OSError, RuntimeError):  # no place for caches: the next process reads it again
-        write_text_atomically(_memory(file), json.dumps([_signature(file), outline]))
+        write_text_atomically(_memory(file), json.dumps([signature, outline]))
 
 
-def _kept(file: BinaryIO) -> dict[str, Any] | None:
+def _kept(file: BinaryIO, signature: _Signature) -> dict[str, Any] | None:
     with suppress(OSError, RuntimeError, ValueError, TypeError, AttributeError):
-        signature, outline = parse_json(read_bytes(_memory(file), most=MOST_BYTES))
-        if signature == list(_signature(file)) and {"attributes", "datasets"} <= outline.keys():
+        known, outline = parse_json(read_bytes(_memory(file), most=MOST_BYTES))
+        if known == list(signature) and {"attributes", "datasets"} <= outline.keys():
+            _remember(signature, outline)
             return dict(outline)
     return None
 
 
 def _outlines_of(files: Sequence[BinaryIO], *, keep: bool) -> list[dict[str, Any]]:
     """The outline of each; {"error": reason} for one that cannot be read."""
-    found = {file: _outlines.get(_signature(file)) or _kept(file) for file in files}
+    start = time.time_ns()
+    signatures = {file: _signature(file) for file in files}  # before they are read: what is changed then has another
+    found = {file: _outlines.get(each) or _kept(file, each) for file, each in signatures.items()}
     wanted = [file for file, outline in found.items() if outline is None]
     while wanted:
         for outline in _in_child(wanted):
             file = wanted.pop(0)
-            found[file] = outline
-            _remember(file, outline)
-            is_settled = max(_signature(file)[3:]) < time.time_ns() - GRANULARITY_NS
+            found[file], signature = outline, signatures[file]
+            _remember(signature, outline)
+            is_settled = max(signature[3:]) < start - GRANULARITY_NS
             if keep and is_settled and "error" not in outline:
-                _keep(file, outline)
+                _keep(file, signature, outline)
     return [outline for outline in found.values() if outline is not None]
 
 

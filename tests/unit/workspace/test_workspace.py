@@ -258,3 +258,39 @@ def test_the_outline_of_a_store_is_kept_for_later_processes(tmp_path: Path, monk
     monkeypatch.setattr(hdf5, "GRANULARITY_NS", -(10**12))
     assert summary() == first and summary() == first
     assert len(read) == 3
+
+
+def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(value: int) -> None:
+        with h5py.File(tmp_path / "changing.h5", "a") as file:
+            file.attrs["value"] = value
+
+    def read_and_change(files: list[Any]) -> Any:
+        outlines = in_child(files)
+        write(2)
+        return outlines
+
+    def value() -> int:
+        with open_hdf5(tmp_path / "changing.h5") as file:
+            return file.attrs["value"]
+
+    write(1)
+    in_child = hdf5._in_child
+    monkeypatch.setattr(hdf5, "GRANULARITY_NS", -(10**12))  # as if all of this were long ago
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5, "_in_child", read_and_change)
+        assert value() == 1
+    assert value() == 2, "the outline of what it was is remembered for what it is"
+    hdf5._outlines.clear()
+    assert value() == 2
+
+
+def test_a_kept_outline_is_read_once_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path / "codes.h5", ["a"])
+    hdf5._outlines.clear()  # as in another process
+    read: list[Path] = []
+    read_bytes = hdf5.read_bytes
+    monkeypatch.setattr(hdf5, "read_bytes", lambda path, *, most: read.append(path) or read_bytes(path, most=most))
+    Workspace(tmp_path).newest("store")
+    Workspace(tmp_path).newest("store")
+    assert len(read) == 1

@@ -12,7 +12,6 @@ from brics_cli.evaluation.pairing import match_keys
 from brics_cli.evaluation.psnr import psnr
 from brics_cli.images import ImageError, open_collection
 from brics_cli.images.pixels import decode_image, load_pixels
-from brics_cli.jobs.plot import PANELS
 from brics_cli.report.blocks import (
     Block,
     Chapter,
@@ -57,7 +56,7 @@ def chapter(context: Context) -> Chapter:
         made.blocks.append(table_of_runs(runs, FIGURES, context))
         if len(runs) > DETAILED:
             made.blocks.append(Note(f"The {DETAILED} newest of {len(runs)} runs have a section below."))
-    made.blocks += curves(runs, PANELS, context)
+    made.blocks += curves(runs, context)
     for run in runs[:DETAILED]:
         made.sections.append(_section(run, context))
     return made

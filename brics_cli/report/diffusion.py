@@ -10,13 +10,11 @@ from PIL import Image
 
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import decode_image
-from brics_cli.jobs.plot import PANELS, Curve, Curves, Panel
-from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plots, Section, Tile, said
+from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Section, Tile, said
 from brics_cli.report.collection import COMPARED_SIDE, shrunk
 from brics_cli.report.context import Context, spread
 from brics_cli.report.gathering import Node
 from brics_cli.report.pictures import Picture, Pixels, picture_of, side_by_side
-from brics_cli.report.plots import Series, line_plot
 from brics_cli.report.runs import DETAILED, curves, recipe_block, table_of_runs
 from brics_cli.runtime.reporting import command_line
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, key_of
@@ -27,8 +25,6 @@ NUM_SAMPLES = 48
 NUM_NEAREST, NUM_NEIGHBOURS = 8, 3
 DETAILED_SAMPLES = 6
 NEAREST_SIDE = 96
-_LOSSES = "loss/", "val/loss", "val/fd"
-_WORDS = {"loss/logsnr": "loss by noise level", "val/loss/logsnr": "validation loss by noise level"}
 
 
 def chapter(context: Context) -> Chapter:
@@ -42,19 +38,7 @@ def chapter(context: Context) -> Chapter:
         made.blocks.append(table_of_runs(runs, FIGURES, context))
         if len(runs) > DETAILED:
             made.blocks.append(Note(f"The {DETAILED} newest of {len(runs)} runs have a section below."))
-    names = {name for run in runs for name in context.curves(run) if name.startswith(_LOSSES)}
-    shown = {curve.metric for panel in PANELS for curve in panel.curves}
-    names = {name for name in names - shown if not name.endswith("-n")}
-    ordered = sorted(names, key=_by_level)
-    together = [name for name in ordered if name.startswith(tuple(_WORDS))] if len(runs) == 1 else []
-    others = [Panel(_title(name), (Curve(name),)) for name in ordered if name not in together]
-    made.blocks += curves(runs, [*PANELS, *others], context)
-    for prefix, words in _WORDS.items():
-        members = [name for name in together if name.startswith(prefix)]
-        if members:
-            made.blocks += context.attempt(
-                words, list[Block](), _by_noise, words, prefix, members, context.curves(runs[0])
-            )
+    made.blocks += curves(runs, context)
     for run in runs[:DETAILED]:
         state = "finished" if run.artefact is None or run.artefact.complete else "unfinished"
         facts: list[tuple[str, Any]] = [("path", run.path), ("state", state)]
@@ -62,36 +46,6 @@ def chapter(context: Context) -> Chapter:
             facts.append(("sha256 of weights", str(run.details["sha256"])[:12]))
         made.sections.append(Section(run.id, run.name, run.summary, [Facts(facts), *recipe_block(run, "diffusion")]))
     return made
-
-
-def _by_noise(title: str, prefix: str, names: Sequence[str], metrics: Curves) -> list[Block]:
-    """The losses of one run at its noise levels, the noisiest first, in one plot."""
-    series = [Series(_level(name, prefix), *metrics[name], number) for number, name in enumerate(names)]
-    note = "log-SNR is that of the noisy codes: low is nearly noise, high nearly clean"
-    return [Plots([line_plot(title, series, x_label="step", key=True, note=note)])]
-
-
-def _level(name: str, prefix: str) -> str:
-    level = name.removeprefix(prefix)
-    return "log-SNR " + level.replace("..", " to ").replace("<", "below ").replace(">", "above ")
-
-
-def _title(name: str) -> str:
-    for prefix, words in _WORDS.items():
-        if name.startswith(prefix):
-            return f"{words.split()[0]} at {_level(name, prefix)}"
-    return {"val/fd-random": "FD-random of samples", "val/loss": "validation loss"}.get(name, name)
-
-
-def _by_level(name: str) -> tuple[bool, str, float]:
-    """Validation first, then by noise level, the noisiest first."""
-    prefix, _, level = name.partition("logsnr")
-    first = level.partition("..")[0].lstrip("<>")
-    try:
-        place = float(first) + (0.5 if level.startswith(">") else -0.5 if level.startswith("<") else 0)
-    except ValueError:
-        place = 0.0
-    return not prefix.startswith("val"), prefix, place
 
 
 def samples_chapter(context: Context) -> Chapter:

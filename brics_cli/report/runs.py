@@ -11,7 +11,7 @@ import yaml
 from brics_cli.config import list_recipes, load_recipe
 from brics_cli.config.loading import load_yaml
 from brics_cli.errors import BricsError
-from brics_cli.jobs.plot import Panel, running_average
+from brics_cli.jobs.plot import SMOOTHING_POINTS, Curve, Panel, choose_panels, running_average
 from brics_cli.report.blocks import Block, Facts, Link, Note, Plot, Plots, Recipe, Table, number
 from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
@@ -20,7 +20,6 @@ from brics_cli.wording import count, duration
 
 DETAILED = 8
 """Runs that have a section of their own: the newest."""
-SMOOTHED_ABOVE = 15
 
 
 def seconds_of(node: Node, context: Context) -> float | None:
@@ -64,31 +63,37 @@ def table_of_runs(runs: Sequence[Node], figures: Mapping[str, str], context: Con
     return Table(head, rows, f"{count(len(runs), 'run')}, the newest first", swatches=True)
 
 
-def curves(runs: Sequence[Node], panels: Sequence[Panel], context: Context) -> list[Block]:
-    """The panels that any run has, all runs overlaid."""
-    plots: list[Plot] = []
-    for panel, curve in [(each, curve) for each in panels for curve in each.curves]:
-        title, series = f"{curve.name} {panel.title}".strip(), []
-        for number_, run in enumerate(runs):
-            metrics = context.curves(run)
-            if curve.metric not in metrics:
-                continue
-            steps, values = metrics[curve.metric]
-            smooth = panel.smoothed and not curve.is_validation and len(values) > SMOOTHED_ABOVE
-            series.append(
-                Series(
-                    run.name, steps, running_average(values) if smooth else values, number_, values if smooth else None
-                )
-            )
-        if series:
-            smoothed = "the running average over the values" if any(line.raw is not None for line in series) else ""
-            log_y = None if panel.logarithmic else False
-            plots += context.attempt(title, [], _plot, title, series, log_y, smoothed)
+def curves(runs: Sequence[Node], context: Context) -> list[Block]:
+    """The panels of `brics plot` that any run has: all runs overlaid, the noise levels of a single one in one plot."""
+    metrics, plots = [context.curves(run) for run in runs], list[Plot]()
+    for panel in choose_panels(metrics):
+        lines: dict[str, list[Series]] = {}
+        for curve in panel.curves:
+            title = f"{curve.name} {panel.title}".strip()
+            if panel.by_curve:
+                title = "validation loss by noise level" if curve.is_validation else "loss by noise level"
+            for number_, (run, logged) in enumerate(zip(runs, metrics, strict=True)):
+                if curve.metric in logged:
+                    series = lines.setdefault(title, [])
+                    name, colour = (f"log-SNR {curve.name}", len(series)) if panel.by_curve else (run.name, number_)
+                    series.append(_line(name, logged[curve.metric], colour, curve, panel))
+        for title, series in lines.items():
+            plots += context.attempt(title, [], _plot, title, series, panel)
     return [Plots(plots)] if plots else []
 
 
-def _plot(title: str, series: Sequence[Series], log_y: bool | None, note: str) -> list[Plot]:
-    return [line_plot(title, series, x_label="step", log_y=log_y, note=note)]
+def _line(name: str, logged: tuple[np.ndarray, np.ndarray], colour: int, curve: Curve, panel: Panel) -> Series:
+    steps, values = logged
+    if panel.smoothed and not curve.is_validation and len(values) > SMOOTHING_POINTS:
+        return Series(name, steps, running_average(values), colour, values)
+    return Series(name, steps, values, colour)
+
+
+def _plot(title: str, series: Sequence[Series], panel: Panel) -> list[Plot]:
+    notes = ["the running average over the values"] if any(line.raw is not None for line in series) else []
+    notes += ["log-SNR is that of the noisy codes: low is nearly noise, high nearly clean"] if panel.by_curve else []
+    log_y = None if panel.logarithmic else False
+    return [line_plot(title, series, x_label="step", log_y=log_y, key=panel.by_curve, note="; ".join(notes))]
 
 
 def recipe_block(node: Node, kind: str) -> list[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from brics_cli.report.blocks import (
     Block,
     Chapter,
     Compared,
-    Facts,
     Gallery,
     Note,
     Section,
@@ -28,7 +27,7 @@ from brics_cli.report.blocks import (
 from brics_cli.report.context import Context, spread
 from brics_cli.report.gathering import Node
 from brics_cli.report.pictures import Pixels, error_map, heat, picture_of, side_by_side
-from brics_cli.report.runs import DETAILED, curves, recipe_block, table_of_runs
+from brics_cli.report.runs import DETAILED, overview, section_of
 from brics_cli.wording import count
 
 if TYPE_CHECKING:
@@ -52,27 +51,14 @@ def chapter(context: Context) -> Chapter:
     if not runs:
         return made
     made.lead = "Images are encoded to bounded key codes; these look up features in tables that all images share."
-    if len(runs) > 1:
-        made.blocks.append(table_of_runs(runs, FIGURES, context))
-        if len(runs) > DETAILED:
-            made.blocks.append(Note(f"The {DETAILED} newest of {len(runs)} runs have a section below."))
-    made.blocks += curves(runs, context)
+    made.blocks += overview(runs, FIGURES, context)
     for run in runs[:DETAILED]:
         made.sections.append(_section(run, context))
     return made
 
 
 def _section(run: Node, context: Context) -> Section:
-    made = Section(run.id, run.name, run.summary)
-    details = run.details
-    state = "finished" if run.artefact is None or run.artefact.complete else "unfinished"
-    facts: list[tuple[str, Any]] = [("path", run.path), ("state", state)]
-    facts += [(title, text) for title, name in FIGURES.items() if (text := number(details.get(name)))]
-    facts += [("images not read", f"{num:,}") for num in [details.get("num_failed")] if isinstance(num, int) and num]
-    if run.sha256 or "sha256" in details:
-        facts.append(("sha256 of weights", str(details.get("sha256", run.sha256))[:12]))
-    made.blocks.append(Facts(facts))
-    made.blocks += recipe_block(run, "autoencoder")
+    made = section_of(run, FIGURES)
     what = f"the reconstructions of {run.path}"
     made.blocks += context.attempt(what, [], _reconstructions, run, context)
     made.blocks += context.attempt(f"the use of the tables of {run.path}", [], _usage, run, context)

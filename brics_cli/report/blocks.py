@@ -170,6 +170,11 @@ def anchor(text: str, *, prefix: str = "p") -> str:
     return f"{prefix}-{readable}-{zlib.crc32(text.encode('utf-8', 'surrogatepass')):x}"
 
 
+def newest_note(things: Sequence[Any], num_shown: int, what: str, *, how: str = "have a section below") -> list[Note]:
+    """That only the newest of `things` are shown, where that is so."""
+    return [Note(f"The {num_shown} newest of {len(things)} {what} {how}.")] if len(things) > num_shown else []
+
+
 def number(value: Any, form: str = ".4g", *, unit: str = "") -> str:
     """A figure from a file as text: empty where it is none (a damaged file may say anything)."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -13,7 +13,7 @@ from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.format import bin_edges
 from brics_cli.evaluation.registry import REGISTRY
 from brics_cli.images.pixels import ImageError, load_pixels
-from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plot, Plots, Section, Table, Tile
+from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plot, Plots, Section, Table, Tile, newest_note
 from brics_cli.report.context import Context, spread
 from brics_cli.report.gathering import Node
 from brics_cli.report.pictures import Pixels, picture_of, side_by_side
@@ -41,8 +41,7 @@ def chapter(context: Context) -> Chapter:
     if not stores:
         return made
     made.lead = "What the autoencoder keeps of each image, and what a diffusion model learns."
-    if len(stores) > DETAILED:
-        made.blocks.append(Note(f"The {DETAILED} newest of {len(stores)} stores have a section below."))
+    made.blocks += newest_note(stores, DETAILED, "stores")
     for node in stores[:DETAILED]:
         section = Section(node.id, node.name, node.summary)
         if is_store(node.path):

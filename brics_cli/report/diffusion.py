@@ -10,12 +10,12 @@ from PIL import Image
 
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import decode_image
-from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Section, Tile, said
+from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Section, Tile, newest_note, said
 from brics_cli.report.collection import COMPARED_SIDE, shrunk
 from brics_cli.report.context import Context, spread
 from brics_cli.report.gathering import Node
 from brics_cli.report.pictures import Picture, Pixels, picture_of, side_by_side
-from brics_cli.report.runs import DETAILED, curves, recipe_block, table_of_runs
+from brics_cli.report.runs import DETAILED, overview, section_of
 from brics_cli.runtime.reporting import command_line
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, key_of
 from brics_cli.workspace.naming import is_store
@@ -34,17 +34,8 @@ def chapter(context: Context) -> Chapter:
     if not runs:
         return made
     made.lead = "Trained on the key codes, so that what it samples can be decoded."
-    if len(runs) > 1:
-        made.blocks.append(table_of_runs(runs, FIGURES, context))
-        if len(runs) > DETAILED:
-            made.blocks.append(Note(f"The {DETAILED} newest of {len(runs)} runs have a section below."))
-    made.blocks += curves(runs, context)
-    for run in runs[:DETAILED]:
-        state = "finished" if run.artefact is None or run.artefact.complete else "unfinished"
-        facts: list[tuple[str, Any]] = [("path", run.path), ("state", state)]
-        if "sha256" in run.details:
-            facts.append(("sha256 of weights", str(run.details["sha256"])[:12]))
-        made.sections.append(Section(run.id, run.name, run.summary, [Facts(facts), *recipe_block(run, "diffusion")]))
+    made.blocks += overview(runs, FIGURES, context)
+    made.sections += [section_of(run, FIGURES) for run in runs[:DETAILED]]
     return made
 
 
@@ -55,8 +46,7 @@ def samples_chapter(context: Context) -> Chapter:
     if not nodes:
         return made
     made.lead = "One image per seed; the image of a seed is the same whatever else is sampled."
-    if len(nodes) > DETAILED_SAMPLES:
-        made.blocks.append(Note(f"The {DETAILED_SAMPLES} newest of {len(nodes)} are shown."))
+    made.blocks += newest_note(nodes, DETAILED_SAMPLES, "sets of samples", how="are shown")
     for node in nodes[:DETAILED_SAMPLES]:
         section = Section(node.id, node.name, node.summary)
         shown = _picture if node.kind == "pictures" else _samples

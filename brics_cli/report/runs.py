@@ -12,7 +12,7 @@ from brics_cli.config import list_recipes, load_recipe
 from brics_cli.config.loading import load_yaml
 from brics_cli.errors import BricsError
 from brics_cli.jobs.plot import SMOOTHING_POINTS, Curve, Panel, choose_panels, running_average
-from brics_cli.report.blocks import Block, Facts, Link, Note, Plot, Plots, Recipe, Table, number
+from brics_cli.report.blocks import Block, Facts, Link, Note, Plot, Plots, Recipe, Section, Table, newest_note, number
 from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
 from brics_cli.report.plots import Series, line_plot
@@ -40,8 +40,24 @@ def recipe_values(node: Node) -> dict[str, Any]:
         return {}
 
 
-def table_of_runs(runs: Sequence[Node], figures: Mapping[str, str], context: Context) -> Table:
-    """A row per run, with those `figures` (title -> name in its details) that any of them has."""
+def overview(runs: Sequence[Node], figures: Mapping[str, str], context: Context) -> list[Block]:
+    """What is said of all runs together: a row for each of several, and their curves."""
+    table = [_table(runs, figures, context), *newest_note(runs, DETAILED, "runs")] if len(runs) > 1 else []
+    return [*table, *curves(runs, context)]
+
+
+def section_of(run: Node, figures: Mapping[str, str]) -> Section:
+    """The section of a run, begun: its path, state, `figures` (title -> name in its details), weights and recipe."""
+    state = "finished" if run.artefact is None or run.artefact.complete else "unfinished"
+    facts: list[tuple[str, Any]] = [("path", run.path), ("state", state)]
+    facts += [(title, text) for title, name in figures.items() if (text := number(run.details.get(name)))]
+    if run.sha256 or "sha256" in run.details:
+        facts.append(("sha256 of weights", str(run.details.get("sha256", run.sha256))[:12]))
+    return Section(run.id, run.name, run.summary, [Facts(facts), *recipe_block(run, run.stage)])
+
+
+def _table(runs: Sequence[Node], figures: Mapping[str, str], context: Context) -> Table:
+    """A row per run, with those `figures` that any of them has."""
     known = {title: name for title, name in figures.items() if any(name in run.details for run in runs)}
     rows = []
     for run in runs:

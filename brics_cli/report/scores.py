@@ -10,7 +10,20 @@ import numpy as np
 
 from brics_cli.evaluation.comparing import LoadedReport, compare
 from brics_cli.images.pixels import decode_image
-from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Link, Note, Plots, Section, Table, Tile, number
+from brics_cli.report.blocks import (
+    Block,
+    Chapter,
+    Facts,
+    Gallery,
+    Link,
+    Note,
+    Plots,
+    Section,
+    Table,
+    Tile,
+    newest_note,
+    number,
+)
 from brics_cli.report.context import Context, Measured
 from brics_cli.report.pictures import Picture
 from brics_cli.report.plots import Series, line_plot
@@ -32,8 +45,7 @@ def chapter(context: Context) -> Chapter:
     if len(reports) > 1:
         made.blocks += context.attempt("the comparison of reports", [], _compared, reports)
         made.blocks += context.attempt("scores against steps", [], _against_steps, reports)
-    if len(reports) > DETAILED:
-        made.blocks.append(Note(f"The {DETAILED} newest of {len(reports)} reports have a section below."))
+    made.blocks += newest_note(reports, DETAILED, "reports")
     for node, loaded, record in reports[:DETAILED]:
         section = Section(node.id, node.name, node.summary)
         section.blocks += context.attempt(str(node.path), [], _blocks, loaded, record, context)

@@ -24,9 +24,9 @@ from brics_cli.report.blocks import (
     Tile,
     number,
 )
-from brics_cli.report.context import Context, spread
+from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Pixels, error_map, heat, picture_of, side_by_side
+from brics_cli.report.pictures import Pixels, error_map, heat, picture_of, side_by_side, spread
 from brics_cli.report.runs import DETAILED, overview, section_of
 from brics_cli.wording import count
 
@@ -113,8 +113,7 @@ def _compared(pair: Pair) -> Compared:
 
 def _from_disk(node: Node, context: Context) -> tuple[list[Pair], int, str]:
     """Pairs of decoded images with their originals; how many there are in all, and of what."""
-    origin, details = node.ancestor("collection"), node.details
-    looked = None if origin is None else context.looked(origin)
+    looked, details = context.looked(node.ancestor("collection")), node.details
     if looked is None:
         return [], 0, str(node.path)
     fakes = open_collection(node.path, labels="none")
@@ -146,8 +145,7 @@ def _pair(key: str, before: Pixels, after: Pixels) -> Pair:
 def _from_store(store: KeyCodeStore, context: Context) -> tuple[list[Pair], int, str]:
     """The same from codes: those of a few rows are decoded here."""
     node = next(node for node in context.gathered.of("codes") if node.path == store.path)
-    origin = node.ancestor("collection")
-    looked = None if origin is None else context.looked(origin)
+    looked = context.looked(node.ancestor("collection"))
     where = f"{store.path}, decoded for this page"
     if looked is None:
         return [], 0, where
@@ -236,7 +234,7 @@ def _usage_tiles(autoencoder: Autoencoder, counts: dict[str, np.ndarray]) -> lis
             maps = [padded.reshape(-1, width)]
             title += f": {len(ordered):,} entries, the most used first"
         high = max(float(each.max()) for each in maps)
-        pixels = side_by_side([heat(np.sqrt(each / max(high, 1e-12)), high=1.0).pixels for each in maps])
+        pixels = side_by_side([heat(np.sqrt(each / max(high, 1e-12)), high=1.0) for each in maps])
         picture = picture_of(pixels)
         tiles.append(Tile(picture, f"map of the use of {title}: {share:.1%} used", f"{title}, {share:.1%} used"))
     return tiles

@@ -14,9 +14,9 @@ from brics_cli.codes.format import bin_edges
 from brics_cli.evaluation.registry import REGISTRY
 from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plot, Plots, Section, Table, Tile, newest_note
-from brics_cli.report.context import Context, spread
+from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Pixels, picture_of, side_by_side
+from brics_cli.report.pictures import Pixels, picture_of, side_by_side, spread
 from brics_cli.report.plots import Series, line_plot, map_plot
 from brics_cli.report.scores import figure
 from brics_cli.wording import count, human_bytes
@@ -192,8 +192,7 @@ def _radial(maps: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[n
 
 def _originals(store: KeyCodeStore, node: Node, context: Context) -> dict[int, Pixels]:
     """The images of a few rows as they were encoded, by row; none where the collection is gone."""
-    origin = node.ancestor("collection")
-    looked = None if origin is None else context.looked(origin)
+    looked = context.looked(node.ancestor("collection"))
     if looked is None:
         return {}
     from brics_cli.evaluation.pairing import match_keys

@@ -22,7 +22,7 @@ from brics_cli.images import Collection, ImageError, open_collection
 from brics_cli.images.pixels import PILLOW_FORMATS, load_pixels
 from brics_cli.report.blocks import Block, Facts, Gallery, Note, Section, Table, Tile
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Pixels, picture_of, side_by_side
+from brics_cli.report.pictures import Pixels, picture_of, side_by_side, spread
 from brics_cli.wording import count, human_bytes
 from brics_cli.workspace.files import read_json
 
@@ -78,6 +78,12 @@ def shrunk(tiles: Pixels) -> NDArray[np.float32]:
     return np.stack(small).reshape(len(tiles), -1).astype(np.float32) if small else np.zeros((0, 768), np.float32)
 
 
+def distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, d), (m, d) -> root mean square differences (n, m)."""
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return np.sqrt(np.maximum(squared, 0) / a.shape[1])
+
+
 def open_node(node: Node) -> tuple[Collection, int]:
     """The collection of a node and its number of images; of very many packed shards some, which are opened alone.
 
@@ -88,8 +94,7 @@ def open_node(node: Node) -> tuple[Collection, int]:
         num = listed.get("num_images") if isinstance(listed, dict) else None
         if isinstance(num, int) and num > MANY_IMAGES:
             tars = sorted(node.path.glob("*.tar"))
-            spread = np.linspace(0, len(tars) - 1, MOST_OPENED_SHARDS).round().astype(int)
-            some = "{" + ",".join(tars[place].stem for place in dict.fromkeys(spread)) + "}"
+            some = "{" + ",".join(tars[place].stem for place in spread(len(tars), MOST_OPENED_SHARDS)) + "}"
             return open_collection(f"{node.path}/{some}.tar"), num
     collection = open_collection(node.path)
     return collection, len(collection)
@@ -100,8 +105,7 @@ def look(collection: Collection, num_images: int | None = None) -> Looked:
 
     They are taken in an order in which those of any prefix are spread, too."""
     looked = Looked(collection, len(collection) if num_images is None else num_images)
-    total, tiles = len(collection), []
-    places = np.unique(np.linspace(0, max(total - 1, 0), min(total, MOST_LOOKED_AT)).round().astype(int))
+    places, tiles = np.array(spread(len(collection), MOST_LOOKED_AT), int), []
     order, until = np.random.default_rng(0).permutation(places).tolist(), time.monotonic() + LOOKING_S
     side = 0
     for position in order:
@@ -167,7 +171,7 @@ def section(node: Node, looked: Looked | None) -> Section:
         return made
     if classes := _classes(looked):
         blocks.append(classes)
-    shown = np.unique(np.linspace(0, len(looked.keys) - 1, min(NUM_TILES, len(looked.keys))).round().astype(int))
+    shown = spread(len(looked.keys), NUM_TILES)
     tiles = [Tile(picture_of(looked.tiles[at]), f"image {looked.keys[at]}", looked.keys[at]) for at in shown]
     if tiles:
         blocks.append(Gallery(tiles, f"{len(tiles)} images, evenly spread, the middle square of each", captions=False))
@@ -242,8 +246,7 @@ def repeated(looked: Looked) -> tuple[list[tuple[int, int]], list[tuple[int, int
         else:
             first[digest] = at
     rows = looked.small()
-    squared = (rows**2).sum(axis=1)
-    apart = np.sqrt(np.maximum(squared[:, None] + squared - 2 * rows @ rows.T, 0) / max(rows.shape[1], 1))  # (n, n)
+    apart = distances(rows, rows)  # (n, n)
     found = np.argwhere(np.triu(apart < NEARLY, k=1))
     flat = rows.reshape(len(rows), -1, 3).std(axis=1).max(axis=1) < FLAT if len(rows) else np.zeros(0, bool)
     nearly = [

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from brics_cli.codes import KeyCodeStore
 from brics_cli.errors import BricsError
-from brics_cli.evaluation.comparing import LoadedReport, load_report
+from brics_cli.evaluation.comparing import LoadedReport, read_report
 from brics_cli.jobs.plot import Curves, read_curves
 from brics_cli.report.collection import Looked, look, open_node
 from brics_cli.report.gathering import Gathered, Node
@@ -70,8 +68,10 @@ class Context:
             self.left_out.append((what, reason))
             self.reporter.warning(f"left out of the report: {what}: {reason}")
 
-    def looked(self, node: Node) -> Looked | None:
-        """What was seen of a collection; None where it is gone or cannot be read."""
+    def looked(self, node: Node | None) -> Looked | None:
+        """What was seen of a collection; None where there is none, it is gone or cannot be read."""
+        if node is None:
+            return None
         if id(node) not in self._looked:
             self._looked[id(node)] = self.attempt(str(node.path), None, _look, node) if node.there else None
         return self._looked[id(node)]
@@ -129,15 +129,9 @@ class Context:
 
 
 def _measured(node: Node) -> list[Measured]:
-    return [Measured(node, load_report(node.path), read_json(node.path, what="report"))]
+    record = read_json(node.path, what="report")
+    return [Measured(node, read_report(record, path=node.path), record)]
 
 
 def _look(node: Node) -> Looked | None:
     return look(*open_node(node))
-
-
-def spread(num: int, most: int) -> list[int]:
-    """At most so many places of `num`, evenly spread, the first and the last among them."""
-    if not num:
-        return []
-    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int)).tolist()

@@ -11,10 +11,10 @@ from PIL import Image
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import decode_image
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Section, Tile, newest_note, said
-from brics_cli.report.collection import COMPARED_SIDE, shrunk
-from brics_cli.report.context import Context, spread
+from brics_cli.report.collection import COMPARED_SIDE, distances, shrunk
+from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Picture, Pixels, picture_of, side_by_side
+from brics_cli.report.pictures import Picture, Pixels, picture_of, side_by_side, spread
 from brics_cli.report.runs import DETAILED, overview, section_of
 from brics_cli.runtime.reporting import command_line
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, key_of
@@ -134,8 +134,7 @@ def _nearest(node: Node, keys: Sequence[str], images: Sequence[Pixels], context:
     """The samples nearest to an image of the collection that was looked at, with the images nearest to each."""
     store, autoencoder = node.ancestor("codes"), node.ancestor("autoencoder")
     made_of = (made_by.ancestor("collection") for made_by in (store, autoencoder) if made_by is not None)
-    origin = next((found for found in made_of if found is not None), None)
-    looked = None if origin is None else context.looked(origin)
+    looked = context.looked(next((found for found in made_of if found is not None), None))
     if looked is None or not len(looked.tiles) or not images:
         return []
     side = min(NEAREST_SIDE, looked.tiles.shape[1])
@@ -143,7 +142,7 @@ def _nearest(node: Node, keys: Sequence[str], images: Sequence[Pixels], context:
     samples = np.stack([np.asarray(Image.fromarray(image).resize((side, side), bicubic)) for image in images])
     rows, real = shrunk(samples), looked.small()
     mirrored = shrunk(np.ascontiguousarray(looked.tiles[:, :, ::-1]))
-    distance = np.minimum(_apart(rows, real), _apart(rows, mirrored))  # (samples, images)
+    distance = np.minimum(distances(rows, real), distances(rows, mirrored))  # (samples, images)
     order = np.argsort(distance.min(axis=1), kind="stable")[:NUM_NEAREST]
     tiles = []
     for at in order:
@@ -161,12 +160,6 @@ def _nearest(node: Node, keys: Sequence[str], images: Sequence[Pixels], context:
         f"{COMPARED_SIDE} x {COMPARED_SIDE} px)"
     )
     return [Gallery(tiles, caption, "medium")]
-
-
-def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, d), (m, d) -> root mean square differences (n, m)."""
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(squared, 0) / a.shape[1])
 
 
 def _picture(node: Node, context: Context) -> list[Block]:

@@ -70,25 +70,29 @@ def _encode(picture: Picture, detail: Detail) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def spread(num: int, most: int) -> list[int]:
+    """At most so many places of `num`, evenly spread, the first and the last among them."""
+    if not num:
+        return []
+    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int)).tolist()
+
+
 def picture_of(pixels: Pixels) -> Picture:
     """An image as it is looked at: small ones enlarged by whole pixels."""
     return Picture(pixels, crisp=max(pixels.shape[:2]) <= LOSSLESS_SIDE)
 
 
-def heat(values: NDArray[np.floating], *, low: float | None = None, high: float | None = None) -> Picture:
-    """(H, W) -> a map in magma from `low` (default: 0) to `high` (default: the largest value)."""
+def heat(values: NDArray[np.floating], *, high: float) -> Pixels:
+    """(H, W) -> a map in magma from 0 to `high`."""
     from matplotlib import colormaps
 
-    low = 0.0 if low is None else low
-    high = float(values.max()) if high is None else high
-    scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return Picture((colormaps["magma"](scaled)[..., :3] * 255).round().astype(np.uint8), crisp=True, exact=True)
+    return (colormaps["magma"](np.clip(values / high, 0, 1))[..., :3] * 255).round().astype(np.uint8)
 
 
 def error_map(a: Pixels, b: Pixels, *, high: float) -> Picture:
     """The mean over channels of |a - b|, (H, W, 3) uint8, from black (0) to bright (`high` grey levels and more)."""
     difference = np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(axis=2)  # (H, W)
-    return Picture(heat(difference, high=high).pixels, crisp=max(a.shape[:2]) <= LOSSLESS_SIDE)
+    return picture_of(heat(difference, high=high))
 
 
 def side_by_side(pictures: Sequence[Pixels], *, gap: int = 1) -> Pixels:

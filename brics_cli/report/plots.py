@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from brics_cli.jobs.plot import DECADE
 from brics_cli.report.blocks import Plot, anchor
+from brics_cli.report.pictures import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +31,6 @@ MOST_POINTS = 400
 """Of a line: more are not seen at this size."""
 MOST_CELLS = 1600
 """Of the table behind a plot."""
-DECADE = 10.0
 _INK, _FAINT = "#010101", "#020202"
 _STAND_INS = {_INK: "var(--ink)", _FAINT: "var(--rule)"} | {
     f"#0400{number:02x}": f"var(--line-{number})" for number in range(NUM_COLOURS)
@@ -76,8 +77,6 @@ def line_plot(
     series: Sequence[Series],
     *,
     x_label: str,
-    y_label: str = "",
-    log_x: bool = False,
     log_y: bool | None = None,
     shows: str = "",
     key: bool = False,
@@ -94,7 +93,7 @@ def line_plot(
 
     def draw(axes: Axes) -> None:
         for line in series:
-            at = _thinned(len(line.x))
+            at = spread(len(line.x), MOST_POINTS)
             marker = "." if len(at) < 15 else None
             if line.raw is not None:
                 axes.plot(line.x[at], line.raw[at], color=colour(line.colour), linewidth=0.8, alpha=0.3)
@@ -103,12 +102,10 @@ def line_plot(
             axes.plot(line.x[at], line.y[at], color=colour(line.colour), marker=marker, linewidth=1.5)
             if key:
                 axes.plot([], [], color=colour(line.colour), label=line.name)
-        axes.set_xscale("log" if log_x else "linear")
         axes.set_yscale("log" if log_y else "linear")
         axes.margins(x=0.02)
         axes.grid(alpha=0.7)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
         if key:
             axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
 
@@ -202,15 +199,10 @@ def _attributes(style: str) -> str:
     return " ".join(found)
 
 
-def _thinned(num: int, most: int = MOST_POINTS) -> NDArray[np.intp]:
-    """At most so many places, the first and the last among them."""
-    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.intp))
-
-
 def _table(series: Sequence[Series]) -> list[list[str]]:
     """A row per x that any line has, thinned to a table that can be read; what a line has not is empty."""
     places = np.unique(np.concatenate([line.x for line in series]))
-    places = places[_thinned(len(places), max(12, MOST_CELLS // (len(series) + 1) if len(series) > 7 else 200))]
+    places = places[spread(len(places), max(12, MOST_CELLS // (len(series) + 1) if len(series) > 7 else 200))]
     at = [dict(zip(line.x.tolist(), _texts(line), strict=True)) for line in series]
     return [[_short(x), *(texts.get(x, "") for texts in at)] for x in places.tolist()]
 

@@ -161,7 +161,6 @@ def render(
         ]
     )  # fmt: skip
     anchors = {section.id for chapter in chapters for section in chapter.sections}
-    anchors |= {node.id for node in gathered.nodes if node.stage == "reconstructions"} & anchors
     counts = {stage: sum(node.stage == stage for node in gathered.nodes) for stage in dict.fromkeys(STAGES.values())}
     said = [count(num, *_STAGE_NAMES[stage]) for stage, num in counts.items() if num]
     date = f"{datetime.now(UTC):%-d %B %Y}"

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from brics_cli.autoencoder.bottlenecks.base import Bottleneck, BottleneckOutput
 from brics_cli.autoencoder.model_files import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     damage_explained,
     load_weights,
     read_model_config,
@@ -28,6 +26,7 @@ from brics_cli.autoencoder.sizes import check_against, check_image_memory
 from brics_cli.config import AutoencoderConfig, validate
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.workspace import sha256_of_file
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME
 from brics_cli.workspace.places import reference
 
 if TYPE_CHECKING:

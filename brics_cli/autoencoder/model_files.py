@@ -25,11 +25,10 @@ from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, sha256_of_file
 from brics_cli.workspace.embedded import MODELS
 from brics_cli.workspace.files import read_json
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME, model_directory
 from brics_cli.workspace.places import locate
 
 FORMAT_VERSION = 1
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
 HEADER = ("format_version", "kind", "brics_version")
 """What every config begins with."""
 TRAIN_COMMANDS = {"autoencoder": "train-ae", "diffusion": "train-diffusion"}
@@ -81,7 +80,7 @@ def read_model_config(path: str | Path, *, kind: str) -> tuple[dict[str, Any], P
     model of another sha256 than brics was released with.
     """
     path = locate(path)
-    directory = path / "model" if (path / "model").is_dir() else path
+    directory = model_directory(path)
     printed = "Give the directory that the training command printed."
     if not directory.is_dir():
         named = did_you_mean(str(path), [each.name for each in MODELS if each.kind == kind])

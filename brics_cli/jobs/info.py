@@ -11,10 +11,10 @@ from typing import Any
 from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, provenance_at
-from brics_cli.workspace.artefacts import MODEL_FILE, TRAINED
+from brics_cli.workspace.artefacts import TRAINED
 from brics_cli.workspace.files import read_json
 from brics_cli.workspace.hub import address_in_cache, parse_address
-from brics_cli.workspace.naming import is_store
+from brics_cli.workspace.naming import CONFIG_NAME, is_store, model_directory
 from brics_cli.workspace.places import locate
 
 MAX_LISTED_FAILURES = 20
@@ -122,11 +122,10 @@ def _describe_artefact(artefact: Artefact) -> Description:
     facts |= {name: value for name, value in artefact.details.items() if name != "settings" and value != []}
     facts |= artefact.details.get("settings", {})
     if artefact.kind == "diffusion" and artefact.usable:
-        directory = artefact.path / "model" if (artefact.path / "model").is_dir() else artefact.path
-        config = read_json(directory / "config.json", what="the model's config")
+        config = read_json(model_directory(artefact.path) / CONFIG_NAME, what="the model's config")
         facts |= _classes(dict(enumerate(config.get("class_counts", []))), config.get("class_names", []))
     card = None
-    if artefact.kind in TRAINED and not (artefact.path / MODEL_FILE).exists():  # no run of the user's
+    if artefact.kind in TRAINED and model_directory(artefact.path) == artefact.path:  # no run of the user's
         from brics_cli.jobs.models import card_of
 
         card = card_of(artefact)

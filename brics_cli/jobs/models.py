@@ -10,9 +10,9 @@ from brics_cli.errors import BricsError, UsageError
 from brics_cli.parsing import read_text
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Workspace, embedded
-from brics_cli.workspace.artefacts import MODEL_FILE, TRAINED, of_embedded
+from brics_cli.workspace.artefacts import TRAINED, of_embedded
 from brics_cli.workspace.files import read_json
-from brics_cli.workspace.hub import CONFIG
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME, model_directory
 from brics_cli.workspace.places import reference
 
 CARD_FILE = "README.md"
@@ -53,13 +53,13 @@ def list_models(workspace: Workspace, *, reporter: Reporter) -> list[ModelEntry]
 
 
 def _entry(artefact: Artefact, *, is_embedded: bool) -> ModelEntry:
-    directory = artefact.path / MODEL_FILE.parent if (artefact.path / MODEL_FILE).exists() else artefact.path
-    config = read_json(directory / CONFIG, what=f"{artefact.kind} model")
+    directory = model_directory(artefact.path)
+    config = read_json(directory / CONFIG_NAME, what=f"{artefact.kind} model")
     downsampling = None
     if "model" in config:
         from brics_cli.config import AutoencoderConfig, validate  # with pydantic, which `brics info` does without
 
-        model = validate(AutoencoderConfig, config["model"], source=str(directory / CONFIG))
+        model = validate(AutoencoderConfig, config["model"], source=str(directory / CONFIG_NAME))
         shape, downsampling = model.code_shape, None if model.tied_to_size else model.downsampling
     else:
         shape = tuple(config.get("code_shape", ()))
@@ -67,7 +67,7 @@ def _entry(artefact: Artefact, *, is_embedded: bool) -> ModelEntry:
     return ModelEntry(
         name=reference(artefact.path) if is_embedded else str(artefact.path),
         kind=artefact.kind,
-        num_bytes=(directory / MODEL_FILE.name).stat().st_size,
+        num_bytes=(directory / WEIGHTS_NAME).stat().st_size,
         code_shape=shape,
         downsampling=downsampling,
         quality={name: measured[name] for name in SCORES if isinstance(measured.get(name), float)},

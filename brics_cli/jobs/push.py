@@ -33,14 +33,13 @@ from brics_cli.workspace import Artefact, Parent, Workspace, provenance_at
 from brics_cli.workspace.files import PROVENANCE_FILE
 from brics_cli.workspace.hub import (
     AUTOENCODER_FOLDER,
-    CONFIG,
     READ,
-    WEIGHTS,
     Address,
     explained,
     is_offline,
     parse_address,
 )
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME
 
 STORE_FILE = "codes.h5"
 PICTURES = "pictures/"
@@ -170,13 +169,13 @@ def _decoder_files(decoder: Autoencoder) -> Files:
 def _model_files(artefact: Artefact) -> Files:
     """The config and the weights of a model, and its provenance, without the paths of this machine."""
     values, directory = read_model_config(artefact.path, kind=artefact.kind)
-    config = json.loads((directory / CONFIG).read_bytes())
+    config = json.loads((directory / CONFIG_NAME).read_bytes())
     if "lineage" in config:
         config["lineage"]["store_path"] = published_name(config["lineage"]["store_path"])
-    weights = [WEIGHTS, *(average["file"] for average in values.get("averages", {}).values())]
+    weights = [WEIGHTS_NAME, *(average["file"] for average in values.get("averages", {}).values())]
     parents = [replace(parent, path=published_name(parent.path)) for parent in artefact.parents]
     record = replace(artefact, parents=tuple(parents)).to_json()
-    return {CONFIG: _json(config), PROVENANCE_FILE: _json(record), **{name: directory / name for name in weights}}
+    return {CONFIG_NAME: _json(config), PROVENANCE_FILE: _json(record), **{name: directory / name for name in weights}}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

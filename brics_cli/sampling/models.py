@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
-from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
+from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes.lineage import load_autoencoder_of
 from brics_cli.config.changes import run_name
 from brics_cli.config.names import ClassBalance, Precision
@@ -35,6 +35,7 @@ from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Parent, Workspace, provenance_at, read_provenance, sha256_of_file
 from brics_cli.workspace.files import PROVENANCE_FILE
+from brics_cli.workspace.naming import WEIGHTS_NAME
 from brics_cli.workspace.places import locate, reference
 
 OnStep = Callable[[], None]

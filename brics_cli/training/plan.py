@@ -14,7 +14,7 @@ import torch
 
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_weights
-from brics_cli.autoencoder.model_files import CONFIG_NAME, WEIGHTS_NAME, read_model_config
+from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.autoencoder.sizes import check_image_memory, check_memory
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import (
@@ -56,7 +56,7 @@ from brics_cli.wording import duration
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import differences, now
 from brics_cli.workspace.embedded import embedded_at
-from brics_cli.workspace.naming import RUN, form_of_output
+from brics_cli.workspace.naming import CONFIG_NAME, RUN, WEIGHTS_NAME, form_of_output
 from brics_cli.workspace.outputs import check_claim, check_output
 from brics_cli.workspace.places import locate, reference
 

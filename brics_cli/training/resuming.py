@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brics_cli.autoencoder.model_files import WEIGHTS_NAME, read_model_config
+from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes import KeyCodeStore
 from brics_cli.config import Recipe, load_yaml
 from brics_cli.config.changes import Changed, changes_of_values, flatten, read_changed
@@ -21,6 +21,7 @@ from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.state import checkpoints, newest_checkpoint, read_counts
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.artefacts import differences
+from brics_cli.workspace.naming import WEIGHTS_NAME
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"

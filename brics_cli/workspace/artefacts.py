@@ -23,8 +23,8 @@ from brics_cli.parsing import parse_json
 from brics_cli.workspace.embedded import EmbeddedModel, embedded_at, embedded_default, embedded_with
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
-from brics_cli.workspace.hub import AUTOENCODER_FOLDER, CONFIG
-from brics_cli.workspace.naming import is_store
+from brics_cli.workspace.hub import AUTOENCODER_FOLDER
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME, is_store, model_directory
 from brics_cli.workspace.places import at_hand, locate, reference
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ Kind = Literal[
 TRAINED: frozenset[str] = frozenset({"autoencoder", "diffusion"})
 COLLECTIONS: frozenset[str] = frozenset({"collection", "validation", "shards"})
 """Kinds of parents that are images: of packed shards, and of what brics did not make."""
-MODEL_FILE = Path("model", "model.safetensors")
 STORE_ATTRIBUTE = "provenance"
 
 _HOW_TO_MAKE: dict[str, tuple[str, str]] = {
@@ -97,7 +96,7 @@ class Artefact:
         """Whether the next command can take it: a finished artefact, a run that has written a model, or a model
         that has no run (an embedded one, one of the Hub)."""
         if self.kind in TRAINED:
-            return (self.path / MODEL_FILE).exists() or (self.path / MODEL_FILE.name).exists()
+            return (model_directory(self.path) / WEIGHTS_NAME).exists()
         return self.complete
 
     @property
@@ -193,7 +192,7 @@ def read_provenance(path: Path) -> Artefact | None:
 def _here(parent: Parent, child: Path) -> Parent:
     """The autoencoder of codes that were published with it is beside them, where it is not at its recorded path."""
     published = (child if child.is_dir() else child.parent) / AUTOENCODER_FOLDER
-    if parent.kind != "autoencoder" or not (published / CONFIG).is_file() or at_hand(parent.path).exists():
+    if parent.kind != "autoencoder" or not (published / CONFIG_NAME).is_file() or at_hand(parent.path).exists():
         return parent
     return replace(parent, path=reference(published))
 

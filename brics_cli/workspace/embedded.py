@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from brics_cli.errors import ArtefactError
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME
 
 FOLDER = Path(__file__).parents[1] / "autoencoder" / "embedded"
 """Of each model its directory NAME, as `autoencoder.model_files` reads it: config.json and model.safetensors."""
@@ -32,7 +33,7 @@ class EmbeddedModel:
 
     def check(self) -> None:
         """Raise ArtefactError when its weights are not those that brics was released with."""
-        weights = self.directory / "model.safetensors"
+        weights = self.directory / WEIGHTS_NAME
         if not weights.is_file():
             raise ArtefactError(f"{self.name} is not in this installation of brics: {weights} is missing", next=AGAIN)
         with weights.open("rb") as file:
@@ -55,7 +56,7 @@ def embedded_at(path: str | Path) -> EmbeddedModel | None:
     model = next((model for model in MODELS if path == model.directory or str(path) == model.name), None)
     if model is None or path == model.directory:
         return model
-    theirs = (path / "model").is_dir() or (path / "config.json").is_file()
+    theirs = (path / "model").is_dir() or (path / CONFIG_NAME).is_file()
     return None if theirs else model
 
 

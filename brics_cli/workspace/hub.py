@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 from brics_cli.errors import ArtefactError, MachineError, UsageError, first_line
 from brics_cli.wording import count
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json
-from brics_cli.workspace.naming import STORE_ENDING, is_store
+from brics_cli.workspace.naming import CONFIG_NAME, STORE_ENDING, WEIGHTS_NAME, is_store
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-READ = (CONFIG, "config.yaml", PROVENANCE_FILE, "README.md", ".safetensors", STORE_ENDING)
+READ = (CONFIG_NAME, "config.yaml", PROVENANCE_FILE, "README.md", ".safetensors", STORE_ENDING)
 """What the files that are downloaded end in."""
 AUTOENCODER_FOLDER = "autoencoder"
 """Of a published diffusion model or store, where the autoencoder of its codes is."""
@@ -123,9 +122,11 @@ def fetch(address: Address, *, reporter: Reporter | None = None) -> Path:
     how = "in the cache"
     with explained(address):
         if find_cached(commit) is None:
-            if main.endswith(WEIGHTS):
+            if main.endswith(WEIGHTS_NAME):
                 config = hf_hub_download(
-                    **commit.repository, revision=commit.revision, filename=main.removesuffix(WEIGHTS) + CONFIG
+                    **commit.repository,
+                    revision=commit.revision,
+                    filename=main.removesuffix(WEIGHTS_NAME) + CONFIG_NAME,
                 )
                 _check_ours(Path(config), address)
             wanted = [name for name in sizes if any(fnmatch(name, pattern) for pattern in _patterns(address))]
@@ -224,8 +225,8 @@ def _main_file(address: Address, names: Collection[str]) -> str:
     if is_store(address.inside) and address.inside in names:
         return address.inside
     for where in (folder, f"{folder}model/"):
-        if {where + CONFIG, where + WEIGHTS} <= {*names}:
-            return where + WEIGHTS
+        if {where + CONFIG_NAME, where + WEIGHTS_NAME} <= {*names}:
+            return where + WEIGHTS_NAME
     here = [name for name in names if name.startswith(folder)]
     stores = sorted(name for name in here if is_store(name) and "/" not in name.removeprefix(folder))
     if len(stores) == 1 and not is_store(address.inside):
@@ -234,7 +235,8 @@ def _main_file(address: Address, names: Collection[str]) -> str:
         one = replace(address, inside=stores[0])
         raise ArtefactError(f"{address} is none of the {count(len(stores), 'store')} there", next=f"Name one: {one}")
     pickles = sorted(name for name in here if name.endswith(PICKLES))
-    why = f": {pickles[0]} is a pickle, and brics opens none" if pickles else f" (no {CONFIG} and {WEIGHTS})"
+    neither = f" (no {CONFIG_NAME} and {WEIGHTS_NAME})"
+    why = f": {pickles[0]} is a pickle, and brics opens none" if pickles else neither
     raise ArtefactError(f"{address} holds no model and no key-code store of brics{why}")
 
 
@@ -242,4 +244,4 @@ def _check_ours(config: Path, address: Address) -> None:
     """Raise ArtefactError when the config of a model is not one of brics."""
     values = read_json(config, what=str(address))
     if not isinstance(values, dict) or not {"format_version", "kind"} <= values.keys():
-        raise ArtefactError(f"{address} holds no model of brics (its {CONFIG} is of something else)")
+        raise ArtefactError(f"{address} holds no model of brics (its {CONFIG_NAME} is of something else)")

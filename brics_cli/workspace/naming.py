@@ -1,6 +1,7 @@
 """Names of outputs: what the ending of one says, and the file that an image of some key goes to.
 
-One rule for every command: `--out s.npz` is never a folder of that name, and `--out s.zip --format png` no zip.
+One rule for every command: `--out s.npz` is never a folder of that name, and `--out s.zip --format png` no zip. And the
+names of a model's files.
 """
 
 from __future__ import annotations
@@ -53,12 +54,21 @@ IMAGE_TITLES: dict[ImageFormat, str] = {
 Codec = Literal["png", "jpeg", "webp"]
 """How images are encoded in shards."""
 
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+"""The files of a model."""
+
 Form = TypeVar("Form", bound=str)
 
 
 def is_store(path: str | Path) -> bool:
     """Whether `path` is named like a key-code store."""
     return Path(path).suffix == STORE_ENDING
+
+
+def model_directory(path: Path) -> Path:
+    """Where the files of the model at `path` are: in the `model/` of a run, else in `path` itself."""
+    inside = path / "model"
+    return inside if inside.is_dir() else path
 
 
 def is_picture(path: Path | None) -> bool:

@@ -12,8 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from brics_cli.autoencoder.model_files import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     average_file,
     average_name,
     load_weights,
@@ -28,6 +26,7 @@ from brics_cli.diffusion.denoisers.parts import Network
 from brics_cli.diffusion.denoisers.unet import UNet
 from brics_cli.diffusion.normalisation import NUM_LEVELS, normalisation
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME
 from brics_cli.workspace.places import locate
 
 KIND = "diffusion"

@@ -266,8 +266,9 @@ class Workspace:
         """
         if given is not None:
             return locate(given, reporter=reporter)
+        found = self.artefacts()
         try:
-            artefact, *others = self._ranked(kind, wanted, self.artefacts())
+            artefact, *others = self._ranked(kind, wanted, found)
         except ArtefactError:
             if (model := embedded_default(kind)) is None:
                 raise
@@ -285,7 +286,7 @@ class Workspace:
             reporter.warning(f"{said}, {artefact.shortcoming}{summary}, as there is nothing else")
             return artefact.path
         newer = [
-            f"{other.path} is newer, and {other.shortcoming or 'of ' + str(self.split_of(other)) + ' images'}"
+            f"{other.path} is newer, and {other.shortcoming or f'of {self.split_of(other, among=found)} images'}"
             for other in others
             if other.created > artefact.created
         ]

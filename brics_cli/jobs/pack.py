@@ -36,6 +36,7 @@ from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.images.recut import recut
 from brics_cli.images.sinks import OutputImage, WebDatasetSink, encoding_of
 from brics_cli.images.sources.tars import TarCollection
+from brics_cli.parsing import as_json
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import Artefact, Parent, provenance_at, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -85,7 +86,7 @@ class PackPlan:
             "shard_size": self.sink.shard_size,
             "format": self.sink.encoding.name,
             **({"labels": self.labels} if self.labels is not None else {}),
-            **({"crops": [*self.crops]} if self.crops is not None else {}),
+            **({"crops": as_json(self.crops)} if self.crops is not None else {}),
         }
 
     def artefact(self, fingerprint: str = "") -> Artefact:

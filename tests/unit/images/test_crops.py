@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,19 @@ def test_pack_writes_crops_and_says_what_failed(folder: Path, tmp_path: Path) ->
     assert run([*arguments, "--seed", "7"]) == 5
     assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == before
     assert run([*arguments, "--seed", "8"]) == 4  # another seed would be other images
+
+
+def test_crops_of_images_that_have_changed_are_refused_as_whole_images_are(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(folder / "places.png", images)
+    arguments = ["pack", str(images), "--out", str(tmp_path / "shards"), "--size", "32", "--crops", "3"]
+    assert run(arguments) == 0
+    shutil.copy(folder / "small.png", images)
+    assert run(arguments) == 3
+    assert f"{images} has changed since {tmp_path / 'shards'} was made from it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from brics_cli.config import Recipe, dump_yaml
 from brics_cli.config import names as known
@@ -64,6 +63,8 @@ class TensorBoardLogger:
     """Event files in the run's directory."""
 
     def __init__(self, run: Artefact, recipe: Recipe, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a third of a second, which a dry run needs not
+
         self._writer = SummaryWriter(str(run.path), purge_step=first_step)
         self._writer.add_text("config", f"```yaml\n{dump_yaml(recipe)}```", first_step)
 

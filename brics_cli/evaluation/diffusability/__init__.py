@@ -21,8 +21,9 @@ from brics_cli.diffusion.normalisation import normalisation, to_x
 from brics_cli.errors import UsageError
 from brics_cli.evaluation.diffusability import distribution, velocity
 from brics_cli.evaluation.diffusability.decoding import Decoded
+from brics_cli.evaluation.diffusability.distribution import Figure
 from brics_cli.evaluation.diffusability.figure import VIV_STYLES, draw
-from brics_cli.evaluation.diffusability.spectrum import Spectra
+from brics_cli.evaluation.diffusability.spectrum import NUM_GROUPS, Spectra
 from brics_cli.evaluation.family import Family, Output, Score, Side
 from brics_cli.evaluation.images import StoreStream
 from brics_cli.evaluation.registry import Metric, Settings
@@ -34,7 +35,6 @@ MOST_ROWS = 10_000
 MOST_DECODED = 1_000
 """Images whose changed codes are decoded, evenly spread over those that are paired."""
 LEAST_IMAGES = 4
-Figure = tuple[float, float]
 
 
 class Diffusability(Family):
@@ -199,7 +199,7 @@ class Diffusability(Family):
         return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None], tables
 
 
-JACKKNIFE = f"jackknife over {distribution.NUM_GROUPS} groups of codes"
+JACKKNIFE = f"jackknife over {NUM_GROUPS} groups of codes"
 OF_CODES = ("viv", "codes")
 """Figures that no image plays a part in."""
 SHOWN = ("spectrum-excess", *VIV_STYLES, "codes-entropy")

@@ -6,7 +6,6 @@ T that mean the same to maps of codes and of pixels. B images (B, 3, H, W) in [-
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brics_cli.autoencoder.autoencoder import Autoencoder
+from brics_cli.evaluation.jackknife import error_of_mean
 from brics_cli.evaluation.moments import Array
+from brics_cli.evaluation.psnr import IDENTICAL_DB
 from brics_cli.runtime.randomness import Stream, keyed_normal
 
 ABSOLUTE = (0.01, 0.02, 0.05, 0.1)
@@ -24,7 +25,6 @@ ABSOLUTE = (0.01, 0.02, 0.05, 0.1)
 RELATIVE = (0.05, 0.1, 0.2, 0.4)
 """The same in standard deviations of each channel over the store."""
 SEED = 2303_00848
-MOST_DB = 100.0
 
 
 class Transform(NamedTuple):
@@ -94,14 +94,12 @@ class Decoded:
         changed, plain = self._of(name), self._of("plain")
         scale = max(plain.mean(), 1e-12)
         ratio = changed.mean() / scale
-        spread = (changed - ratio * plain).std(ddof=1) if len(plain) > 1 else 0.0
-        return float(ratio), float(spread / (math.sqrt(len(plain)) * scale))
+        return float(ratio), error_of_mean(changed - ratio * plain) / float(scale)
 
     def psnr(self, kind: str, level: float) -> tuple[float, float]:
         """The mean PSNR over images, dB, of codes with noise, and its standard error."""
-        decibels = -10 * np.log10(self._of(kind, level).clip(min=10 ** (-MOST_DB / 10)))
-        error = decibels.std(ddof=1) / math.sqrt(len(decibels)) if len(decibels) > 1 else 0.0
-        return float(decibels.mean()), float(error)
+        decibels = -10 * np.log10(self._of(kind, level).clip(min=10 ** (-IDENTICAL_DB / 10)))
+        return float(decibels.mean()), error_of_mean(decibels)
 
     def curve(self, kind: str) -> dict[str, Any]:
         """PSNR, dB, by the noise's standard deviation."""

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from brics_cli.evaluation.jackknife import jackknife, standard_error
+from brics_cli.evaluation.diffusability.spectrum import NUM_GROUPS
+from brics_cli.evaluation.jackknife import error_of_mean, jackknife, standard_error
 from brics_cli.evaluation.moments import Array
 
-NUM_GROUPS = 20
 NUM_BINS = 32
 """Of a channel's range: few enough that the 256 values of uint8 codes do not show."""
 LEVEL = 1 / 255
@@ -67,7 +67,7 @@ def saturation(z: NDArray[np.floating]) -> tuple[Figure, Array]:
     walls = (z < LEVEL / 2) | (z > 1 - LEVEL / 2)
     by_image = walls.mean(axis=(2, 3))  # (N, C)
     per_image = by_image.mean(axis=1)
-    return (float(per_image.mean()), _of_mean(per_image)), by_image.mean(axis=0)
+    return (float(per_image.mean()), error_of_mean(per_image)), by_image.mean(axis=0)
 
 
 def kurtosis(x: NDArray[np.floating]) -> Figure:
@@ -220,7 +220,3 @@ def histograms(values: NDArray[np.floating], *, bounded: bool, most: int = 16) -
         "channels": [each.tolist() for each in density[:most]],
         "mean": np.mean(density, axis=0).tolist(),
     }
-
-
-def _of_mean(values: Array) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -18,6 +18,7 @@ from brics_cli.evaluation.jackknife import jackknife
 from brics_cli.evaluation.moments import Array
 
 NUM_GROUPS = 20
+"""Of codes, for every jackknife over them."""
 
 
 def zigzag(height: int, width: int) -> list[tuple[int, int]]:

@@ -74,6 +74,11 @@ def held_out_by_hash(keys: Sequence[str], fraction: float) -> npt.NDArray[np.boo
     return hashes == hashes.min() if not held_out.any() or held_out.all() else held_out
 
 
+def spread(num: int, most: int) -> list[int]:
+    """At most `most` places of `num`, increasing, evenly spread, the first and the last among them."""
+    return np.linspace(0, max(num - 1, 0), min(num, most)).round().astype(int).tolist()
+
+
 def select_keys(collection: Collection, keys: Iterable[str]) -> SelectedCollection:
     """The images of `keys`, in the collection's order. Raises UsageError when one is not there, or for none at all."""
     wanted = set(keys)

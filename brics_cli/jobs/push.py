@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
@@ -24,6 +23,7 @@ from brics_cli.codes.lineage import load_autoencoder_of, load_store_autoencoder
 from brics_cli.diffusion.denoisers import load_denoiser
 from brics_cli.errors import ArtefactError, MachineError, UsageError, WouldOverwriteError
 from brics_cli.images import contact_sheet
+from brics_cli.images.selection import spread
 from brics_cli.jobs.model_card import Card, card_of_autoencoder, card_of_diffusion, card_of_store, published_name
 from brics_cli.jobs.models import CARD_FILE
 from brics_cli.jobs.plot import plot_runs
@@ -151,12 +151,10 @@ def _collect_store(
     decoder = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder)
     reporter.warning(f"{store.path} names its images, their metadata and {store.source}: that is published with it")
     files: Files = {STORE_FILE: store.path, **_decoder_files(decoder)}
-    num_shown = min(len(store), SHEET_ROWS * SHEET_COLUMNS)
-    if num_shown:
-        spread = np.linspace(0, len(store) - 1, num_shown).round().astype(int).tolist()
+    if shown := spread(len(store), SHEET_ROWS * SHEET_COLUMNS):
         with torch.inference_mode():
-            images = to_uint8(decoder.decode(torch.from_numpy(store.batch(spread))))  # (B, H, W, 3)
-        rows = [list(images[first : first + SHEET_COLUMNS]) for first in range(0, num_shown, SHEET_COLUMNS)]
+            images = to_uint8(decoder.decode(torch.from_numpy(store.batch(shown))))  # (B, H, W, 3)
+        rows = [list(images[first : first + SHEET_COLUMNS]) for first in range(0, len(shown), SHEET_COLUMNS)]
         files[f"{PICTURES}decoded.png"] = contact_sheet(rows, path=made / "decoded.png")
     return files, card_of_store(artefact, store, decoder)
 

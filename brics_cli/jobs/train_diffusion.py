@@ -21,7 +21,7 @@ from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.evaluation.frechet import FrechetReference
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.images import contact_sheet
-from brics_cli.images.selection import held_out_by_hash
+from brics_cli.images.selection import held_out_by_hash, spread
 from brics_cli.images.sheets import seed_captions
 from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.runtime.distributed import World, join_world
@@ -237,9 +237,8 @@ class Snapshots:
     @cached_property
     def _reference(self) -> FrechetReference:
         """Of images decoded from codes spread evenly over the store."""
-        num = min(len(self.store), REFERENCE_PER_SAMPLE * self.num_samples)
-        rows = np.linspace(0, len(self.store) - 1, num).round().astype(int)
-        parts = (rows[start : start + BATCH_SIZE] for start in range(0, num, BATCH_SIZE))
+        rows = spread(len(self.store), REFERENCE_PER_SAMPLE * self.num_samples)
+        parts = (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))
         return FrechetReference(self._moments(self._decode(torch.from_numpy(self.store.batch(part))) for part in parts))
 
     def _moments(self, batches: Iterable[np.ndarray]) -> FeatureMoments:

@@ -12,6 +12,7 @@ from brics_cli.evaluation.pairing import match_keys
 from brics_cli.evaluation.psnr import psnr
 from brics_cli.images import ImageError, open_collection
 from brics_cli.images.pixels import decode_image, load_pixels
+from brics_cli.images.selection import spread
 from brics_cli.report.blocks import (
     Block,
     Chapter,
@@ -26,7 +27,7 @@ from brics_cli.report.blocks import (
 )
 from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Pixels, error_map, heat, picture_of, side_by_side, spread
+from brics_cli.report.pictures import Pixels, error_map, heat, picture_of, side_by_side
 from brics_cli.report.runs import DETAILED, overview, section_of
 from brics_cli.wording import count
 

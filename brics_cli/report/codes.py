@@ -13,10 +13,11 @@ from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.format import bin_edges
 from brics_cli.evaluation.registry import REGISTRY
 from brics_cli.images.pixels import ImageError, load_pixels
+from brics_cli.images.selection import spread
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Note, Plot, Plots, Section, Table, Tile, newest_note
 from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Pixels, picture_of, side_by_side, spread
+from brics_cli.report.pictures import Pixels, picture_of, side_by_side
 from brics_cli.report.plots import Series, line_plot, map_plot
 from brics_cli.report.scores import figure
 from brics_cli.wording import count, human_bytes

@@ -20,9 +20,10 @@ from PIL import Image
 from brics_cli.errors import ArtefactError
 from brics_cli.images import Collection, ImageError, open_collection
 from brics_cli.images.pixels import PILLOW_FORMATS, load_pixels
+from brics_cli.images.selection import spread
 from brics_cli.report.blocks import Block, Facts, Gallery, Note, Section, Table, Tile
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Pixels, picture_of, side_by_side, spread
+from brics_cli.report.pictures import Pixels, picture_of, side_by_side
 from brics_cli.wording import count, human_bytes
 from brics_cli.workspace.files import read_json
 

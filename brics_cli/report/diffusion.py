@@ -10,11 +10,12 @@ from PIL import Image
 
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import decode_image
+from brics_cli.images.selection import spread
 from brics_cli.report.blocks import Block, Chapter, Facts, Gallery, Section, Tile, newest_note, said
 from brics_cli.report.collection import COMPARED_SIDE, distances, shrunk
 from brics_cli.report.context import Context
 from brics_cli.report.gathering import Node
-from brics_cli.report.pictures import Picture, Pixels, picture_of, side_by_side, spread
+from brics_cli.report.pictures import Picture, Pixels, picture_of, side_by_side
 from brics_cli.report.runs import DETAILED, overview, section_of
 from brics_cli.runtime.reporting import command_line
 from brics_cli.sampling.tasks import DEFAULT_BATCH_SIZE, key_of

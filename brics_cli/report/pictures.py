@@ -70,13 +70,6 @@ def _encode(picture: Picture, detail: Detail) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def spread(num: int, most: int) -> list[int]:
-    """At most so many places of `num`, evenly spread, the first and the last among them."""
-    if not num:
-        return []
-    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int)).tolist()
-
-
 def picture_of(pixels: Pixels) -> Picture:
     """An image as it is looked at: small ones enlarged by whole pixels."""
     return Picture(pixels, crisp=max(pixels.shape[:2]) <= LOSSLESS_SIDE)

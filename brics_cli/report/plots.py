@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from brics_cli.images.selection import spread
 from brics_cli.jobs.plot import DECADE
 from brics_cli.report.blocks import Plot, anchor
-from brics_cli.report.pictures import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

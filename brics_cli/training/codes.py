@@ -27,6 +27,7 @@ from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.diffusion import LEVEL_NAMES, Draws, draws_for, draws_for_validation, loss_by_level
 from brics_cli.errors import ArtefactError, MachineError, is_out_of_memory
 from brics_cli.images.labels import MAX_CLASSES
+from brics_cli.images.selection import spread
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.randomness import Stream, keyed_coins
@@ -185,8 +186,7 @@ class ValidationLoss:
 
     def __init__(self, store: KeyCodeStore, rows: np.ndarray, *, seed: int, device: torch.device) -> None:
         self.store, self.seed, self.device = store, seed, device
-        spread = np.linspace(0, len(rows) - 1, min(len(rows), VALIDATION_DRAWS)).round().astype(int)
-        self._rows = np.resize(rows[spread], VALIDATION_DRAWS)
+        self._rows = np.resize(rows[spread(len(rows), VALIDATION_DRAWS)], VALIDATION_DRAWS)
 
     @torch.inference_mode()
     def __call__(

@@ -31,6 +31,7 @@ from brics_cli.config.names import Precision
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
+from brics_cli.images.selection import spread
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.distributed import check_batch, num_local_processes
 from brics_cli.runtime.precision import say_training_precision
@@ -158,8 +159,7 @@ class AutoencoderPlan(Plan):
             val_images = open_images(self.recipe, self.val, num_workers=num_workers, reporter=reporter)
             val_samples = np.concatenate(val_images.split(val_fraction=None)[0])
         order = SampleOrder(shards, seed=self.recipe.training.seed, window=self.recipe.data.shuffle_window)
-        spread = np.linspace(0, len(val_samples) - 1, min(len(val_samples), VALIDATION_IMAGES)).round().astype(int)
-        return images, val_images, val_samples[spread], order
+        return images, val_images, val_samples[spread(len(val_samples), VALIDATION_IMAGES)], order
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from brics_cli.evaluation.diffusability.spectrum import NUM_GROUPS, Spectra
 from brics_cli.evaluation.family import Family, Output, Score, Side
 from brics_cli.evaluation.images import StoreStream
 from brics_cli.evaluation.registry import Metric, Settings
+from brics_cli.images.selection import spread
 from brics_cli.runtime.precision import autocast
 from brics_cli.workspace.naming import CURVES
 
@@ -49,7 +50,7 @@ class Diffusability(Family):
         self.store, self.source = source.store, source
         num = min(len(source), self.context.limit or len(source))
         self._every = -(-num // MOST_DECODED)
-        self._rows = np.linspace(0, num - 1, min(num, MOST_ROWS)).round().astype(np.int64)
+        self._rows = spread(num, MOST_ROWS)
         _, height, width = self.store.code_shape
         self.spectra = Spectra(height, width)
         self.decoded = Decoded(

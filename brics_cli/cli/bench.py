@@ -283,15 +283,7 @@ def sample(
     model: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A diffusion run, as --model.", hidden=True)
     ] = None,
-    model_: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            metavar="RUN",
-            autocompletion=completion.denoisers,
-            help="A diffusion run. Default: the newest in the workspace.",
-        ),
-    ] = None,
+    model_: options.DiffusionRun = None,
     recipe: Annotated[
         str | None,
         typer.Option(

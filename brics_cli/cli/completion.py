@@ -73,9 +73,10 @@ def _keys(values: dict[str, Any], before: str = "") -> Iterator[str]:
 
 def _runs(ctx: Any, incomplete: str, kind: str | None) -> list[str]:
     from brics_cli.workspace import Workspace, embedded
+    from brics_cli.workspace.artefacts import TRAINED
 
     workspace = Workspace(Path(ctx.params.get("workspace") or "."))
-    kinds = {"autoencoder", "diffusion"} if kind is None else {kind}
+    kinds = TRAINED if kind is None else {kind}
     found = [str(each.path) for each in workspace.artefacts() if each.kind in kinds]
     return _matching(incomplete, [*found, *(model.name for model in embedded.MODELS if model.kind in kinds)])
 

@@ -189,7 +189,16 @@ ShardCodec = Annotated[
 
 DRAWING = "Drawing images"
 """What `sample` draws with, and `eval` where it draws on the fly."""
-Num = Annotated[int | None, typer.Option("--n", min=1, help="How many images.", rich_help_panel=DRAWING)]
+DiffusionRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="RUN",
+        autocompletion=completion.denoisers,
+        help="A diffusion run. Default: the newest in the workspace.",
+        rich_help_panel=DRAWING,
+    ),
+]
 Seeds = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brics_cli import api
-from brics_cli.cli import completion, options
+from brics_cli.cli import options
 from brics_cli.cli.output import Session
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import InterruptedRunError, UsageError
@@ -48,16 +48,7 @@ def sample(
     ] = None,
     seeds: options.Seeds = None,
     seed: options.FirstSeed = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            metavar="RUN",
-            autocompletion=completion.denoisers,
-            help="A diffusion run. Default: the newest in the workspace.",
-            rich_help_panel=options.DRAWING,
-        ),
-    ] = None,
+    model: options.DiffusionRun = None,
     ema: options.Ema = None,
     ae: options.AutoencoderRun = None,
     sampler: options.Sampler = DEFAULT_SAMPLER,

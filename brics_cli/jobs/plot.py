@@ -22,6 +22,7 @@ from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.reporting import Reporter, SilentReporter, printable
 from brics_cli.workspace import Workspace, atomic_path, check_output, provenance_at, signature
+from brics_cli.workspace.artefacts import TRAINED
 from brics_cli.workspace.naming import CURVES, form_of_output
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def plot_runs(
 
 
 def _newest_run(workspace: Workspace, reporter: Reporter) -> Path:
-    newest = next((run for run in workspace.artefacts() if run.kind in ("autoencoder", "diffusion")), None)
+    newest = next((run for run in workspace.artefacts() if run.kind in TRAINED), None)
     if newest is None:
         return workspace.newest("autoencoder").path  # which says how to make one
     reporter.message(f"RUN not given: using {newest.path}")
@@ -154,7 +155,7 @@ def read_curves(run: Path, *, reporter: Reporter | None = None) -> Curves:
     error. Raises ArtefactError when `run` is not a training run, or has logged nothing.
     """
     artefact = provenance_at(run)
-    if artefact is None or artefact.kind not in ("autoencoder", "diffusion"):
+    if artefact is None or artefact.kind not in TRAINED:
         raise ArtefactError(f"{run} is not a training run", next="`brics runs` lists them.")
     path = run / "metrics.jsonl"
     if not path.is_file():

@@ -133,18 +133,26 @@ def _row(name: str, results: list[dict[str, Any] | None]) -> ComparedMetric:
     )
 
 
-def plot_against_steps(reports: Sequence[LoadedReport], metric: str, *, path: Path) -> int:
-    """Draw `metric` against the training step of the model as a PNG, PDF or SVG; returns the number of points.
-
-    Reports of one definition and one reference make a line. Raises UsageError when fewer than two reports have the
-    metric and a step.
-    """
+def points_by_step(
+    reports: Sequence[LoadedReport], metric: str
+) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
+    """The figures of `metric` by definition and reference: (training step, value, error; 0 for none), in order."""
     lines: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
     for report in reports:
         result, step = report.results.get(metric), report.steps.get(metric)
         if result is not None and step is not None and result["value"] is not None:
             point = (int(step), float(result["value"]), float(result.get("standard_error") or 0.0))
             lines.setdefault((result["definition"], result["real"]), []).append(point)
+    return {key: sorted(points) for key, points in lines.items()}
+
+
+def plot_against_steps(reports: Sequence[LoadedReport], metric: str, *, path: Path) -> int:
+    """Draw `metric` against the training step of the model as a PNG, PDF or SVG; returns the number of points.
+
+    Reports of one definition and one reference make a line. Raises UsageError when fewer than two reports have the
+    metric and a step.
+    """
+    lines = points_by_step(reports, metric)
     num_points = sum(len(points) for points in lines.values())
     if num_points < 2:
         raise UsageError(
@@ -158,7 +166,7 @@ def plot_against_steps(reports: Sequence[LoadedReport], metric: str, *, path: Pa
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for (_, real), points in lines.items():
-        steps, values, errors = zip(*sorted(points), strict=True)
+        steps, values, errors = zip(*points, strict=True)
         axes.errorbar(steps, values, yerr=errors, marker="o", capsize=3, label=f"against {Path(real).name}")
     axes.set_xlabel("training step")
     axes.set_ylabel(next(report.results[metric]["title"] for report in reports if metric in report.results))

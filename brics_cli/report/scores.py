@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from brics_cli.evaluation.comparing import LoadedReport, compare
+from brics_cli.evaluation.comparing import LoadedReport, compare, points_by_step
 from brics_cli.images.pixels import decode_image
 from brics_cli.report.blocks import (
     Block,
@@ -130,22 +130,15 @@ def _compared(reports: Sequence[Measured]) -> list[Block]:
 
 def _against_steps(reports: Sequence[Measured]) -> list[Block]:
     """Each metric of sets against the training step of the model, where at least two reports know it."""
-    lines: dict[str, dict[tuple[str, str], list[tuple[int, float, float]]]] = {}
-    for _, loaded, _ in reports:
-        for name, result in loaded.results.items():
-            step = loaded.steps.get(name)
-            if step is not None and result["value"] is not None:
-                key = (str(result["definition"]), Path(result["real"]).name)
-                point = (int(step), float(result["value"]), float(result.get("standard_error") or 0))
-                lines.setdefault(name, {}).setdefault(key, []).append(point)
-    plots = []
-    for name, by_key in lines.items():
+    plots, known = [], [loaded for _, loaded, _ in reports]
+    titles = {name: result["title"] for loaded in reversed(known) for name, result in loaded.results.items()}
+    for name, title in titles.items():
         series = list[Series]()
-        for (_, real), points in by_key.items():
+        for (_, real), points in points_by_step(known, name).items():
             if len({step for step, _, _ in points}) > 1:
-                x, y, errors = np.array(sorted(points)).T
-                series.append(Series(f"against {real}", x, y, len(series), errors=errors if errors.any() else None))
+                x, y, errors = np.array(points).T
+                said = f"against {Path(real).name}"
+                series.append(Series(said, x, y, len(series), errors=errors if errors.any() else None))
         if series:
-            title = next(loaded.results[name]["title"] for _, loaded, _ in reports if name in loaded.results)
             plots.append(line_plot(f"{title} against training steps", series, x_label="training step", log_y=False))
     return [Plots(plots)] if plots else []

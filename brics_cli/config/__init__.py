@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         apply_overrides,
         default_autoencoder_recipe,
         dump_yaml,
+        general_autoencoder_recipes,
         list_recipes,
         load_recipe,
         load_yaml,
@@ -55,8 +56,8 @@ else:
         "bottlenecks": "FeatureGridConfig FsqBottleneckConfig KlBottleneckConfig NoneBottleneckConfig "
         "RqBottleneckConfig VqBottleneckConfig",
         "diffusion": "DenoiserConfig DiffusionConfig DiTConfig UNetConfig",
-        "loading": "apply_overrides default_autoencoder_recipe dump_yaml list_recipes load_recipe load_yaml "
-        "recipe_files recipe_path",
+        "loading": "apply_overrides default_autoencoder_recipe dump_yaml general_autoencoder_recipes list_recipes "
+        "load_recipe load_yaml recipe_files recipe_path",
         "names": "DEFAULT_TRANSFORM CodeKind Transform",
         "runs": "AutoencoderRecipe DiffusionRecipe LossConfig OptimiserConfig Recipe ScheduleConfig",
     }

@@ -251,14 +251,16 @@ def recipe_path(name_or_path: str, *, kind: str) -> Path:
 
 
 def default_autoencoder_recipe(median_side: int) -> str:
-    """The name of the largest general recipe not above `median_side` pixels (the smallest when all are above).
+    """The name of the largest general recipe not above `median_side` pixels (the smallest when all are above)."""
+    sizes = general_autoencoder_recipes()
+    fitting = [size for size in sizes if size <= median_side]
+    return sizes[max(fitting) if fitting else min(sizes)]
 
-    The general recipes are those named after their image size alone: `brics-64`, `brics-256`, ...
-    """
-    sizes = {
+
+def general_autoencoder_recipes() -> dict[int, str]:
+    """Those named after their image size in pixels alone: `brics-64`, `brics-256`, ..."""
+    return {
         int(name.removeprefix("brics-")): name
         for name in list_recipes("autoencoder")
         if name.removeprefix("brics-").isdigit()
     }
-    fitting = [size for size in sizes if size <= median_side]
-    return sizes[max(fitting) if fitting else min(sizes)]

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brics_cli.errors import ArtefactError, UsageError
 
@@ -194,6 +194,11 @@ class SamplerSettings:
     def num_evaluations(self) -> int:
         """Estimates of x0 per image. With guidance each takes two networks, or one network twice."""
         return SAMPLERS[self.sampler].num_evaluations(self.num_steps)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What an artefact says of them."""
+        return {"sampler": self.sampler, "steps": self.num_steps, "guidance": self.guidance, "clip": self.clip}
 
 
 DEFAULT_SETTINGS = SamplerSettings()

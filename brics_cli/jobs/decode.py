@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -25,7 +25,7 @@ from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
 from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, Codec, ImageFormat
-from brics_cli.workspace.outputs import check_claim, output_lock
+from brics_cli.workspace.outputs import check_alike, check_claim, output_lock
 from brics_cli.workspace.places import reference
 
 
@@ -62,10 +62,7 @@ class DecodePlan:
         ]
         if (collection := self.store.artefact.parent("collection")) is not None:
             parents.append(collection)
-        settings = self.sink.settings
-        if self.precision != "fp32":
-            settings["precision"] = self.precision
-        details = {"settings": settings}
+        details = {"settings": _settings(self.sink, self.precision)}
         return Artefact("reconstructions", self.sink.path, now(), False, tuple(parents), details)
 
 
@@ -120,12 +117,20 @@ def plan_decoding(
     for key in store.keys:
         check_key(key)
     sink.class_names = store.class_names
+    if not overwrite:
+        made_from = {"store": store.sha256, "autoencoder": store.autoencoder["sha256"]}
+        begun = sink.path if sink.path.exists() else sink.folder
+        check_alike(begun, kind="reconstructions", known=_settings(sink, precision) | made_from)
     model = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder, device=on)
     if not model.config.takes_codes(store.code_shape):
         raise ArtefactError(
             f"{store.path} holds codes {store.code_shape}, {model.path} takes {model.config.code_shape}"
         )
     return DecodePlan(store, model, sink, on, precision)
+
+
+def _settings(sink: ImageSink, precision: Precision) -> dict[str, Any]:
+    return sink.settings | ({} if precision == "fp32" else {"precision": precision})
 
 
 def decode(

@@ -176,14 +176,7 @@ class Models:
 
     def record(self, *, batch_size: int) -> dict[str, Any]:
         """What images depend on besides their seeds and the parents. What was not asked for is not named."""
-        record = {
-            "sampler": self.settings.sampler,
-            "steps": self.settings.num_steps,
-            "guidance": self.settings.guidance,
-            "clip": self.settings.clip,
-            "class": self.class_,
-            "batch_size": batch_size,
-        }
+        record = self.settings.record | {"class": self.class_, "batch_size": batch_size}
         if self.balance is not None:
             record["class_balance"] = self.balance
         if self.precision != "fp32":

@@ -6,18 +6,20 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.config.names import DEFAULT_QUANTISATIONS
 from brics_cli.config.suggestions import check_known
+from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.images import open_sink, versioned
-from brics_cli.images.sinks import ImageSink, check_codec, file_of_pieces
+from brics_cli.images.sinks import ImageSink, check_codec, file_of_pieces, pieces_directory
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.reporting import Reporter
@@ -33,10 +35,10 @@ from brics_cli.sampling.tasks import (
     key_of,
     seed_range,
 )
-from brics_cli.workspace import Artefact, Workspace
+from brics_cli.workspace import Artefact, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import now
-from brics_cli.workspace.naming import FOLDER, Codec, ending_of, form_of_output
-from brics_cli.workspace.outputs import check_claim
+from brics_cli.workspace.naming import FOLDER, WEIGHTS_NAME, Codec, ending_of, form_of_output
+from brics_cli.workspace.outputs import check_alike, check_claim
 from brics_cli.workspace.places import reference
 
 PNG_TASK = 250
@@ -67,10 +69,7 @@ class Plan:
         """What two runs that write to one output must have in common, besides their parents."""
         return {
             **self.models.record(batch_size=self.batch_size),
-            "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
-            "format": self.format,
-            "shard_size": self.shard_size,
-            **({"codec": self.codec} if self.codec not in (None, "png") else {}),
+            **_of_output(self.seeds, self.format, shard_size=self.shard_size, codec=self.codec),
         }
 
     @property
@@ -178,16 +177,30 @@ def plan_sampling(
     devices = tuple(resolve_devices(device))
     form = _form(out, asked=format, reporter=reporter)
     check_codec(codec, format=form, path=out)
+    shard_size = shard_size or DEFAULT_SHARD_SIZE
     if out is not None:
         check_claim(out, kind="samples", overwrite=overwrite)
+        begun = next((path for path in (out, pieces_directory(out)) if path.exists()), None)
+        if begun is not None and not overwrite:
+            model = workspace.resolve("diffusion", model, argument="--model", reporter=reporter)
+            given = {each.name: how[each.name] for each in fields(SamplerSettings) if each.name in how}
+            known = SamplerSettings(**given).record | _of_output(wanted, form, shard_size=shard_size, codec=codec)
+            weights = read_model_config(model, kind="diffusion")[1] / WEIGHTS_NAME
+            known |= {"batch_size": batch_size, "diffusion": sha256_of_file(weights)}
+            check_alike(begun, kind="samples", known=known)
     on = devices[0] if len(devices) == 1 else torch.device("cpu")
     models = load_models(model, **how, workspace=workspace, device=on, reporter=reporter)
     if models.balance is not None:
         often = "as often as in training" if models.balance == "proportional" else "each as often as any other"
         reporter.message(f"classes are drawn {often}: {models.denoiser.classes.listed()} (--class-balance, --class)")
-    shard_size = shard_size or DEFAULT_SHARD_SIZE
     plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size, devices, num_workers, codec)
     return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
+
+
+def _of_output(seeds: range, form: SampleFormat, *, shard_size: int, codec: Codec | None) -> dict[str, Any]:
+    """What an output is said to hold, whatever the models."""
+    named = {"seeds": f"{seeds.start}-{seeds.stop - 1}", "format": form, "shard_size": shard_size}
+    return named | ({} if codec in (None, "png") else {"codec": codec})
 
 
 def _form(out: Path | None, *, asked: SampleFormat | None, reporter: Reporter) -> SampleFormat:

@@ -3,7 +3,7 @@ found here, before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,14 @@ from brics_cli.config import (
     DiffusionRecipe,
     Recipe,
     default_autoencoder_recipe,
+    general_autoencoder_recipes,
     list_recipes,
     load_recipe,
 )
 from brics_cli.config.changes import Changed, changes, flatten, label, run_name
 from brics_cli.config.loading import recipe_from_values
 from brics_cli.config.names import Precision
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.selection import spread
@@ -216,6 +217,8 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
     start = None if asked.init_from is None else _recipe_of(asked.init_from)
     known = asked.recipe or start or (CPU_RECIPE if device.type == "cpu" else None)  # before any image is looked at
     recipe = None if known is None else checked(_load(known, asked, kind="autoencoder"))
+    if known is None:
+        _check_any(general_autoencoder_recipes().values(), lambda name: checked(_load(name, asked, kind="autoencoder")))
     path = asked.data
     if path is None:
         path = str(workspace.resolve("shards", argument="DATA", wanted="training", reporter=reporter))
@@ -233,6 +236,19 @@ def plan_autoencoder(asked: TrainOptions, *, workspace: Workspace, reporter: Rep
     if val is not None:
         parents.append(Parent("validation", val.path, identity_of(val, reporter)))
     return AutoencoderPlan(*_start(recipe, parents, asked, workspace), recipe, device, collection, val)
+
+
+def _check_any(names: Iterable[str], check: Callable[[str], object]) -> None:
+    """Raise what `check` raises of the first of the recipes that images may choose, when it raises of each."""
+    refused = []
+    for name in names:
+        try:
+            check(name)
+        except BricsError as error:
+            refused.append(error)
+        else:
+            return
+    raise refused[0]
 
 
 def _recipe_for(

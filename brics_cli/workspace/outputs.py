@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -119,6 +119,27 @@ def check_claim(
         if existing is not None and existing.kind == kind:
             return
     check_output(path, overwrite=overwrite, what=what, kind=kind, inputs=inputs, remove=False)
+
+
+def check_alike(path: Path, *, kind: Kind, known: Mapping[str, Any]) -> None:
+    """Raise what `claim` will raise, without `overwrite`, of an output of `kind` at `path` that differs in what is
+    `known`: settings, and sha256s of parents by their kind. For before any model is loaded."""
+    existing = provenance_at(path)
+    if existing is not None and existing.kind == kind:
+        was = _identity(existing)
+        if differing := differences({name: was.get(name) for name in known}, as_json(known)):
+            raise _of_other_inputs(existing, differing)
+
+
+def _of_other_inputs(existing: Artefact, differing: Sequence[str]) -> ArtefactError | WouldOverwriteError:
+    listed = "; ".join(differing)
+    if existing.complete:
+        said = f"the output {existing.path} is already there, made from other inputs: {listed}"
+        return WouldOverwriteError(said, next="Give another --out, or --overwrite.")
+    return ArtefactError(
+        f"{existing.path} was begun with other inputs: {listed}",
+        next="Give another --out, or --overwrite to begin again.",
+    )
 
 
 def made_by_brics(path: Path) -> bool:
@@ -243,11 +264,8 @@ def claim(artefact: Artefact, *, overwrite: bool, is_file: bool = False) -> Clai
             return "resume"
         if not differing and not overwrite:
             return "complete"
-        if differing and not existing.complete and not overwrite:
-            raise ArtefactError(
-                f"{path} was begun with other inputs: {'; '.join(differing)}",
-                next="Give another --out, or --overwrite to begin again.",
-            )
+        if differing and not overwrite:
+            raise _of_other_inputs(existing, differing)
     inputs = [parent.path for parent in artefact.parents]
     check_output(path, overwrite=overwrite, what="the output", kind=artefact.kind, inputs=inputs)
     if not is_file:

@@ -37,16 +37,30 @@ KIND = "autoencoder"
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1] on `device`, channels last in memory."""
+    return of_uint8(pixels_on(images, device))
+
+
+def pixels_on(images: np.ndarray, device: torch.device | str) -> Tensor:
+    """(B, H, W, 3) uint8 as a tensor on `device`; a copy to CUDA is not waited for."""
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     if torch.device(device).type == "cuda":
         pixels = pixels.pin_memory()
-    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels.to(device, non_blocking=True)
+
+
+def of_uint8(pixels: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], channels last in memory."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def rounded(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8 where they are, rounded and clamped as a PNG of it would be."""
+    return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded and clamped as a PNG of it would be."""
-    pixels = ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    """`rounded`, in memory: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return rounded(images).cpu().numpy()
 
 
 class Autoencoder(nn.Module):

@@ -124,5 +124,5 @@ def laplacian_l1(difference: Tensor) -> Tensor:
 
 def _binomial(images: Tensor) -> Tensor:
     """Blur by the separable kernel 1 2 1, edges reflected: with the averaging of pairs after it, 1 3 3 1."""
-    kernel = images.new_tensor([1.0, 2.0, 1.0]) / 4
+    kernel = (2 - torch.arange(-1, 2, device=images.device, dtype=images.dtype).abs()) / 4
     return filtered(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel)

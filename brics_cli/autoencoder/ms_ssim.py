@@ -1,4 +1,5 @@
-"""MS-SSIM, as a loss and as a metric (Wang, Simoncelli and Bovik, "Multiscale structural similarity", Asilomar 2003).
+"""SSIM, and MS-SSIM as a loss and as a metric (Wang, Simoncelli and Bovik, "Multiscale structural similarity",
+Asilomar 2003).
 
 The contrast and structure of every scale and the luminance of the last, each to the power of its weight, per channel;
 the mean over channels. Between scales the image is averaged over 2 x 2 pixels. Differentiable; B images (B, 3, H, W).
@@ -36,6 +37,13 @@ def ms_ssim(
     return product.mean(dim=1)
 
 
+def ssim(a: Tensor, b: Tensor, *, value_range: float) -> Tensor:
+    """SSIM (B,) of images (B, 3, H, W) whose values are `value_range` apart at most; valid windows only, mean over
+    channels (Wang et al., "Image quality assessment", TIP 2004). At least 11 px."""
+    luminance, contrast = _ssim_parts(a, b, value_range)
+    return (luminance * contrast).mean(dim=(1, 2, 3))
+
+
 def weights_that_fit(height: int, width: int) -> list[float]:
     """The weights of the scales that hold a window, made to sum to 1. Raises ValueError below 11 px."""
     fitting = [weight for scale, weight in enumerate(WEIGHTS) if min(height, width) // 2**scale >= WINDOW]
@@ -60,6 +68,8 @@ def _ssim_parts(a: Tensor, b: Tensor, value_range: float) -> tuple[Tensor, Tenso
 
 def filtered(images: Tensor, kernel: Tensor) -> Tensor:
     """Correlate each channel of (B, 3, H, W) with `kernel` (K,) along both axes, no padding."""
+    if images.is_cuda:  # channels last these would be cuDNN's, in TF32: squares less squares need all of float32
+        images = images.contiguous()
     channels, size = images.shape[1], len(kernel)
     rows = kernel.view(1, 1, size, 1).expand(channels, 1, size, 1)
     columns = kernel.view(1, 1, 1, size).expand(channels, 1, 1, size)

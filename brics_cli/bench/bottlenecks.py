@@ -7,7 +7,7 @@ hidden width of its feature MLP, so `none` gets an MLP that costs what retrieval
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from brics_cli.training.images import Batch
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
-from brics_cli.training.step import autoencoder_loss, compiled, prepare
+from brics_cli.training.step import autoencoder_loss, batches_on_device, compiled
 from brics_cli.training.terms import build_code_terms
 
 COST_TOLERANCE = 0.01
@@ -158,12 +158,19 @@ def train(
     order = SampleOrder([np.arange(len(images))], seed=schedule.seed)
     distance = perceptual_distance(recipe.loss, device=device)
     forward = compiled(model, enabled=schedule.compile)
-    code_terms = build_code_terms(recipe, model, world=World(device=device))
+    world = World(device=device)
+    code_terms = build_code_terms(recipe, model, world=world)
+
+    def batches() -> Iterator[Batch]:
+        for step in range(schedule.steps + 1):  # one may be prepared ahead
+            samples = order.batch(step * schedule.batch_size, schedule.batch_size)
+            yield Batch(samples, images[samples])
+
+    inputs = batches_on_device(batches(), recipe, first_step=0, world=world)
     start = time.perf_counter()
     with reporter.task(title, total=schedule.steps, unit="step") as task:
         while state.step < schedule.steps:
-            samples = order.batch(state.images_seen, schedule.batch_size)
-            pixels, noise = prepare(Batch(samples, images[samples]), recipe, step=state.step, device=device)
+            pixels, noise = next(inputs)
             if code_terms is not None:
                 code_terms.prepare(pixels, step=state.step)
             loss, *_ = autoencoder_loss(
@@ -177,8 +184,10 @@ def train(
                 code_terms=code_terms,
             )
             loss.backward()
-            state.update(float(loss.detach()))
-            task.advance(note=f"loss {float(loss.detach()):.4f}")
+            update = state.update(loss.detach())
+            task.advance(note=None if isinstance(update.loss, torch.Tensor) else f"loss {update.loss:.4f}")
+    inputs.close()
+    state.settle(update)
     return state.ema.model, schedule.steps * schedule.batch_size / (time.perf_counter() - start)
 
 

@@ -22,7 +22,7 @@ from brics_cli.training.images import Batch
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
-from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
+from brics_cli.training.step import Means, autoencoder_loss, batches_on_device, compiled, micro_batches
 from brics_cli.training.terms import build_code_terms
 
 WARMUP_STEPS = 3
@@ -49,6 +49,7 @@ def bench_train(
     code_terms = build_code_terms(recipe, model, world=world)
     losses = partial(autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms)
     batches = _random_batches(recipe) if data is None else _batches_of(data, recipe, reporter=reporter)
+    prepared = batches_on_device(batches, recipe, first_step=0, world=world)
 
     def step(split: TimeSplit, *, wait: bool) -> None:
         def phase_ends() -> None:
@@ -57,7 +58,7 @@ def bench_train(
 
         terms = Means()
         with split.phase("data wait"):
-            inputs, noise = prepare(next(batches), recipe, step=state.step, device=device)
+            inputs, noise = next(prepared)
             phase_ends()
         if code_terms is not None:
             with split.phase("forward"):
@@ -76,7 +77,7 @@ def bench_train(
                     adversary.learn(pixels, reconstructions, step=state.step)
                     phase_ends()
         with split.phase("optimiser"):
-            state.update(terms.result(world)["loss"])
+            state.update(terms.mean("loss", world))
             if adversary is not None:
                 adversary.update(step=state.step - 1)
             phase_ends()
@@ -88,6 +89,7 @@ def bench_train(
     seconds = [_seconds(lambda: step(TimeSplit(), wait=False), device) for _ in range(repeats)]
     split = TimeSplit()
     total = sum(_seconds(lambda: step(split, wait=True), device) for _ in range(repeats))
+    prepared.close()
     batches.close()
     phases = {name: 1000 * each / repeats for name, each in split.seconds.items()}
     phases["rest"] = 1000 * (total - sum(split.seconds.values())) / repeats

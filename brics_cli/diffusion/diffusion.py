@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from brics_cli.config import DiffusionConfig
-from brics_cli.runtime.randomness import Stream, keyed_generator, keyed_normal
+from brics_cli.runtime.randomness import Stream, keyed_generator, keyed_normal, step_generator
 
 LOG_SNR_LIMIT = 15.0
 """The cosine schedules reach infinite log-SNR at their ends; they are cut here, as in arXiv 2301.11093."""
@@ -151,6 +151,13 @@ def draws_for(
         u[row], drop[row] = generator.random(2, dtype=np.float32)
         generator.standard_normal(out=eps[row], dtype=np.float32)
     return Draws(*(torch.from_numpy(array).to(device, non_blocking=True) for array in (u, eps, drop)))
+
+
+def draws_of_step(seed: int, *, step: int, num: int, shape: Sequence[int], device: torch.device) -> Draws:
+    """The draws of all `num` samples of training step `step`, on `device`, by the one stream of that step there."""
+    generator = step_generator(seed, step=step, stream=Stream.DIFFUSION_TRAINING, device=device)
+    u, drop = torch.rand(2, num, generator=generator, device=device)
+    return Draws(u, torch.randn(num, *shape, generator=generator, device=device), drop)
 
 
 def draws_for_validation(seed: int, *, places: Sequence[int], num: int, shape: Sequence[int]) -> Draws:

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
+from torch import Tensor
 
 from brics_cli.autoencoder import ms_ssim as of_tensors
 from brics_cli.evaluation.family import PairFamily, on_device
-from brics_cli.evaluation.psnr import check, psnr
+from brics_cli.evaluation.psnr import IDENTICAL_DB, check, psnr
+from brics_cli.runtime.device import widest_float
 
 if TYPE_CHECKING:
     from brics_cli.networks.perceptual import LpipsFeatures  # lpips takes seconds to import
@@ -54,6 +56,16 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], *, device: torch.device 
     with torch.inference_mode():
         x, y = (on_device(side, device).permute(0, 3, 1, 2) for side in (a, b))  # (N, 3, H, W)
         return np.asarray(of_tensors.ms_ssim(x, y, value_range=255).cpu().numpy())
+
+
+def scores_on_device(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """PSNR in dB, at most 100, and SSIM of each pair of uint8 images (N, H, W, 3), computed where they are, (N,) each:
+    within 1e-4 of `capped_psnr` and `ssim`, which take 15 ms an image on a CPU (256 px), where this takes longer."""
+    difference = a.int() - b.int()
+    mse = difference.square().sum(dim=(1, 2, 3)).to(widest_float(a.device)) / a[0].numel()  # of whole numbers: exact
+    psnr = (10 * (255.0**2 / mse).log10()).clamp(max=IDENTICAL_DB)
+    x, y = (side.permute(0, 3, 1, 2).float() for side in (a, b))  # (N, 3, H, W)
+    return psnr, of_tensors.ssim(x, y, value_range=255)
 
 
 class Psnr(PairFamily):

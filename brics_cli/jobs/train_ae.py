@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, save_autoencoder, to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import (
+    Autoencoder,
+    of_uint8,
+    pixels_on,
+    rounded,
+    save_autoencoder,
+    to_tensor,
+    to_uint8,
+)
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.config.terms import TermsConfig
 from brics_cli.evaluation.psnr import capped_psnr
-from brics_cli.evaluation.reconstruction import ssim
+from brics_cli.evaluation.reconstruction import scores_on_device, ssim
 from brics_cli.images import contact_sheet
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.reporting import Reporter
@@ -26,7 +36,7 @@ from brics_cli.training.images import TrainingImages
 from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.plan import AutoencoderPlan
 from brics_cli.training.state import TrainingState
-from brics_cli.training.step import Means, autoencoder_loss, compiled, micro_batches, prepare
+from brics_cli.training.step import Means, autoencoder_loss, batches_on_device, compiled, micro_batches
 from brics_cli.training.terms import build_code_terms
 
 SNAPSHOT_IMAGES = 12
@@ -59,6 +69,7 @@ def train_autoencoder(
             closing(
                 images.batches(order, start=state.images_seen, batch_size=schedule.batch_size, world=world)
             ) as batches,
+            closing(batches_on_device(batches, recipe, first_step=state.step, world=world)) as inputs,
         ):
             forward = compiled(world.replicate(model), enabled=schedule.compile)
             losses = partial(
@@ -70,28 +81,27 @@ def train_autoencoder(
 
             while (step := state.step) < schedule.steps:
                 with loop.times.phase("waiting"):
-                    inputs, noise = prepare(next(batches), recipe, step=step, device=world.device)
+                    whole, noise = next(inputs)
 
                 with loop.times.phase("compute"):
                     # accumulate: the loss of a batch is the mean over its micro-batches, in all processes
                     means = Means()
                     if code_terms is not None:
-                        code_terms.prepare(inputs, step=step)
-                    for pixels, code_noise, is_last in micro_batches(inputs, noise, num=schedule.accumulate):
+                        code_terms.prepare(whole, step=step)
+                    for pixels, code_noise, is_last in micro_batches(whole, noise, num=schedule.accumulate):
                         with world.averaging(forward, now=is_last):
                             loss, terms, reconstructions = losses(pixels, code_noise, step=step)
                             (loss / schedule.accumulate).backward()
                         means.add({"loss": loss, **terms})
                         if adversary is not None:
                             means.add(adversary.learn(pixels, reconstructions, step=step))
-                    values = means.result(world)
 
                     # step and EMA: clip, guard against non-finite values, AdamW, ema <- decay ema + (1 - decay) weights
-                    update = state.update(values["loss"])
-                    if adversary is not None:
-                        values |= adversary.update(step=step)
+                    update = state.update(means.mean("loss", world))
+                    of_adversary = {} if adversary is None else adversary.update(step=step)
 
-                loop.end_step(update, values, validate=score, snapshot=draw, save=save)
+                values = partial(training_values, means, of_adversary, world=world)
+                loop.end_step(update, values=values, validate=score, snapshot=draw, save=save)
         # batches are closed, and with them the threads that add to the failures
         for theirs in world.gather(images.failures):
             images.failures |= theirs
@@ -100,6 +110,12 @@ def train_autoencoder(
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return loop.result(data=plan.data, num_failed=len(images.failures))
+
+
+def training_values(means: Means, of_adversary: Mapping[str, Tensor], *, world: World) -> dict[str, float]:
+    """What a step's log line has of its losses and its discriminator; waits for the device."""
+    values = means.result(world) | {name: float(value) for name, value in of_adversary.items()}
+    return {f"train/{name}": value for name, value in values.items()}
 
 
 @torch.inference_mode()
@@ -114,9 +130,9 @@ def validate(
     batch_size: int = 64,
 ) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM of the reconstructions of `samples`, on uint8 as evaluation does, and what of the
-    bottleneck's tables their codes use. Each process scores its share; nothing, said so, when none can be read, and
-    nothing once somebody asked to stop."""
-    sums = np.zeros(3)  # images, PSNR, SSIM
+    bottleneck's tables their codes use. On CUDA they are computed there, and read at the end. Each process scores its
+    share; nothing, said so, when none can be read, and nothing once somebody asked to stop."""
+    device, num, scores = world.device, 0, list[Tensor]()  # (2,) each: sums of PSNR and SSIM
     usage = model.bottleneck.usage_counter()
     mine = samples[world.rank :: world.size]
     for start in range(0, len(mine), batch_size):
@@ -125,19 +141,26 @@ def validate(
         real = images.load(mine[start : start + batch_size].tolist())
         if not len(real):
             continue
-        codes = model.encode(to_tensor(real, world.device))
+        pixels = pixels_on(real, device)
+        codes = model.encode(of_uint8(pixels))
         usage.add(codes)
-        fake = to_uint8(model.decode(codes))
-        sums += [len(real), capped_psnr(real, fake).sum(), ssim(real, fake).sum()]
+        fake = rounded(model.decode(codes))
+        num += len(real)
+        if device.type == "cuda":
+            scores.append(torch.stack([each.sum() for each in scores_on_device(pixels, fake)]))
+        else:
+            made = fake.cpu().numpy()
+            scores.append(torch.tensor([capped_psnr(real, made).sum(), ssim(real, made).sum()], dtype=torch.float64))
     if world.any(stop.requested):
         return {}
-    num, total_psnr, total_ssim = world.total(sums.tolist())
-    if not num:
+    sums = torch.stack(scores).sum(dim=0).tolist() if scores else [0.0, 0.0]
+    num_scored, total_psnr, total_ssim = world.total([num, *sums])
+    if not num_scored:
         reporter.warning(f"no validation score: none of the {len(samples):,} validation images can be read")
         return {}
     world.add_up(list(usage.counts.values()))
     used = {f"val/{name}": value for name, value in usage.result().items()}
-    return {"val/psnr": total_psnr / num, "val/ssim": total_ssim / num} | used
+    return {"val/psnr": total_psnr / num_scored, "val/ssim": total_ssim / num_scored} | used
 
 
 @torch.inference_mode()

@@ -24,11 +24,12 @@ from brics_cli.images import contact_sheet
 from brics_cli.images.selection import held_out_by_hash, spread
 from brics_cli.images.sheets import seed_captions
 from brics_cli.networks.random_features import RandomConvolutions
+from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.precision import autocast, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
-from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store, sum_dtype
+from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store
 from brics_cli.training.loop import TrainResult, open_loop
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
@@ -106,7 +107,7 @@ def train_diffusion(
 
                 with loop.times.phase("compute"):
                     # accumulate: the loss of a batch is the mean over its samples, in all processes
-                    loss_of_batch = torch.zeros((), dtype=sum_dtype(world.device), device=world.device)
+                    loss_of_batch = torch.zeros((), dtype=widest_float(world.device), device=world.device)
                     for some_codes, labels, draws, is_last in batch.parts(schedule.accumulate):
                         with world.averaging(forward, now=is_last):
                             with autocast(precision, world.device):
@@ -119,7 +120,7 @@ def train_diffusion(
                     update = state.update(world.average(loss_of_batch))
 
                 logged = partial(levels.result, world)
-                loop.end_step(update, {}, log_too=logged, validate=score, snapshot=snapshots, save=save)
+                loop.end_step(update, values=logged, validate=score, snapshot=snapshots, save=save)
     return loop.result(data=plan.data)
 
 

@@ -49,6 +49,11 @@ def resolve_devices(names: str = "auto") -> list[torch.device]:
     return devices
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """What sums are kept in on `device`: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def memory_bytes(device: torch.device) -> float:
     """The memory of `device`; infinite where the system does not say."""
     if device.type == "cuda":

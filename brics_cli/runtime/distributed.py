@@ -1,7 +1,9 @@
 """torch.distributed in the few calls we need. One process unless `torchrun` started several.
 
 Every call does nothing in a world of one, so that a loop is written once. Collective calls must be reached by all
-processes in the same order.
+processes in the same order. Tensors are summed where they are, by NCCL on CUDA, and nobody waits for a device. What
+hosts tell each other, flags and what the leader has done, goes over gloo: no device is waited for there either, and
+NCCL, which ends a process that waits for ten minutes, sees nothing of a leader who draws, scores or saves for an hour.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +25,10 @@ from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.runtime.stopping import in_time
 
 T = TypeVar("T")
+SliceT = TypeVar("SliceT", list[int], range, Tensor)
+
+PATIENCE = timedelta(days=7)
+"""How long hosts wait for each other: for what the leader alone does. One that has ended is noticed at once."""
 
 _PARTNER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 """What gloo and NCCL say in a collective call when another process is not there any more."""
@@ -30,19 +37,23 @@ TORCHRUN = "several processes are started by: torchrun --nproc-per-node N -m bri
 
 
 class World:
-    """The processes that train together: this one's `rank` among `size`, and the `device` it computes on."""
+    """The processes that train together: this one's `rank` among `size`, and the `device` it computes on.
 
-    def __init__(self, *, rank: int = 0, size: int = 1, device: torch.device) -> None:
+    `hosts` is the group over which they speak without their devices; None: the default one.
+    """
+
+    def __init__(self, *, rank: int = 0, size: int = 1, device: torch.device, hosts: Any = None) -> None:
         self.rank = rank
         self.size = size
         self.device = device
+        self.hosts = hosts
 
     @property
     def is_leader(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def mine(self, batch: Sequence[T]) -> Sequence[T]:
+    def mine(self, batch: SliceT) -> SliceT:
         """This process's share of a global batch: a slice of equal length for every rank."""
         each = len(batch) // self.size
         return batch[self.rank * each : (self.rank + 1) * each]
@@ -84,9 +95,9 @@ class World:
         """The sum of each value over the world."""
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor]
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.hosts)
+        return tensor.tolist()
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each of `tensors` by its sum over the world."""
@@ -98,15 +109,15 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.hosts)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process."""
+        """Whether `flag` is set in any process, as far as their hosts are: no device is waited for."""
         return self.total([float(flag)])[0] > 0
 
     def lead(self, action: Callable[[], T]) -> T | None:
-        """Run `action` in the leader while the others wait; they get None, or raise what it raised."""
+        """Run `action` in the leader while the others wait, however long; they get None, or raise what it raised."""
         if self.size == 1:
             return action()
         result, failure = None, None
@@ -117,7 +128,7 @@ class World:
                 failure = error
         said = as_brics_error(failure) if failure is not None else None
         heard: list[Any] = [None if failure is None else (type(said or failure), str(said or failure))]
-        dist.broadcast_object_list(heard, device=self.device if self.device.type == "cuda" else None)
+        dist.broadcast_object_list(heard, group=self.hosts)
         if failure is not None:
             raise failure
         if heard[0] is not None:
@@ -169,7 +180,7 @@ def join_world(device: torch.device) -> Iterator[World]:
     """The world that `torchrun` made, joined while the block runs; without `torchrun` a world of one.
 
     `device` is what this command was asked to use: under `torchrun` on CUDA, each process takes the GPU of its local
-    rank. NCCL on CUDA, gloo elsewhere. Raises UsageError for `--device cuda:N` with several processes.
+    rank. Raises UsageError for `--device cuda:N` with several processes.
     """
     size = world_size()
     if size == 1:
@@ -190,10 +201,15 @@ def join_world(device: torch.device) -> Iterator[World]:
             )
         device = torch.device("cuda", _torchrun_says("LOCAL_RANK", otherwise=0))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl")
+        hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        hosts = None
     try:
         with in_time(leader=dist.get_rank() == 0):
-            yield World(rank=dist.get_rank(), size=size, device=device)
+            yield World(rank=dist.get_rank(), size=size, device=device, hosts=hosts)
     except RuntimeError as error:
         if any(said in str(error) for said in _PARTNER_GONE):
             raise MachineError(

@@ -1,4 +1,9 @@
-"""Random draws keyed by what they are for, so that they depend on no batch, device, process count or resume."""
+"""Random draws keyed by what they are for, so that they depend on no batch, process count or resume.
+
+On the CPU every sample has a stream of its own. On CUDA, where that would keep the host busy for tens of milliseconds a
+step, a training step has one stream for its whole batch, of all processes: each takes its share. The two streams give
+different numbers, and each the same ones again (CUDA's on one kind of card).
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,22 @@ def keyed_normal(seed: int, *, step: int, indices: Sequence[int], shape: Sequenc
     for row, index in enumerate(indices):
         keyed_generator(seed, int(index), step, stream=stream).standard_normal(out=drawn[row], dtype=np.float32)
     return torch.from_numpy(drawn)
+
+
+def draws_by_step(device: torch.device) -> bool:
+    """Whether a training step on `device` draws for its whole batch at once."""
+    return device.type == "cuda"
+
+
+def step_generator(seed: int, *, step: int, stream: Stream, device: torch.device) -> torch.Generator:
+    """The random stream of (seed, purpose, step) on `device`."""
+    key = int(keyed_generator(seed, step, stream=stream).integers(2**63))
+    return torch.Generator(device).manual_seed(key)
+
+
+def step_coins(seed: int, *, step: int, num: int, stream: Stream) -> Tensor:
+    """`num` fair coins, bool, on the CPU, of (seed, purpose, step)."""
+    return torch.from_numpy(keyed_generator(seed, step, stream=stream).random(num) < 0.5)
 
 
 def keyed_coins(seed: int, *, step: int, indices: Sequence[int], stream: Stream) -> Tensor:

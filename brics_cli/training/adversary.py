@@ -6,7 +6,6 @@ starts late is strong at once and breaks what it meets (CompVis/taming-transform
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,18 @@ from brics_cli.autoencoder.discriminator import GAN_LOSSES, Discriminator, r1_pe
 from brics_cli.autoencoder.model_files import write_tensors
 from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
+from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import autocast, training_precision
-from brics_cli.training.state import load_network, lr_factor, read_optimiser, set_lr, write_optimiser
+from brics_cli.training.state import (
+    load_network,
+    lr_factor,
+    read_optimiser,
+    set_lr,
+    step_where,
+    wants_fused,
+    write_optimiser,
+)
 
 ADAPT_EVERY = 3
 """Steps between two measurements of the adaptive factor, each of which costs another backward pass of the losses. Odd:
@@ -54,15 +62,29 @@ class Adversary:
         self.precision = training_precision(schedule, world.device)
         self.discriminator = Discriminator(config).to(world.device).to(memory_format=torch.channels_last)
         groups = [{"params": list(self.discriminator.parameters()), "lr": config.lr, "base_lr": config.lr}]
-        self.optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.0)
-        self.factor = 0.0 if config.adaptive else 1.0
-        self.num_skipped = 0
+        fused = wants_fused(self.discriminator)
+        self.optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.0, fused=fused)
+        self._factor = self._on_device(0.0 if config.adaptive else 1.0)
+        self._num_skipped = self._on_device(0.0)
         self._gradients: list[Tensor] = []
 
-    def weight(self, step: int) -> float:
-        """The adversarial loss' weight at `step`: recipe, ramp and adaptive factor."""
+    def _on_device(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=widest_float(self.world.device), device=self.world.device)
+
+    @property
+    def factor(self) -> float:
+        """The adaptive factor of the steps to come; asking waits for the device, as it does for `num_skipped`."""
+        return float(self._factor)
+
+    @property
+    def num_skipped(self) -> int:
+        """The updates that were passed over."""
+        return int(self._num_skipped)
+
+    def weight(self, step: int) -> Tensor:
+        """The adversarial loss' weight at `step`, 0-dim: recipe, ramp and adaptive factor."""
         ramp = min(1.0, step / self.config.ramp_steps) if self.config.ramp_steps else 1.0
-        return self.config.weight * ramp * self.factor
+        return self.config.weight * ramp * self._factor
 
     def judge(self, reconstructions: Tensor, losses: Mapping[str, Tensor], *, step: int) -> Tensor:
         """The weighted adversarial loss of a micro-batch (B, 3, H, W), a scalar to add to its reconstruction `losses`.
@@ -80,7 +102,7 @@ class Adversary:
                 for each in (torch.stack(list(losses.values())).sum(), loss)
             ]
             self._gradients.append(torch.stack(gradients))  # (2, *last_layer)
-        return self.weight(step) * loss
+        return self.weight(step).to(loss.dtype) * loss
 
     def learn(self, images: Tensor, reconstructions: Tensor, *, step: int) -> dict[str, Tensor]:
         """Add the gradients of a micro-batch's discriminator loss to the discriminator; what is worth logging."""
@@ -94,31 +116,31 @@ class Adversary:
         (loss / self.schedule.accumulate).backward()
         return {name: value.detach() for name, value in logged.items()}
 
-    def update(self, *, step: int) -> dict[str, float]:
+    def update(self, *, step: int) -> dict[str, Tensor]:
         """Step the discriminator with the gradients of `step`, and set the adaptive factor of the steps to come.
 
         A gradient that is not finite is passed over: the autoencoder's guard decides whether the run goes on. Returns
-        what is worth logging of `step`: the weight it was computed with, and the updates passed over so far.
+        what is worth logging of `step`: the weight it was computed with, and the updates passed over so far. Nothing
+        waits for the device, but where the optimiser is not a fused one.
         """
         weight = self.weight(step)
         set_lr(self.optimiser, lr_factor(self.optimiser_config, step=step, num_steps=self.schedule.steps))
         self.world.average_gradients(self.discriminator)
-        norm = float(nn.utils.get_total_norm([p.grad for p in self.discriminator.parameters() if p.grad is not None]))
-        if math.isfinite(norm):
-            self.optimiser.step()
-        else:
-            self.num_skipped += 1
+        norm = nn.utils.get_total_norm([p.grad for p in self.discriminator.parameters() if p.grad is not None])
+        step_where(self.optimiser, norm.isfinite())
+        self._num_skipped = self._num_skipped + (~norm.isfinite()).to(self._num_skipped.dtype)
         self.optimiser.zero_grad(set_to_none=True)
         if self._gradients:
             mean = self.world.average(torch.stack(self._gradients).mean(dim=0))
-            reconstruction, adversarial = (float(part.norm()) for part in mean)
+            reconstruction, adversarial = (part.norm().to(self._factor.dtype) for part in mean)
             ratio = reconstruction / (adversarial + 1e-8)
-            if math.isfinite(ratio):
-                ratio = max(SMALLEST_FACTOR, min(ratio, self.config.adaptive_max))
-                keep = 0.5 ** (ADAPT_EVERY / ADAPT_HALF_LIFE) if self.factor else 0.0  # the first one is taken as it is
-                self.factor = self.factor**keep * ratio ** (1 - keep)
+            measured = ratio.clamp(SMALLEST_FACTOR, self.config.adaptive_max)
+            # the first one is taken as it is
+            keep = (self._factor > 0).to(self._factor.dtype) * 0.5 ** (ADAPT_EVERY / ADAPT_HALF_LIFE)
+            average = self._factor**keep * measured ** (1 - keep)
+            self._factor = torch.where(ratio.isfinite(), average, self._factor)
             self._gradients = []
-        return {"gan_weight": weight, "d_skipped": float(self.num_skipped)}
+        return {"gan_weight": weight, "d_skipped": self._num_skipped}
 
     def is_sound(self) -> bool:
         """Whether every weight is finite."""
@@ -134,7 +156,7 @@ class Adversary:
         """Restore what `save` wrote and returned. Raises ArtefactError for a missing, damaged or other one."""
         load_network(self.discriminator, directory / WEIGHTS)
         read_optimiser(directory / OPTIMISER, self.optimiser)
-        self.factor, self.num_skipped = factor, num_skipped
+        self._factor, self._num_skipped = self._on_device(factor), self._on_device(num_skipped)
 
 
 def build_adversary(recipe: AutoencoderRecipe, model: Autoencoder, *, world: World) -> Adversary | None:

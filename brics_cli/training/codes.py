@@ -8,10 +8,9 @@ N rows of the store, B samples of this process, codes (C, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
-from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,15 +23,24 @@ from brics_cli.config import DiffusionRecipe
 from brics_cli.config.names import Precision
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
-from brics_cli.diffusion.diffusion import LEVEL_NAMES, Draws, draws_for, draws_for_validation, loss_by_level
+from brics_cli.diffusion.diffusion import (
+    LEVEL_NAMES,
+    Draws,
+    draws_for,
+    draws_for_validation,
+    draws_of_step,
+    loss_by_level,
+)
 from brics_cli.errors import ArtefactError, MachineError, is_out_of_memory
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.images.selection import spread
+from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import autocast
-from brics_cli.runtime.randomness import Stream, keyed_coins
+from brics_cli.runtime.randomness import Stream, draws_by_step, keyed_coins, step_coins
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
+from brics_cli.training.ahead import one_ahead, pinned
 from brics_cli.training.order import SampleOrder
 
 SHARE_OF_FREE_MEMORY = 0.25
@@ -59,8 +67,9 @@ class CodeBatch(NamedTuple):
             yield codes, labels, Draws(*draws), index == num - 1
 
 
-Read = tuple[Tensor, Tensor, Draws]
-"""A batch before it is on the device: its stored values, or the rows that the device has already; labels; draws."""
+Read = tuple[Tensor, Tensor, Draws | None]
+"""A batch before it is on the device: its stored values, or the rows that the device has already; labels; draws (None:
+the device's own)."""
 
 
 class TrainingCodes:
@@ -94,21 +103,22 @@ class TrainingCodes:
         """
 
         def read(step: int) -> Read:
-            return self._read(world.mine(order.batch(step * batch_size, batch_size)), step=step)
+            return self._read(order.batch(step * batch_size, batch_size), step=step, world=world)
 
-        if not (self.device.type != "cpu" if ahead is None else ahead):
-            yield from (self._on_device(read(step)) for step in count(first_step))
-        with ThreadPoolExecutor(1, thread_name_prefix="brics-codes") as reader:
-            next_one = reader.submit(read, first_step)
-            for step in count(first_step + 1):
-                current, next_one = next_one.result(), reader.submit(read, step)
-                yield self._on_device(current)
+        threaded = self.device.type != "cpu" if ahead is None else ahead
+        with closing(one_ahead(read, first_step=first_step, threaded=threaded)) as found:
+            for step, one in enumerate(found, start=first_step):
+                yield self._on_device(one, step=step, batch_size=batch_size, world=world)
 
-    def _read(self, samples: Sequence[int], *, step: int) -> Read:
-        """What step `step` needs of these rows of the store; a coin each decides on the mirrored codes."""
+    def _read(self, batch: list[int], *, step: int, world: World) -> Read:
+        """What step `step` needs of this process's share of `batch`, rows of the store; a coin each decides on the
+        mirrored codes."""
+        samples, by_step = world.mine(batch), draws_by_step(self.device)
         rows = np.asarray(samples, np.int64)
         mirrored = np.zeros(len(rows), bool)
-        if self.store.has_flipped:
+        if self.store.has_flipped and by_step:
+            mirrored = world.mine(step_coins(self.seed, step=step, num=len(batch), stream=Stream.FLIP)).numpy()
+        elif self.store.has_flipped:
             mirrored = keyed_coins(self.seed, step=step, indices=samples, stream=Stream.FLIP).numpy()
         if self._resident is None:
             values = self.store.raw(rows)
@@ -117,19 +127,23 @@ class TrainingCodes:
             source = _as_tensor(values)
         else:
             source = torch.from_numpy(rows + len(self.store) * mirrored)
-        draws = draws_for(self.seed, step=step, indices=samples, shape=self.store.code_shape)
+        draws = None if by_step else draws_for(self.seed, step=step, indices=samples, shape=self.store.code_shape)
         labels = torch.from_numpy(self.store.labels[rows])
-        if self.device.type == "cuda":  # pinned memory is copied while the device computes
-            source, labels = source.pin_memory(), labels.pin_memory()
-            draws = Draws(*(each.pin_memory() for each in draws))
-        return source, labels, draws
+        pin = self.device.type == "cuda"
+        return pinned(source, on=pin), pinned(labels, on=pin), draws
 
-    def _on_device(self, read: Read) -> CodeBatch:
+    def _on_device(self, read: Read, *, step: int, batch_size: int, world: World) -> CodeBatch:
         """The batch on the device, which nothing waits for."""
-        source, labels, *draws = (each.to(self.device, non_blocking=True) for each in (*read[:2], *read[2]))
+        source, labels = (each.to(self.device, non_blocking=True) for each in read[:2])
+        if (drawn := read[2]) is None:
+            shape = self.store.code_shape
+            of_all = draws_of_step(self.seed, step=step, num=batch_size, shape=shape, device=self.device)
+            draws = Draws(*map(world.mine, of_all))
+        else:
+            draws = Draws(*(each.to(self.device) for each in drawn))
         stored = source if self._resident is None else self._resident.index_select(0, source)
         codes = dequantise_on_device(stored, scale=QUANTISATIONS[self.store.quantisation][1])
-        return CodeBatch(codes, labels, Draws(*draws))
+        return CodeBatch(codes, labels, draws)
 
     def _upload(self, num_bytes: int) -> Tensor:
         """Every stored row on the device, (N, C, h, w), the mirrored ones after them."""
@@ -170,11 +184,6 @@ def _fits(num_bytes: int, device: torch.device) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return num_bytes <= SHARE_OF_FREE_MEMORY * free
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """What sums of losses are kept in: float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class ValidationLoss:
@@ -221,7 +230,7 @@ class LevelMeans:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._totals = torch.zeros(2, len(LEVEL_NAMES), dtype=sum_dtype(device), device=device)
+        self._totals = torch.zeros(2, len(LEVEL_NAMES), dtype=widest_float(device), device=device)
 
     def add(self, loss: Tensor, log_snr: Tensor) -> None:
         """Add the samples of a micro-batch: loss (B,) at log_snr (B,)."""

@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Generic
 
+from torch import Tensor
+
 from brics_cli.autoencoder.model_files import TRAIN_COMMANDS
 from brics_cli.config.changes import label
 from brics_cli.runtime.distributed import World
@@ -79,19 +81,19 @@ class Loop(Generic[ModelT]):
     def end_step(
         self,
         update: Update,
-        values: Mapping[str, float],
         *,
-        log_too: Callable[[], dict[str, float]] = dict,
+        values: Callable[[], dict[str, float]],
         validate: Callable[[], dict[str, float]] | None = None,
         snapshot: Callable[[Path], dict[str, float]],
         save: Callable[[Path, dict[str, float]], str],
     ) -> None:
         """Log, validate, draw and save as the recipe says.
 
-        `values` are of this step; `log_too` gives what has added up since the last line. `validate` returns scores,
-        in every process; `snapshot` draws into a file and may score too, in the first. `save` writes the average as a
-        model directory, with the scores it was given, and returns its sha256. Raises InterruptedRunError once all is
-        saved of a run that was asked to stop, MachineError when training has diverged.
+        `values` gives what a log line has beside loss, gradient norm and rate. It is asked when one is due, since it
+        waits for the device; a step after which nothing is due waits for nothing. `validate` returns scores, in every
+        process; `snapshot` draws into a file and may score too, in the first. `save` writes the average as a model
+        directory, with the scores it was given, and returns its sha256. Raises InterruptedRunError once all is saved of
+        a run that was asked to stop, MachineError when training has diverged.
         """
         state, run, schedule = self.state, self.run, self.state.schedule
         last = state.step == schedule.steps
@@ -100,10 +102,13 @@ class Loop(Generic[ModelT]):
         self._say_when_it_ends()
 
         if state.step % schedule.log_every == 0 or last:
-            logged = {f"train/{name}": value for name, value in values.items()} | log_too()
-            logged |= {"train/loss": update.loss, "train/grad_norm": update.grad_norm, "train/lr": update.lr}
+            state.settle(update)
+            loss, norm = float(update.loss), float(update.grad_norm)
+            logged = values() | {"train/loss": loss, "train/grad_norm": norm, "train/lr": update.lr}
             self._record(logged | {"train/skipped": float(state.num_skipped)} | self._lap())
-        self._task.advance(note=f"loss {update.loss:.4f}{_psnr(self.metrics, '  val')}{_times(self.metrics)}")
+        newest = self.metrics.get("train/loss") if isinstance(update.loss, Tensor) else update.loss
+        said = "" if newest is None else f"loss {newest:.4f}"
+        self._task.advance(note=f"{said}{_psnr(self.metrics, '  val')}{_times(self.metrics)}")
 
         scores: dict[str, float] = {}
         if validate is not None and (state.step % schedule.val_every == 0 or last):

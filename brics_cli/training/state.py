@@ -47,12 +47,15 @@ class DivergedError(MachineError):
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did: its loss, the gradient's norm before clipping, the learning rate, whether it was skipped."""
+    """What one update did: its loss, the gradient's norm before clipping, the learning rate, whether it was skipped.
 
-    loss: float
-    grad_norm: float
+    Where nothing waits for the device all but the rate are still there, 0-dim.
+    """
+
+    loss: float | Tensor
+    grad_norm: float | Tensor
     lr: float
-    skipped: bool
+    skipped: bool | Tensor
 
 
 class TrainingState(Generic[ModelT]):
@@ -61,6 +64,9 @@ class TrainingState(Generic[ModelT]):
     Data order and random draws are functions of (seed, step, sample), so `step` stands for them all. `ema` is the plain
     average, `averages` are the power-function ones of `ema_widths`, by name. `adversary` is the discriminator in
     training, if there is one; it is saved and loaded here, and updates itself.
+
+    With a `fused` optimiser (None: on CUDA) an update waits for nothing: the device itself leaves out what a step that
+    is not finite would do, and `settle` reads how many those were.
     """
 
     def __init__(
@@ -71,11 +77,12 @@ class TrainingState(Generic[ModelT]):
         schedule: ScheduleConfig,
         adversary: Adversary | None = None,
         ema_widths: Sequence[float] = (),
+        fused: bool | None = None,
     ) -> None:
         self.model: ModelT = model
         self.optimiser_config = optimiser
         self.schedule = schedule
-        self.optimiser = build_optimiser(model, optimiser)
+        self.optimiser = build_optimiser(model, optimiser, fused=fused)
         self.adversary = adversary
         plain = half_life_decay(half_life_kimg=schedule.ema_half_life_kimg, warmup=schedule.ema_warmup)
         self.ema: Ema[ModelT] = Ema(model, plain)
@@ -83,8 +90,13 @@ class TrainingState(Generic[ModelT]):
             average_name(width): Ema(model, power_decay(width)) for width in ema_widths
         }
         self.step = 0
-        self.num_skipped = 0
-        self._skipped_in_a_row = 0
+        self._skips = torch.zeros(3, dtype=torch.int64, device=next(model.parameters()).device)
+        """How many steps were skipped: of all, of those since the last good one, and the most in a row."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps that were skipped; asking waits for the device."""
+        return int(self._skips[0])
 
     @property
     def images_seen(self) -> int:
@@ -92,7 +104,7 @@ class TrainingState(Generic[ModelT]):
 
     def is_sound(self) -> bool:
         """Whether it may be saved: the last step was not skipped, and every weight is finite."""
-        sound = not self._skipped_in_a_row and all(bool(p.isfinite().all()) for p in self.model.parameters())
+        sound = not self._skips[1] and all(bool(p.isfinite().all()) for p in self.model.parameters())
         return sound and (self.adversary is None or self.adversary.is_sound())
 
     def diverged(self, why: str) -> DivergedError:
@@ -102,32 +114,39 @@ class TrainingState(Generic[ModelT]):
     def update(self, loss: float | Tensor) -> Update:
         """Clip the gradients that are there, step the optimiser, let the averages follow, count the step.
 
-        A `loss` that is a tensor (0-dim) is read from its device together with the gradient's norm: the guard has to
-        wait for that one anyway.
-
-        A step whose loss or gradient is not finite changes nothing but the count; the third in a row raises
-        MachineError, and the last checkpoint stays as it is.
+        `loss` may be 0-dim, on the device. A step whose loss or gradient is not finite changes nothing but the count;
+        the third in a row raises MachineError (with a fused optimiser, `settle` does), and the last checkpoint stays as
+        it is.
         """
         lr = set_lr(self.optimiser, lr_factor(self.optimiser_config, step=self.step, num_steps=self.schedule.steps))
-        on_device = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimiser_config.grad_clip)
-        if isinstance(loss, Tensor):
-            value, norm = (float(each) for each in torch.stack([loss, on_device.to(loss.dtype)]).tolist())
-        else:
-            value, norm = loss, float(on_device)
-        finite = math.isfinite(value) and math.isfinite(norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimiser_config.grad_clip)
+        loss = torch.as_tensor(loss, device=norm.device)
+        finite = loss.isfinite() & norm.isfinite()
         self.step += 1
-        if finite:
-            self.optimiser.step()
-            for ema in (self.ema, *self.averages.values()):
-                ema.update(self.model, images_seen=self.images_seen, batch_size=self.schedule.batch_size)
-            self._skipped_in_a_row = 0
-        else:
-            self.num_skipped += 1
-            self._skipped_in_a_row += 1
-            if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-                raise self.diverged(f"loss {value:g}, gradient norm {norm:g}, {MAX_SKIPPED_IN_A_ROW} steps in a row,")
+        step_where(self.optimiser, finite)
+        for ema in (self.ema, *self.averages.values()):
+            ema.update(
+                self.model,
+                images_seen=self.images_seen,
+                batch_size=self.schedule.batch_size,
+                where=finite if is_fused(self.optimiser) else bool(finite),
+            )
+        skipped = (~finite).long()
+        total, row, longest = self._skips
+        row = (row + 1) * skipped
+        self._skips = torch.stack([total + skipped, row, torch.maximum(longest, row)])
         self.optimiser.zero_grad(set_to_none=True)
-        return Update(value, norm, lr, not finite)
+        if is_fused(self.optimiser):
+            return Update(loss, norm, lr, ~finite)
+        update = Update(float(loss), float(norm), lr, not finite)
+        self.settle(update)
+        return update
+
+    def settle(self, last: Update) -> None:
+        """Wait for the device, and raise MachineError where three steps in a row were skipped; `last` is the newest."""
+        if self._skips[2] >= MAX_SKIPPED_IN_A_ROW:
+            said = f"loss {float(last.loss):g}, gradient norm {float(last.grad_norm):g}"
+            raise self.diverged(f"{said}, {MAX_SKIPPED_IN_A_ROW} steps in a row,")
 
     def save(self, directory: Path, *, settings: dict[str, Any] | None = None) -> None:
         """Write the state into the existing, empty `directory`. `state.json` comes last: it marks completion.
@@ -160,7 +179,8 @@ class TrainingState(Generic[ModelT]):
             if counts.adversary is None:
                 raise ArtefactError(f"{directory} holds no discriminator, and this recipe has gan.weight > 0")
             self.adversary.load(directory, **counts.adversary.model_dump())
-        self.step, self.num_skipped = counts.step, counts.num_skipped
+        self.step = counts.step
+        self._skips = torch.tensor([counts.num_skipped, 0, 0], device=self._skips.device)
         return new
 
     def start_from(self, directory: Path) -> None:
@@ -250,8 +270,11 @@ def newest_checkpoint(run: Path) -> Iterator[Path]:
 # The optimiser ------------------------------------------------------------------------------------------------------
 
 
-def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model`: weights with decay, the one-dimensional rest without, feature grids."""
+def build_optimiser(model: nn.Module, config: OptimiserConfig, *, fused: bool | None = None) -> torch.optim.AdamW:
+    """AdamW over the parameters of `model`: weights with decay, the one-dimensional rest without, feature grids.
+
+    `fused`: one kernel for all of them, which can leave a step out by itself (`step_where`); None: on CUDA.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     grids: list[nn.Parameter] = []
@@ -264,7 +287,26 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
         {"params": grids, "lr": config.grid_lr, "weight_decay": 0.0, "eps": GRID_EPS},
     ]
     groups = [{**group, "base_lr": group["lr"]} for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, betas=config.betas)
+    return torch.optim.AdamW(groups, betas=config.betas, fused=wants_fused(model) if fused is None else fused)
+
+
+def wants_fused(model: nn.Module) -> bool:
+    """Whether the optimiser of `model` is the fused one. The CPU's gives other bits than its plain one."""
+    return next(model.parameters()).device.type == "cuda"
+
+
+def is_fused(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether a step of `optimiser` can be left out without waiting for the device."""
+    return bool(optimiser.param_groups[0]["fused"])
+
+
+def step_where(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Step `optimiser` where `finite` (0-dim, bool, on its device) holds; otherwise leave weights and moments alone."""
+    if is_fused(optimiser):
+        optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what torch.amp's scaler tells it
+        optimiser.step()
+    elif finite:
+        optimiser.step()
 
 
 def lr_factor(config: OptimiserConfig, *, step: int, num_steps: int) -> float:
@@ -295,10 +337,12 @@ def read_optimiser(path: Path, optimiser: torch.optim.Optimizer) -> None:
 
     Raises ArtefactError when the file is missing, damaged, or of another model.
     """
-    kept = ("base_lr", "betas", "weight_decay", "eps")
+    kept = ("base_lr", "betas", "weight_decay", "eps", "fused")
     settings = [{name: group[name] for name in kept} for group in optimiser.param_groups]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        for group in state["param_groups"]:  # it says where counts of steps go, and may be of another device
+            group["fused"] = is_fused(optimiser)
         optimiser.load_state_dict(state)  # moves the moments to their parameters' device
     except Exception as error:  # unpickling a damaged file can raise anything
         if (said := machine_error(error, where=path)) is not None:
@@ -327,10 +371,20 @@ class Ema(Generic[ModelT]):
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, images_seen: int, batch_size: int) -> None:
-        """Follow `model` after a step of `batch_size` images, the `images_seen`-th included."""
+    def update(self, model: nn.Module, *, images_seen: int, batch_size: int, where: bool | Tensor = True) -> None:
+        """Follow `model` after a step of `batch_size` images, the `images_seen`-th included; not where that step was
+        skipped (`where` false: 0-dim on the device, which is not waited for)."""
+        if where is False:
+            return
         change = 1 - self.decay(images_seen, batch_size)
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), change)
+        averages: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        if isinstance(where, Tensor):
+            moves = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(moves, change * where)
+            torch._foreach_add_(averages, moves)
+        else:
+            torch._foreach_lerp_(averages, weights, change)
         for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(current)
 

@@ -3,20 +3,31 @@ its micro-batches, their losses, and the means of what is logged. B images of S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brics_cli.autoencoder.autoencoder import to_tensor
+from brics_cli.autoencoder.autoencoder import of_uint8
 from brics_cli.autoencoder.bottlenecks.base import BottleneckOutput
 from brics_cli.autoencoder.losses import Distance, reconstruction_loss
 from brics_cli.autoencoder.terms.noise_schedule import noise_factor
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import autocast, training_precision
-from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
+from brics_cli.runtime.randomness import (
+    Stream,
+    draws_by_step,
+    keyed_coins,
+    keyed_normal,
+    step_coins,
+    step_generator,
+)
 from brics_cli.training.adversary import Adversary
+from brics_cli.training.ahead import one_ahead, pinned
 from brics_cli.training.images import Batch
 from brics_cli.training.terms import CodeTerms
 
@@ -36,21 +47,67 @@ def compiled(model: nn.Module, *, enabled: bool) -> nn.Module:
     return torch.compile(model)  # type: ignore[return-value]
 
 
-def prepare(batch: Batch, recipe: AutoencoderRecipe, *, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """images (B, 3, S, S) in [-1, 1], mirrored by a coin each, and the codes' noise (B, C, h, w); keyed by sample.
+class OnHost(NamedTuple):
+    """A process's share of a batch before it is on the device; coins and noise where each sample has its own."""
+
+    images: Tensor
+    """(B, S, S, 3) uint8."""
+    mirrored: Tensor | None
+    """(B,) bool; None: no image is mirrored."""
+    noise: Tensor | None
+    """(B, C, h, w) standard normal; None: the device draws it."""
+
+
+def read_batch(batch: Batch, recipe: AutoencoderRecipe, *, step: int, world: World) -> OnHost:
+    """What of `step` the host prepares, which may be done ahead and in another thread."""
+    seed, by_step, mirrored, noise = recipe.training.seed, draws_by_step(world.device), None, None
+    if recipe.data.flip and by_step:
+        coins = step_coins(seed, step=step, num=recipe.training.batch_size, stream=Stream.FLIP)
+        mirrored = world.mine(coins)
+    elif recipe.data.flip:
+        mirrored = keyed_coins(seed, step=step, indices=batch.indices, stream=Stream.FLIP)
+    if not by_step:
+        shape = recipe.model.code_shape
+        noise = keyed_normal(seed, step=step, indices=batch.indices, shape=shape, stream=Stream.CODE_NOISE)
+    images, pin = torch.from_numpy(np.ascontiguousarray(batch.images)), world.device.type == "cuda"
+    return OnHost(pinned(images, on=pin), None if mirrored is None else pinned(mirrored, on=pin), noise)
+
+
+def put_batch(read: OnHost, recipe: AutoencoderRecipe, *, step: int, world: World) -> tuple[Tensor, Tensor]:
+    """images (B, 3, S, S) in [-1, 1], mirrored by a coin each, and the codes' noise (B, C, h, w); nothing waits.
 
     Noise has a standard deviation of 1, or what the recipe's schedule of it says for `step`.
     """
-    seed = recipe.training.seed
-    images = to_tensor(batch.images, device)
-    if recipe.data.flip:
-        coins = keyed_coins(seed, step=step, indices=batch.indices, stream=Stream.FLIP).to(device)
+    device, schedule = world.device, recipe.training
+    images = of_uint8(read.images.to(device, non_blocking=True))
+    if read.mirrored is not None:
+        coins = read.mirrored.to(device, non_blocking=True)
         images = torch.where(coins[:, None, None, None], images.flip(-1), images)
-    noise = keyed_normal(
-        seed, step=step, indices=batch.indices, shape=recipe.model.code_shape, stream=Stream.CODE_NOISE
-    )
-    factor = noise_factor(recipe.terms.noise, step=step, num_steps=recipe.training.steps)
-    return images.contiguous(memory_format=torch.channels_last), factor * noise.to(device)
+    if read.noise is None:
+        generator = step_generator(schedule.seed, step=step, stream=Stream.CODE_NOISE, device=device)
+        of_all = torch.randn(schedule.batch_size, *recipe.model.code_shape, generator=generator, device=device)
+        noise = world.mine(of_all)
+    else:
+        noise = read.noise.to(device)
+    factor = noise_factor(recipe.terms.noise, step=step, num_steps=schedule.steps)
+    return images.contiguous(memory_format=torch.channels_last), factor * noise
+
+
+def batches_on_device(
+    batches: Iterator[Batch], recipe: AutoencoderRecipe, *, first_step: int, world: World, ahead: bool | None = None
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """The images and noise of every step from `first_step` on, of this process's `batches`; close it when done.
+
+    `ahead` prepares one while the device computes on the one before; None: on CUDA.
+    """
+
+    def read(step: int) -> OnHost:
+        return read_batch(next(batches), recipe, step=step, world=world)
+
+    threaded = world.device.type == "cuda" if ahead is None else ahead
+    with closing(one_ahead(read, first_step=first_step, threaded=threaded)) as found:
+        for step, one in enumerate(found, start=first_step):
+            yield put_batch(one, recipe, step=step, world=world)
 
 
 def micro_batches(images: Tensor, noise: Tensor, *, num: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
@@ -99,6 +156,10 @@ class Means:
         """Add the scalars of a micro-batch."""
         for name, value in values.items():
             self._values.setdefault(name, []).append(value.detach().float())
+
+    def mean(self, name: str, world: World) -> Tensor:
+        """The mean of one of them, 0-dim, the same in every process; nothing waits for the device."""
+        return world.average(torch.stack(self._values[name]).mean())
 
     def result(self, world: World) -> dict[str, float]:
         """The mean of each, the same in every process."""

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,18 @@ import torch
 from commands import brics, environment
 from random_autoencoder import make_autoencoder
 from safetensors.torch import load_file
+from skimage import data
 
+import brics_cli
+from brics_cli.autoencoder.ms_ssim import ms_ssim, weights_that_fit
 from brics_cli.codes import KeyCodeStore
+from brics_cli.evaluation.psnr import capped_psnr
+from brics_cli.evaluation.reconstruction import scores_on_device
+from brics_cli.evaluation.reconstruction import ssim as ssim_of_pairs
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.training.codes import LevelMeans, TrainingCodes
+from brics_cli.training.loop import Loop
 from brics_cli.training.order import SampleOrder
 
 pytestmark = pytest.mark.gpu
@@ -83,10 +91,68 @@ def test_batches_and_log_sums_do_not_wait_for_the_device(photographs: Path, tmp_
         finally:
             torch.cuda.set_sync_debug_mode("default")
             batches.close()
-        expected = TrainingCodes(store, seed=0, device=torch.device("cpu"), where="never", reporter=SilentReporter())
-        on_cpu = next(expected.batches(order, first_step=0, batch_size=16, world=World(device=torch.device("cpu"))))
-        assert torch.equal(first.codes.cpu(), on_cpu.codes) and torch.equal(first.draws.eps.cpu(), on_cpu.draws.eps)
+        again = next(codes.batches(order, first_step=0, batch_size=16, world=World(device=device)))
+        assert torch.equal(first.codes, again.codes) and torch.equal(first.draws.eps, again.draws.eps)
+        halves = (World(rank=rank, size=2, device=device) for rank in (0, 1))
+        parts = [next(codes.batches(order, first_step=0, batch_size=16, world=half)) for half in halves]
+        assert torch.equal(torch.cat([part.codes for part in parts]), first.codes)
+        assert torch.equal(torch.cat([part.draws.eps for part in parts]), first.draws.eps)
     assert sum(levels.result(World(device=device)).values()) > 0
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """From the second step on, training raises where it waits for the device, but at the end of a step that logs."""
+    end_step = Loop.end_step
+
+    def ended(self, *arguments, **settings) -> None:
+        schedule, step = self.state.schedule, self.state.step
+        if step % schedule.log_every == 0 or step == schedule.steps:
+            torch.cuda.set_sync_debug_mode("default")
+        end_step(self, *arguments, **settings)
+        torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(Loop, "end_step", ended)
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_of_the_autoencoder_waits_for_nothing(photographs: Path, tmp_path: Path, no_waiting: None) -> None:
+    overrides = ["gan.weight=0.2", "loss.perceptual.kind=multiscale", "terms.marginals.weight=0.1"]
+    overrides += ["training.log_every=4", "training.accumulate=2", "training.loggers=[]"]
+    brics_cli.train_autoencoder(
+        photographs, recipe="tiny", steps=8, overrides=overrides, out=tmp_path / "run", device="cuda"
+    )
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_a_step_of_the_denoiser_waits_for_nothing(
+    photographs: Path, tmp_path: Path, no_waiting: None, kind: str
+) -> None:
+    make_autoencoder(tmp_path / "ae", seed=0)
+    brics("encode-dataset", photographs, "--ae", "ae", "--flips", "--out", "codes.h5", cwd=tmp_path, check=0)
+    overrides = ["training.log_every=4", "training.loggers=[]", "training.fd_samples=0"]
+    overrides += ["denoiser.kind=unet", "denoiser.dim=32", "denoiser.head_dim=32"] if kind == "unet" else []
+    brics_cli.train_diffusion(
+        tmp_path / "codes.h5", recipe="tiny", steps=8, overrides=overrides, out=tmp_path / "run", device="cuda"
+    )
+
+
+def test_validation_scores_on_the_device_are_the_cpus() -> None:
+    generator = np.random.default_rng(0)
+    real = np.stack([photograph[:256, :256] for photograph in (data.astronaut(), data.coffee(), data.cat())])
+    fake = np.clip(real + generator.normal(0, 10, real.shape), 0, 255).astype(np.uint8)
+    psnr, ssim = scores_on_device(*(torch.from_numpy(side).cuda() for side in (real, fake)))
+    np.testing.assert_allclose(psnr.cpu(), capped_psnr(real, fake), atol=1e-4)
+    np.testing.assert_allclose(ssim.cpu(), ssim_of_pairs(real, fake), atol=1e-4)
+
+
+def test_ms_ssim_of_channels_last_images_is_no_tf32() -> None:
+    a = (torch.rand(2, 3, 64, 64) * 2 - 1).contiguous(memory_format=torch.channels_last)
+    b = a + 0.05 * torch.randn_like(a)
+    expected = ms_ssim(a, b, value_range=2.0, weights=weights_that_fit(64, 64))
+    found = ms_ssim(a.cuda(), b.cuda(), value_range=2.0, weights=weights_that_fit(64, 64))
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

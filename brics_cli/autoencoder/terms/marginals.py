@@ -15,7 +15,6 @@ from brics_cli.config.terms import MarginalsConfig
 
 WALL = 1 / 510
 """Codes nearer to 0 or 1 than half a level count as there: their logits would be infinite."""
-LEGENDRE = (3.0, 5.0, 7.0, 9.0)
 
 
 def moments(config: MarginalsConfig, codes: Tensor, *, bounded: bool) -> Tensor:
@@ -32,5 +31,7 @@ def moments(config: MarginalsConfig, codes: Tensor, *, bounded: bool) -> Tensor:
 
 def distance(config: MarginalsConfig, means: Tensor) -> Tensor:
     """The squared distance, mean over channels, for `means` (C, K); 0 where the moments are the reference's."""
-    norms = means.new_tensor(LEGENDRE) if config.target == "uniform" else means.new_ones(4)
+    norms = means.new_ones(4)  # Hermite's
+    if config.target == "uniform":  # Legendre's, 2 k + 1
+        norms = 2 * torch.arange(1, 5, device=means.device, dtype=means.dtype) + 1
     return (norms * means.square()).sum(dim=1).mean()

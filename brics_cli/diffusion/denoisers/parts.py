@@ -74,9 +74,9 @@ def dropout_keys(noise: Tensor) -> Tensor:
     They are made of the bits of the draws, not of anything computed: the last bit of what is computed may depend on
     the batch.
     """
-    ends = noise.flatten(1)[:, [0, -1]].float()  # (B, 2)
-    bits = ends.view(torch.int32)
-    return _mix(bits[:, 0]) ^ bits[:, 1]
+    values = noise.flatten(1).float()
+    first, last = (values[:, end].contiguous().view(torch.int32) for end in (0, -1))  # (B,) each
+    return _mix(first) ^ last
 
 
 def keyed_dropout(x: Tensor, keys: Tensor, *, chance: float, layer: int) -> Tensor:

@@ -24,7 +24,8 @@ def nccl() -> None:
     dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
     from brics_cli.runtime.distributed import World
 
-    world = World(rank=0, size=2, device=device)  # says two, so that the calls are made; there is one
+    hosts = dist.new_group(backend="gloo")
+    world = World(rank=0, size=2, device=device, hosts=hosts)  # says two, so that the calls are made; there is one
     net = torch.nn.Conv2d(3, 8, 3).to(device).to(memory_format=torch.channels_last)
     forward = world.replicate(net)
     for now in (False, True):
@@ -45,7 +46,7 @@ def worker(words: list[str]) -> None:
     from brics_cli.cli.app import run
 
     start, says = dist.init_process_group, ours._torchrun_says
-    ours.dist.init_process_group = lambda backend: start("gloo")
+    ours.dist.init_process_group = lambda backend, **settings: start("gloo", **settings)
     ours._torchrun_says = lambda name, otherwise: 0 if name == "LOCAL_RANK" else says(name, otherwise=otherwise)
     ours.num_local_processes = lambda: 1  # each believes that it is the only one on its machine, on cuda:0
     sys.exit(run(words))

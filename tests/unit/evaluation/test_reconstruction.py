@@ -13,7 +13,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from brics_cli.errors import UsageError
 from brics_cli.evaluation import psnr as of_pairs
 from brics_cli.evaluation.family import Context, Score
-from brics_cli.evaluation.reconstruction import Psnr, psnr, ssim
+from brics_cli.evaluation.psnr import capped_psnr
+from brics_cli.evaluation.reconstruction import Psnr, psnr, scores_on_device, ssim
 from brics_cli.evaluation.registry import REGISTRY, Settings
 from brics_cli.runtime.reporting import SilentReporter
 
@@ -46,6 +47,14 @@ def test_ssim_equals_scikit_images_gaussian_version(pairs: tuple[np.ndarray, np.
     with ThreadPoolExecutor(2) as pool:
         np.testing.assert_allclose(ssim(*pairs, pool=pool), expected, rtol=1e-12)
     assert expected[0] > expected[1] > expected[2]
+
+
+def test_scores_where_the_images_are_equal_those_of_the_cpu(pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    real, fake = (np.concatenate([side, pairs[0][:1]]) for side in pairs)  # the last two are identical
+    found = scores_on_device(*map(torch.from_numpy, (real, fake)))
+    np.testing.assert_allclose(found[0], capped_psnr(real, fake), atol=1e-9)
+    np.testing.assert_allclose(found[1], ssim(real, fake), atol=1e-4)
+    assert float(found[0][-1]) == 100 and float(found[1][-1]) == 1
 
 
 def test_ssim_by_its_definition(pairs: tuple[np.ndarray, np.ndarray]) -> None:

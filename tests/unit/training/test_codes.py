@@ -101,6 +101,26 @@ def test_two_processes_share_a_batch_and_micro_batches_split_it(tmp_path: Path) 
     assert torch.equal(torch.cat([draws.eps for _, _, draws, _ in parts]), whole.draws.eps)
 
 
+def test_draws_of_a_whole_step_are_its_own_whatever_the_processes_and_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: coins and noise of one stream per step, of which each process takes its share."""
+    by_sample = batches(make_store(tmp_path / "codes.h5"), "never", num=3)
+    monkeypatch.setattr(training_codes, "draws_by_step", lambda device: True)
+    store = make_store(tmp_path / "more.h5")
+    whole = batches(store, "never", num=3)
+    for where in ("never", "always"):
+        halves = [batches(store, where, num=3, world=World(rank=rank, size=2, device=CPU)) for rank in (0, 1)]
+        for all_of_it, *parts in zip(whole, *halves, strict=True):
+            assert torch.equal(torch.cat([part.codes for part in parts]), all_of_it.codes)
+            for name in ("u", "eps", "drop"):
+                parted = torch.cat([getattr(part.draws, name) for part in parts])
+                assert torch.equal(parted, getattr(all_of_it.draws, name))
+    assert_same(batches(store, "never", first_step=1, num=2), whole[1:])
+    drawn = torch.cat([batch.draws.eps.flatten() for batch in (*by_sample, *whole)])
+    assert len(drawn.unique()) == len(drawn), "no two of any step, and none of the CPU's"
+
+
 @pytest.mark.parametrize("quantisation", VALUES)
 def test_every_stored_value_becomes_the_code_that_the_store_gives(quantisation: Any) -> None:
     values = VALUES[quantisation]

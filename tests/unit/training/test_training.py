@@ -1,5 +1,5 @@
 import json
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ from torch import nn
 from brics_cli.config import OptimiserConfig, ScheduleConfig, load_recipe
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.images import open_collection
+from brics_cli.runtime.distributed import World
 from brics_cli.runtime.randomness import Stream, keyed_coins, keyed_normal
 from brics_cli.runtime.reporting import SilentReporter
-from brics_cli.training.images import TrainingImages
+from brics_cli.training import step as of_step
+from brics_cli.training.images import Batch, TrainingImages
 from brics_cli.training.order import SampleOrder
 from brics_cli.training.run import remove_half_written
 from brics_cli.training.state import (
@@ -27,6 +29,7 @@ from brics_cli.training.state import (
     read_optimiser,
     step_of,
 )
+from brics_cli.training.step import batches_on_device
 
 
 def shards(*sizes: int) -> list[np.ndarray]:
@@ -137,10 +140,11 @@ def test_grids_get_their_own_rate_no_decay_and_a_tiny_eps() -> None:
     assert {group["weight_decay"] for group in groups if group["params"][0].dim() < 2} == {0.0}
 
 
-def small_state(ema_widths: tuple[float, ...] = (0.05, 0.1)) -> TrainingState:
+def small_state(ema_widths: tuple[float, ...] = (0.05, 0.1), *, fused: bool | None = None) -> TrainingState:
     torch.manual_seed(0)
     schedule = ScheduleConfig(steps=10, batch_size=4)
-    return TrainingState(nn.Linear(3, 2), optimiser=OptimiserConfig(), schedule=schedule, ema_widths=ema_widths)
+    model, optimiser = nn.Linear(3, 2), OptimiserConfig()
+    return TrainingState(model, optimiser=optimiser, schedule=schedule, ema_widths=ema_widths, fused=fused)
 
 
 def averages_of(state: TrainingState) -> dict[str, nn.Module]:
@@ -152,11 +156,12 @@ def one_step(state: TrainingState, scale: float = 1.0) -> None:
     inputs = torch.ones(4, 3) * (state.step + 1)
     loss = state.model(inputs).square().mean() * scale
     loss.backward()
-    state.update(float(loss.detach()))
+    state.settle(state.update(loss.detach()))
 
 
-def test_a_non_finite_step_changes_nothing_and_three_in_a_row_stop() -> None:
-    state = small_state()
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_non_finite_step_changes_nothing_and_three_in_a_row_stop(fused: bool) -> None:
+    state = small_state(fused=fused)
     one_step(state)
     networks = (state.model, *averages_of(state).values())
     before = [p.clone() for network in networks for p in network.parameters()]
@@ -171,6 +176,18 @@ def test_a_non_finite_step_changes_nothing_and_three_in_a_row_stop() -> None:
     with pytest.raises(MachineError, match="training diverged") as caught:
         one_step(state, float("nan"))
     assert caught.value.exit_code == 6
+
+
+def test_a_fused_step_is_read_when_asked_and_not_before() -> None:
+    state = small_state(fused=True)
+    for scale in (1.0, float("nan"), float("nan"), float("nan"), 1.0):
+        loss = state.model(torch.ones(4, 3)).square().mean() * scale
+        loss.backward()
+        update = state.update(loss.detach())
+    assert isinstance(update.loss, torch.Tensor) and bool(update.loss.isfinite())
+    assert state.num_skipped == 3
+    with pytest.raises(MachineError, match="3 steps in a row"):
+        state.settle(update)
 
 
 def test_a_restored_state_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -201,6 +218,24 @@ def test_a_checkpoint_without_an_average_gives_it_the_plain_one(tmp_path: Path) 
     assert resumed.load(tmp_path) == ["0.05"]
     assert torch.equal(resumed.averages["0.05"].model.weight, state.ema.model.weight)
     assert torch.equal(resumed.averages["0.1"].model.weight, state.averages["0.1"].model.weight)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_checkpoint_goes_on_with_the_other_optimiser(tmp_path: Path, later: bool) -> None:
+    """One of CUDA on the CPU, and back: which kernel steps is the device's, and not in the file."""
+    straight, first, second = (small_state(fused=fused) for fused in (not later, not later, later))
+    for _ in range(6):
+        one_step(straight)
+    for _ in range(3):
+        one_step(first)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    assert [group["fused"] for group in second.optimiser.param_groups] == [later] * 2
+    for _ in range(3):
+        one_step(second)
+    torch.testing.assert_close(second.model.state_dict(), straight.model.state_dict())
+    for name, average in averages_of(second).items():
+        torch.testing.assert_close(average.state_dict(), averages_of(straight)[name].state_dict())
 
 
 def test_a_loss_on_the_device_is_guarded_as_a_number_is() -> None:
@@ -354,3 +389,26 @@ def test_too_few_images_are_refused(tmp_path: Path, photographs: Path) -> None:
     (tmp_path / "only.png").write_bytes(next(photographs.iterdir()).read_bytes())
     with pytest.raises(UsageError, match="1 usable images are too few"):
         training_images(tmp_path).split(val_fraction=0.02)
+
+
+def test_images_are_mirrored_and_noise_drawn_alike_whatever_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, by streams of whole steps; and as on the CPU, by streams of samples."""
+    recipe = load_recipe("tiny", kind="autoencoder", overrides=["training.batch_size=8", "model.image_size=16"])
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+
+    def steps(rank: int, size: int, *, ahead: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        world = World(rank=rank, size=size, device=torch.device("cpu"))
+        mine = world.mine(list(range(8)))
+        batches = (Batch([8 * step + index for index in mine], images[mine]) for step in range(5))
+        return list(islice(batches_on_device(batches, recipe, first_step=3, world=world, ahead=ahead), 3))
+
+    found = []
+    for by_step in (False, True):
+        monkeypatch.setattr(of_step, "draws_by_step", lambda device, chosen=by_step: chosen)
+        whole = steps(0, 1, ahead=False)
+        for one, *parts in zip(whole, steps(0, 2, ahead=True), steps(1, 2, ahead=False), strict=True):
+            for alone, shared in zip(one, zip(*parts, strict=True), strict=True):
+                assert torch.equal(alone, torch.cat(shared))
+        assert not torch.equal(whole[0][0], whole[1][0]), "other images are mirrored"
+        found.append(whole)
+    assert not torch.equal(found[0][0][1], found[1][0][1])

@@ -19,8 +19,7 @@ from brics_cli.runtime.distributed import World, check_batch
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.images import Batch
-from brics_cli.training.order import SampleOrder
-from brics_cli.training.plan import open_images
+from brics_cli.training.plan import open_images, order_of
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import Means, autoencoder_loss, batches_on_device, compiled, micro_batches
 from brics_cli.training.terms import build_code_terms
@@ -140,5 +139,5 @@ def _batches_of(data: str, recipe: AutoencoderRecipe, *, reporter: Reporter) -> 
     reporter.message(f"{collection.path}: {collection.describe()}")
     images = open_images(recipe, collection, reporter=reporter)
     shards, _ = images.split(val_fraction=None)
-    order = SampleOrder(shards, seed=recipe.training.seed, window=recipe.data.shuffle_window)
+    order = order_of(images, shards, recipe)
     return images.batches(order, start=0, batch_size=recipe.training.batch_size)

@@ -97,7 +97,7 @@ class DataConfig(Config):
     cache_gib: float = Field(default=4.0, ge=0)
     """Decoded images are kept in memory when all of them fit in this, over all processes of a machine."""
     shuffle_window: PositiveInt = 16_384
-    """Images shuffled together, rounded up to whole shards; files of two windows are in memory when images are not."""
+    """Images shuffled together, rounded up to whole shards, as far as training.read_ahead_gib goes."""
 
 
 class ScheduleConfig(Config):
@@ -129,6 +129,15 @@ class ScheduleConfig(Config):
     loggers: tuple[Logger, ...] = ("tensorboard",)
     """What else gets scalars, sheets and the config, beside metrics.jsonl and images/; `wandb` needs brics-cli[wandb],
     and goes by its own settings (WANDB_MODE, WANDB_PROJECT, ...)."""
+
+
+class AutoencoderScheduleConfig(ScheduleConfig):
+    """What autoencoders have in addition."""
+
+    read_ahead_gib: Annotated[float, Field(gt=0)] | None = 2.0
+    """Files that are read ahead where decoded images do not fit in memory, over all processes of a machine: two
+    windows of the order. A window that would be more than half of this is cut into smaller ones. null: no limit, as in
+    runs before there was one."""
 
 
 class DiffusionScheduleConfig(ScheduleConfig):
@@ -175,7 +184,7 @@ class AutoencoderRecipe(Config):
     gan: GanConfig = GanConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     data: DataConfig = DataConfig()
-    training: ScheduleConfig = ScheduleConfig()
+    training: AutoencoderScheduleConfig = AutoencoderScheduleConfig()
     terms: TermsConfig = TermsConfig()
     """For codes that are easier to diffuse; all off."""
 

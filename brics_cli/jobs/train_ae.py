@@ -63,7 +63,9 @@ def train_autoencoder(
         average = state.ema.model
         code_terms = build_code_terms(recipe, model, world=world)
         distance = perceptual_distance(recipe.loss, device=world.device)
-        images, val_images, val_samples, order = plan.load_images(num_workers=num_workers, reporter=reporter)
+        images, val_images, val_samples, order = plan.load_images(
+            num_workers=num_workers, world=world, reporter=reporter
+        )
         with (
             open_loop(plan, state, world=world, overwrite=overwrite, reporter=reporter) as loop,
             closing(
@@ -103,10 +105,7 @@ def train_autoencoder(
                 values = partial(training_values, means, of_adversary, world=world)
                 loop.end_step(update, values=values, validate=score, snapshot=draw, save=save)
         # batches are closed, and with them the threads that add to the failures
-        for theirs in world.gather(images.failures):
-            images.failures |= theirs
-        images.enlarged.update(*world.gather(images.enlarged))
-        images.multi_frame.update(*world.gather(images.multi_frame))
+        images.take_notes(world)
     if images.cached is None:  # read as it went, so failures are known only now
         images.warn_about_failures(reporter)
     return loop.result(data=plan.data, num_failed=len(images.failures))

@@ -1,7 +1,8 @@
 """Images for training: a collection split into training and validation, decoded into memory or read ahead.
 
-A collection whose decoded pixels fit in `cache_gib` is decoded once and kept. Of a larger one the files are read window
-by window, in file order (`WindowReader`), and decoded several batches ahead of the device (`images.loader`).
+A collection whose decoded pixels fit in `cache_gib` is decoded once and kept, once on each machine. Of a larger one the
+files are read window by window, in file order (`WindowReader`), and decoded several batches ahead of the device
+(`images.loader`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.images import Collection, ImageError, RawImage, load_shards
+from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.images import Collection, ImageError, RawImage
 from brics_cli.images.loader import Batch as Decoded
-from brics_cli.images.loader import Loaded, Place, decode_ahead, say_enlarged, say_multi_frame
+from brics_cli.images.loader import Loaded, Place, decode_ahead, in_batches, say_enlarged, say_multi_frame
 from brics_cli.images.selection import held_out_by_hash
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.sharing import shared_zeros
 from brics_cli.training.order import SampleOrder
 
 GIB = 2**30
+DECODED_TOGETHER = 64
 WINDOWS_AHEAD = 2
 SHARDS_AT_ONCE = 4
 """Threads that read; a disk that seeks would not like more, and a network wants more than one."""
@@ -64,19 +67,44 @@ class TrainingImages:
     def key(self, sample: int) -> str:
         return self.collection.keys()[sample]
 
-    def cache(self, *, limit_gib: float, reporter: Reporter) -> bool:
-        """Decode everything into memory if it fits in `limit_gib`; whether it did. Failures are recorded."""
+    def cache(self, *, limit_gib: float, reporter: Reporter, world: World | None = None) -> bool:
+        """Decode everything into memory if it fits in `limit_gib`; whether it did. Failures are recorded.
+
+        The processes of `world` on one machine keep one copy between them, of which each decodes its part.
+        """
         if self.num_bytes > limit_gib * GIB:
             return False
-        images = np.zeros((len(self), self.size, self.size, 3), np.uint8)
-        loading = load_shards(self.collection, transform=self.transform, size=self.size, num_workers=self.num_workers)
-        with reporter.task("decode", total=len(self), unit="img") as task:
-            for batch in loading:
-                images[[self._sample(image) for image in batch.good]] = batch.images
-                self._record(batch)
-                task.advance(len(batch.loaded))
+        memory, part, num_parts = shared_zeros(self.num_bytes, world)
+        images = memory.reshape(len(self), self.size, self.size, 3)
+        mine = range(part * len(self) // num_parts, (part + 1) * len(self) // num_parts)
+        failure = None
+        try:
+            self._decode_into(images, mine, reporter=reporter)
+        except BricsError as error:
+            failure = error
+        for raised in [failure] if world is None else world.gather(failure):  # and wait for the others' parts
+            if raised is not None:
+                raise raised
+        if world is not None:
+            self.take_notes(world)
         self.cached = images
         return True
+
+    def take_notes(self, world: World) -> None:
+        """Take over what the other processes of `world` found of their images, in the order of their ranks."""
+        found = world.gather((self.failures, self.enlarged, self.multi_frame))
+        self.failures = {sample: reason for failures, _, _ in found for sample, reason in failures.items()}
+        for _, enlarged, multi_frame in found:
+            self.enlarged |= enlarged
+            self.multi_frame |= multi_frame
+
+    def window_limit(self, read_ahead_gib: float | None) -> int | None:
+        """The most samples of a window of the order, of which `WINDOWS_AHEAD` are read: by the mean size of a file, so
+        that it depends on the collection and the recipe alone. None: no limit."""
+        if read_ahead_gib is None:
+            return None
+        num_bytes = sum(shard.size_bytes for shard in self.collection.shards)
+        return max(1, int(read_ahead_gib * GIB) * len(self) // (WINDOWS_AHEAD * max(num_bytes, 1)))
 
     def split(self, *, val_fraction: float | None) -> tuple[list[np.ndarray], np.ndarray]:
         """Training samples shard by shard, and the validation samples: the `val_fraction` with the lowest key hash.
@@ -102,7 +130,7 @@ class TrainingImages:
         """(up to len(samples), S, S, 3) uint8: for validation, where a sample that cannot be read is left out."""
         if self.cached is not None:
             return self.cached[[int(sample) for sample in samples if sample not in self.failures]]
-        places = [self._place(int(sample)) for sample in samples]
+        places = self._places(samples)
         with closing(self._decode_ahead([places], batch_size=len(places), num_images=len(places))) as batches:
             batch = next(batches)
         self._record(batch)
@@ -156,6 +184,16 @@ class TrainingImages:
                 f"first {self.key(sample)}: {reason}"
             )
 
+    def _decode_into(self, images: np.ndarray, samples: range, *, reporter: Reporter) -> None:
+        """Fill the places of `samples` in `images` (N, S, S, 3), but for those that fail."""
+        requests = map(self._places, in_batches(samples, DECODED_TOGETHER))
+        decoded = self._decode_ahead(requests, batch_size=DECODED_TOGETHER, num_images=len(samples))
+        with closing(decoded), reporter.task("decode", total=len(samples), unit="img") as task:
+            for batch in decoded:
+                images[[self._sample(image) for image in batch.good]] = batch.images
+                self._record(batch)
+                task.advance(len(batch.loaded))
+
     def _decode_ahead(
         self, requests: Iterable[Sequence[Place]], *, batch_size: int, num_images: int, substitute: bool = False
     ) -> Generator[Decoded, None, None]:
@@ -191,6 +229,9 @@ class TrainingImages:
     def _none_left(self) -> ArtefactError:
         return ArtefactError(f"{self.collection.path}: none of its images can be decoded any more")
 
+    def _places(self, samples: Sequence[int]) -> list[Place]:
+        return [Place(*place) for place in self.collection.places(samples)]
+
     def _place(self, sample: int) -> Place:
         return Place(*self.collection.places([sample])[0])
 
@@ -212,10 +253,10 @@ class _Window(NamedTuple):
 class WindowReader:
     """The files of the samples at increasing positions of `order`, from `start` on.
 
-    Each window of the order is made of whole shards. Its files are read from front to back, one thread per shard, while
-    the window before it is being used: in memory are at most the files of two windows, not decoded (more only where a
-    batch spans several). `place_of` gives a sample's place; `is_mine` says of a position whether this process will ask
-    for it: others are not read.
+    Each window of the order is made of whole shards, or of runs of them. Its files are read from front to back, one
+    thread per shard, while the window before it is being used: in memory are at most the files of two windows, not
+    decoded (more only where a batch spans several). `place_of` gives a sample's place; `is_mine` says of a position
+    whether this process will ask for it: others are not read.
     """
 
     def __init__(

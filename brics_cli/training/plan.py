@@ -34,9 +34,10 @@ from brics_cli.images import Collection, median_side, open_collection
 from brics_cli.images.loader import default_num_workers
 from brics_cli.images.selection import spread
 from brics_cli.runtime.device import resolve_device
-from brics_cli.runtime.distributed import check_batch, num_local_processes
+from brics_cli.runtime.distributed import World, check_batch, num_local_processes
 from brics_cli.runtime.precision import say_training_precision
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.sharing import can_share
 from brics_cli.training.estimate import Estimate, Rehearsal, estimate, rehearse_autoencoder, rehearse_diffusion
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.loggers import check_loggers
@@ -147,19 +148,19 @@ class AutoencoderPlan(Plan):
         return self.recipe.model.code_shape
 
     def load_images(
-        self, *, num_workers: int | None, reporter: Reporter
+        self, *, num_workers: int | None, world: World, reporter: Reporter
     ) -> tuple[TrainingImages, TrainingImages, np.ndarray, SampleOrder]:
         """The training images, the validation images with the samples to use of them, and the training order."""
-        images = open_images(self.recipe, self.collection, num_workers=num_workers, reporter=reporter)
+        images = open_images(self.recipe, self.collection, num_workers=num_workers, world=world, reporter=reporter)
         if self.val is None:
             shards, val_samples = images.split(val_fraction=self.recipe.data.val_fraction)
             val_images = images
             reporter.message(f"validating on {len(val_samples):,} images, held out by hash of their key")
         else:
             shards, _ = images.split(val_fraction=None)
-            val_images = open_images(self.recipe, self.val, num_workers=num_workers, reporter=reporter)
+            val_images = open_images(self.recipe, self.val, num_workers=num_workers, world=world, reporter=reporter)
             val_samples = np.concatenate(val_images.split(val_fraction=None)[0])
-        order = SampleOrder(shards, seed=self.recipe.training.seed, window=self.recipe.data.shuffle_window)
+        order = order_of(images, shards, self.recipe)
         return images, val_images, val_samples[spread(len(val_samples), VALIDATION_IMAGES)], order
 
 
@@ -347,27 +348,46 @@ def _choose(
 
 
 def open_images(
-    recipe: AutoencoderRecipe, collection: Collection, *, num_workers: int | None = None, reporter: Reporter
+    recipe: AutoencoderRecipe,
+    collection: Collection,
+    *,
+    num_workers: int | None = None,
+    world: World | None = None,
+    reporter: Reporter,
 ) -> TrainingImages:
-    """The images of a collection as the recipe transforms them, in memory where they fit; what fails is said."""
-    data = recipe.data
+    """The images of a collection as the recipe transforms them, in memory where they fit; what fails is said.
+
+    All processes of `world` must come here.
+    """
+    data, budget_gib = recipe.data, recipe.training.read_ahead_gib
     images = TrainingImages(
         collection,
         transform=data.transform,
         size=recipe.model.image_size,
         num_workers=num_workers or default_num_workers(),
     )
-    num_processes = num_local_processes()  # each keeps its own copy
-    if images.cache(limit_gib=data.cache_gib / num_processes, reporter=reporter):
+    num_processes = num_local_processes()
+    copies = 1 if can_share() else num_processes
+    if images.cache(limit_gib=data.cache_gib / copies, world=world, reporter=reporter):
         assert images.cached is not None
         reporter.message(f"{len(images):,} images kept in memory ({images.cached.nbytes / 2**20:,.0f} MiB)")
     else:
+        window = min(data.shuffle_window, len(images))
+        limited = f"{window:,}"
+        if (most := images.window_limit(budget_gib)) is not None and most < window:
+            limited = f"{most:,}, as training.read_ahead_gib {budget_gib:g} says"
         reporter.message(
-            f"{len(images):,} images would take {num_processes * images.num_bytes / 2**30:,.1f} GiB decoded, more "
-            f"than data.cache_gib {data.cache_gib:g}: read shard by shard, shuffled over {data.shuffle_window:,}"
+            f"{len(images):,} images would take {copies * images.num_bytes / 2**30:,.1f} GiB decoded, more than "
+            f"data.cache_gib {data.cache_gib:g}: read in the order of their files, shuffled over {limited}"
         )
     images.warn_about_failures(reporter)
     return images
+
+
+def order_of(images: TrainingImages, shards: Sequence[np.ndarray], recipe: AutoencoderRecipe) -> SampleOrder:
+    """The order of the samples in `shards`."""
+    most = images.window_limit(recipe.training.read_ahead_gib)
+    return SampleOrder(shards, seed=recipe.training.seed, window=recipe.data.shuffle_window, most=most)
 
 
 def _load(recipe: str | Path | Recipe, asked: TrainOptions, *, kind: Kind) -> Recipe:

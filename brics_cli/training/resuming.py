@@ -29,6 +29,7 @@ ENVIRONMENT_FILE = "environment.json"
 FIXED = (
     *("model", "denoiser", "diffusion", "data.transform", "data.val_fraction", "data.shuffle_window"),
     *("gan.widths", "gan.norm", "training.batch_size", "training.seed", "training.val_fraction"),
+    "training.read_ahead_gib",
 )
 """Settings that make a run what it is: with others its weights, or its place in the data, would mean something else."""
 MAX_READ = 2**38
@@ -55,6 +56,8 @@ def resumed_recipe(run: Path, *, kind: str, overrides: Sequence[str], steps: int
     """
     path = run / CONFIG_FILE
     values = load_yaml(path)
+    if kind == "autoencoder" and isinstance(values.get("training"), dict):
+        values["training"].setdefault("read_ahead_gib", None)  # of an older brics: the order stays what it was
     recipe = recipe_from_values(values, kind=kind, source=str(path), overrides=overrides, training__steps=steps)
     if not checkpoints(run):
         return recipe  # nothing is trained yet: it may still become any run of its kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -11,9 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from commands import brics, environment, error_line, start_brics
 from safetensors.torch import load_file
+
+from brics_cli.images import open_collection
+from brics_cli.runtime.distributed import join_world
+from brics_cli.runtime.reporting import SilentReporter
+from brics_cli.training.images import TrainingImages
 
 STEPS = 10
 LOSSES = (
@@ -70,6 +78,37 @@ def test_two_processes_train_as_one_with_the_gan_on(photographs: Path, tmp_path:
             tolerance = 1e-5 if name in LOSSES else 1e-2
             assert b[name] == pytest.approx(a[name], rel=tolerance, abs=tolerance), (a["step"], name)
     assert len(list((tmp_path / "two").glob("events.*"))) == 1
+
+
+def _decode_a_share(rank: int, port: int, folder: str, results: str) -> None:
+    os.environ.update(rank_environment(rank, port=port))
+    with join_world(torch.device("cpu")) as world:
+        images = TrainingImages(open_collection(folder), transform="crop-bicubic", size=16, num_workers=1)
+        decoded: list[int] = []
+        images._record = lambda batch, record=images._record: (decoded.append(len(batch.loaded)), record(batch))
+        assert images.cache(limit_gib=1, reporter=SilentReporter(), world=world)
+        images.cached[world.rank] = world.rank  # seen by the other one
+        world.gather(None)
+        found = {"decoded": sum(decoded), "failures": images.failures}
+        np.savez(f"{results}/{rank}.npz", images=images.cached, found=json.dumps(found))
+
+
+def test_two_processes_keep_one_copy_of_the_images_and_decode_half_each(photographs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photographs, tmp_path / "data"))
+    for place in (3, 40):
+        sorted(folder.iterdir())[place].write_text("this is no image")
+    arguments = (free_port(), str(folder), str(tmp_path))
+    torch.multiprocessing.start_processes(_decode_a_share, arguments, nprocs=2, start_method="fork")
+    alone = TrainingImages(open_collection(folder), transform="crop-bicubic", size=16, num_workers=1)
+    alone.cache(limit_gib=1, reporter=SilentReporter())
+    alone.cached[0], alone.cached[1] = 0, 1
+    for rank in range(2):
+        with np.load(tmp_path / f"{rank}.npz") as result:
+            assert (result["images"] == alone.cached).all()
+            found = json.loads(str(result["found"]))
+        assert found["decoded"] == 24
+        assert list(found["failures"].values()) == list(alone.failures.values())
+        assert list(map(int, found["failures"])) == list(alone.failures) == [3, 40]
 
 
 @pytest.mark.parametrize(

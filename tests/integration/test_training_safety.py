@@ -17,6 +17,8 @@ from commands import brics, error_line, start_brics
 from safetensors.torch import load_file
 
 from brics_cli import load_autoencoder
+from brics_cli.runtime.reporting import SilentReporter
+from brics_cli.training.resuming import resumed_recipe
 
 SMALL = (
     *("--recipe", "tiny", "--workers", "1", "--set", "training.batch_size=4", "--set", "model.image_size=32"),
@@ -138,12 +140,23 @@ def test_an_edited_setting_must_be_said_again(stopped: Path) -> None:
     [
         ("model.decoder.num_blocks=2", "model.decoder.num_blocks: was 1, now 2"),
         ("training.batch_size=8", "training.batch_size: was 4, now 8"),
+        ("training.read_ahead_gib=1", "training.read_ahead_gib: was 2.0, now 1.0"),
         ("gan.weight=0", "gan.weight: was 0.5, now 0"),
     ],
 )
 def test_settings_that_make_the_run_are_for_init_from(trained: Path, setting: str, said: str) -> None:
     line = resume(trained, "--set", setting, check=2)
     assert f"cannot go on with other settings of this kind: {said}" in line and "--init-from run" in line
+
+
+def test_a_run_from_before_windows_had_a_limit_keeps_its_order(stopped: Path) -> None:
+    config, state = stopped / "config.yaml", checkpoint(stopped) / "state.json"
+    config.write_text(config.read_text().replace("  read_ahead_gib: 2.0\n", ""))
+    written = json.loads(state.read_text())
+    del written["settings"]["training.read_ahead_gib"]
+    state.write_text(json.dumps(written))
+    again = resumed_recipe(stopped, kind="autoencoder", overrides=(), steps=9, reporter=SilentReporter())
+    assert again.training.read_ahead_gib is None
 
 
 def damage(path: Path, how: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,49 @@ def test_no_more_than_two_windows_are_read_ahead() -> None:
         assert collection.num_read <= (position // 20 + 2) * 20
         assert len(reader._windows) == 2
     reader.close()
+
+
+def cut_order_of(num_shards: int, *, most: int) -> SampleOrder:
+    """Windows of three shards of 10 samples, where `most` allows them."""
+    shards = [np.arange(10) + 10 * shard for shard in range(num_shards)]
+    return SampleOrder(shards, seed=3, window=25, most=most)
+
+
+def test_windows_that_may_be_so_large_are_those_without_a_limit() -> None:
+    assert cut_order_of(9, most=30).batch(0, 200) == SampleOrder(
+        [np.arange(10) + 10 * shard for shard in range(9)], seed=3, window=25
+    ).batch(0, 200)
+
+
+@pytest.mark.parametrize("most", [29, 16, 7, 1])
+def test_a_window_is_cut_to_the_budget_and_every_sample_is_still_seen_once_an_epoch(most: int) -> None:
+    order = cut_order_of(9, most=most)
+    for epoch in range(2):
+        assert sorted(order.batch(epoch * 90, 90)) == list(range(90))
+    ends = [first + len(samples) for (first, samples), _ in zip(order.windows(0), range(40), strict=False)]
+    assert max(np.diff([0, *ends])) <= most and (most > 16 or max(np.diff(ends)) > most // 2)
+    assert cut_order_of(9, most=most).batch(37, 90) == order.batch(37, 90)  # resumed anywhere
+    if most == 16:  # runs of one sample from several shards
+        assert len({sample // 10 for sample in order.batch(0, 16)}) == 3
+
+
+def test_no_more_is_read_ahead_than_the_budget() -> None:
+    collection, order = Recorded(25), cut_order_of(25, most=8)
+    reader = reader_of(collection, order)
+    for position in range(200):
+        _, place = reader.take(position)
+        assert collection.num_read <= position + 2 * 8
+        with suppress(ImageError):
+            place.read()
+    reader.close()
+
+
+def test_the_window_is_a_matter_of_file_sizes_and_the_recipe(photographs: Path) -> None:
+    images = TrainingImages(open_collection(photographs), transform="crop-bicubic", size=16, num_workers=1)
+    num_bytes = sum(path.stat().st_size for path in photographs.iterdir())
+    assert images.window_limit(None) is None
+    assert images.window_limit(num_bytes / 2**30) == len(images) // 2  # of which two are read ahead
+    assert images.window_limit(1e-9) == 1
 
 
 def test_resuming_inside_a_window_reads_what_is_left_of_it() -> None:

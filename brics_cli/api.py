@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from brics_cli.jobs.encode_dataset import EncodeResult
     from brics_cli.jobs.sample import SampleResult
     from brics_cli.report.writing import Report
+    from brics_cli.runtime.on_ray import RayExecutor
     from brics_cli.runtime.reporting import Reporter
     from brics_cli.sampling.drawn import DrawSettings
     from brics_cli.sampling.tasks import SampleFormat
@@ -134,6 +135,7 @@ def encode(
     max_failures: int | None = None,
     verify: bool = False,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: str | Path = ".",
     reporter: Reporter | None = None,
@@ -159,6 +161,7 @@ def encode(
     max_failures: stop once more images than this cannot be read. None: never.
     verify: check every invariant of the finished store (`EncodeResult.broken`).
     device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
+    executor: `RayExecutor(...)` for a cluster, a shard at a time to each worker. None: this machine.
     overwrite, workspace, reporter: see the module.
 
     Returns the store's path, counts, bytes per image, img/s, and what quantisation costs (PSNR in dB).
@@ -187,6 +190,7 @@ def encode(
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        executor=executor,
         overwrite=overwrite,
         workspace=_workspace(workspace),
         reporter=reporter,
@@ -322,6 +326,7 @@ def sample(
     shard_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: str | Path = ".",
     reporter: Reporter | None = None,
@@ -346,6 +351,7 @@ def sample(
     batch_size, shard_size: images per batch, and per shard of wds and h5. None: 1000 per shard.
     num_workers: threads that encode images. None: one per CPU core, at most 8.
     device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
+    executor: `RayExecutor(...)` for a cluster, `shard_size` seeds at a time to each worker. None: this machine.
     overwrite, workspace, reporter: see the module.
 
     Returns the output's path, its contact sheet, counts, img/s, and the settings that the images depend on.
@@ -379,6 +385,7 @@ def sample(
         shard_size=shard_size,
         num_workers=num_workers,
         device=device,
+        executor=executor,
         overwrite=overwrite,
         workspace=_workspace(workspace),
         reporter=reporter,

@@ -66,3 +66,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, **places}.items():
             monkeypatch.setattr(constants, name, value)
         yield hub
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray cluster of this machine with 2 cores, whose workers import what tests import."""
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'brics-cli[ray]'")
+    from brics_cli.runtime.on_ray import RayExecutor
+    from brics_cli.runtime.reporting import SilentReporter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        patch.setattr("brics_cli.runtime.on_ray.free_cores", lambda: 2)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        RayExecutor().connect("cpu", reporter=SilentReporter())
+    yield
+    ray.shutdown()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from brics_cli.errors import ArtefactError
 
@@ -15,51 +18,105 @@ SIGINT_BLOCKED = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 """Whether Ctrl-C can reach this process while it is still importing."""
 
 
+class Told(NamedTuple):
+    """An event that ends a task."""
+
+    device: str
+    task: int
+    value: int
+    num_tasks: int = 1
+
+
 @dataclass(frozen=True)
-class SaysWhetherBlocked:
+class Each:
+    """A work that does `one` of its tasks after the other; `one` gives what is told of it."""
+
+    def __call__(self, device: str) -> Callable[[Iterator[int]], Iterator[Told]]:
+        return lambda tasks: (Told(device, task, self.one(task)) for task in tasks)
+
+    def one(self, task: int) -> int:
+        raise NotImplementedError
+
+
+class SaysWhetherBlocked(Each):
     """Tells whether Ctrl-C was blocked when this file was imported."""
 
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[bool]:
-        yield SIGINT_BLOCKED
+    def one(self, task: int) -> int:
+        return int(SIGINT_BLOCKED)
 
 
-@dataclass(frozen=True)
-class Squares:
-    """Tells (device, task, task squared), after having slept: so that every worker gets some."""
+class Squares(Each):
+    """Tells the square of a task, after having slept: so that every worker gets some."""
 
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[tuple[str, int, int]]:
-        for task in tasks:
-            time.sleep(0.05)
-            yield device, task, task**2
+    def one(self, task: int) -> int:
+        time.sleep(0.05)
+        return task**2
 
 
-@dataclass(frozen=True)
-class Fails:
+class Fails(Each):
     """Raises an error of ours at task 2."""
 
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[int]:
-        for task in tasks:
-            if task == 2:
-                raise ArtefactError("shard 2 is damaged", next="Pack it again.")
-            yield task
+    def one(self, task: int) -> int:
+        if task == 2:
+            raise ArtefactError("shard 2 is damaged", next="Pack it again.")
+        return task
+
+
+class Dies(Each):
+    """Dies at task 1 like a process that the kernel kills for its memory."""
+
+    def one(self, task: int) -> int:
+        if task == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task
 
 
 @dataclass(frozen=True)
-class Dies:
-    """Dies like a process that the kernel kills for its memory."""
+class DiesOnce(Each):
+    """Dies over the task `at` the first time that anybody takes it; tells the square of each."""
 
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[int]:
-        yield next(tasks)
-        os.kill(os.getpid(), signal.SIGKILL)
+    folder: Path
+    at: int
+
+    def one(self, task: int) -> int:
+        marker = self.folder / "died"
+        if task == self.at and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task**2
+
+
+class ReadsAhead(Each):
+    """Takes two tasks ahead of the one it does, as decoding does, and tells of each in two events; dies over task 5."""
+
+    def __call__(self, device: str) -> Callable[[Iterator[int]], Iterator[Told]]:
+        def run(tasks: Iterator[int]) -> Iterator[Told]:
+            taken: deque[int] = deque()
+            for task in chain(tasks, repeat(None)):
+                if task is not None:
+                    taken.append(task)
+                if len(taken) > 2 or (task is None and taken):
+                    done = taken.popleft()
+                    yield Told(device, done, 0, num_tasks=0)
+                    if done == 5:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield Told(device, done, 1)
+                elif task is None:
+                    return
+
+        return run
 
 
 @dataclass(frozen=True)
-class Lingers:
+class Lingers(Each):
     """Writes its process id, and then never ends."""
 
     folder: Path
 
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[int]:
-        (self.folder / str(os.getpid())).touch()
-        yield os.getpid()
-        time.sleep(600)
+    def __call__(self, device: str) -> Callable[[Iterator[int]], Iterator[Told]]:
+        def run(tasks: Iterator[int]) -> Iterator[Told]:
+            (self.folder / str(os.getpid())).touch()
+            yield Told(device, next(tasks), os.getpid())
+            time.sleep(600)
+
+        return run

@@ -1,4 +1,4 @@
-"""What batch commands share: what is said at the end."""
+"""What batch commands share: where they run, and what is said at the end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brics_cli.cli.output import Session
-from brics_cli.errors import ArtefactError, InterruptedRunError
+from brics_cli.config.names import ExecutorName
+from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.runtime.reporting import command_line
+
+if TYPE_CHECKING:
+    from brics_cli.runtime.on_ray import RayExecutor
+
+
+def executor_of(
+    executor: ExecutorName, *, ray_address: str | None, cpus_per_worker: int | None, max_retries: int | None
+) -> RayExecutor | None:
+    """What --executor and the options beside it ask for; None: this machine. Raises UsageError."""
+    if executor == "local":
+        given = {"--ray-address": ray_address, "--cpus-per-worker": cpus_per_worker, "--max-retries": max_retries}
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{alone[0]} goes with --executor ray", next="Add it, or leave the other out.")
+        return None
+    from brics_cli.runtime.on_ray import RayExecutor
+
+    return RayExecutor(ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries)
 
 
 @contextmanager

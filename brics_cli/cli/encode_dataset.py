@@ -12,6 +12,7 @@ import typer
 from brics_cli import api
 from brics_cli.cli import options
 from brics_cli.cli.batch import (
+    executor_of,
     report_verification,
     same_command_goes_on,
     say_if_complete,
@@ -93,6 +94,10 @@ def encode_dataset(
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Devices = "auto",
+    executor: options.Executor = "local",
+    ray_address: options.RayAddress = None,
+    cpus_per_worker: options.CpusPerWorker = None,
+    max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -112,6 +117,9 @@ def encode_dataset(
         "keys": read_keys(keys) if keys is not None else None, "limit": limit, "part": one_of,
         "batch_size": batch_size, "num_workers": num_workers, "device": device, "overwrite": overwrite,
         "reporter": session.reporter,
+        "executor": executor_of(
+            executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries
+        ),
     }  # fmt: skip
     if dry_run:
         from brics_cli.jobs.encode_dataset import plan_encoding

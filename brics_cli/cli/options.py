@@ -64,6 +64,46 @@ Devices = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
+CLUSTER = "On a cluster"
+Executor = Annotated[
+    names.ExecutorName,
+    typer.Option(
+        "--executor",
+        help="Where the work is done: on this machine, or by workers on a Ray cluster, which share its file systems.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="The cluster of --executor ray. Default: $RAY_ADDRESS, else one of this machine alone.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+CpusPerWorker = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-worker",
+        min=1,
+        metavar="N",
+        help="Cores of a worker of --executor ray where no node has a GPU; else each has a GPU and its share of the "
+        "cores. Default: 4, fewer where no node has so many.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+MaxRetries = Annotated[
+    int | None,
+    typer.Option(
+        "--max-retries",
+        min=0,
+        metavar="N",
+        help="How often --executor ray gives a shard to another worker after one died over it; then it has failed. "
+        "Default: 3.",
+        rich_help_panel=CLUSTER,
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 EncoderDtype = Annotated[

@@ -11,6 +11,7 @@ import typer
 
 from brics_cli import api
 from brics_cli.cli import options
+from brics_cli.cli.batch import executor_of
 from brics_cli.cli.output import Session
 from brics_cli.diffusion.samplers import DEFAULT_SAMPLER
 from brics_cli.errors import InterruptedRunError, UsageError
@@ -111,6 +112,10 @@ def sample(
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Devices = "auto",
+    executor: options.Executor = "local",
+    ray_address: options.RayAddress = None,
+    cpus_per_worker: options.CpusPerWorker = None,
+    max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -124,6 +129,7 @@ def sample(
     Example: brics sample --n 1000 --sampler dpmpp-2m --steps 32
     """
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
+    cluster = executor_of(executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries)
     how: dict[str, Any] = {
         "model": model, "seed": seed, "out": out, "sampler": sampler, "steps": steps, "guidance": guidance,
         "clip": clip, "guide": guide, "class_": class_, "ema": ema, "autoencoder": ae, "batch_size": batch_size,
@@ -136,6 +142,7 @@ def sample(
             grid=grid, interpolate=interpolate, n=num if several else None, seeds=seeds if several else None,
             format=sample_format, codes=codes, shard_size=shard_size, workers=num_workers, codec=codec,
             seed=seed if interpolate is not None else None, class_balance=class_balance if several else None,
+            executor=None if cluster is None else executor,
         )  # fmt: skip
         how |= {"grid": grid, "interpolate": interpolate, "num_frames": frames, "num": num, "seeds": seeds}
         _draw_picture(session, how, dry_run=dry_run)
@@ -148,7 +155,7 @@ def sample(
         )
     how |= {
         "num": num, "seeds": seeds, "format": "h5" if codes else sample_format, "shard_size": shard_size,
-        "num_workers": num_workers, "codec": codec,
+        "num_workers": num_workers, "codec": codec, "executor": cluster,
     }  # fmt: skip
     if dry_run:
         from brics_cli.sampling.plan import plan_sampling

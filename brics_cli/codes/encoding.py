@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,9 +20,9 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder
 from brics_cli.codes import StoreHeader, StoreShard, quantise, quantise_on_device
 from brics_cli.codes.parts import write_part
-from brics_cli.errors import ArtefactError
+from brics_cli.errors import THEN_AGAIN, ArtefactError
 from brics_cli.images import Batch, Collection, load_shards
-from brics_cli.images.fingerprints import settled_digest
+from brics_cli.images.fingerprints import read_digest, settled_digest
 from brics_cli.images.loader import Failure
 from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import TimeSplit
@@ -42,7 +42,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one batch adds: images read and encoded (some enlarged or of several frames), failures, seconds by phase."""
+    """What one batch adds: images read and encoded (some enlarged or of several frames), failures, seconds by phase.
+
+    `num_tasks` is 1 once the part of its shard is whole (`runtime.executors.Event`).
+    """
 
     num_read: int
     num_encoded: int
@@ -50,6 +53,7 @@ class Progress:
     seconds: dict[str, float]
     num_enlarged: int = 0
     num_multi_frame: int = 0
+    num_tasks: int = 0
 
 
 def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
@@ -162,15 +166,17 @@ class ShardWork:
     parts_directory: Path
     batch_size: int
     num_workers: int | None
-    autoencoder: Path | None = None
+    autoencoder: str | None = None
     num_processes: int = 1
 
-    def __call__(self, device: str, tasks: Iterator[int]) -> Iterator[Progress]:
+    def __call__(self, device: str) -> Callable[[Iterator[int]], Iterator[Progress]]:
         assert self.autoencoder is not None
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // self.num_processes))
         autoencoder = load_autoencoder(self.autoencoder, device=device)
-        return self.encode(tasks, code_encoder(autoencoder, self.header, device=torch.device(device)))
+        if autoencoder.weights_sha256 != self.header.autoencoder["sha256"]:
+            raise ArtefactError(f"{self.autoencoder} was written again since this run began", next=THEN_AGAIN)
+        return partial(self.encode, encoder=code_encoder(autoencoder, self.header, device=torch.device(device)))
 
     def encode(self, shard_indices: Iterable[int], encoder: CodeEncoder) -> Iterator[Progress]:
         """Write the part of each shard; closing the iterator, or an error, throws away the part being written.
@@ -208,9 +214,22 @@ class ShardWork:
                             )
                         seconds, split.seconds = split.seconds, {}
                         counts = len(batch.enlarged), len(batch.multi_frame)
-                        yield Progress(len(batch.loaded), len(good), failures, seconds, *counts)
+                        progress = Progress(len(batch.loaded), len(good), failures, seconds, *counts)
                         if batch.content is not None:
                             part.digest = settled_digest(self.collection, batch.shard_index, batch.content)
                             break
+                        yield progress
+                yield replace(progress, num_tasks=1)
         finally:
             batches.close()
+
+    def give_up(self, shard_index: int, reason: str) -> Progress:
+        """Write the part of a shard none of whose images can be encoded, for this reason."""
+        shard = self.collection.shards[shard_index]
+        keys = [self.collection.key(shard_index, index) for index in range(shard.num_images)]
+        failures = [Failure(key, reason) for key in keys]
+        nothing = np.empty((0, *self.header.code_shape), self.header.dtype)
+        with write_part(self.parts_directory, self.header, self.shards[shard_index]) as part:
+            part.add(nothing, keys=[], indices=[], failures=failures)
+            part.digest = read_digest(self.collection, shard_index)
+        return Progress(len(keys), 0, failures, {}, num_tasks=1)

@@ -19,6 +19,9 @@ Labels = Literal["folder", "none"]
 Precision = Literal["fp32", "bf16"]
 """What networks compute in (`runtime.precision`, which has the default of a device)."""
 
+ExecutorName = Literal["local", "ray"]
+"""Where batch commands do their work: this machine (`runtime.executors`) or a Ray cluster (`runtime.on_ray`)."""
+
 CodeKind = Literal["bounded", "continuous"]
 """Codes in [0, 1], or any real numbers."""
 Positions = Literal["none", "image", "cell"]

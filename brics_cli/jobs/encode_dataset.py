@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -31,7 +32,8 @@ from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, sha
 from brics_cli.images.loader import default_num_workers, say_enlarged, say_multi_frame
 from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.device import resolve_devices
-from brics_cli.runtime.executors import LocalExecutor
+from brics_cli.runtime.executors import LocalExecutor, TaskFailed
+from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.precision import default_precision
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
@@ -58,6 +60,7 @@ class EncodePlan:
     devices: list[torch.device]
     batch_size: int
     num_workers: int | None
+    executor: RayExecutor | None = None
 
     @property
     def store_bytes(self) -> int:
@@ -71,7 +74,7 @@ class EncodePlan:
     def work(self, parts_directory: Path) -> ShardWork:
         return ShardWork(
             self.collection, self.header, self.shards, parts_directory, self.batch_size, self.num_workers,
-            self.autoencoder.path,
+            self.autoencoder.reference,
         )  # fmt: skip
 
 
@@ -129,6 +132,7 @@ def plan_encoding(
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
@@ -139,7 +143,7 @@ def plan_encoding(
     `open_collection`; UsageError for keys that are not there, and for continuous codes in a type that holds [0, 1];
     what `check_store_output` raises. The autoencoder is built when all of that is settled.
     """
-    devices = resolve_devices(device)
+    devices = resolve_devices(device) if executor is None else executor.connect(device, reporter=reporter)
     check_known(quantisation, get_args(Quantisation), option="--quantisation", what="quantisation")
     check_known(precision, get_args(Precision), option="--dtype", what="precision")
     if out is None:
@@ -178,7 +182,7 @@ def plan_encoding(
         source_sha256=whole.layout,
         num_images=len(collection),
         flipped=flips,
-        precision=precision or default_precision(devices[0]),
+        precision=precision or default_precision(devices[0] if executor is None else torch.device(executor.device)),
         code_kind=config.code_kind,
         selection="" if keys is None else hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest(),
         part="" if part is None else f"{part[0]}/{part[1]}",
@@ -194,7 +198,7 @@ def plan_encoding(
             next="Run the same command again.",
         )
     batch_size = batch_size or images_per_batch(size)
-    return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size, num_workers)
+    return EncodePlan(whole, collection, model, header, shards, out, devices, batch_size, num_workers, executor)
 
 
 def _default_size(files: AutoencoderFiles, collection: Collection, reporter: Reporter) -> int:
@@ -231,7 +235,8 @@ def estimate_seconds(plan: EncodePlan) -> float:
                              batch_size=plan.batch_size))  # fmt: skip
     plan.encoder().encode(batch)
     seconds_per_image = (time.perf_counter() - start) / max(len(batch.loaded), 1)
-    return seconds_per_image * plan.header.num_images / len(plan.devices)
+    num_workers = len(plan.devices) if plan.executor is None else max(1, plan.executor.num_places())
+    return seconds_per_image * plan.header.num_images / num_workers
 
 
 def encode_dataset(
@@ -268,7 +273,7 @@ def encode_dataset(
             work = plan.work(writer.parts_directory)
             costs = quantisation_cost(plan, pending)
             start = time.perf_counter()
-            running = _run(plan, work, pending)
+            running = _run(plan, work, pending, reporter)
             try:
                 with reporter.task("encode", total=header.num_images, unit="img", initial=initial) as task:
                     for progress in running:
@@ -278,6 +283,8 @@ def encode_dataset(
                         num_multi_frame += progress.num_multi_frame
                         num_failed += len(progress.failures)
                         note = f"{split}, {num_failed:,} failed" if num_failed else str(split)
+                        if plan.executor is not None:
+                            note = f"{plan.executor.status}, {note}"
                         task.advance(progress.num_read, note=note)
                         if max_failures is not None and num_failed > max_failures:
                             key, reason = progress.failures[-1] if progress.failures else ("one", "of an earlier run")
@@ -293,6 +300,8 @@ def encode_dataset(
                 ) from None
             finally:
                 running.close()
+            if plan.executor is not None:
+                plan.executor.check_shared(writer.parts_directory, missing=len(writer.pending))
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
             say_enlarged(reporter, num_enlarged, num_now, size=header.image_size)
             say_multi_frame(reporter, num_multi_frame, num_now)
@@ -338,9 +347,19 @@ def encode_dataset(
     )
 
 
-def _run(plan: EncodePlan, work: ShardWork, pending: list[int]) -> Generator[Progress, None, None]:
-    """Encode in this process on one device, in one process per device on several."""
+def _run(plan: EncodePlan, work: ShardWork, pending: list[int], reporter: Reporter) -> Generator[Progress, None, None]:
+    """Encode on the cluster; else in this process on one device, in one process per device on several."""
     num = len(plan.devices)
+    if plan.executor is not None:
+        shared = replace(work, num_workers=work.num_workers or plan.executor.cpus_per_worker)
+        with closing(plan.executor.run(shared, pending)) as running:
+            for event in running:
+                if isinstance(event, TaskFailed):
+                    reporter.warning(f"shard {plan.shards[event.task].name} has failed: {event.reason}")
+                    yield work.give_up(event.task, event.reason)
+                else:
+                    yield event
+        return
     if num == 1:
         yield from work.encode(pending, plan.encoder())
         return

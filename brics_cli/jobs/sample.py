@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from brics_cli.errors import InterruptedRunError
 from brics_cli.images import contact_sheet
 from brics_cli.images.sheets import seed_captions
 from brics_cli.images.sinks import discard_pieces
-from brics_cli.runtime.executors import LocalExecutor
+from brics_cli.runtime.executors import LocalExecutor, TaskFailed, check_none_failed
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.runtime.stopping import stop_signals
 from brics_cli.sampling.batch_sizes import BatchSizes
 from brics_cli.sampling.engine import DeviceWork, Engine, Progress
 from brics_cli.sampling.plan import Plan
 from brics_cli.sampling.tasks import SampleFormat, Task
+from brics_cli.wording import count
 from brics_cli.workspace import write_provenance
 from brics_cli.workspace.artefacts import finished
 from brics_cli.workspace.files import remove_leftovers
@@ -150,17 +151,22 @@ class _Run:
             self.record_done(pending)
         unseen = [seed for seed in plan.sheet_seeds if not any(seed in task.seeds for task in pending)]
         tasks = [*pending, *([Task(None, range(unseen[0], unseen[-1] + 1))] if unseen else [])]
+        failed: list[TaskFailed[Task]] = []
         with self.reporter.task("sample", total=total, unit="img", initial=total - left) as task:
             try:
                 with closing(self.run(tasks, on_step=lambda note: task.advance(0, note=note))) as run:
                     for done in run:
+                        if isinstance(done, TaskFailed):
+                            failed.append(done)
+                            continue
                         self.take(done)
                         if done.out_of_memory is not None:  # before anything is written of what was computed otherwise
                             self.sizes.write(plan.folder, identity=identity)
-                        task.advance(done.num_written, note=str(self.split) if len(plan.devices) > 1 else None)
+                        task.advance(done.num_written, note=self.note())
             finally:
                 if self.sizes.shrunk:
                     self.sizes.write(plan.folder, identity=identity)
+        check_none_failed(failed, what=f"{count(len(tasks), 'shard')} of {plan.out}")
         images = [self.shown[seed] for seed in plan.sheet_seeds]
         rows = [images[first : first + SHEET_COLUMNS] for first in range(0, len(images), SHEET_COLUMNS)]
         plan.sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -178,21 +184,30 @@ class _Run:
                 if done:
                     self.sizes.record(done, self.sizes.asked)
 
-    def run(self, tasks: list[Task], *, on_step: Callable[[str], None]) -> Generator[Progress, None, None]:
-        """Run `tasks` in this process on one device, in one process per device on several.
+    def note(self) -> str | None:
+        """What stands beside the progress of several workers."""
+        if self.plan.executor is not None:
+            return f"{self.plan.executor.status}, {self.split}"
+        return str(self.split) if len(self.plan.devices) > 1 else None
 
-        Stops between two evaluations of the network by raising _Stopped, on several devices at once by
+    def run(
+        self, tasks: list[Task], *, on_step: Callable[[str], None]
+    ) -> Generator[Progress | TaskFailed[Task], None, None]:
+        """Run `tasks` in this process on one device, in one process per device on several, or on the cluster.
+
+        Stops between two evaluations of the network by raising _Stopped, on several workers at once by
         KeyboardInterrupt.
         """
         plan, num_devices = self.plan, len(self.plan.devices)
-        if num_devices > 1:
-            if len(tasks) < num_devices:
+        if num_devices > 1 or plan.executor is not None:
+            if plan.executor is None and len(tasks) < num_devices:
                 self.reporter.message(
                     f"{len(tasks):,} shards keep only so many of {num_devices} devices busy: see --shard-size"
                 )
-            work = DeviceWork(plan, self.sizes, torch.get_num_threads())
+            executor = plan.executor or LocalExecutor([str(device) for device in plan.devices])
+            work = DeviceWork(replace(plan, executor=None), self.sizes, torch.get_num_threads())
             try:
-                yield from LocalExecutor([str(device) for device in plan.devices]).run(work, tasks)
+                yield from executor.run(work, tasks)
             finally:
                 remove_leftovers(plan.folder, "*")  # of processes that were ended while they wrote
             return
@@ -231,7 +246,7 @@ class _Run:
             "seeds": [plan.seeds.start, plan.seeds.stop - 1],
             "image_size": size,
             "transform": autoencoder.transform,
-            "device": ",".join(str(device) for device in plan.devices),
+            "device": plan.executor.device if plan.executor else ",".join(str(device) for device in plan.devices),
             "class_names": list(denoiser.class_names),
             "summary": f"{num:,} samples, {size} px, {how.sampler} {how.num_steps} steps",
         }

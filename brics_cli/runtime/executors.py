@@ -1,7 +1,9 @@
-"""Executors: where a batch job's tasks run, one shard each (DESIGN section 9). `LocalExecutor`: on this machine.
+"""Executors: where a batch job's tasks run, one shard each (DESIGN section 9). `LocalExecutor`: on this machine;
+`on_ray.RayExecutor`: on a cluster.
 
-Every worker is a process that tells by a pipe of its own what happens, so that one that is killed leaves no lock held
-and no message cut in half for the others. One more pipe holds the numbers of the tasks: who reads one has taken it.
+Every worker of this machine is a process that tells by a pipe of its own what happens, so that one that is killed
+leaves no lock held and no message cut in half for the others. One more pipe holds the numbers of the tasks: who reads
+one has taken it.
 """
 
 from __future__ import annotations
@@ -14,41 +16,71 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from brics_cli.errors import MachineError
+from brics_cli.errors import MachineError, TooManyFailuresError
 from brics_cli.isolation import child_command, child_environment
 
-Task_contra = TypeVar("Task_contra", contravariant=True)
-Event_co = TypeVar("Event_co", covariant=True)
 TaskT = TypeVar("TaskT")
-EventT = TypeVar("EventT")
+EventT = TypeVar("EventT", bound="Event")
+Task_contra = TypeVar("Task_contra", contravariant=True)
+Event_co = TypeVar("Event_co", covariant=True, bound="Event")
 
 STOP_S = 5.0
 """Seconds that a worker has to end before it is killed."""
 _NUMBER = struct.Struct("<q")
 
 
+class Event(Protocol):
+    """What a worker tells. `num_tasks`: how many more of the tasks it has taken are whole on disk, the oldest first."""
+
+    @property
+    def num_tasks(self) -> int: ...
+
+
 class Work(Protocol[Task_contra, Event_co]):
-    """What a worker does: set up once for `device`, then take tasks from the iterator and tell what happens.
+    """What a worker does: set up once for `device`; what comes back takes tasks, and tells what happens.
 
     It must be picklable, and so must its events. Asking the iterator for a task is taking it: a worker may read ahead.
-    A task's result goes to disk under its final name when it is whole, so that nothing is lost with a worker.
+    When the iterator ends, what was taken is to be finished; then there may be another iterator. A task's result goes
+    to disk under its final name when it is whole, so that nothing is lost with a worker, and doing a task twice does
+    no harm.
     """
 
-    def __call__(self, device: str, tasks: Iterator[Task_contra]) -> Iterator[Event_co]: ...
+    def __call__(self, device: str) -> Callable[[Iterator[Task_contra]], Iterator[Event_co]]: ...
+
+
+@dataclass(frozen=True)
+class TaskFailed(Generic[TaskT]):
+    """The event of a task that was given up, since worker after worker died over it; `reason` in words."""
+
+    task: TaskT
+    reason: str
+    num_tasks: int = 1
+
+
+def check_none_failed(failed: Sequence[TaskFailed[Any]], *, what: str) -> None:
+    """Raise TooManyFailuresError where some of `what` have failed, for outputs that are nothing without them."""
+    if failed:
+        raise TooManyFailuresError(
+            f"{len(failed):,} of {what} could not be made; the first: {failed[0].reason}",
+            next="The others are kept: the same command goes on with those that are missing.",
+        )
 
 
 class Executor(Protocol):
     """Runs `work` over `tasks` on all workers it has; each task is taken by one of them."""
 
-    def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Iterator[EventT]:
+    def run(
+        self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]
+    ) -> Generator[EventT | TaskFailed[TaskT], None, None]:
         """The workers' events as they come, in the order of each worker. Raises what a worker raised.
 
-        Raises MachineError when a worker died. However it ends, no worker is left running.
+        However it ends, no worker is left running.
         """
         ...
 
@@ -63,8 +95,8 @@ class LocalExecutor:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = list(devices)
 
-    def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Iterator[EventT]:
-        """See `Executor.run`."""
+    def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Generator[EventT, None, None]:
+        """See `Executor.run`. Raises MachineError when a worker died."""
         workers: dict[Connection, tuple[str, subprocess.Popen[bytes]]] = {}
         numbers = _pipe_of_numbers(len(tasks))
         try:
@@ -190,12 +222,17 @@ def main() -> None:
     try:
         work, device, tasks = events.recv()
         threading.Thread(target=end_with_parent, daemon=True).start()
-        for event in work(device, taken()):
+        for event in work(device)(taken()):
             events.send(("event", event))
         events.send(("done", None))
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # it cannot be pickled: its text
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        events.send(("error", error))
+        events.send(("error", as_it_travels(error)))
+
+
+def as_it_travels(error: Exception) -> Exception:
+    """`error`, or where that cannot be pickled, its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

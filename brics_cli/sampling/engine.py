@@ -66,7 +66,8 @@ class Progress:
     `seeds` (none of a task for the sheet alone) are computed in batches of `batch_size`. `shown` are images for the
     sheet, by seed; `seconds` by phase: denoise, decode, and write, which is waiting for the disk. `num_written` images
     went to the disk in `writing_s` of the writing thread. `out_of_memory` says where and why memory ran out: `seeds`
-    are then what is left of the task, to be computed in smaller batches.
+    are then what is left of the task, to be computed in smaller batches. `num_tasks` is 1 once a task is whole, where
+    each has a run of its own (`runtime.executors.Event`).
     """
 
     seeds: range = range(0)
@@ -76,6 +77,7 @@ class Progress:
     num_written: int = 0
     writing_s: float = 0.0
     out_of_memory: str | None = None
+    num_tasks: int = 0
 
 
 @dataclass(frozen=True)
@@ -336,13 +338,20 @@ class DeviceWork:
     sizes: BatchSizes
     num_threads: int
 
-    def __call__(self, device: str, tasks: Iterator[Task]) -> Iterator[Progress]:
+    def __call__(self, device: str) -> Callable[[Iterator[Task]], Iterator[Progress]]:
         torch.set_num_threads(self.num_threads)
         where = torch.device(device)
         if where.type == "cuda" and where.index is not None:
             torch.cuda.set_device(where)
         self.plan.models.to(where)
-        return Engine.of(self.plan, sizes=self.sizes).run(tasks)
+        engine = Engine.of(self.plan, sizes=self.sizes)
+
+        def run(tasks: Iterator[Task]) -> Iterator[Progress]:
+            for task in tasks:  # one by one: what is told of a task is told when it is whole
+                yield from engine.run([task])
+                yield Progress(num_tasks=1)
+
+        return run
 
 
 def estimate_seconds(plan: Plan) -> float:
@@ -353,7 +362,7 @@ def estimate_seconds(plan: Plan) -> float:
     estimate = _timed(lambda: models.compute(range(size)))
     decoding = _timed(lambda: models.pixels(codes))
     num_batches = (plan.seeds.stop - 1) // size - plan.seeds.start // size + 1
-    return num_batches * (plan.models.settings.num_evaluations * estimate + decoding) / len(plan.devices)
+    return num_batches * (plan.models.settings.num_evaluations * estimate + decoding) / plan.num_workers_at_once
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -22,6 +22,7 @@ from brics_cli.images import open_sink, versioned
 from brics_cli.images.sinks import ImageSink, check_codec, file_of_pieces, pieces_directory
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
+from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import Models, load_models
 from brics_cli.sampling.tasks import (
@@ -50,8 +51,8 @@ SHEET_IMAGES = 64
 class Plan:
     """What is sampled, with what, on which devices, and where to. `seeds` is a range with step 1.
 
-    On one device the models are there; for several they are on the CPU. Picklable: another process loads the models
-    again from their files.
+    On one device the models are there; for several, or a cluster, they are on the CPU. Picklable: another process
+    loads the models again from their files.
     """
 
     models: Models
@@ -63,6 +64,7 @@ class Plan:
     devices: tuple[torch.device, ...]
     num_workers: int | None = None
     codec: Codec | None = None
+    executor: RayExecutor | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,6 +73,10 @@ class Plan:
             **self.models.record(batch_size=self.batch_size),
             **_of_output(self.seeds, self.format, shard_size=self.shard_size, codec=self.codec),
         }
+
+    @property
+    def num_workers_at_once(self) -> int:
+        return len(self.devices) if self.executor is None else max(1, self.executor.num_places())
 
     @property
     def artefact(self) -> Artefact:
@@ -161,6 +167,7 @@ def plan_sampling(
     num_workers: int | None = None,
     codec: Codec | None = None,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
@@ -174,7 +181,7 @@ def plan_sampling(
     wanted = seed_range(num=num, seeds=seeds, seed=seed)
     check_at_least_1(batch_size, option="--batch-size")
     check_at_least_1(shard_size, option="--shard-size")
-    devices = tuple(resolve_devices(device))
+    devices = tuple(resolve_devices(device) if executor is None else executor.connect(device, reporter=reporter))
     form = _form(out, asked=format, reporter=reporter)
     check_codec(codec, format=form, path=out)
     shard_size = shard_size or DEFAULT_SHARD_SIZE
@@ -188,12 +195,12 @@ def plan_sampling(
             weights = read_model_config(model, kind="diffusion")[1] / WEIGHTS_NAME
             known |= {"batch_size": batch_size, "diffusion": sha256_of_file(weights)}
             check_alike(begun, kind="samples", known=known)
-    on = devices[0] if len(devices) == 1 else torch.device("cpu")
+    on = devices[0] if len(devices) == 1 and executor is None else torch.device("cpu")
     models = load_models(model, **how, workspace=workspace, device=on, reporter=reporter)
     if models.balance is not None:
         often = "as often as in training" if models.balance == "proportional" else "each as often as any other"
         reporter.message(f"classes are drawn {often}: {models.denoiser.classes.listed()} (--class-balance, --class)")
-    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size, devices, num_workers, codec)
+    plan = Plan(models, wanted, batch_size, out or Path(), form, shard_size, devices, num_workers, codec, executor)
     return plan if out is not None else _placed(plan, workspace=workspace, reporter=reporter)
 
 

@@ -114,7 +114,7 @@ def test_processes_of_the_api_do_not_inherit_the_cwd(planted, tmp_path):
         f"os.chdir({str(planted)!r})\n"
         "sys.path[:0] = ['', '.', os.getcwd()]\n"
         "print(verify_store_in_child('three.h5'), len(KeyCodeStore('three.h5')))\n"
-        "print(sorted(square for _, _, square in LocalExecutor(['a', 'b']).run(Squares(), [1, 2, 3])))\n"
+        "print(sorted(told.value for told in LocalExecutor(['a', 'b']).run(Squares(), [1, 2, 3])))\n"
     )
     env = environment(PYTHONPATH=str(Path(__file__).parents[1]))
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)

@@ -70,7 +70,7 @@ def test_tasks_may_be_taken_by_anybody_in_any_order(workspace, tmp_path, format,
     tasks = planned.tasks[::-1]
     assert len(tasks) > 2
     for taken in (tasks[::2], tasks[1::2]):
-        events = list(work("cpu", iter(taken)))
+        events = list(work("cpu")(iter(taken)))
         written = sum(event.num_written for event in events)
         assert written == sum(len(task.seeds) for task in taken)
     if format == "png":

@@ -22,16 +22,17 @@ def is_running(pid: int) -> bool:
 
 def test_every_task_is_taken_once():
     events = list(LocalExecutor(["a", "b"]).run(Squares(), list(range(40))))
-    assert sorted(task for _, task, _ in events) == list(range(40))
-    assert all(square == task**2 for _, task, square in events)
-    assert {device for device, _, _ in events} == {"a", "b"}
+    assert sorted(told.task for told in events) == list(range(40))
+    assert all(told.value == told.task**2 for told in events)
+    assert {told.device for told in events} == {"a", "b"}
     for name in ("a", "b"):
-        taken = [task for device, task, _ in events if device == name]
+        taken = [told.task for told in events if told.device == name]
         assert taken == sorted(taken)
 
 
 def test_ctrl_c_cannot_reach_a_worker_that_is_starting():
-    assert list(LocalExecutor(["a"]).run(SaysWhetherBlocked(), [0])) == [True] and not SIGINT_BLOCKED
+    (told,) = LocalExecutor(["a"]).run(SaysWhetherBlocked(), [0])
+    assert told.value and not SIGINT_BLOCKED
 
 
 def test_an_error_of_a_worker_is_raised_with_its_advice():
@@ -47,7 +48,7 @@ def test_a_worker_that_is_killed_is_an_error_and_not_a_wait():
 
 def test_workers_end_when_nobody_listens_any_more(tmp_path):
     events = LocalExecutor(["a"]).run(Lingers(tmp_path), [0])
-    pid = next(events)
+    pid = next(events).value
     events.close()
     assert not is_running(pid)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from brics_cli.cli import options
-from brics_cli.cli.batch import same_command_goes_on, say_if_complete, warn_about_failures
+from brics_cli.cli.batch import executor_of, same_command_goes_on, say_if_complete, warn_about_failures
 from brics_cli.cli.output import Session
 from brics_cli.cli.pages import Old
 from brics_cli.config import DEFAULT_TRANSFORM, Transform
@@ -70,6 +70,10 @@ def pack(
     max_failures: options.MaxFailures = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
+    executor: options.Executor = "local",
+    ray_address: options.RayAddress = None,
+    cpus_per_worker: options.CpusPerWorker = None,
+    max_retries: options.MaxRetries = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -100,6 +104,9 @@ def pack(
         crop_scale=crop_scale,
         jitter=jitter,
         seed=seed,
+        executor=executor_of(
+            executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries
+        ),
         reporter=session.reporter,
     )
     if dry_run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -47,10 +47,10 @@ class Progress:
     `num_tasks` is 1 once the part of its shard is whole (`runtime.executors.Event`).
     """
 
-    num_read: int
-    num_encoded: int
-    failures: list[Failure]
-    seconds: dict[str, float]
+    num_read: int = 0
+    num_encoded: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     num_enlarged: int = 0
     num_multi_frame: int = 0
     num_tasks: int = 0
@@ -214,12 +214,11 @@ class ShardWork:
                             )
                         seconds, split.seconds = split.seconds, {}
                         counts = len(batch.enlarged), len(batch.multi_frame)
-                        progress = Progress(len(batch.loaded), len(good), failures, seconds, *counts)
+                        yield Progress(len(batch.loaded), len(good), failures, seconds, *counts)
                         if batch.content is not None:
                             part.digest = settled_digest(self.collection, batch.shard_index, batch.content)
                             break
-                        yield progress
-                yield replace(progress, num_tasks=1)
+                yield Progress(num_tasks=1)
         finally:
             batches.close()
 
@@ -232,4 +231,4 @@ class ShardWork:
         with write_part(self.parts_directory, self.header, self.shards[shard_index]) as part:
             part.add(nothing, keys=[], indices=[], failures=failures)
             part.digest = read_digest(self.collection, shard_index)
-        return Progress(len(keys), 0, failures, {}, num_tasks=1)
+        return Progress(len(keys), failures=failures, num_tasks=1)

@@ -11,10 +11,9 @@ JSON, and refuses shards whose images do not all have the same sidecars.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,7 +113,7 @@ def failures_of_finished(out: Path, collection: Collection) -> FailureLog:
     """
     check_manifest(out)
     listed = _of_manifest(out, lambda found: [(str(row["key"]), str(row["reason"])) for row in found["failures"]])
-    log = FailureLog(out, keep=len(collection))
+    log = FailureLog(out, keep=lambda place: place < len(collection))
     if sorted((key, reason) for _, key, reason in log.failures) != sorted(listed):
         places = {key: place for place, key in enumerate(collection.keys())}
         log.replace([(places.get(key, -1), key, reason) for key, reason in listed])
@@ -122,28 +121,28 @@ def failures_of_finished(out: Path, collection: Collection) -> FailureLog:
 
 
 def missing_places(
-    out: Path, collection: Collection, *, num_places: int, shard_size: int
+    out: Path, collection: Collection, *, shards: Set[int], shard_size: int
 ) -> list[tuple[int, str, str]]:
-    """(place, key, reason) of the first `num_places` images that the whole shards in `out` do not hold, should its
-    failures.jsonl have got lost."""
+    """(place, key, reason) of the images that the whole `shards` in `out` do not hold, should its failures.jsonl have
+    got lost."""
     there = set(TarCollection(str(out.resolve()), sorted(out.glob("*.tar"))).keys())
     reason = "failed in an earlier run, and its failures.jsonl got lost"
     return [
         (place, key, reason)
-        for place, key in enumerate(islice(collection.keys(), num_places))
-        if f"{place // shard_size:05d}/{webdataset_stem(key)}" not in there
+        for place, key in enumerate(collection.keys())
+        if place // shard_size in shards and f"{place // shard_size:05d}/{webdataset_stem(key)}" not in there
     ]
 
 
 class FailureLog:
     """`failures.jsonl` in an output folder: one line per image that failed, written the moment it does.
 
-    `keep` is how many leading places of the output are safe; lines of later places are of work that is done again.
+    `keep` says of a place of the output whether it is safe; lines of others are of work that is done again.
     """
 
     NAME = "failures.jsonl"
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: Callable[[int], bool]) -> None:
         self.path = folder / self.NAME
         self.failures: list[tuple[int, str, str]] = []
         """(place, key, reason)."""
@@ -151,7 +150,7 @@ class FailureLog:
         if not self.was_lost:
             for row in read_json_lines(self.path):
                 with suppress(ValueError, KeyError, TypeError):
-                    if int(row["place"]) < keep:
+                    if keep(int(row["place"])):
                         self.failures.append((int(row["place"]), str(row["key"]), str(row["reason"])))
         self.replace(self.failures)
 
@@ -167,7 +166,8 @@ class FailureLog:
         write_text_atomically(self.path, "".join(_line(*failure) for failure in failures))
 
     def close(self) -> None:
-        """Remove the file when nothing failed."""
+        """Put the lines in order; remove the file when nothing failed."""
+        self.replace(sorted(self.failures))
         if not self.failures:
             self.path.unlink(missing_ok=True)
 
@@ -177,10 +177,11 @@ def _line(place: int, key: str, reason: str) -> str:
 
 
 class SourceLog:
-    """`.sources.jsonl`: the digests of what the finished shards 0, 1, ... of `folder` were made from, by shard.
+    """`.sources.jsonl`: the digests of what the finished shards of `folder` were made from, by shard.
 
-    A line is written before its shard is given its name, so that every shard that is there has one. When the output is
-    complete the digests are in its manifest, and the file is removed.
+    A line is written before its shard is given its name, so that every shard that is there has one; on a cluster after
+    it, so that a shard without one is made again. When the output is complete the digests are in its manifest, and the
+    file is removed.
     """
 
     NAME = ".sources.jsonl"
@@ -193,9 +194,9 @@ class SourceLog:
                 with suppress(ValueError, KeyError, TypeError):
                     self.digests[int(row["shard"])] = str(row["digest"])
 
-    def keep(self, num_shards: int) -> None:
-        """Forget all but the first shards: the others are made again."""
-        self.digests = {shard: digest for shard, digest in self.digests.items() if shard < num_shards}
+    def keep(self, shards: Set[int]) -> None:
+        """Forget all but these: the others are made again."""
+        self.digests = {shard: digest for shard, digest in self.digests.items() if shard in shards}
         write_text_atomically(self.path, "".join(self._line(*row) for row in self.digests.items()))
 
     def add(self, shard: int, digest: str) -> None:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from brics_cli.config.names import DEFAULT_TRANSFORM, Labels
 from brics_cli.errors import ArtefactError, InterruptedRunError, MachineError, TooManyFailuresError, UsageError
-from brics_cli.images import Collection, load_shards, open_collection, versioned
+from brics_cli.images import Collection, open_collection, versioned
 from brics_cli.images.collection import Wanted
 from brics_cli.images.crops import CropCollection, Crops
-from brics_cli.images.fingerprints import fingerprint, fingerprint_of, settled_digest, shards_to_redo
+from brics_cli.images.fingerprints import fingerprint, fingerprint_of, shards_to_redo
 from brics_cli.images.loader import say_enlarged, say_multi_frame
+from brics_cli.images.packing import Packed, PackWork
 from brics_cli.images.packs import (
     CARD,
     FailureLog,
@@ -34,19 +34,21 @@ from brics_cli.images.packs import (
 )
 from brics_cli.images.pixels import ImageError, load_pixels
 from brics_cli.images.recut import recut
-from brics_cli.images.sinks import OutputImage, WebDatasetSink, encoding_of
+from brics_cli.images.sinks import WebDatasetSink, encoding_of
 from brics_cli.images.sources.tars import TarCollection
 from brics_cli.parsing import as_json
+from brics_cli.runtime.executors import TaskFailed
+from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import Artefact, Parent, provenance_at, sha256_of_file, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.files import remove_leftovers
 from brics_cli.workspace.naming import FOLDER, Codec, form_of_output
 from brics_cli.workspace.outputs import Claim, claim, output_lock
 
 SIZE, SHARD_SIZE = 256, 1000
 DEFAULT_CODEC: Codec = "webp"
 """The cheapest that loses nothing."""
-BATCH_SIZE = 64
 LONG_HASH_BYTES = 2**31
 """Shards of so many bytes in all take seconds to hash, which is then shown."""
 NUM_ESTIMATED = 32
@@ -63,6 +65,7 @@ class PackPlan:
     transform: str
     labels: Labels | None
     crops: Crops | None = None
+    executor: RayExecutor | None = None
 
     @property
     def out(self) -> Path:
@@ -143,6 +146,7 @@ def plan_packing(
     crop_scale: str | None = None,
     jitter: float | None = None,
     seed: int | None = None,
+    executor: RayExecutor | None = None,
     reporter: Reporter | None = None,
 ) -> PackPlan:
     """Look at the source, and tell `reporter` what of it is not read.
@@ -167,9 +171,11 @@ def plan_packing(
         raise UsageError(f"--out {out} is the collection itself", next="Give another --out.")
     if cut is not None:
         collection = CropCollection(collection, cut)
+    if executor is not None:
+        executor.connect("cpu", reporter=reporter or SilentReporter())
     names = collection.class_names
     sink = WebDatasetSink(out, shard_size=shard_size or SHARD_SIZE, encoding=encoding, class_names=names)
-    return PackPlan(collection, sink, size or SIZE, transform or DEFAULT_TRANSFORM, labels, cut)
+    return PackPlan(collection, sink, size or SIZE, transform or DEFAULT_TRANSFORM, labels, cut, executor)
 
 
 def _crops(
@@ -240,41 +246,27 @@ def pack(
     collection, sink = plan.collection, plan.sink
     reporter.message(f"packing {collection.path}: {collection.describe()}")
     sources = recut(collection, sink.shard_size)  # what each shard is made from
+    work = PackWork(sources, sink, plan.transform, plan.size, num_workers)
     counts: Counter[str] = Counter()
 
-    def images(place: int, task: Task) -> Iterator[OutputImage]:
-        """Decode those from `place` on, and record what cannot be and what shards are made from."""
-        shards = range(len(made_from.digests), len(sources.shards))
-        with closing(
-            load_shards(
-                sources,
-                shards,
-                transform=plan.transform,
-                size=plan.size,
-                num_workers=num_workers,
-                batch_size=BATCH_SIZE,
+    def take(packed: Packed, task: Task) -> None:
+        """Record what cannot be packed and what shards are made from: before they have their names, but for those of a
+        cluster's workers."""
+        counts.update(images=packed.num_packed, enlarged=packed.num_enlarged, multi_frame=packed.num_multi_frame)
+        for failure in packed.failures:
+            log.add(*failure)
+        if packed.digest is not None:
+            made_from.add(packed.shard, packed.digest)
+        num_failed = len(log.failures)
+        if max_failures is not None and num_failed > max_failures:
+            _, key, reason = log.failures[-1]
+            raise TooManyFailuresError(
+                f"{num_failed:,} images failed, more than --max-failures {max_failures}; the last, {key}: {reason}",
+                next=f"All are listed in {log.path}.",
             )
-        ) as batches:
-            for batch in batches:
-                counts.update(
-                    images=len(batch.images), enlarged=len(batch.enlarged), multi_frame=len(batch.multi_frame)
-                )
-                if batch.content is not None:
-                    made_from.add(batch.shard_index, settled_digest(sources, batch.shard_index, batch.content))
-                for image in batch.loaded:
-                    if image.pixels is None:
-                        log.add(place, image.key, image.reason)
-                    yield OutputImage(image.key, image.pixels, image.label, image.meta)
-                    place += 1
-                num_failed = len(log.failures)
-                if max_failures is not None and num_failed > max_failures:
-                    _, key, reason = log.failures[-1]
-                    raise TooManyFailuresError(
-                        f"{num_failed:,} images failed, more than --max-failures {max_failures}; "
-                        f"the last, {key}: {reason}",
-                        next=f"All are listed in {log.path}.",
-                    )
-                task.advance(len(batch.loaded), note=f"{num_failed:,} failed" if num_failed else None)
+        notes = [plan.executor.status] if plan.executor is not None else []
+        notes += [f"{num_failed:,} failed"] if num_failed else []
+        task.advance(packed.num_read, note=", ".join(notes) or None)
 
     with output_lock(plan.out):
         if _claim(plan, sources, overwrite=overwrite, reporter=reporter) == "complete":
@@ -284,15 +276,21 @@ def pack(
             log.close()
             return _result(plan, log, already_complete=True)
         made_from = _checked_sources(plan, sources, overwrite=overwrite, reporter=reporter)
-        done = sink.resume_point(collection.keys())
-        log = FailureLog(plan.out, keep=done)
+        kept = set(made_from.digests)
+        pending = [shard for shard in range(len(sources.shards)) if shard not in kept]
+        done = sum(sources.shards[shard].num_images for shard in kept)
+        log = FailureLog(plan.out, keep=lambda place: place // sink.shard_size in kept)
         if done:
             if log.was_lost:
-                log.replace(missing_places(plan.out, collection, num_places=done, shard_size=sink.shard_size))
+                log.replace(missing_places(plan.out, collection, shards=kept, shard_size=sink.shard_size))
             reporter.message(f"going on after {done:,} images that are packed")
         try:
-            with reporter.task("pack", total=plan.num_images, unit="img", initial=done) as task:
-                sink.write(images(done, task), start=done)
+            with (
+                reporter.task("pack", total=plan.num_images, unit="img", initial=done) as task,
+                closing(_run(plan, work, pending, reporter)) as running,
+            ):
+                for packed in running:
+                    take(packed, task)
         except MemoryError as error:
             raise _out_of_memory(error, next="Use fewer --workers; whole shards are kept.") from None
         except KeyboardInterrupt:
@@ -309,6 +307,24 @@ def pack(
         sink.finish(reporter)
         _put_on_record(plan, sources, made_from, log, reporter)
         return replace(_result(plan, log), num_enlarged=num_enlarged)
+
+
+def _run(plan: PackPlan, work: PackWork, pending: list[int], reporter: Reporter) -> Generator[Packed, None, None]:
+    """Pack in this process, or on the cluster."""
+    if plan.executor is None:
+        yield from work.pack(pending)
+        return
+    cores = plan.executor.cpus_per_worker
+    work.sink.num_workers = work.sink.num_workers or cores
+    with closing(plan.executor.run(replace(work, num_workers=work.num_workers or cores), pending)) as running:
+        for event in running:
+            if isinstance(event, TaskFailed):
+                reporter.warning(f"shard {event.task:05d} has failed: {event.reason}")
+                yield work.give_up(event.task, event.reason)
+            else:
+                yield event
+    remove_leftovers(plan.out, "*.tar.*")
+    plan.executor.check_shared(plan.out, missing=sum(not work.sink.shard(shard).is_file() for shard in pending))
 
 
 def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:
@@ -338,7 +354,7 @@ def _put_on_record(
         source_sha256=source_sha256,
         not_read=plan.collection.passed_over.to_json(),
         shards=shards,
-        failures=[(key, reason) for _, key, reason in log.failures],
+        failures=[(key, reason) for _, key, reason in sorted(log.failures)],
     )
     write_provenance(
         finished(
@@ -404,15 +420,16 @@ def _claim(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter: Re
 def _checked_sources(plan: PackPlan, sources: Collection, *, overwrite: bool, reporter: Reporter) -> SourceLog:
     """What the shards that are there were made from, which is what the collection still holds.
 
-    Shards without a record of that are removed; with `overwrite` all from the first one of changed images on, too.
-    Raises ArtefactError, saying which, when images have changed.
+    Shards without a record of that are removed; with `overwrite` those of changed images, too. Raises ArtefactError,
+    saying which, when images have changed.
     """
-    made_from, tars = SourceLog(plan.out), _tars(plan.out)
-    num_known = next(number for number in count() if number not in made_from.digests)
-    recorded = {number: made_from.digests[number] for number in range(min(num_known, len(tars)))}
+    made_from = SourceLog(plan.out)
+    there = {int(tar.stem): tar for tar in _tars(plan.out) if tar.stem.isdecimal()}
+    recorded = {shard: made_from.digests[shard] for shard in sorted(there) if shard in made_from.digests}
     redone = shards_to_redo(sources, recorded, output=plan.out, complete=False, overwrite=overwrite, reporter=reporter)
-    num_kept = min(redone, default=len(recorded))
-    for tar in tars[num_kept:]:
-        tar.unlink()
-    made_from.keep(num_kept)
+    kept = recorded.keys() - set(redone)
+    for shard, tar in there.items():
+        if shard not in kept:
+            tar.unlink()
+    made_from.keep(kept)
     return made_from

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
-import torch
-
 import brics_cli
 from brics_cli.errors import BricsError, MachineError, UsageError, first_line
 from brics_cli.runtime.executors import EventT, TaskFailed, TaskT, Work
@@ -30,6 +28,7 @@ from brics_cli.wording import count
 
 if TYPE_CHECKING:
     import ray
+    import torch
 
 CPUS_PER_WORKER = 4
 """Where --cpus-per-worker is not given; fewer where no node has so many."""
@@ -97,6 +96,8 @@ class RayExecutor:
             f"Ray cluster {where}: {count(len(nodes), 'node')}, room for {count(self.num_places(), 'worker')} of "
             + ("a GPU each" if self.device == "cuda" else count(self.cpus_per_worker, "core"))
         )
+        import torch
+
         return [torch.device("cuda" if self.device == "cuda" and torch.cuda.is_available() else "cpu")]
 
     def run(

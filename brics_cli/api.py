@@ -210,6 +210,7 @@ def decode(
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: str | Path = ".",
     reporter: Reporter | None = None,
@@ -225,6 +226,7 @@ def decode(
     precision: what the decoder computes in, `fp32` or `bf16`.
     batch_size, num_workers: codes per batch of the network, and threads that encode images. None: 64, fewer above
         256 px; one per CPU core, at most 8.
+    executor: `RayExecutor(...)` for a cluster, a shard of images at a time to each worker. None: this machine.
     device, overwrite, workspace, reporter: see the module.
 
     Returns the output's path and format, counts, and img/s.
@@ -245,6 +247,7 @@ def decode(
         precision=precision,
         num_workers=num_workers,
         device=device,
+        executor=executor,
         overwrite=overwrite,
         workspace=_workspace(workspace),
         reporter=reporter,
@@ -412,6 +415,7 @@ def evaluate(
     out: str | Path | None = None,
     dry_run: bool = False,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: str | Path = ".",
     reporter: Reporter | None = None,
@@ -436,6 +440,7 @@ def evaluate(
     batch_size: images per batch of the networks. None: 32.
     num_workers: threads or processes that decode images. None: one per CPU core, at most 16.
     out: also write the report there, as JSON.
+    executor: `RayExecutor(...)`: features of sets of images are computed on a cluster. None: this machine.
     dry_run: only say what would be measured (`EvaluationReport.planned`).
     device, overwrite, workspace, reporter: see the module.
 
@@ -453,6 +458,7 @@ def evaluate(
         workspace=_workspace(workspace),
         reporter=reporter or _default_reporter(),
         device=device,
+        executor=executor,
         batch_size=batch_size,
         num_workers=num_workers,
         limit=limit,

@@ -77,8 +77,9 @@ def ray_cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        patch.setattr("brics_cli.runtime.on_ray.free_cores", lambda: 2)
         patch.delenv("RAY_ADDRESS", raising=False)
-        RayExecutor().connect("cpu", reporter=SilentReporter())
+        executor = RayExecutor()
+        executor.local_cores = 2
+        executor.connect("cpu", reporter=SilentReporter())
     yield
     ray.shutdown()

@@ -226,6 +226,33 @@ def evaluation(
 
 
 @app.command()
+def executor(
+    num_tasks: Annotated[int, typer.Option("--n", min=200, help="Tasks without work that are scheduled.")] = 5000,
+    num_listed: Annotated[
+        int, typer.Option("--of", min=200, help="Tasks of the whole run, which the driver holds.")
+    ] = 1_000_000,
+    num_workers: Annotated[int, typer.Option("--workers", min=1, help="Workers on this machine.")] = 2,
+    num_shards: Annotated[
+        int, typer.Option("--shards", min=2, help="Shards of 1,000 images that one worker encodes.")
+    ] = 5,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=0, help="Encodings by each executor; medians are reported.")
+    ] = 1,
+    as_json: options.Json = False,
+) -> None:
+    """What --executor ray costs: scheduling per task, the driver's memory, img/s beside the local executor's.
+
+    Example: brics bench executor --n 20000 --repeats 3
+    """
+    from brics_cli.bench.executor import bench_executor
+
+    report = bench_executor(
+        num_tasks=num_tasks, num_listed=num_listed, num_workers=num_workers, num_shards=num_shards, repeats=repeats
+    )
+    _show(Session(as_json=as_json), report)
+
+
+@app.command()
 def pack(
     num_images: Annotated[
         int, typer.Option("--n", min=8, max=1000, help="How many images are packed, JPEG photographs.")

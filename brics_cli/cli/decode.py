@@ -10,7 +10,7 @@ import typer
 
 from brics_cli import api
 from brics_cli.cli import options
-from brics_cli.cli.batch import same_command_goes_on, say_if_complete
+from brics_cli.cli.batch import executor_of, same_command_goes_on, say_if_complete
 from brics_cli.cli.output import Session
 from brics_cli.workspace.naming import IMAGE_FORMATS, IMAGE_TITLES, ImageFormat, metavar_of
 
@@ -45,6 +45,10 @@ def decode(
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
+    executor: options.Executor = "local",
+    ray_address: options.RayAddress = None,
+    cpus_per_worker: options.CpusPerWorker = None,
+    max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -61,6 +65,9 @@ def decode(
     how: dict[str, Any] = {
         "autoencoder": ae, "out": out, "format": image_format, "codec": codec, "nested": nested, "device": device,
         "precision": dtype, "num_workers": num_workers, "overwrite": overwrite, "reporter": session.reporter,
+        "executor": executor_of(
+            executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries
+        ),
     }  # fmt: skip
     if dry_run:
         from brics_cli.jobs.decode import plan_decoding

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from brics_cli.cli import completion, options
+from brics_cli.cli.batch import executor_of
 from brics_cli.cli.output import Session, plain_table, short_names
 from brics_cli.cli.pages import Old
 from brics_cli.config.names import Normalise
@@ -148,6 +149,10 @@ def eval(
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
+    executor: options.Executor = "local",
+    ray_address: options.RayAddress = None,
+    cpus_per_worker: options.CpusPerWorker = None,
+    max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -206,6 +211,9 @@ def eval(
         out=out,
         dry_run=dry_run,
         device=device,
+        executor=executor_of(
+            executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries
+        ),
         overwrite=overwrite,
         workspace=session.workspace.root,
         reporter=session.reporter,

@@ -26,6 +26,7 @@ from brics_cli.evaluation.registry import Metric, Settings
 from brics_cli.evaluation.rows import RowSource
 from brics_cli.images.loader import ImageStream
 from brics_cli.networks.features import FeatureNetwork
+from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace.naming import PICTURE
 
@@ -39,7 +40,7 @@ SIDES: tuple[Side, Side] = ("real", "fake")
 @dataclass(frozen=True)
 class Context:
     """What metrics are measured with. `pool`: of threads, for what releases the interpreter's lock. `limit`: the first
-    so many pairs, and images of each side."""
+    so many pairs, and images of each side. `executor`: where features are computed; None: here."""
 
     settings: Settings
     device: torch.device
@@ -48,6 +49,7 @@ class Context:
     batch_size: int = 32
     limit: int | None = None
     use_cache: bool = True
+    executor: RayExecutor | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.config.names import Precision
@@ -41,11 +42,20 @@ class StoreStream(ImageStream):
         super().__init__(batch_size=batch_size)
         self.store = store
         self.autoencoder = autoencoder
+        self._loaded_by = autoencoder.reference
         self.device = device
         self.path = reference(store.path)
         self.precision = precision
         self.identity = store.sha256 if precision == "fp32" else f"{store.sha256}-{precision}"
         self.keys = list(store.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the network, which `on` loads again."""
+        return {name: value for name, value in vars(self).items() if name != "autoencoder"}
+
+    def on(self, device: torch.device, *, num_workers: int) -> Self:
+        self.autoencoder, self.device = load_autoencoder(self._loaded_by, device=device), device
+        return self
 
     def classes_of(self, positions: Sequence[int]) -> list[str | None]:
         """The classes of the images at `positions`, by name where they have one; None without a label."""

@@ -7,113 +7,28 @@ B images per batch, D features.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
 
-from brics_cli.errors import MachineError, UsageError
+from brics_cli.errors import UsageError
 from brics_cli.evaluation import cache
-from brics_cli.evaluation.family import SIDES, Context, Family, Needs, SetFeatures, Side, family_of
+from brics_cli.evaluation.extraction import Extraction, Gathering, Input, batches_of
+from brics_cli.evaluation.family import SIDES, Context, Family, SetFeatures, Side, family_of
 from brics_cli.evaluation.moments import FeatureMoments
+from brics_cli.evaluation.on_cluster import extract_on_cluster
 from brics_cli.evaluation.pairing import Pairing
-from brics_cli.evaluation.rows import RowSource, SpooledRows
+from brics_cli.evaluation.rows import RowSource
 from brics_cli.evaluation.selection import Chosen
 from brics_cli.evaluation.statistics import SavedStatistics
 from brics_cli.images import versioned
 from brics_cli.images.fingerprints import fingerprint, known_fingerprint
-from brics_cli.images.loader import CollectionStream, ImageStream, say_multi_frame
+from brics_cli.images.loader import CollectionStream, say_multi_frame
 from brics_cli.images.selection import select_positions
-from brics_cli.networks.features import FeatureNetwork, Image, Prepared
+from brics_cli.networks.features import FeatureNetwork, Image
 from brics_cli.runtime.reporting import Reporter
-
-Input = ImageStream | SavedStatistics
-
-# Batches that are resized ahead of the one in the network: enough to keep the pool busy, few enough to hold.
-NUM_AHEAD = 2
-
-
-class Gathering:
-    """The features of one side in one network, as they come in."""
-
-    def __init__(
-        self,
-        network: FeatureNetwork,
-        side: Side,
-        keys: Sequence[str],
-        *,
-        needs: Sequence[Needs],
-        hearers: Sequence[Family] = (),
-    ) -> None:
-        """`needs`: of all families; `hearers`: those that are handed every batch."""
-        self.network, self.side, self.hearers = network, side, hearers
-        self._keys = keys
-        num_groups = max(each.num_groups for each in needs)
-        kept = any(not each.batches for each in needs)
-        self.moments = FeatureMoments(network.num_features, num_groups=num_groups) if kept else None
-        self.rows = SpooledRows(network.num_features) if any(each.rows for each in needs) else None
-        self.refused: UsageError | None = None
-        """Why these images cannot go through this network; set when the pass is not strict."""
-
-    def add(self, prepared: Sequence[Prepared], positions: Sequence[int], images: Sequence[Image]) -> None:
-        """Run one batch of prepared images through the network. Raises MachineError for features not finite."""
-        features = self.network.of_prepared(prepared)  # (B, D)
-        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-        if len(bad):
-            raise MachineError(
-                f"{self.network.name} gave features that are not finite for {len(bad):,} of {len(features):,} images, "
-                f"first {self.side} {self._keys[positions[bad[0]]]}",
-                next="Check its weights: brics weights verify",
-            )
-        if self.moments is not None:
-            self.moments.update(features)
-        if self.rows is not None:
-            self.rows.append(features, list(positions))
-        for family in self.hearers:
-            family.add(self.side, features, positions, images)
-
-
-class Extraction:
-    """Images of either side go in batch by batch; the gatherings of that side get their features, two batches later."""
-
-    def __init__(self, gatherings: Sequence[Gathering], context: Context, *, strict: bool) -> None:
-        """`strict`: images that a network cannot take raise UsageError; else that network is left alone from then."""
-        self.gatherings, self._pool, self._strict = gatherings, context.pool, strict
-        self._waiting: deque[list[tuple[Gathering, list[Future[Prepared]], list[int], list[Image]]]] = deque()
-
-    def wants(self, side: Side) -> bool:
-        """Whether any network still needs the images of `side`."""
-        return any(gathering.side == side for gathering in self.gatherings)
-
-    def add(self, side: Side, images: Sequence[Image | None], positions: Sequence[int]) -> None:
-        """Take the images (None: could not be read) of `side` that stand at `positions` of their source."""
-        places = [position for image, position in zip(images, positions, strict=True) if image is not None]
-        pixels = [image for image in images if image is not None]
-        if pixels:
-            self._waiting.append(
-                [
-                    (gathering, gathering.network.submit(pixels, self._pool), places, pixels)
-                    for gathering in self.gatherings
-                    if gathering.side == side and gathering.refused is None
-                ]
-            )
-        self.drain(NUM_AHEAD)
-
-    def drain(self, num_left: int = 0) -> None:
-        """Run what was handed in, but for the newest `num_left` batches."""
-        while len(self._waiting) > num_left:
-            for gathering, futures, places, pixels in self._waiting.popleft():
-                if gathering.refused is not None:
-                    continue
-                try:
-                    gathering.add([future.result() for future in futures], places, pixels)
-                except UsageError as error:
-                    if self._strict:
-                        raise
-                    gathering.refused = error
 
 
 class _Reference:
@@ -192,7 +107,7 @@ class Measurement:
         # Partners come first, side by side, then everything without a partner.
         limit = context.limit
         self._paired = {"real": pairing.real[:limit], "fake": pairing.fake[:limit]}
-        self._order = {
+        self._order: dict[Side, list[int]] = {
             "real": (pairing.real + pairing.unmatched_real)[:limit],
             "fake": (pairing.fake + pairing.unmatched_fake)[:limit],
         }
@@ -214,7 +129,9 @@ class Measurement:
         for network in self.networks:
             for side in SIDES:
                 self._prepare(network, side)
+        self._read_on_cluster()
         self._read()
+        self._note_failures()
         self._know_fingerprints()
         for (network, side), gathering in self._gatherings.items():
             if gathering.refused is not None:
@@ -258,10 +175,24 @@ class Measurement:
             self.networks[network], side, source.keys, needs=needs, hearers=hearers
         )
 
+    def _read_on_cluster(self) -> None:
+        """Have the workers of the cluster compute the features that no family wants to see as they pass."""
+        if self.context.executor is None:
+            return
+        elsewhere = [each for each in self._gatherings.values() if not each.hearers]
+        for name in {each.network.name for each in self._gatherings.values() if each.hearers}:
+            self.context.reporter.message(f"{name} runs here: nearest neighbours are looked up as its features pass")
+        if elsewhere:
+            files = dict.fromkeys(self.networks)
+            files |= {each.network: each.weights.path for each in self.chosen if each.network and each.weights}
+            streams = {side: source for side, source in self.sides.items() if not isinstance(source, SavedStatistics)}
+            extract_on_cluster(elsewhere, streams, self._order, files, self.context, strict=self.strict)
+
     def _read(self) -> None:
         """Read both sides batch by batch."""
         batch_size = self.context.batch_size
-        extraction = Extraction(list(self._gatherings.values()), self.context, strict=self.strict)
+        here = [each for each in self._gatherings.values() if self.context.executor is None or each.hearers]
+        extraction = Extraction(here, self.context, strict=self.strict)
         pairs: dict[Family, list[Chosen]] = {}
         for each in self.chosen:
             if each.metric.compares == "pairs":
@@ -281,7 +212,7 @@ class Measurement:
         for network in shared:
             self.networks[network or ""].num_remembered = 2 * batch_size
         with self.context.reporter.task("measure", total=total, unit="img") as task:
-            real, fake = (_batches(self.sides[side], orders[side]) for side in SIDES)
+            real, fake = (batches_of(self.sides[side], orders[side]) for side in SIDES)
             ahead = []
             while self._lacks_fake() and (batch := next(fake, None)) is not None:
                 extraction.add("fake", *batch)
@@ -302,6 +233,9 @@ class Measurement:
                     extraction.drain()
                 task.advance(sum(len(batch[0]) for batch in (of_real, of_fake) if batch is not None))
             extraction.drain()
+
+    def _note_failures(self) -> None:
+        """Of what was read, what could not be, and what was read in part."""
         for side, source in self.sides.items():
             failed = [(failure.key, failure.reason) for failure in source.failures]
             self.failures[side] = list(dict.fromkeys([*self.failures.get(side, []), *failed]))
@@ -355,14 +289,6 @@ class Measurement:
             self._reference.save(gathering.network, gathering.moments, gathering.rows, failures)
         except OSError as error:
             self.context.reporter.message(f"the features of {self.sides['real'].path} were not cached: {error}")
-
-
-def _batches(source: Input, order: Sequence[int]) -> Iterator[tuple[list[Image | None], Sequence[int]]]:
-    """The images at `order` and where they stand, batch by batch."""
-    start = 0
-    for batch in source.read(order) if order else ():
-        yield batch, order[start : start + len(batch)]
-        start += len(batch)
 
 
 def stacked_partners(

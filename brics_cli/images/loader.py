@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from brics_cli.images.pixels import CUDA, FAST, ImageError, Outcome, decode_file
 from brics_cli.images.selection import select_positions
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.threads import free_cores
+
+if TYPE_CHECKING:
+    import torch
 
 Image = NDArray[np.uint8]
 """(H, W, 3), RGB."""
@@ -238,6 +241,15 @@ def load_shards(
             del batch  # and with it its memory, which the next one may take
 
 
+@dataclass
+class ReadSoFar:
+    """What was learnt of the images that a stream read besides their pixels; by position."""
+
+    failures: list[Failure] = field(default_factory=list)
+    digests: dict[int, bytes] = field(default_factory=dict)
+    multi_frame: set[int] = field(default_factory=set)
+
+
 class ImageStream(ABC):
     """`len(stream)` images in a fixed order, each with a key that is known before any pixel is read.
 
@@ -267,6 +279,22 @@ class ImageStream(ABC):
 
         An image may be part of the memory of its batch: copy what is kept for long.
         """
+
+    def on(self, device: torch.device, *, num_workers: int) -> Self:
+        """The same images in another process, where it computes on `device` and decodes in `num_workers` threads."""
+        return self
+
+    def begin(self, order: Sequence[int]) -> None:  # noqa: B027 - may stay empty
+        """The images at `order` are about to be read, here or elsewhere."""
+
+    def hand_over(self) -> ReadSoFar:
+        """What was learnt since the last time; another process takes it over."""
+        failures, self.failures = self.failures, []
+        return ReadSoFar(failures)
+
+    def take_over(self, read: ReadSoFar) -> None:
+        """What another process learnt, as if the images had been read here."""
+        self.failures += read.failures
 
 
 class CollectionStream(ImageStream):
@@ -307,6 +335,24 @@ class CollectionStream(ImageStream):
         """How many different images were read so far."""
         return len(self._digests)
 
+    def on(self, device: torch.device, *, num_workers: int) -> Self:
+        self.num_workers = num_workers
+        return self
+
+    def begin(self, order: Sequence[int]) -> None:
+        if len(order) == len(self) and not self._watches:
+            self._watches = [Watch(self.collection, shard) for shard in range(len(self.collection.shards))]
+
+    def hand_over(self) -> ReadSoFar:
+        read = ReadSoFar(super().hand_over().failures, self._digests, self.multi_frame)
+        self._digests, self.multi_frame = {}, set()
+        return read
+
+    def take_over(self, read: ReadSoFar) -> None:
+        super().take_over(read)
+        self._digests.update(read.digests)
+        self.multi_frame |= read.multi_frame
+
     def fingerprint_of_read(self) -> str | None:
         """The fingerprint of the images that were read, as a collection of their own; None when none was.
 
@@ -327,8 +373,7 @@ class CollectionStream(ImageStream):
 
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
         order = range(len(self)) if positions is None else positions
-        if len(order) == len(self) and not self._watches:
-            self._watches = [Watch(self.collection, shard) for shard in range(len(self.collection.shards))]
+        self.begin(order)
         requests = (
             [Place(*place) for place in self.collection.places(batch)] for batch in in_batches(order, self.batch_size)
         )

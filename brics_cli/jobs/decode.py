@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from brics_cli.autoencoder.sizes import images_per_batch
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
@@ -18,15 +19,24 @@ from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import open_sink
-from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces
+from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces, encoded
 from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.executors import TaskFailed, check_none_failed
+from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.precision import autocast
 from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
+from brics_cli.wording import count
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.files import remove_leftovers
 from brics_cli.workspace.naming import FOLDER, IMAGE_FORMATS, Codec, ImageFormat
 from brics_cli.workspace.outputs import check_alike, check_claim, output_lock
 from brics_cli.workspace.places import reference
+
+Part = tuple[int, range]
+"""The number of a part of the output, and the rows of the store that go there."""
+ROWS_AT_ONCE = 250
+"""That a worker takes of a folder of PNG files, about: they are whole one by one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,17 @@ class DecodePlan:
     sink: ImageSink
     device: torch.device
     precision: Precision
+    executor: RayExecutor | None = None
+
+    def pending(self, batch_size: int) -> list[Part]:
+        """The parts of the output whose images are not all there, each from its first missing row to its last."""
+        sink, num, left = self.sink, len(self.store), []
+        size = max(1, round(ROWS_AT_ONCE / batch_size)) * batch_size if sink.by_image else sink.shard_size
+        for number, start in enumerate(range(0, num, size)):
+            missing = sink.missing(number, self.store.keys[start : start + size])
+            if missing:
+                left.append((number, range(start + missing.start, start + missing.stop)))
+        return left
 
     @property
     def left_out(self) -> list[str]:
@@ -93,6 +114,7 @@ def plan_decoding(
     precision: Precision = "fp32",
     num_workers: int | None = None,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
@@ -111,7 +133,7 @@ def plan_decoding(
         raise UsageError(f"--nested goes with --format png, and {out} is to be {sink.format}")
     if format is None and sink.is_file:
         reporter.message(f"--format not given: {sink.format}, by the ending of {out}")
-    on = resolve_device(device)
+    on = resolve_device(device) if executor is None else executor.connect(device, reporter=reporter)[0]
     check_claim(sink.path, kind="reconstructions", overwrite=overwrite)
     store = KeyCodeStore(workspace.resolve("store", codes, argument="CODES", reporter=reporter))
     for key in store.keys:
@@ -126,7 +148,7 @@ def plan_decoding(
         raise ArtefactError(
             f"{store.path} holds codes {store.code_shape}, {model.path} takes {model.config.code_shape}"
         )
-    return DecodePlan(store, model, sink, on, precision)
+    return DecodePlan(store, model, sink, on, precision, executor)
 
 
 def _settings(sink: ImageSink, precision: Precision) -> dict[str, Any]:
@@ -148,19 +170,31 @@ def decode(
             return DecodeResult(sink.path, sink.format, num_images, 0, None, True)
         for what in plan.left_out:
             reporter.warning(f"not written as {sink.format}: {what}")
-        start, done, split = time.perf_counter(), sink.resume_point(store.keys), TimeSplit()
+        start, split, pending = time.perf_counter(), TimeSplit(), []
+        if plan.executor is None:
+            done = sink.resume_point(store.keys)
+        else:
+            pending = plan.pending(batch_size)
+            done = num_images - sum(len(rows) for _, rows in pending)
         if done:
             reporter.message(f"going on after {done:,} images that are decoded")
         try:
             with reporter.task("decode", total=num_images, unit="img", initial=done) as task:
-                images = _decoded(plan, done, batch_size=batch_size, task=task, split=split)
-                sink.write(images, start=done)
+                if plan.executor is not None:
+                    _decode_on(plan.executor, plan, pending, batch_size=batch_size, task=task, split=split)
+                else:
+                    decoder = Decoder(
+                        store, plan.autoencoder, plan.device, plan.precision, sink.keeps_metas, batch_size
+                    )
+                    rows = range(done, num_images)
+                    sink.write(decoder.images(rows, split=split, on_batch=task.advance), start=done)
             sink.finish(reporter)
         except KeyboardInterrupt:
             raise InterruptedRunError(f"interrupted; what is whole in {sink.folder} is kept") from None
         seconds = time.perf_counter() - start
         img_per_s = (num_images - done) / max(seconds, 1e-9)
-        split.seconds["write"] = seconds - sum(split.seconds.values())
+        if plan.executor is None:
+            split.seconds["write"] = seconds - sum(split.seconds.values())
         summary = f"{num_images:,} images, {sink.format}, {store.image_size} px"
         details = {"summary": summary, "num_images": num_images, "image_size": store.image_size,
                    "transform": store.transform, "class_names": list(store.class_names)}  # fmt: skip
@@ -169,20 +203,93 @@ def decode(
     return DecodeResult(sink.path, sink.format, num_images, num_images - done, img_per_s, False, split.seconds)
 
 
-def _decoded(plan: DecodePlan, done: int, *, batch_size: int, task: Task, split: TimeSplit) -> Iterator[OutputImage]:
-    """The images from row `done` on."""
-    store = plan.store
-    for first in range(done // batch_size * batch_size, len(store), batch_size):
-        stop = min(first + batch_size, len(store))
-        with split.phase("decode"):
-            codes = torch.from_numpy(store.batch(slice(first, stop))).to(plan.device)  # (B, C, h, w)
-            with torch.inference_mode(), autocast(plan.precision, plan.device):
-                images = to_uint8(plan.autoencoder.decode(codes))  # (B, H, W, 3)
-            metas = store.metas(first, stop) if plan.sink.keeps_metas else [None] * len(images)
-        for row in range(max(first, done), stop):
-            label = int(store.labels[row])
-            yield OutputImage(store.keys[row], images[row - first], None if label < 0 else label, metas[row - first])
-        task.advance(stop - max(first, done))
+@dataclass(frozen=True)
+class Decoder:
+    """Rows of `store` through `autoencoder`, which is on `device`."""
+
+    store: KeyCodeStore
+    autoencoder: Autoencoder
+    device: torch.device
+    precision: Precision
+    with_metas: bool
+    batch_size: int
+
+    def images(self, rows: range, *, split: TimeSplit, on_batch: Callable[[int], None]) -> Iterator[OutputImage]:
+        """The images of `rows`, in batches that begin at a multiple of their size; `on_batch` hears how many."""
+        store, size = self.store, self.batch_size
+        for first in range(rows.start // size * size, rows.stop, size):
+            stop = min(first + size, len(store))
+            with split.phase("decode"):
+                codes = torch.from_numpy(store.batch(slice(first, stop))).to(self.device)  # (B, C, h, w)
+                with torch.inference_mode(), autocast(self.precision, self.device):
+                    images = to_uint8(self.autoencoder.decode(codes))  # (B, H, W, 3)
+                metas = store.metas(first, stop) if self.with_metas else [None] * len(images)
+            wanted = range(max(first, rows.start), min(stop, rows.stop))
+            for row in wanted:
+                label, place = int(store.labels[row]), row - first
+                yield OutputImage(store.keys[row], images[place], None if label < 0 else label, metas[place])
+            on_batch(len(wanted))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The event of a part: its images, and the seconds that went into them by phase."""
+
+    num_images: int
+    seconds: dict[str, float]
+    num_tasks: int = 1
+
+
+@dataclass(frozen=True)
+class DecodeWork:
+    """Parts of `sink` to be decoded from `store` by `autoencoder`, by what a worker loads it by."""
+
+    store: KeyCodeStore
+    autoencoder: str
+    sink: ImageSink
+    precision: Precision
+    batch_size: int
+
+    def __call__(self, device: str) -> Callable[[Iterator[Part]], Iterator[Decoded]]:
+        autoencoder = load_autoencoder(self.autoencoder, device=device)
+        keeps_metas, on = self.sink.keeps_metas, torch.device(device)
+        decoder = Decoder(self.store, autoencoder, on, self.precision, keeps_metas, self.batch_size)
+
+        def run(parts: Iterator[Part]) -> Iterator[Decoded]:
+            for number, rows in parts:
+                start, split = time.perf_counter(), TimeSplit()
+                images = decoder.images(rows, split=split, on_batch=lambda num: None)
+                with (
+                    self.sink.part(number) as put,
+                    closing(encoded(images, self.sink.encoding, num_workers=self.sink.num_workers)) as ahead,
+                ):
+                    for image in ahead:
+                        put(image)
+                split.add({"write": time.perf_counter() - start - sum(split.seconds.values())})
+                yield Decoded(len(rows), split.seconds)
+
+        return run
+
+
+def _decode_on(
+    executor: RayExecutor, plan: DecodePlan, pending: list[Part], *, batch_size: int, task: Task, split: TimeSplit
+) -> None:
+    """Decode the parts on the cluster. Raises TooManyFailuresError where some were given up."""
+    sink, failed = plan.sink, list[TaskFailed[Part]]()
+    sink.num_workers = sink.num_workers or executor.cpus_per_worker
+    work = DecodeWork(plan.store, plan.autoencoder.reference, sink, plan.precision, batch_size)
+    try:
+        with closing(executor.run(work, pending)) as running:
+            for event in running:
+                if isinstance(event, TaskFailed):
+                    failed.append(event)
+                    continue
+                split.add(event.seconds)
+                task.advance(event.num_images, note=executor.status)
+    finally:
+        remove_leftovers(sink.folder, "*")  # of workers that were ended while they wrote
+    check_none_failed(failed, what=f"{count(len(pending), 'part')} of {sink.path}")
+    executor.check_shared(sink.folder, missing=len(plan.pending(batch_size)))
 
 
 def _formats(keep: Callable[[type[ImageSink]], bool]) -> str:

@@ -21,9 +21,10 @@ from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_input
 from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, BricsError, UsageError
+from brics_cli.evaluation.extraction import Input
 from brics_cli.evaluation.family import SIDES, Context, Output, PairFamily, Score, Side, family_of
 from brics_cli.evaluation.images import StoreStream, open_images
-from brics_cli.evaluation.measuring import Input, Measurement
+from brics_cli.evaluation.measuring import Measurement
 from brics_cli.evaluation.pairing import Pairing, match_keys
 from brics_cli.evaluation.registry import GROUPS, Settings, definition_of
 from brics_cli.evaluation.report import (
@@ -43,6 +44,7 @@ from brics_cli.images.selection import held_out_by_hash
 from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.networks.features import FeatureNetwork, load_network
 from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import (
@@ -74,6 +76,7 @@ def evaluate(
     workspace: Workspace | None = None,
     reporter: Reporter | None = None,
     device: str = "auto",
+    executor: RayExecutor | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     limit: int | None = None,
@@ -119,7 +122,7 @@ def evaluate(
     draw = draw or DrawSettings()
     draw.drawn()
     check_known(precision, get_args(Precision), option="--dtype", what="precision")
-    torch_device = resolve_device(device)
+    torch_device = resolve_device(device) if executor is None else executor.connect(device, reporter=reporter)[0]
     report = EvaluationReport(left_out=dict(choice.left_out))
     plan = _plan(choice, real, fake, workspace, report, reporter)
     _check_made_by_networks(plan, draw, autoencoder=autoencoder, precision=precision)
@@ -134,7 +137,7 @@ def evaluate(
             check_output(output.path, overwrite=overwrite, what=output.what, flag=output.option)
         stack.enter_context(absent_unless_done([output.path for output in outputs]))
         pool = stack.enter_context(ThreadPoolExecutor(num_workers, thread_name_prefix="brics-metrics"))
-        context = Context(choice.settings, torch_device, pool, reporter, batch_size, limit, use_cache)
+        context = Context(choice.settings, torch_device, pool, reporter, batch_size, limit, use_cache, executor)
         for inputs, group in plan.items():
             sides = {
                 side: _open_side(
@@ -161,7 +164,7 @@ def evaluate(
         report.provenance = {
             "brics_version": brics_cli.__version__,
             "created": now(),
-            "device": str(torch_device),
+            "device": str(torch_device) if executor is None else executor.device,
             "dtype": "float32",
             **({"decoded_in": precision} if precision != "fp32" else {}),
             "batch_size": batch_size,

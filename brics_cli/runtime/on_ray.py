@@ -60,6 +60,8 @@ class RayExecutor:
                 f"--ray-address {self.address}: Ray Client is not supported",
                 next="Run brics on a node of the cluster, with --ray-address auto or HOST:6379.",
             )
+        self.local_cores: int | None = None
+        """Of a cluster of this machine alone; None: all that are free."""
         self.reporter: Reporter = SilentReporter()
         self.device, self.cpus_per_worker = "cpu", 0
         self.num_workers = self.num_retries = 0
@@ -138,7 +140,11 @@ class RayExecutor:
         if not ray.is_initialized():
             how: dict[str, Any] = {"address": self.address or "local"}
             if self.address is None:
-                how |= {"num_cpus": free_cores(), "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+                how |= {
+                    "num_cpus": self.local_cores or free_cores(),
+                    "object_store_memory": OBJECT_STORE_BYTES,
+                    "include_dashboard": False,
+                }
             try:
                 # Ray lets workers import from where it is started: from brics' own folder, not from among images.
                 with chdir(Path(brics_cli.__file__).parents[1]), _signals_kept():

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -64,6 +65,10 @@ class DrawnStream(ImageStream):
         settings = {**models.record(batch_size=batch_size), "seeds": self._named}
         identity = {"settings": settings, "model": models.denoiser.weights_sha256}
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def on(self, device: torch.device, *, num_workers: int) -> Self:
+        self.models.to(device)
+        return self
 
     @property
     def _named(self) -> str:

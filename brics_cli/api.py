@@ -14,6 +14,7 @@ Conventions. Paths are `str` or `Path`; relative ones are relative to the curren
 up in `workspace`: the newest artefact of its kind that is finished and whole, which the reporter is told. `reporter`
 None is plain lines on stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device`
 is `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`: the first of these there is; images go in and out as sRGB, 8 bit.
+`precision` is what networks compute in: `fp32`, `bf16`, or on CUDA `tf32`; None is bf16 on CUDA and fp32 elsewhere.
 
 A finished output of the same inputs and settings is returned as it is, an unfinished one is gone on with, and anything
 else at `out` raises WouldOverwriteError unless `overwrite`. Messages name arguments as the command line does: `--ae` is
@@ -84,7 +85,7 @@ def train_autoencoder(
         `init_from`, else on a GPU the largest general one not above the median side of the images, on a CPU tiny.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
-        in on CUDA, `fp32` or `bf16`. None: as the recipe says.
+        in on CUDA, `fp32`, `bf16` or `tf32`. None: as the recipe says.
     overrides: further settings of the recipe, `["optimiser.lr=1e-4", ...]`, applied in order.
     val: a collection to validate on. None: 2% of `data`, by hash of the key.
     subset, image_field: which collection, and which image of a sample, where `data` holds several.
@@ -147,7 +148,7 @@ def encode(
         one.
     out: the store, `*.h5`. None: `codes.h5` in `workspace`, or `codes-I-of-N.h5` for a `part`.
     quantisation: `uint8`, `uint16` or `float16`. None: uint8 for bounded codes, float16 for those of kl, vq and rq.
-    precision: arithmetic of the encoder, `fp32` or `bf16`. None: bf16 on CUDA, fp32 elsewhere.
+    precision: arithmetic of the encoder: see the module.
     transform: how an image becomes a square. None: as in the autoencoder's training.
     size: the side of that square in pixels. None: as in the autoencoder's training; of a fully convolutional one the
         largest multiple of its downsampling up to the median side of the images, at most 512.
@@ -206,7 +207,7 @@ def decode(
     format: ImageFormat | None = None,
     codec: Codec | None = None,
     nested: bool = False,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
@@ -223,7 +224,7 @@ def decode(
     format: `png`, `wds`, `zip` or `npz`. None: by `out`; png for a folder.
     codec: how images in shards are encoded: `png` (None), `webp` (lossless too) or `jpeg`.
     nested: PNG files in folders as keys have slashes, not all in one folder.
-    precision: what the decoder computes in, `fp32` or `bf16`.
+    precision: what the decoder computes in: see the module.
     batch_size, num_workers: codes per batch of the network, and threads that encode images. None: 64, fewer above
         256 px; one per CPU core, at most 8.
     executor: `RayExecutor(...)` for a cluster, a shard of images at a time to each worker. None: this machine.
@@ -280,7 +281,7 @@ def train_diffusion(
         brics-dit-s, on a CPU tiny.
     steps, seed: optimiser steps, and the seed of every random draw. None: as the recipe says.
     batch_size, lr, precision: samples per step over all devices, learning rate of the networks, and what they compute
-        in on CUDA, `fp32` or `bf16`. None: as the recipe says.
+        in on CUDA, `fp32`, `bf16` or `tf32`. None: as the recipe says.
     overrides: further settings of the recipe, `["denoiser.dim=128", ...]`, applied in order.
     out: the run directory. None: `runs/diffusion/DATE-RECIPE` in `workspace`.
     resume: an interrupted run to go on with, with its own settings and data.
@@ -324,7 +325,7 @@ def sample(
     clip: bool = True,
     ema: float | None = None,
     autoencoder: str | Path | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     shard_size: int | None = None,
     num_workers: int | None = None,
@@ -350,7 +351,7 @@ def sample(
     clip: limit each estimate to the range that codes can have.
     ema: the width of the average of the weights, 0.05 say. None: the plain one.
     autoencoder: the run of the autoencoder of the codes. None: found by the model's own record of it.
-    precision: what the networks compute in, `fp32` or `bf16`; the sampler's own state stays in fp32.
+    precision: what the networks compute in, see the module; the sampler's own state stays in fp32.
     batch_size, shard_size: images per batch, and per shard of wds and h5. None: 1000 per shard.
     num_workers: threads that encode images. None: one per CPU core, at most 8.
     device: as everywhere, or several, one process each: `cuda:0,cuda:1`.
@@ -405,7 +406,7 @@ def evaluate(
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
     autoencoder: str | Path | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     by_class: bool = False,
     statistics_by: str | None = None,
     allow_unverified: bool = False,
@@ -432,7 +433,7 @@ def evaluate(
         codes are normalised for their diffusability, and where its figure goes.
     draw: `brics_cli.sampling.drawn.DrawSettings`: which images are drawn from a diffusion run, and how.
     autoencoder, precision: what decodes codes, drawn or of a store, and what it and the denoiser compute in. None: the
-        autoencoder that they name; fp32. Metrics' networks compute in fp32.
+        autoencoder that they name; see the module. Metrics' networks compute in fp32.
     by_class: also the figures of each class, for metrics of pairs of a labelled store (`details["by_class"]`).
     statistics_by: the network that saved statistics are of, where they do not tell.
     allow_unverified: use weights of unknown sha256; their figures are marked not comparable.

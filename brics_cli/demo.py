@@ -13,6 +13,7 @@ from PIL import Image
 
 from brics_cli import api
 from brics_cli.codes import KeyCodeStore
+from brics_cli.config.names import Precision
 from brics_cli.errors import WouldOverwriteError
 from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.evaluation.report import EvaluationReport
@@ -21,6 +22,7 @@ from brics_cli.images import contact_sheet, open_collection
 from brics_cli.images.photographs import bicubic_round_trip, photograph_crops
 from brics_cli.jobs.pack import pack, plan_packing
 from brics_cli.runtime.device import resolve_device
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
@@ -64,6 +66,7 @@ def run_demo(
     out: Path,
     *,
     device: str = "auto",
+    precision: Precision | None = None,
     ae_steps: int | None = None,
     diffusion_steps: int | None = None,
     overwrite: bool = False,
@@ -75,11 +78,12 @@ def run_demo(
     (with `overwrite` the demo's own outputs are replaced, nothing else in it is touched).
     """
     form_of_output(out, RUN)
-    resolve_device(device)
+    precision_on(resolve_device(device), precision)
     start = time.perf_counter()
     artefact = Artefact("demo", out, now(), complete=False)
     _claim(artefact, overwrite=overwrite)
     common: dict[str, Any] = {"device": device, "overwrite": overwrite, "workspace": out, "reporter": reporter}
+    common["precision"] = precision
     crops, held_out, run, model, samples = (
         out / name
         for name in ("crops", "held-out.h5", "runs/autoencoder/demo", "runs/diffusion/demo", "runs/samples/demo")
@@ -114,7 +118,8 @@ def run_demo(
             metrics = [each.name for each in choice.metrics if each.metric.compares == compares]
             if metrics:
                 written = out / f"eval-{compares}.json"
-                result.reports.append(api.evaluate(metrics, real=real, fake=fake, out=written, **common))
+                how = common if compares == "pairs" else common | {"precision": None}  # nothing is decoded for sets
+                result.reports.append(api.evaluate(metrics, real=real, fake=fake, out=written, **how))
         _compare(result, held_out)
         _draw(result, samples)
     summary = f"held-out {result.quality[0].psnr_db:.2f} dB"

@@ -17,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_tensor, to_uint8
+from brics_cli.autoencoder.autoencoder import load_autoencoder, to_tensor, to_uint8
 from brics_cli.autoencoder.linear_start import basis, leading_coefficients
 from brics_cli.bench.timing import Report, Table
 from brics_cli.codes import dequantise, quantise
-from brics_cli.config.names import DEFAULT_QUANTISATIONS, DEFAULT_TRANSFORM
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, DEFAULT_TRANSFORM, Precision
 from brics_cli.errors import UsageError
 from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images.photographs import bicubic_round_trip
 from brics_cli.images.pixels import ImageError, load_pixels
+from brics_cli.runtime.precision import computing, precision_on
 
 NOISE = 0.02
 """Standard deviation of the noise that codes have to bear."""
@@ -35,16 +36,36 @@ Codec = Callable[[np.ndarray], np.ndarray]
 """An image (S, S, 3) uint8 -> what comes back of it."""
 
 
-def bench_codecs(images: Sequence[Path], *, autoencoder: str | Path, size: int, device: torch.device) -> Report:
+def bench_codecs(
+    images: Sequence[Path],
+    *,
+    autoencoder: str | Path,
+    size: int,
+    precision: Precision | None = None,
+    device: torch.device,
+) -> Report:
     """PSNR (dB) and SSIM of every image, (size, size, 3), by each method, and their means. Raises UsageError for a size
     that is not a multiple of f, and for a file that is no image."""
+    precision = precision_on(device, precision)
     model = load_autoencoder(autoencoder, device=device)
     block, (channels, _, _) = model.config.downsampling, model.config.code_shape
     if size % block:
         raise UsageError(f"--size {size} is not a multiple of the autoencoder's {block}")
     quantisation = DEFAULT_QUANTISATIONS[model.config.code_kind]
     originals = np.stack([_square(path, size) for path in images])  # (N, S, S, 3)
-    codes = [_encode(model, image, device) for image in originals]  # (1, C, h, w) each
+
+    @torch.inference_mode()
+    def encode(image: np.ndarray) -> np.ndarray:
+        with computing(precision, device):
+            return model.encode(to_tensor(image[None], device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(codes: np.ndarray) -> np.ndarray:
+        admissible = model.bottleneck.admissible(torch.from_numpy(codes).to(device))
+        with computing(precision, device):
+            return to_uint8(model.decode(admissible))[0]
+
+    codes = [encode(image) for image in originals]  # (1, C, h, w) each
     stored = [quantise(each, quantisation) for each in codes]
     num_numbers, num_bytes = stored[0].size, stored[0].nbytes
     side = round(math.sqrt(num_numbers / 3))
@@ -52,11 +73,9 @@ def bench_codecs(images: Sequence[Path], *, autoencoder: str | Path, size: int, 
     own = f"codes {channels} x {size // block} x {size // block}, {quantisation}"
     unrounded, noised = "codes, not rounded", f"codes, noise of {NOISE:g}"
     found = {
-        own: [_decode(model, dequantise(each, quantisation), device) for each in stored],
-        unrounded: [_decode(model, each, device) for each in codes],
-        noised: [
-            _decode(model, each + NOISE * noisy.standard_normal(each.shape, np.float32), device) for each in codes
-        ],
+        own: [decode(dequantise(each, quantisation)) for each in stored],
+        unrounded: [decode(each) for each in codes],
+        noised: [decode(each + NOISE * noisy.standard_normal(each.shape, np.float32)) for each in codes],
         f"JPEG of {num_bytes:,} bytes": [_within(image, "JPEG", num_bytes) for image in originals],
         f"WebP of {num_bytes:,} bytes": [_within(image, "WEBP", num_bytes) for image in originals],
         f"bicubic, {side} x {side} px": [bicubic_round_trip(image, side=side) for image in originals],
@@ -70,6 +89,7 @@ def bench_codecs(images: Sequence[Path], *, autoencoder: str | Path, size: int, 
     value = {
         "autoencoder": {"name": str(autoencoder), "sha256": model.weights_sha256},
         "size": size,
+        "precision": precision,
         "num_bytes": num_bytes,
         "images": [path.name for path in images],
         "psnr_db": {name: db.tolist() for name, (db, _) in scores.items()},
@@ -88,17 +108,6 @@ def _square(path: Path, size: int) -> np.ndarray:
 
 def _scores(originals: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return capped_psnr(originals, found), ssim(originals, found)
-
-
-def _encode(model: Autoencoder, image: np.ndarray, device: torch.device) -> np.ndarray:
-    with torch.inference_mode():
-        return model.encode(to_tensor(image[None], device)).cpu().numpy()
-
-
-def _decode(model: Autoencoder, codes: np.ndarray, device: torch.device) -> np.ndarray:
-    with torch.inference_mode():
-        admissible = model.bottleneck.admissible(torch.from_numpy(codes).to(device))
-        return to_uint8(model.decode(admissible))[0]
 
 
 def _within(image: np.ndarray, format: str, num_bytes: int) -> np.ndarray:

@@ -55,6 +55,8 @@ def bench_retrieval(
     `timings` of the value: milliseconds per image, what share of that each floor would take (1: as fast as the floor),
     and the peak memory above the arguments'.
     """
+    if tables_dtype not in DTYPES:
+        raise UsageError(f"--dtype {tables_dtype}: grids are kept in {' or '.join(DTYPES)}")
     scales = list(dict.fromkeys(scales or SCALES))
     for name in scales:
         if name not in SCALES:

@@ -2,7 +2,7 @@
 
 GFLOP are torch's count (2 per multiply-add) on meta tensors: one estimate of the codes as samplers make it, with its
 guidance, times the estimates of a sampler, and one decoding. Seconds are those of `brics sample` up to the pixels in
-memory: float32, noise drawn per image, codes decoded to uint8.
+memory: noise drawn per image, codes decoded to uint8.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.normalisation import NUM_LEVELS
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings, estimate
 from brics_cli.errors import UsageError
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.engine import OutOfMemory, attempt
 from brics_cli.sampling.models import Models, load_models
@@ -54,7 +55,7 @@ def bench_sample(
     steps: Sequence[int] = (),
     guidance: float = 1.0,
     guide: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     batch_size: int | None = None,
     repeats: int = 3,
     budget_s: float = 20.0,
@@ -84,7 +85,7 @@ def bench_sample(
         weaker = None if guide is None else Path(guide)
         models = load_models(path, guidance=guidance, workspace=workspace, device=device, guide=weaker)
         name = str(path)
-    models.precision = precision
+    models.precision = precision_on(device, precision)
     found = measure(
         models,
         samplers=list(dict.fromkeys(samplers or SAMPLERS)),

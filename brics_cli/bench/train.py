@@ -16,6 +16,7 @@ from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.images import open_collection
 from brics_cli.runtime.distributed import World, check_batch
+from brics_cli.runtime.precision import float32_products, training_precision
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.images import Batch
@@ -50,7 +51,13 @@ def bench_train(
     batches = _random_batches(recipe) if data is None else _batches_of(data, recipe, reporter=reporter)
     prepared = batches_on_device(batches, recipe, first_step=0, world=world)
 
+    precision = training_precision(schedule, device)
+
     def step(split: TimeSplit, *, wait: bool) -> None:
+        with float32_products(precision):
+            computed_step(split, wait=wait)
+
+    def computed_step(split: TimeSplit, *, wait: bool) -> None:
         def phase_ends() -> None:
             if wait and device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -97,6 +104,7 @@ def bench_train(
     value = {
         "recipe": recipe.name,
         "compile": schedule.compile,
+        "precision": precision,
         "gan_weight": recipe.gan.weight,
         "device": device_name(device),
         "batch_size": schedule.batch_size,
@@ -106,7 +114,7 @@ def bench_train(
         "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if on_cuda else peak_process_mib() / 2**10,
         "memory_of": "the device" if on_cuda else "this process",
     }
-    settings = [schedule.precision, "compiled" if schedule.compile else "not compiled"]
+    settings = [precision, "compiled" if schedule.compile else "not compiled"]
     settings += [f"GAN {recipe.gan.loss}"] if recipe.gan.weight else []
     title = f"{recipe.name}, batch {schedule.batch_size}, {', '.join(settings)}, on {value['device']}"
     table = Table(title, ["phase of a step", "ms", "share"])

@@ -141,6 +141,7 @@ def codecs(
         Path, typer.Option("--ae", metavar="RUN", help="A trained autoencoder: a run directory, or brics-mini.")
     ] = Path("brics-mini"),
     size: Annotated[int, typer.Option("--size", min=16, help="Of the centre square, px.")] = 256,
+    dtype: options.Dtype = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -153,7 +154,7 @@ def codecs(
     from brics_cli.bench.codecs import bench_codecs
     from brics_cli.runtime.device import resolve_device
 
-    report = bench_codecs(images, autoencoder=ae, size=size, device=resolve_device(device))
+    report = bench_codecs(images, autoencoder=ae, size=size, precision=dtype, device=resolve_device(device))
     _show(Session(as_json=as_json), report)
 
 
@@ -176,7 +177,7 @@ def encode(
             help="Encode with this recipe's network too. Default: brics-256 on CUDA, else none.",
         ),
     ] = None,
-    dtype: options.EncoderDtype = None,
+    dtype: options.Dtype = None,
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 3,
@@ -342,7 +343,7 @@ def sample(
         list[int] | None,
         typer.Option("--steps", min=1, help="Repeatable. Default: each sampler's own, and a figure beside it."),
     ] = None,
-    dtype: options.DecoderDtype = "fp32",
+    dtype: options.Dtype = None,
     guidance: options.Guidance = 1.0,
     guide: Annotated[
         str | None,

@@ -37,7 +37,7 @@ def decode(
     nested: Annotated[
         bool, typer.Option("--nested", help="PNG files in folders, as keys have slashes. Default: all in one folder.")
     ] = False,
-    dtype: options.DecoderDtype = "fp32",
+    dtype: options.Dtype = None,
     num_workers: options.NumWriters = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch; fewer above 256 px. Default: 64.")

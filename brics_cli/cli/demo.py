@@ -34,6 +34,7 @@ def demo(
         int | None,
         typer.Option("--diffusion-steps", min=1, help="Train the diffusion model this long. Default: likewise."),
     ] = None,
+    dtype: options.Dtype = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
@@ -68,6 +69,7 @@ def demo(
     result = run_demo(
         folder,
         device=device,
+        precision=dtype,
         ae_steps=ae_steps,
         diffusion_steps=diffusion_steps,
         overwrite=overwrite,

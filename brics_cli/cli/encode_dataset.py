@@ -50,7 +50,7 @@ def encode_dataset(
             help=f"Default: uint8 for bounded codes, float16 for others ({', '.join(CONTINUOUS_KINDS)}).",
         ),
     ] = None,
-    dtype: options.EncoderDtype = None,
+    dtype: options.Dtype = None,
     subset: options.Subset = None,
     image_field: options.ImageField = None,
     labels: options.Labels = None,

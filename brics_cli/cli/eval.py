@@ -129,7 +129,7 @@ def eval(
     class_: options.Class = None,
     class_balance: options.Balance = None,
     clip: options.Clip = True,
-    dtype: options.DecoderDtype = "fp32",
+    dtype: options.Dtype = None,
     num_workers: options.NumWorkers = None,
     neighbours_by: Annotated[str | None, _neighbours("--neighbours-by", metavar="NETWORK", help=NEIGHBOURS_BY)] = None,
     neighbours_of: Annotated[
@@ -268,7 +268,7 @@ def compare_reports(
     normalise: Annotated[str | None, _diffusability("--normalise", metavar="NAME", help=NORMALISE)] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
-    dtype: options.DecoderDtype = "fp32",
+    dtype: options.Dtype = None,
     workspace: options.Workspace = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,

@@ -106,13 +106,9 @@ MaxRetries = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
-EncoderDtype = Annotated[
+Dtype = Annotated[
     names.Precision | None,
-    typer.Option("--dtype", help="What the encoder computes in. Default: bf16 on CUDA, fp32 elsewhere."),
-]
-DecoderDtype = Annotated[
-    names.Precision,
-    typer.Option("--dtype", help="What the networks that make images compute in; bf16 is faster on CUDA alone."),
+    typer.Option("--dtype", help="What the networks compute in; tf32 on CUDA. Default: bf16 on CUDA, fp32 elsewhere."),
 ]
 Set = Annotated[
     list[str] | None,

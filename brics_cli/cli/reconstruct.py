@@ -20,7 +20,7 @@ def reconstruct(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files.")],
     out: Annotated[Path | None, options.out_option("FILE.png", "The sheet. Default: sheet.png.")] = None,
     ae: options.AutoencoderRun = None,
-    dtype: options.EncoderDtype = None,
+    dtype: options.Dtype = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per batch. Default: 64.")
     ] = None,

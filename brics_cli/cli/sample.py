@@ -59,7 +59,7 @@ def sample(
     class_: options.Class = None,
     class_balance: options.Balance = None,
     clip: options.Clip = True,
-    dtype: options.DecoderDtype = "fp32",
+    dtype: options.Dtype = None,
     out: Annotated[
         Path | None,
         options.out_option(

@@ -16,8 +16,10 @@ DEFAULT_TRANSFORM: Transform = "crop-bicubic"
 Labels = Literal["folder", "none"]
 """Where classes of images come from: top-level folders, or nowhere (`images.opening`)."""
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "tf32"]
 """What networks compute in (`runtime.precision`, which has the default of a device)."""
+FloatType = Literal["fp32", "bf16"]
+"""The same where there is no TF32: on a CPU, and of numbers as they are kept."""
 
 ExecutorName = Literal["local", "ray"]
 """Where batch commands do their work: this machine (`runtime.executors`) or a Ray cluster (`runtime.on_ray`)."""

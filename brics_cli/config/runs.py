@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from brics_cli.config.autoencoder import AutoencoderConfig
 from brics_cli.config.base import Config
 from brics_cli.config.diffusion import DenoiserConfig, DiffusionConfig, DiTConfig
-from brics_cli.config.names import DEFAULT_TRANSFORM, GanLoss, Logger, Perceptual, Precision, Transform
+from brics_cli.config.names import DEFAULT_TRANSFORM, FloatType, GanLoss, Logger, Perceptual, Precision, Transform
 from brics_cli.config.terms import TermsConfig
 
 
@@ -109,8 +109,8 @@ class ScheduleConfig(Config):
     accumulate: PositiveInt = 1
     """Micro-batches per step; divides batch_size."""
     precision: Precision = "bf16"
-    """bf16: autocast on CUDA; the CPU has its own."""
-    cpu_precision: Precision = "fp32"
+    """On CUDA; bf16 is autocast, tf32 float32 with its tensor cores' products. The CPU has its own."""
+    cpu_precision: FloatType = "fp32"
     """The same on the CPU, where bf16 is slower, except on one that multiplies it (avx512_bf16, AMX): twice as fast."""
     compile: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -18,7 +18,7 @@ from brics_cli.codes.lineage import load_store_autoencoder
 from brics_cli.config.names import Precision
 from brics_cli.images import open_collection
 from brics_cli.images.loader import CollectionStream, Image, ImageStream, in_batches
-from brics_cli.runtime.precision import autocast
+from brics_cli.runtime.precision import computing
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
 from brics_cli.workspace.naming import is_store
@@ -69,7 +69,7 @@ class StoreStream(ImageStream):
         order = range(len(self)) if positions is None else positions
         for batch in in_batches(order, self.batch_size):
             codes = torch.from_numpy(self.store.batch(batch)).to(self.device)  # (B, C, h, w)
-            with torch.inference_mode(), autocast(self.precision, self.device):
+            with torch.inference_mode(), computing(self.precision, self.device):
                 images = to_uint8(self.autoencoder.decode(codes))  # (B, H, W, 3)
             yield list(images)
 

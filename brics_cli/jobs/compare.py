@@ -29,7 +29,7 @@ def load_or_measure(
     normalise: str,
     limit: int | None,
     device: str,
-    precision: Precision,
+    precision: Precision | None,
     workspace: Workspace,
     reporter: Reporter,
 ) -> list[LoadedReport]:
@@ -42,7 +42,7 @@ def load_or_measure(
     settings = Settings(normalise=cast("Normalise", normalise))  # which checks the name
     if not any(map(is_store, paths)):
         given = {"--real": real, "--limit": limit, "--normalise": normalise != Settings.normalise}
-        given |= {"--dtype": precision != "fp32"}
+        given |= {"--dtype": precision}
         if unused := [option for option, value in given.items() if value]:
             raise UsageError(f"{', '.join(unused)}: nothing is measured, since none of these is a key-code store")
     loaded = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -23,7 +23,7 @@ from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.executors import TaskFailed, check_none_failed
 from brics_cli.runtime.on_ray import RayExecutor
-from brics_cli.runtime.precision import autocast
+from brics_cli.runtime.precision import computing, precision_on
 from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
 from brics_cli.wording import count
 from brics_cli.workspace import Artefact, Parent, Workspace, write_provenance
@@ -111,7 +111,7 @@ def plan_decoding(
     format: ImageFormat | None = None,
     codec: Codec | None = None,
     nested: bool = False,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     num_workers: int | None = None,
     device: str = "auto",
     executor: RayExecutor | None = None,
@@ -124,7 +124,6 @@ def plan_decoding(
     Raises ArtefactError when the autoencoder's codes have another shape; UsageError when `out`, `format` and `nested`
     disagree, or when a key of the store would be written outside of `out`.
     """
-    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     check_known(format, IMAGE_FORMATS, option="--format", what="format")
     if out is None:
         out = workspace.root / f"reconstructions{IMAGE_FORMATS[format][0] if format else FOLDER}"
@@ -134,6 +133,7 @@ def plan_decoding(
     if format is None and sink.is_file:
         reporter.message(f"--format not given: {sink.format}, by the ending of {out}")
     on = resolve_device(device) if executor is None else executor.connect(device, reporter=reporter)[0]
+    precision = precision_on(on if executor is None else torch.device(executor.device), precision)
     check_claim(sink.path, kind="reconstructions", overwrite=overwrite)
     store = KeyCodeStore(workspace.resolve("store", codes, argument="CODES", reporter=reporter))
     for key in store.keys:
@@ -221,7 +221,7 @@ class Decoder:
             stop = min(first + size, len(store))
             with split.phase("decode"):
                 codes = torch.from_numpy(store.batch(slice(first, stop))).to(self.device)  # (B, C, h, w)
-                with torch.inference_mode(), autocast(self.precision, self.device):
+                with torch.inference_mode(), computing(self.precision, self.device):
                     images = to_uint8(self.autoencoder.decode(codes))  # (B, H, W, 3)
                 metas = store.metas(first, stop) if self.with_metas else [None] * len(images)
             wanted = range(max(first, rows.start), min(stop, rows.stop))

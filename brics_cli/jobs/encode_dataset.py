@@ -34,7 +34,7 @@ from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.executors import LocalExecutor, TaskFailed
 from brics_cli.runtime.on_ray import RayExecutor
-from brics_cli.runtime.precision import default_precision
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
 from brics_cli.workspace.naming import STORE, form_of_output
@@ -145,7 +145,7 @@ def plan_encoding(
     """
     devices = resolve_devices(device) if executor is None else executor.connect(device, reporter=reporter)
     check_known(quantisation, get_args(Quantisation), option="--quantisation", what="quantisation")
-    check_known(precision, get_args(Precision), option="--dtype", what="precision")
+    precision = precision_on(devices[0] if executor is None else torch.device(executor.device), precision)
     if out is None:
         out = workspace.root / ("codes.h5" if part is None else f"codes-{part[0]}-of-{part[1]}.h5")
     form_of_output(out, STORE)
@@ -182,7 +182,7 @@ def plan_encoding(
         source_sha256=whole.layout,
         num_images=len(collection),
         flipped=flips,
-        precision=precision or default_precision(devices[0] if executor is None else torch.device(executor.device)),
+        precision=precision,
         code_kind=config.code_kind,
         selection="" if keys is None else hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest(),
         part="" if part is None else f"{part[0]}/{part[1]}",

@@ -12,14 +12,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 import brics_cli
 from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs, split_behind
 from brics_cli.config.names import Precision
-from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.evaluation.extraction import Input
 from brics_cli.evaluation.family import SIDES, Context, Output, PairFamily, Score, Side, family_of
@@ -45,6 +44,7 @@ from brics_cli.images.sources.npz import holds_images, read_headers
 from brics_cli.networks.features import FeatureNetwork, load_network
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.on_ray import RayExecutor
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.sampling.drawn import DrawSettings, draw_images
 from brics_cli.workspace import (
@@ -84,7 +84,7 @@ def evaluate(
     settings: Settings | None = None,
     draw: DrawSettings | None = None,
     autoencoder: Path | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     by_class: bool = False,
     statistics_by: str | None = None,
     use_cache: bool = True,
@@ -121,11 +121,11 @@ def evaluate(
             raise UsageError(f"--statistics-by {statistics_by} goes with saved statistics, an .npz, and there are none")
     draw = draw or DrawSettings()
     draw.drawn()
-    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     torch_device = resolve_device(device) if executor is None else executor.connect(device, reporter=reporter)[0]
+    computed_in = precision_on(torch_device, precision)
     report = EvaluationReport(left_out=dict(choice.left_out))
     plan = _plan(choice, real, fake, workspace, report, reporter)
-    _check_made_by_networks(plan, draw, autoencoder=autoencoder, precision=precision)
+    decodes = _is_made_by_networks(plan, draw, autoencoder=autoencoder, precision=precision)
     if dry_run:
         for inputs, group in plan.items():
             report.planned.append({"metrics": [each.name for each in group], **asdict(inputs)})
@@ -141,7 +141,7 @@ def evaluate(
         for inputs, group in plan.items():
             sides = {
                 side: _open_side(
-                    path, inputs, context, workspace, draw, num_workers, statistics_by, autoencoder, precision
+                    path, inputs, context, workspace, draw, num_workers, statistics_by, autoencoder, computed_in
                 )
                 for side, path in zip(SIDES, (inputs.real, inputs.fake), strict=True)
             }
@@ -166,7 +166,7 @@ def evaluate(
             "created": now(),
             "device": str(torch_device) if executor is None else executor.device,
             "dtype": "float32",
-            **({"decoded_in": precision} if precision != "fp32" else {}),
+            **({"decoded_in": computed_in} if decodes else {}),
             "batch_size": batch_size,
             "limit": limit,
             "mode": choice.settings.mode,
@@ -213,10 +213,10 @@ def _plan(
     return plan
 
 
-def _check_made_by_networks(
-    plan: Iterable[ComparisonInputs], draw: DrawSettings, *, autoencoder: Path | None, precision: Precision
-) -> None:
-    """Raise UsageError for settings of drawing or decoding where nothing is drawn or decoded."""
+def _is_made_by_networks(
+    plan: Iterable[ComparisonInputs], draw: DrawSettings, *, autoencoder: Path | None, precision: Precision | None
+) -> bool:
+    """Whether images are drawn or decoded. Raises UsageError for settings of that where they are not."""
     paths = {path for inputs in plan for path in (inputs.real, inputs.fake)}
     is_drawn = any((made := provenance_at(path)) is not None and made.kind == "diffusion" for path in paths)
     if draw.options and not is_drawn:
@@ -224,9 +224,11 @@ def _check_made_by_networks(
             f"{', '.join(draw.options)}: no images are drawn, since neither side is a diffusion run",
             next="Give the run: --fake runs/diffusion/RUN, or sample it first: brics sample.",
         )
-    if not is_drawn and not any(map(is_store, paths)) and (autoencoder is not None or precision != "fp32"):
+    decodes = is_drawn or any(map(is_store, paths))
+    if not decodes and (autoencoder is not None or precision is not None):
         given = "--ae" if autoencoder is not None else f"--dtype {precision}"
         raise UsageError(f"{given}: no images are decoded, since neither side is a store or a diffusion run")
+    return decodes
 
 
 def _open_side(

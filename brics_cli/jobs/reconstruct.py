@@ -14,13 +14,13 @@ from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.autoencoder.tiling import Tiling, padded, tiling_of
 from brics_cli.codes import dequantise, quantise
 from brics_cli.codes.encoding import encoding_network
-from brics_cli.config.names import DEFAULT_QUANTISATIONS, Quantisation
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision, Quantisation
 from brics_cli.errors import TooManyFailuresError, UsageError
 from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import ImageError, contact_sheet
 from brics_cli.images.pixels import decode_image, load_pixels
 from brics_cli.runtime.device import resolve_device
-from brics_cli.runtime.precision import default_precision
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace, check_output
 from brics_cli.workspace.naming import PICTURE, form_of_output
@@ -56,7 +56,7 @@ def reconstruct(
     *,
     autoencoder: Path | None = None,
     out: Path | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -99,7 +99,7 @@ def reconstruct(
         )
 
     quantisation = DEFAULT_QUANTISATIONS[model.config.code_kind]
-    network = encoding_network(model, precision=precision or default_precision(on))
+    network = encoding_network(model, precision=precision_on(on, precision))
     made = list[Reconstruction]()
     decoded = list[np.ndarray]()
     tiling = tiling_of(model) if model.config.is_local else Tiling.none(model.config)

@@ -247,6 +247,7 @@ class _Run:
             "image_size": size,
             "transform": autoencoder.transform,
             "device": plan.executor.device if plan.executor else ",".join(str(device) for device in plan.devices),
+            "computed_in": plan.models.precision,
             "class_names": list(denoiser.class_names),
             "summary": f"{num:,} samples, {size} px, {how.sampler} {how.num_steps} steps",
         }

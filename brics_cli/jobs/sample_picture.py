@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brics_cli.config.names import Precision
 from brics_cli.diffusion.samplers import SAMPLERS, Noise, listed
 from brics_cli.errors import NothingSavedError, UsageError
 from brics_cli.images import contact_sheet
 from brics_cli.images.sinks import PNG
 from brics_cli.runtime.device import resolve_devices
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.runtime.stopping import stop_signals
 from brics_cli.sampling.batch_sizes import BatchSizes
@@ -92,6 +94,7 @@ def plan_picture(
     out: Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str = "auto",
+    precision: Precision | None = None,
     overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
@@ -125,6 +128,7 @@ def plan_picture(
         raise UsageError(f"--device {device}: a picture is drawn on one device", next="Name one.")
     if out is not None:
         check_output(out, overwrite=overwrite, what="the output", kind="pictures", remove=False)
+    how["precision"] = precision_on(devices[0], precision)
     models = load_models(model, **how, workspace=workspace, device=devices[0], reporter=reporter)
     if interpolate is not None:
         num_frames = num_frames or DEFAULT_FRAMES
@@ -298,7 +302,7 @@ def draw(picture: Picture, *, out: Path, overwrite: bool = False, reporter: Repo
                             f"out of memory on {done.out_of_memory}: going on with batches of {done.batch_size}"
                         )
         details: dict[str, Any] = {"settings": settings, "num_images": len(images), "seconds": split.seconds}
-        details |= {"device": str(models.device), "summary": picture.summary}
+        details |= {"device": str(models.device), "computed_in": models.precision, "summary": picture.summary}
         if shrunk:
             details["batch_sizes"] = shrunk
         artefact = Artefact("pictures", out, now(), True, models.parents, details)

@@ -24,11 +24,13 @@ from brics_cli.autoencoder.autoencoder import (
 from brics_cli.autoencoder.build import build_autoencoder
 from brics_cli.autoencoder.losses import perceptual_distance
 from brics_cli.config import AutoencoderRecipe
+from brics_cli.config.names import Precision
 from brics_cli.config.terms import TermsConfig
 from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.evaluation.reconstruction import scores_on_device, ssim
 from brics_cli.images import contact_sheet
 from brics_cli.runtime.distributed import World, join_world
+from brics_cli.runtime.precision import computing, float32_products, scoring_precision, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
 from brics_cli.training.adversary import build_adversary
@@ -72,13 +74,18 @@ def train_autoencoder(
                 images.batches(order, start=state.images_seen, batch_size=schedule.batch_size, world=world)
             ) as batches,
             closing(batches_on_device(batches, recipe, first_step=state.step, world=world)) as inputs,
+            float32_products(training_precision(schedule, world.device)),
         ):
             forward = compiled(world.replicate(model), enabled=schedule.compile)
             losses = partial(
                 autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms
             )
-            score = partial(validate, average, val_images, val_samples, world=world, stop=loop.stop, reporter=reporter)
-            draw = partial(draw_reconstructions, average, val_images, val_samples, device=world.device)
+            score, draw = (
+                partial(each, average, val_images, val_samples, precision=scoring_precision(schedule, world.device))
+                for each in (validate, draw_reconstructions)
+            )
+            score = partial(score, world=world, stop=loop.stop, reporter=reporter)
+            draw = partial(draw, device=world.device)
             save = partial(save_average, state, recipe)
 
             while (step := state.step) < schedule.steps:
@@ -123,6 +130,7 @@ def validate(
     images: TrainingImages,
     samples: np.ndarray,
     *,
+    precision: Precision,
     world: World,
     stop: StopRequest,
     reporter: Reporter,
@@ -141,9 +149,10 @@ def validate(
         if not len(real):
             continue
         pixels = pixels_on(real, device)
-        codes = model.encode(of_uint8(pixels))
+        with computing(precision, device):
+            codes = model.encode(of_uint8(pixels))
+            fake = rounded(model.decode(codes))
         usage.add(codes)
-        fake = rounded(model.decode(codes))
         num += len(real)
         if device.type == "cuda":
             scores.append(torch.stack([each.sum() for each in scores_on_device(pixels, fake)]))
@@ -164,12 +173,19 @@ def validate(
 
 @torch.inference_mode()
 def draw_reconstructions(
-    model: Autoencoder, images: TrainingImages, samples: np.ndarray, path: Path, *, device: torch.device
+    model: Autoencoder,
+    images: TrainingImages,
+    samples: np.ndarray,
+    path: Path,
+    *,
+    precision: Precision,
+    device: torch.device,
 ) -> dict[str, float]:
     """Write a sheet of validation images above their reconstructions; no scores."""
     real = images.load(samples[:SNAPSHOT_IMAGES].tolist())
     if len(real):
-        fake = to_uint8(model.decode(model.encode(to_tensor(real, device))))
+        with computing(precision, device):
+            fake = to_uint8(model.decode(model.encode(to_tensor(real, device))))
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet([list(real), list(fake)], path=path, row_labels=["originals", "reconstructions"])
     return {}

@@ -14,6 +14,7 @@ from torch import Tensor
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_uint8
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
+from brics_cli.config.names import Precision
 from brics_cli.diffusion.classes import NUM_LISTED, Classes
 from brics_cli.diffusion.denoisers import Denoiser, save_denoiser
 from brics_cli.diffusion.samplers import DEFAULT_SETTINGS, SamplerSettings, sample_codes
@@ -26,7 +27,7 @@ from brics_cli.images.sheets import seed_captions
 from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World, join_world
-from brics_cli.runtime.precision import autocast, training_precision
+from brics_cli.runtime.precision import computing, float32_products, scoring_precision, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
 from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store
@@ -72,7 +73,13 @@ def train_diffusion(
             reporter.message(said)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, ema_widths=schedule.ema_widths)
         autoencoder = find_autoencoder(store, workspace=workspace, world=world, reporter=reporter)
-        snapshots = Snapshots(state.ema.model, store, autoencoder, num_samples=schedule.fd_samples)
+        snapshots = Snapshots(
+            state.ema.model,
+            store,
+            autoencoder,
+            num_samples=schedule.fd_samples,
+            precision=scoring_precision(schedule, world.device),
+        )
         codes = TrainingCodes(
             store, seed=schedule.seed, device=world.device, where=schedule.store_on_device, reporter=reporter
         )
@@ -84,6 +91,7 @@ def train_diffusion(
             closing(
                 codes.batches(order, first_step=state.step, batch_size=schedule.batch_size, world=world)
             ) as batches,
+            float32_products(precision),
         ):
             forward = compiled(world.replicate(model), enabled=schedule.compile)
             levels = LevelMeans(world.device)
@@ -110,7 +118,7 @@ def train_diffusion(
                     loss_of_batch = torch.zeros((), dtype=widest_float(world.device), device=world.device)
                     for some_codes, labels, draws, is_last in batch.parts(schedule.accumulate):
                         with world.averaging(forward, now=is_last):
-                            with autocast(precision, world.device):
+                            with computing(precision, world.device):
                                 loss, log_snr = forward(some_codes, draws, labels=labels)
                             (loss.mean() / schedule.accumulate).backward()
                         loss_of_batch += loss.detach().mean().to(loss_of_batch.dtype) / schedule.accumulate
@@ -194,9 +202,15 @@ class Snapshots:
     """
 
     def __init__(
-        self, denoiser: Denoiser, store: KeyCodeStore, autoencoder: Autoencoder | None, *, num_samples: int | None
+        self,
+        denoiser: Denoiser,
+        store: KeyCodeStore,
+        autoencoder: Autoencoder | None,
+        *,
+        num_samples: int | None,
+        precision: Precision,
     ) -> None:
-        self.denoiser, self.store, self.autoencoder = denoiser, store, autoencoder
+        self.denoiser, self.store, self.autoencoder, self.precision = denoiser, store, autoencoder, precision
         self.device = denoiser.mean.device
         default = 0 if self.device.type == "cpu" else DEFAULT_FD_SAMPLES
         self.num_samples = default if num_samples is None else num_samples
@@ -224,12 +238,15 @@ class Snapshots:
         denoiser = self.denoiser
         noise = ImageNoise(list(seeds), shape=denoiser.code_shape, device=self.device)
         labels = torch.tensor(denoiser.classes.draw(seeds), device=self.device) if denoiser.num_classes else None
-        return self._decode(sample_codes(denoiser, noise=noise, settings=settings, labels=labels))
+        with computing(self.precision, self.device):
+            codes = sample_codes(denoiser, noise=noise, settings=settings, labels=labels)
+        return self._decode(codes)
 
     @torch.inference_mode()
     def _decode(self, codes: Tensor) -> np.ndarray:
         assert self.autoencoder is not None
-        return to_uint8(self.autoencoder.decode(codes.to(self.device)))
+        with computing(self.precision, self.device):
+            return to_uint8(self.autoencoder.decode(codes.to(self.device)))
 
     @cached_property
     def _network(self) -> RandomConvolutions:

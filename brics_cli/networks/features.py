@@ -21,6 +21,7 @@ from torch import Tensor
 
 from brics_cli.errors import ArtefactError, MachineError, first_line, machine_error
 from brics_cli.networks.registry import NETWORKS
+from brics_cli.runtime.precision import float32_products
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of its channels, in 0-1."""
@@ -129,18 +130,6 @@ class FeatureNetwork(ABC):
         batch = torch.from_numpy(inputs).to(self.device)
         # Rows of pixels with their channels together are what channels-last convolutions read: no copy is made.
         batch = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)  # (B, 3, S, S)
-        with torch.inference_mode(), full_float32():
+        with torch.inference_mode(), float32_products("fp32"):
             features: NDArray[np.float32] = self.forward(batch).float().cpu().numpy()  # (B, D)
         return features
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolutions and matrix products of CUDA in full float32, whatever the process has set."""
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)

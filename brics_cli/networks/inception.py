@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brics_cli.errors import ArtefactError, first_line
-from brics_cli.networks.features import FeatureNetwork, full_float32, quiet_jit, read_state
+from brics_cli.networks.features import FeatureNetwork, quiet_jit, read_state
+from brics_cli.runtime.precision import float32_products
 
 # clean-fid's wrapper opens a file of this name in the directory it is given.
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -53,7 +54,7 @@ class Inception(FeatureNetwork):
 
     def class_scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, 2048) -> scores (B, 1008) before the softmax, without the output's bias, as the Inception Score wants."""
-        with torch.inference_mode(), full_float32():
+        with torch.inference_mode(), float32_products("fp32"):
             rows = torch.from_numpy(features).to(self.device)
             scores: NDArray[np.float32] = (rows @ self.output.float().T).cpu().numpy()
         return scores

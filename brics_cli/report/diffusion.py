@@ -84,11 +84,11 @@ def sample_command(node: Node, seeds: str | None = None) -> list[str]:
     for option, name, plain in (
         ("--sampler", "sampler", None), ("--steps", "steps", None), ("--guidance", "guidance", 1.0),
         ("--class", "class", None), ("--class-balance", "class_balance", None), ("--ema", "ema", None),
-        ("--dtype", "precision", None),
         ("--batch-size", "batch_size", DEFAULT_BATCH_SIZE),
     ):  # fmt: skip
         if (value := settings.get(name)) not in (None, plain):
             words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--dtype", str(settings.get("precision", "fp32"))]  # the default depends on the device
     words += [] if settings.get("clip", True) else ["--no-clip"]
     guides = [parent for parent in (node.artefact.parents if node.artefact else ()) if parent.kind == "guide"]
     return words + [word for guide in guides for word in ("--guide", guide.path)]

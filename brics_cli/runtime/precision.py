@@ -1,41 +1,92 @@
-"""What networks compute in, decided here alone: bf16 autocast on CUDA, float32 elsewhere (DESIGN section 9).
+"""What networks compute in, decided here alone: bf16 or TF32 on CUDA, float32 elsewhere (DESIGN section 9).
 
-Weights, codes, interpolation, losses, samplers' state and the networks of metrics stay in float32 all the same.
+Three names. `bf16` is autocast: products in bf16, and of what stays in float32 convolutions in TF32, as is torch's way.
+`tf32` keeps float32 and lets CUDA round the factors of its products to 10 bits of mantissa. `fp32` is float32, every
+bit. Weights, codes, interpolation, losses, samplers' state and the networks of metrics stay in float32 all the same.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import get_args
 
 import torch
 
 from brics_cli.config import ScheduleConfig
 from brics_cli.config.names import Precision
+from brics_cli.config.suggestions import check_known
+from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
+
+LEAST_CAPABILITY = (8, 0)
+"""Of NVIDIA's GPUs: older ones have neither bf16 nor TF32 in hardware."""
 
 
 def default_precision(device: torch.device) -> Precision:
-    """What networks compute in on `device` unless a user says otherwise."""
-    return "bf16" if device.type == "cuda" else "fp32"
+    """What networks compute in on `device` unless a user says otherwise. Of CUDA on other machines the best is
+    assumed."""
+    if device.type != "cuda":
+        return "fp32"
+    is_old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
+    return "fp32" if is_old else "bf16"
+
+
+def precision_on(device: torch.device, asked: Precision | None) -> Precision:
+    """What networks compute in on `device` where `asked` was given for --dtype, None for nothing.
+
+    Raises UsageError for what is none, and for tf32 where there is none.
+    """
+    check_known(asked, get_args(Precision), option="--dtype", what="precision")
+    if asked == "tf32" and device.type != "cuda":
+        raise UsageError(f"--dtype tf32 is arithmetic of CUDA, not of {device}", next="Use --dtype fp32, or bf16.")
+    return asked or default_precision(device)
 
 
 def training_precision(schedule: ScheduleConfig, device: torch.device) -> Precision:
     """What a recipe trains in on `device`."""
-    return {"cuda": schedule.precision, "cpu": schedule.cpu_precision}.get(device.type, "fp32")
+    recipes: dict[str, Precision] = {"cuda": schedule.precision, "cpu": schedule.cpu_precision}
+    return recipes.get(device.type, "fp32")
+
+
+def scoring_precision(schedule: ScheduleConfig, device: torch.device) -> Precision:
+    """What a run computes its scores and sheets in on `device`: on CUDA as it trains, elsewhere in float32."""
+    return schedule.precision if device.type == "cuda" else "fp32"
 
 
 def say_training_precision(asked: Precision | None, device: torch.device, reporter: Reporter) -> None:
     """Say that what was asked for by name is not what `training_precision` makes of it."""
     if asked is not None and asked != "fp32" and device.type != "cuda":
-        instead = f"--set training.cpu_precision={asked}" if device.type == "cpu" else "fp32 alone"
-        reporter.warning(f"--dtype {asked} is not used on {device}, where it is mostly slower; there it is {instead}")
+        own = device.type == "cpu" and asked == "bf16"
+        instead = f"--set training.cpu_precision={asked}" if own else "fp32 alone"
+        why = ", where it is mostly slower" if asked == "bf16" else ""
+        reporter.warning(f"--dtype {asked} is not used on {device}{why}; there it is {instead}")
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The forward passes inside compute in `precision`, fp32 or bf16."""
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """What products of float32 on CUDA are inside, of forward and backward passes: rounded to TF32, or in full.
+
+    For the whole process, so that it holds in autograd's threads, and as it was before once the block has ended.
+    """
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """The forward passes inside compute in `precision`."""
     if device.type == "meta":
-        return full_precision(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        yield
+        return
+    with float32_products(precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:

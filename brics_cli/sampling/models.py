@@ -30,7 +30,7 @@ from brics_cli.diffusion.samplers import (
     sample_codes,
 )
 from brics_cli.errors import ArtefactError, UsageError
-from brics_cli.runtime.precision import autocast
+from brics_cli.runtime.precision import computing
 from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Parent, Workspace, provenance_at, read_provenance, sha256_of_file
@@ -157,7 +157,7 @@ class Models:
         Raises ArtefactError when they are not finite: the model has diverged.
         """
         classes = None if labels is None else torch.tensor(labels, device=self.device)
-        with autocast(self.precision, self.device):
+        with computing(self.precision, self.device):
             codes = sample_codes(
                 self.denoiser, noise=noise, settings=self.settings, labels=classes, guide=self.guide, on_step=on_step
             )
@@ -171,7 +171,7 @@ class Models:
     @torch.inference_mode()
     def pixels(self, codes: Tensor) -> np.ndarray:
         """Codes (B, C, h, w) -> (B, H, W, 3) uint8, in the memory of the host."""
-        with autocast(self.precision, codes.device):
+        with computing(self.precision, codes.device):
             return to_uint8(self.autoencoder.decode(codes))
 
     def record(self, *, batch_size: int) -> dict[str, Any]:
@@ -227,7 +227,6 @@ def load_models(
     What is left out is looked up, and the reporter told; see `brics_cli.api.sample` for the rest. Raises ArtefactError
     for a missing or damaged model, average, guide or autoencoder, and what `SamplerSettings` and `Models` raise.
     """
-    check_known(precision, get_args(Precision), option="--dtype", what="precision")
     settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance, clip=clip)
     reporter = reporter or SilentReporter()
     model = _run_of(workspace.resolve("diffusion", model, argument="--model", reporter=reporter))

@@ -15,7 +15,7 @@ import torch
 
 from brics_cli.autoencoder.model_files import read_model_config
 from brics_cli.codes import StoreHeader, StoreShard
-from brics_cli.config.names import DEFAULT_QUANTISATIONS
+from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.images import open_sink, versioned
@@ -23,6 +23,7 @@ from brics_cli.images.sinks import ImageSink, check_codec, file_of_pieces, piece
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.on_ray import RayExecutor
+from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import Models, load_models
 from brics_cli.sampling.tasks import (
@@ -168,6 +169,7 @@ def plan_sampling(
     codec: Codec | None = None,
     device: str = "auto",
     executor: RayExecutor | None = None,
+    precision: Precision | None = None,
     overwrite: bool = False,
     workspace: Workspace,
     reporter: Reporter,
@@ -182,6 +184,8 @@ def plan_sampling(
     check_at_least_1(batch_size, option="--batch-size")
     check_at_least_1(shard_size, option="--shard-size")
     devices = tuple(resolve_devices(device) if executor is None else executor.connect(device, reporter=reporter))
+    computing_on = devices[0] if executor is None else torch.device(executor.device)
+    how["precision"] = precision_on(computing_on, precision)
     form = _form(out, asked=format, reporter=reporter)
     check_codec(codec, format=form, path=out)
     shard_size = shard_size or DEFAULT_SHARD_SIZE

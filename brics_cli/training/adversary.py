@@ -20,7 +20,7 @@ from brics_cli.config import AutoencoderRecipe, OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
 from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World
-from brics_cli.runtime.precision import autocast, training_precision
+from brics_cli.runtime.precision import computing, training_precision
 from brics_cli.training.state import (
     load_network,
     lr_factor,
@@ -92,7 +92,7 @@ class Adversary:
         Gradients reach the reconstructions and not the discriminator.
         """
         self.discriminator.requires_grad_(False)
-        with autocast(self.precision, self.world.device):
+        with computing(self.precision, self.world.device):
             logits = self.discriminator(reconstructions)
         self.discriminator.requires_grad_(True)
         loss = GAN_LOSSES[self.config.loss].autoencoder(logits)
@@ -106,7 +106,7 @@ class Adversary:
 
     def learn(self, images: Tensor, reconstructions: Tensor, *, step: int) -> dict[str, Tensor]:
         """Add the gradients of a micro-batch's discriminator loss to the discriminator; what is worth logging."""
-        with autocast(self.precision, self.world.device):
+        with computing(self.precision, self.world.device):
             real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
         loss = GAN_LOSSES[self.config.loss].discriminator(real, fake)
         logged = {"d_loss": loss, "d_real": real.mean(), "d_fake": fake.mean()}

@@ -36,7 +36,7 @@ from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.images.selection import spread
 from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World
-from brics_cli.runtime.precision import autocast
+from brics_cli.runtime.precision import computing
 from brics_cli.runtime.randomness import Stream, draws_by_step, keyed_coins, step_coins
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
@@ -210,7 +210,7 @@ class ValidationLoss:
             rows = self._rows[start : places.stop]
             draws = draws_for_validation(self.seed, places=places, num=num, shape=self.store.code_shape)
             codes, labels = torch.from_numpy(self.store.batch(rows)), torch.from_numpy(self.store.labels[rows])
-            with autocast(precision, self.device):
+            with computing(precision, self.device):
                 loss, log_snr = denoiser.loss(
                     codes.to(self.device),
                     Draws(*(each.to(self.device) for each in draws)),

@@ -19,11 +19,12 @@ import torch
 
 import brics_cli
 from brics_cli.autoencoder.model_files import TRAIN_COMMANDS, read_model_config
-from brics_cli.config import Recipe, dump_yaml
+from brics_cli.config import Recipe, ScheduleConfig, dump_yaml
 from brics_cli.errors import THEN_AGAIN, ArtefactError, InterruptedRunError, MachineError, UsageError, machine_error
 from brics_cli.isolation import child_environment
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.distributed import World
+from brics_cli.runtime.precision import training_precision
 from brics_cli.runtime.reporting import Reporter, command_line
 from brics_cli.training.loggers import open_loggers
 from brics_cli.training.plan import Plan
@@ -213,7 +214,7 @@ def _create(artefact: Artefact, recipe: Recipe, device: torch.device, *, overwri
     inputs = [parent.path for parent in artefact.parents]
     check_output(path, overwrite=overwrite, what="the run", kind=artefact.kind, inputs=inputs)
     path.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(path / ENVIRONMENT_FILE, environment(device, seed=recipe.training.seed))
+    write_json_atomically(path / ENVIRONMENT_FILE, environment(device, recipe.training))
     write_text_atomically(path / CONFIG_FILE, dump_yaml(recipe))
     write_provenance(artefact)
 
@@ -250,8 +251,8 @@ def remove_half_written(run: Path) -> None:
                 path.unlink()
 
 
-def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
-    """What a run was made with: versions, device, seed, command line."""
+def environment(device: torch.device, schedule: ScheduleConfig) -> dict[str, Any]:
+    """What a run was made with: versions, device, what it computes in there, seed, command line."""
     return {
         "brics": brics_cli.__version__,
         "git": _git_commit(),
@@ -260,9 +261,10 @@ def environment(device: torch.device, *, seed: int) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "computed_in": training_precision(schedule, device),
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
-        "seed": seed,
+        "seed": schedule.seed,
         "command": ["brics", *sys.argv[1:]],
     }
 

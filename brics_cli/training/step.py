@@ -17,7 +17,7 @@ from brics_cli.autoencoder.losses import Distance, reconstruction_loss
 from brics_cli.autoencoder.terms.noise_schedule import noise_factor
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.runtime.distributed import World
-from brics_cli.runtime.precision import autocast, training_precision
+from brics_cli.runtime.precision import computing, training_precision
 from brics_cli.runtime.randomness import (
     Stream,
     draws_by_step,
@@ -130,7 +130,7 @@ def autoencoder_loss(
     """What the autoencoder minimises on a micro-batch (B, 3, S, S): a scalar, its terms and statistics by name, and
     the reconstructions. `distance` is the recipe's perceptual one; `code_terms` have been prepared for `step`."""
     views = {} if code_terms is None else {"views": list(code_terms.views.values())}
-    with autocast(training_precision(recipe.training, images.device), images.device):
+    with computing(training_precision(recipe.training, images.device), images.device):
         reconstructions, out = forward(images, noise=noise, **views)
     terms = reconstruction_loss(recipe.loss, reconstructions, images, distance=distance)
     loss = sum(terms.values(), out.aux_loss.float())

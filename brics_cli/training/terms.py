@@ -15,7 +15,7 @@ from brics_cli.autoencoder.terms import View, batch_penalties_of, gradient_term,
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.config.runs import SMALLEST_SIDE
 from brics_cli.runtime.distributed import World
-from brics_cli.runtime.precision import autocast, training_precision
+from brics_cli.runtime.precision import computing, training_precision
 
 
 class CodeTerms:
@@ -38,7 +38,7 @@ class CodeTerms:
         schedule = self.recipe.training
         sums: dict[str, list[Tensor]] = {name: [] for name in self._batch_penalties}
         precision = training_precision(schedule, images.device)
-        with torch.no_grad(), autocast(precision, images.device):
+        with torch.no_grad(), computing(precision, images.device):
             for part in images.chunk(schedule.accumulate):
                 codes = self.model.encode(part)
                 for name, penalty in self._batch_penalties.items():

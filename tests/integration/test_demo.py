@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import brics, error_line
 from PIL import Image
@@ -166,9 +167,44 @@ def test_readme_snippets_run(workspace: Path, name: str, monkeypatch: pytest.Mon
         assert found["images"].shape == (2, 3, 64, 64) and found["images"].abs().max() <= 1
 
 
+def test_samples_in_bf16_are_those_of_float32_within_2_grey_levels(workspace: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for dtype in ("fp32", "bf16"):
+        how = (
+            "--n",
+            8,
+            "--steps",
+            8,
+            "--dtype",
+            dtype,
+            "--device",
+            "cpu",
+            "--format",
+            "png",
+            "--out",
+            tmp_path / dtype,
+        )
+        brics("sample", "--model", "runs/diffusion/demo", *how, cwd=workspace, check=0)
+        details = json.loads((tmp_path / dtype / "brics.json").read_text())["details"]
+        assert details["computed_in"] == dtype
+        files = sorted((tmp_path / dtype).glob("*.png"))
+        drawn[dtype] = np.stack([np.asarray(Image.open(file)).astype(int) for file in files])
+    difference = np.abs(drawn["bf16"] - drawn["fp32"])
+    assert drawn["fp32"].shape == (8, 64, 64, 3) and 0 < difference.mean() < 2
+
+
 @pytest.mark.slow
-def test_the_whole_demo_is_good_enough(tmp_path: Path) -> None:
+def test_the_whole_demo_is_good_enough_and_in_bf16_its_distance_is_the_same_within_its_error(tmp_path: Path) -> None:
     said = json.loads(brics("demo", "--json", cwd=tmp_path, check=0).stdout)
+    scores, files = [], []
+    for dtype in ("fp32", "bf16"):
+        how = ("--n", 256, "--dtype", dtype, "--device", "cpu", "--format", "png", "--out", dtype)
+        brics("sample", "--model", "brics-demo/runs/diffusion/demo", *how, cwd=tmp_path, check=0)
+        sides = ("--metric", "fd-random", "--real", "brics-demo/shards", "--fake", dtype, "--device", "cpu", "--json")
+        scores.append(json.loads(brics("eval", *sides, cwd=tmp_path, check=0).stdout)["results"][0])
+        files.append([np.asarray(Image.open(file)).astype(int) for file in sorted((tmp_path / dtype).glob("*.png"))])
+    assert np.abs(np.subtract(*map(np.stack, files))).mean() < 2
+    assert abs(scores[0]["value"] - scores[1]["value"]) < scores[0]["standard_error"]
     ours, bicubic, _ = said["quality"]
     assert ours["psnr_db"] >= 28.0 and ours["psnr_db"] > bicubic["psnr_db"] + 2
     assert ours["ssim"] > bicubic["ssim"]

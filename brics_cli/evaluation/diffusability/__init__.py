@@ -28,7 +28,7 @@ from brics_cli.evaluation.family import Family, Output, Score, Side
 from brics_cli.evaluation.images import StoreStream
 from brics_cli.evaluation.registry import Metric, Settings
 from brics_cli.images.selection import spread
-from brics_cli.runtime.precision import autocast
+from brics_cli.runtime.precision import computing
 from brics_cli.workspace.naming import CURVES
 
 MOST_ROWS = 10_000
@@ -77,7 +77,7 @@ class Diffusability(Family):
         self._num += len(real)
         if some.any():
             device, rows = self.source.device, [at for at, taken in zip(positions, some, strict=True) if taken]
-            with autocast(self.source.precision, device):
+            with computing(self.source.precision, device):
                 self.decoded.add(torch.from_numpy(codes[some]).to(device), to_tensor(real[some], device), rows)
 
     def result(self, metric: Metric) -> Score:

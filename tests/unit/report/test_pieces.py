@@ -86,7 +86,7 @@ def test_a_command_says_what_is_not_the_default() -> None:
     node = Node("samples", Path("s"), artefact, parents=[model])
     assert " ".join(sample_command(node, "7-7")) == (
         "brics sample --model runs/diffusion/d --seeds 7-7 --sampler ddim --steps 9 --guidance 2.5 --class 3 "
-        "--batch-size 48 --no-clip --guide /weak"
+        "--batch-size 48 --dtype fp32 --no-clip --guide /weak"
     )
     assert sample_command(Node("samples", Path("s"), artefact)) == []
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import open_clip
+import timm
 import torch
 import torchvision
 from timm.models.vision_transformer import VisionTransformer
@@ -151,6 +152,25 @@ def save_dinov2(directory: Path, *, width: int = 64, depth: int = 2) -> Path:
         for name, value in network.state_dict().items()
     }
     state["mask_token"] = torch.zeros(1, width)
+    torch.save(state, path)
+    return path
+
+
+def save_efficientnet(directory: Path) -> Path:
+    """EfficientNet-Lite0 of random weights, its tensors named as efficientnet-lite-pytorch does."""
+    stem = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    convolutions = {"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"}
+    layers = {**stem, **convolutions, "bn3": "_bn2"}
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}  # does not expand
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("tf_efficientnet_lite0")
+    state, numbers = {}, dict[str, int]()
+    for name, value in network.state_dict().items():
+        *block, layer, tensor = name.split(".")
+        inside = [f"_blocks.{numbers.setdefault('.'.join(block), len(numbers))}"] if block else []
+        state[".".join([*inside, (first if block == ["blocks", "0", "0"] else layers)[layer], tensor])] = value
+    path = directory / "efficientnet-lite0-57934424.pth"
     torch.save(state, path)
     return path
 

@@ -41,12 +41,14 @@ def list_weights(
 
     session = Session(as_json=as_json)
     if urls and not as_json:
-        session.result(None, [known.url for known in WEIGHTS.values() if known.sha256 is not None])
+        session.result(None, [known.url for known in WEIGHTS.values() if known.sha256 is not None and not known.extra])
         for known in WEIGHTS.values():
-            if known.sha256 is None:
+            if known.extra:
+                session.reporter.message(f"not listed, as a package carries {known.file}: {known.how_to_get}")
+            elif known.sha256 is None:
                 session.reporter.message(
-                    f"not listed, as its sha256 has not been published: curl -LO {known.url}; then brics weights "
-                    f"import {known.file} --allow-unverified --as {known.id}"
+                    f"not listed, as its sha256 has not been published: {known.how_to_get} "
+                    f"--allow-unverified --as {known.id}"
                 )
         session.next_step("brics", "weights", "import", ".")
         return
@@ -59,7 +61,7 @@ def list_weights(
     session.result(records, [table, *(f"{state.entry.id}: {state.path}" for state in states if state.path is not None)])
     session.reporter.message(f"brics keeps weights in {weights_root()}")
     session.reporter.message(f"also looked in: {', '.join(str(place) for place in search_places()[1:])}")
-    missing = next((state.entry for state in states if state.state == "missing"), None)
+    missing = next((state.entry for state in states if state.state == "missing" and not state.entry.extra), None)
     if missing is not None:
         session.next_step("brics", "weights", "fetch", missing.id)
 

@@ -194,6 +194,10 @@ for _metric in (
         definition="dgm-eval's: DINOv2 ViT-L/14, 1024 features of the class token, float32, covariance / (N - 1)",
     ),
     _frechet(
+        "fd-effnet", "FD-EffNet", network="efficientnet-lite0", published=False,
+        definition="brics only, at equal N: EfficientNet-Lite0 (TensorFlow's), 1280 features, covariance / (N - 1)",
+    ),
+    _frechet(
         "fd-random", "FD-random", network="random-conv", published=False,
         definition="brics only, at equal N: 112 features of random convolutions, covariance / (N - 1)",
     ),

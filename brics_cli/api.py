@@ -13,7 +13,7 @@
 Conventions. Paths are `str` or `Path`; relative ones are relative to the current directory. What is left out is looked
 up in `workspace`: the newest artefact of its kind that is finished and whole, which the reporter is told. `reporter`
 None is plain lines on stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device`
-is `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`: the first of these there is; images go in and out as sRGB, 8 bit.
+is `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`: CUDA where there is one; images go in and out as sRGB, 8 bit.
 `precision` is what networks compute in: `fp32`, `bf16`, or on CUDA `tf32`; None is bf16 on CUDA and fp32 elsewhere.
 
 A finished output of the same inputs and settings is returned as it is, an unfinished one is gone on with, and anything

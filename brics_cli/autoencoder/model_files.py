@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import brics_cli
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import ArtefactError, machine_error
+from brics_cli.runtime.device import place
 from brics_cli.workspace import atomic_path, sha256_of_file
 from brics_cli.workspace.embedded import MODELS
 from brics_cli.workspace.files import read_json
@@ -121,7 +122,7 @@ def load_weights(model: nn.Module, directory: Path, *, device: torch.device | st
     if misfits:
         raise ArtefactError(f"{weights} does not fit its config.json ({len(misfits)} tensors, first {misfits[0]!r})")
     model.load_state_dict(state)
-    model.to(device)
+    place(model, device)
     return sha256_of_file(weights)
 
 

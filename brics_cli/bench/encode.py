@@ -34,6 +34,7 @@ from brics_cli.config.names import Precision
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.loader import default_num_workers, in_processes
 from brics_cli.images.pixels import load_pixels
+from brics_cli.runtime.device import place
 from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import TimeSplit
 from brics_cli.workspace import Parent
@@ -75,7 +76,7 @@ def bench_encode(
         loaded = load_recipe(recipe, kind="autoencoder")
         assert isinstance(loaded, AutoencoderRecipe)
         size, code_shape = loaded.model.image_size, loaded.model.code_shape
-        autoencoder = build_autoencoder(loaded.model).to(device).eval().requires_grad_(False)
+        autoencoder = place(build_autoencoder(loaded.model), device).eval().requires_grad_(False)
         precision = precision_on(device, precision)
         networks[f"{loaded.name}, {precision}, random weights"] = encoding_network(autoencoder, precision=precision)
     codes = torch.rand((batch_size, *code_shape), generator=torch.Generator().manual_seed(0)).to(device)

@@ -20,6 +20,7 @@ from brics_cli.bench.timing import Report, Table, copy_bytes_per_s, device_name,
 from brics_cli.config.suggestions import did_you_mean
 from brics_cli.errors import UsageError
 from brics_cli.kernels import GridSpec, reference, torch_retrieve
+from brics_cli.kernels.reference import by_token
 
 PAPER_RESOLUTIONS = tuple(ceil(round(16 * 4 ** (level / 15), 9)) for level in range(16))  # 16 .. 64 (DESIGN 3.1)
 PAPER_SPEC = GridSpec(1, PAPER_RESOLUTIONS, 4, "image", table_cap=2**18)
@@ -71,6 +72,7 @@ def bench_retrieval(
         tables = torch.randn(scale.num_groups, spec.num_vertices, spec.level_dim, generator=generator)
         tables = tables.to(device, DTYPES[tables_dtype])
         grad = torch.randn(scale.num_groups, num_tokens, spec.num_features, generator=generator).to(device)
+        grad = by_token(grad)  # as it comes back from a network, channels last
         lattice = None if spec.positions == "none" else scale.lattice
         floors = _floor_bytes(keys, tables, spec, lattice)
         for backend, module in _backends(device).items():

@@ -25,6 +25,7 @@ from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.normalisation import NUM_LEVELS
 from brics_cli.diffusion.samplers import SAMPLERS, SamplerSettings, estimate
 from brics_cli.errors import UsageError
+from brics_cli.runtime.device import place
 from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.engine import OutOfMemory, attempt
@@ -292,10 +293,10 @@ def random_models(
     loaded = load_recipe(ae_recipe, kind="autoencoder")
     assert isinstance(loaded, AutoencoderRecipe)
     torch.manual_seed(0)
-    autoencoder = build_autoencoder(loaded.model).to(device).eval().requires_grad_(False)
-    denoiser = _random_denoiser(recipe, loaded, overrides=overrides).to(device)
-    guide = None if guide_recipe is None else _random_denoiser(guide_recipe, loaded).to(device)
-    return Models(denoiser, autoencoder, SamplerSettings(guidance=guidance), guide)
+    autoencoder = place(build_autoencoder(loaded.model), device).eval().requires_grad_(False)
+    denoiser = _random_denoiser(recipe, loaded, overrides=overrides)
+    guide = None if guide_recipe is None else _random_denoiser(guide_recipe, loaded)
+    return Models(denoiser, autoencoder, SamplerSettings(guidance=guidance), guide).to(device)
 
 
 def _random_denoiser(recipe: str, of: AutoencoderRecipe, *, overrides: Sequence[str] = ()) -> Denoiser:

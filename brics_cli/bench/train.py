@@ -16,7 +16,7 @@ from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.images import open_collection
 from brics_cli.runtime.distributed import World, check_batch
-from brics_cli.runtime.precision import float32_products, training_precision
+from brics_cli.runtime.precision import training_arithmetic, training_precision
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.training.adversary import build_adversary
 from brics_cli.training.images import Batch
@@ -45,7 +45,7 @@ def bench_train(
     adversary = build_adversary(recipe, model, world=world)
     state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
     distance = perceptual_distance(recipe.loss, device=device)
-    forward = compiled(model, enabled=schedule.compile)
+    forward = compiled(model, enabled=schedule.compile, adversary=adversary)
     code_terms = build_code_terms(recipe, model, world=world)
     losses = partial(autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms)
     batches = _random_batches(recipe) if data is None else _batches_of(data, recipe, reporter=reporter)
@@ -54,7 +54,7 @@ def bench_train(
     precision = training_precision(schedule, device)
 
     def step(split: TimeSplit, *, wait: bool) -> None:
-        with float32_products(precision):
+        with training_arithmetic(precision):
             computed_step(split, wait=wait)
 
     def computed_step(split: TimeSplit, *, wait: bool) -> None:

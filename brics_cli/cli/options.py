@@ -51,7 +51,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="cuda, cuda:N, mps, cpu, or auto: the first of these there is.",
+        help="cuda, cuda:N, mps, cpu, or auto: CUDA where there is one, else the CPU.",
         rich_help_panel=COMMON,
     ),
 ]

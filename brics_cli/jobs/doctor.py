@@ -18,7 +18,7 @@ import torch
 import brics_cli
 from brics_cli.errors import BricsError, as_brics_error
 from brics_cli.kernels import GridSpec, grid_retrieve, reference
-from brics_cli.kernels.functional import backend
+from brics_cli.kernels.functional import backend, missing_for_triton
 from brics_cli.runtime.device import memory_bytes
 from brics_cli.runtime.threads import free_cores
 
@@ -49,6 +49,7 @@ def _run_all(workspace: Path) -> Iterator[Check]:
         ("device", _device),
         ("memory", _memory),
         ("disk", lambda: _disk(workspace)),
+        ("compiler", _compiler),
         ("kernels", _kernels),
     ]
     for name, check in checks:
@@ -86,8 +87,6 @@ def _device() -> Check:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Check("device", True, f"CUDA {torch.version.cuda}: {', '.join(names)}")
-    if torch.backends.mps.is_available():
-        return Check("device", True, "MPS (Apple)")
     cpus = f"CPU, {free_cores()} of {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return Check("device", True, f"{cpus}; no GPU: tiny recipes take minutes here, the others days")
 
@@ -106,6 +105,16 @@ def _disk(workspace: Path) -> Check:
     ok = free >= LEAST_FREE_GIB
     advice = "" if ok else "Free some space, or give another --workspace."
     return Check("disk", ok, f"{workspace.resolve()}: {free:.1f} GiB free, can be written", advice)
+
+
+def _compiler() -> Check:
+    """Triton builds what launches its kernels with a C compiler."""
+    missing = missing_for_triton()
+    if not missing:
+        return Check("compiler", True, "Triton can build kernels")
+    if torch.cuda.is_available():
+        return Check("compiler", False, f"Triton needs {missing}", "Until then torch looks up features, more slowly.")
+    return Check("compiler", True, f"on CUDA Triton would need {missing}")
 
 
 def _kernels() -> Check:

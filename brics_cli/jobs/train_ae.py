@@ -30,7 +30,7 @@ from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.evaluation.reconstruction import scores_on_device, ssim
 from brics_cli.images import contact_sheet
 from brics_cli.runtime.distributed import World, join_world
-from brics_cli.runtime.precision import computing, float32_products, scoring_precision, training_precision
+from brics_cli.runtime.precision import computing, scoring_precision, training_arithmetic, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
 from brics_cli.training.adversary import build_adversary
@@ -74,9 +74,9 @@ def train_autoencoder(
                 images.batches(order, start=state.images_seen, batch_size=schedule.batch_size, world=world)
             ) as batches,
             closing(batches_on_device(batches, recipe, first_step=state.step, world=world)) as inputs,
-            float32_products(training_precision(schedule, world.device)),
+            training_arithmetic(training_precision(schedule, world.device)),
         ):
-            forward = compiled(world.replicate(model), enabled=schedule.compile)
+            forward = compiled(world.replicate(model), enabled=schedule.compile, adversary=adversary)
             losses = partial(
                 autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms
             )

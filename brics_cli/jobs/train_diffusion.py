@@ -27,7 +27,7 @@ from brics_cli.images.sheets import seed_captions
 from brics_cli.networks.random_features import RandomConvolutions
 from brics_cli.runtime.device import widest_float
 from brics_cli.runtime.distributed import World, join_world
-from brics_cli.runtime.precision import computing, float32_products, scoring_precision, training_precision
+from brics_cli.runtime.precision import computing, scoring_precision, training_arithmetic, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
 from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store
@@ -91,7 +91,7 @@ def train_diffusion(
             closing(
                 codes.batches(order, first_step=state.step, batch_size=schedule.batch_size, world=world)
             ) as batches,
-            float32_products(precision),
+            training_arithmetic(precision),
         ):
             forward = compiled(world.replicate(model), enabled=schedule.compile)
             levels = LevelMeans(world.device)

@@ -2,8 +2,10 @@
 
 `brics::grid_retrieve` is a `torch.library` op with a fake kernel, autograd and a FLOP formula, so that
 torch.compile, meta tensors and the FLOP counter see the same op on every backend. The backend is chosen once per kind
-of device: `triton` on CUDA where triton can be imported, `torch` elsewhere, or what
+of device: `triton` on CUDA where Triton can build its kernels, `torch` elsewhere, or what
 `BRICS_KERNELS=reference|torch|triton` says. Letters as in `reference`.
+
+What the op gives lies token by token, (M, G, L * F), so that a map of features is channels last without a copy.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import functools
 import importlib.util
 import logging
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -20,6 +25,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from brics_cli.errors import UsageError
 from brics_cli.kernels import reference, torch_retrieve
+from brics_cli.kernels.reference import by_token
 from brics_cli.kernels.spec import GridSpec, from_ints
 
 BACKENDS = ("reference", "torch", "triton")
@@ -38,17 +44,31 @@ def backend(device_type: str = "cpu") -> str:
     forced = os.environ.get("BRICS_KERNELS")
     if forced is not None and forced not in BACKENDS:
         raise UsageError(f"BRICS_KERNELS={forced!r} is not a backend", next=f"Use one of: {', '.join(BACKENDS)}.")
-    has_triton = importlib.util.find_spec("triton") is not None
-    if forced == "triton" and not has_triton:
+    if forced == "triton" and importlib.util.find_spec("triton") is None:
         raise UsageError("BRICS_KERNELS=triton, but triton is not installed", next="Use BRICS_KERNELS=torch.")
     if forced == "triton" and device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UsageError(
             f"BRICS_KERNELS=triton, but triton does not run on {device_type} tensors",
             next="Use --device cuda, or BRICS_KERNELS=torch, or TRITON_INTERPRET=1 to interpret the kernels (slow).",
         )
-    name = forced or ("triton" if device_type == "cuda" and has_triton else "torch")
+    if forced is None and device_type == "cuda" and (missing := missing_for_triton()):
+        logger.warning("warning: retrieval on CUDA goes by torch, which is slower: Triton needs %s", missing)
+    name = forced or ("triton" if device_type == "cuda" and not missing_for_triton() else "torch")
     logger.info("retrieval on %s: %s backend%s", device_type, name, " (BRICS_KERNELS)" if forced else "")
     return name
+
+
+@functools.cache
+def missing_for_triton() -> str:
+    """What Triton, and so torch.compile on CUDA, needs to build what launches a kernel and this machine has not, with
+    what to install; empty where nothing is missing."""
+    if importlib.util.find_spec("triton") is None:
+        return "to be installed: pip install triton"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler: apt install gcc, or set CC"
+    if not Path(sysconfig.get_paths(scheme=sysconfig.get_default_scheme())["include"], "Python.h").is_file():
+        return "Python's C headers: apt install python3-dev"
+    return ""
 
 
 def grid_retrieve(keys: Tensor, tables: Tensor, spec: GridSpec, *, lattice: tuple[int, int] | None = None) -> Tensor:
@@ -97,13 +117,14 @@ torch.library.define(
 @torch.library.impl("brics::grid_retrieve", "CompositeExplicitAutograd")
 def _grid_retrieve(keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]) -> Tensor:
     spec, lattice = from_ints(keys.shape[-1], tables.shape[-1], resolutions, layout)
-    return _implementation(keys, tables).retrieve(keys, tables, spec, lattice).contiguous()  # as the fake kernel says
+    return by_token(_implementation(keys, tables).retrieve(keys, tables, spec, lattice))  # as the fake kernel says
 
 
 @torch.library.register_fake("brics::grid_retrieve")
 def _(keys: Tensor, tables: Tensor, resolutions: list[int], layout: list[int]) -> Tensor:
-    shape = (*keys.shape[:2], len(resolutions) * tables.shape[-1])
-    return keys.new_empty(shape, dtype=reference.compute_dtype(keys, tables))
+    groups, tokens, _ = keys.shape
+    shape = (tokens, groups, len(resolutions) * tables.shape[-1])
+    return keys.new_empty(shape, dtype=reference.compute_dtype(keys, tables)).transpose(0, 1)
 
 
 @torch.library.impl("brics::grid_retrieve_backward", "CompositeExplicitAutograd")
@@ -126,7 +147,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    grads = torch.ops.brics.grid_retrieve_backward(grad.contiguous(), *ctx.saved_tensors, ctx.resolutions, ctx.layout)
+    grads = torch.ops.brics.grid_retrieve_backward(by_token(grad), *ctx.saved_tensors, ctx.resolutions, ctx.layout)
     return *grads, None, None
 
 

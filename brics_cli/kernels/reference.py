@@ -50,6 +50,11 @@ def retrieve_backward(
     return keys_grad.to(keys.dtype), tables_grad.to(tables.dtype)
 
 
+def by_token(features: Tensor) -> Tensor:
+    """(G, M, X) as it is, in memory (M, G, X)."""
+    return features.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 def compute_dtype(keys: Tensor, tables: Tensor) -> torch.dtype:
     """What interpolation computes in: float64 where either argument is, float32 otherwise."""
     return torch.promote_types(torch.promote_types(keys.dtype, tables.dtype), torch.float32)

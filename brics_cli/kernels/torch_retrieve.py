@@ -32,7 +32,8 @@ def retrieve(keys: Tensor, tables: Tensor, spec: GridSpec, lattice: tuple[int, i
     not_finite = 0 * keys.to(dtype).sum(-1, keepdim=True)  # (G, M, 1): 0, NaN where a key is
     keys = _finite(keys, dtype)
     queries = queries_of(keys, spec, lattice)  # (G, M, D)
-    features = queries.new_empty((*queries.shape[:2], spec.num_features))
+    groups, tokens, _ = queries.shape
+    features = queries.new_empty((tokens, groups, spec.num_features)).transpose(0, 1)  # (G, M, L * F)
     for level, of_level in zip(spec.levels, features.split(spec.level_dim, dim=-1), strict=True):
         if _is_resized(level, spec, lattice, keys.shape[1]):
             of_level.copy_(_resize(keys, tables, spec, level, lattice))

@@ -19,12 +19,13 @@ def forward(
     NUM_LEVELS: tl.constexpr, NUM_DENSE: tl.constexpr, CAP: tl.constexpr, HASH: tl.constexpr, PRIMES: tl.constexpr,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """features (G, M, L * F) of keys (G, M, key_dim); grid (blocks of tokens, G)."""
+    """features (M, G, L * F) of keys (G, M, key_dim); grid (blocks of tokens, G)."""
     group = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     keys += group * num_tokens * KEY_DIM
     tables += group * num_rows * F
-    features += group * num_tokens * (NUM_LEVELS * F)
+    features += group * (NUM_LEVELS * F)
+    of_token = tl.num_programs(1).to(tl.int64) * (NUM_LEVELS * F)
     q0, q1, q2, q3, q4 = _queries(keys, token, num_tokens, height, width, KEY_DIM, POSITIONS, CELL)
     feature = tl.arange(0, F_PADDED)[None, :]
     mask = (token < num_tokens)[:, None] & (feature < F)
@@ -43,7 +44,7 @@ def forward(
                     weight = _weight(high, low, -1, p0, p1, p2, p3, p4, D)
                     at_corner = tl.load(tables + (start + row)[:, None] * F + feature, mask=mask, other=0.0)
                     value += weight[:, None] * at_corner.to(tl.float32)
-            tl.store(features + token.to(tl.int64)[:, None] * (NUM_LEVELS * F) + number * F + feature, value, mask=mask)
+            tl.store(features + token[:, None] * of_token + number * F + feature, value, mask=mask)
 
 
 @triton.jit
@@ -53,13 +54,15 @@ def backward(
     NUM_LEVELS: tl.constexpr, NUM_DENSE: tl.constexpr, CAP: tl.constexpr, HASH: tl.constexpr, PRIMES: tl.constexpr,
     WIDE: tl.constexpr, BLOCK: tl.constexpr, NUM_POOLED: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
-    """keys_grad (G, M, key_dim), and added to tables_grad (G, V, F) that of all levels but the NUM_POOLED first ones.
+    """keys_grad (G, M, key_dim), and added to tables_grad (G, V, F) that of all levels but the NUM_POOLED first ones,
+    of grad (M, G, L * F).
 
     Grid as in `forward`. Not ADDS: tables_grad is left alone.
     """
     group = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    grad += group * num_tokens * (NUM_LEVELS * F)
+    grad += group * (NUM_LEVELS * F)
+    of_token = tl.num_programs(1).to(tl.int64) * (NUM_LEVELS * F)
     keys += group * num_tokens * KEY_DIM
     keys_grad += group * num_tokens * KEY_DIM
     tables += group * num_rows * F
@@ -80,7 +83,7 @@ def backward(
             cells = tl.load(levels + 3 * index)
             start = tl.load(levels + 3 * index + 1)
             number = tl.load(levels + 3 * index + 2)
-            of_level = grad + token.to(tl.int64)[:, None] * (NUM_LEVELS * F) + number * F + feature
+            of_level = grad + token[:, None] * of_token + number * F + feature
             of_level = tl.load(of_level, mask=mask, other=0.0)
             c0, c1, c2, c3, c4, p0, p1, p2, p3, p4 = _places(cells, q0, q1, q2, q3, q4, D)
             for high in range((1 << D) // UNROLLED):
@@ -112,7 +115,8 @@ def pooled_backward(
     NUM_LEVELS: tl.constexpr, NUM_DENSE: tl.constexpr, CAP: tl.constexpr, HASH: tl.constexpr, PRIMES: tl.constexpr,
     WIDE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Add to tables_grad (G, V, F) the gradient of the first levels; grid (chunks of tokens, G, levels).
+    """Add to tables_grad (G, V, F) the gradient of the first levels, of grad (M, G, L * F); grid (chunks of tokens, G,
+    levels).
 
     The weights of a block of tokens on all ROWS rows are one matrix, a product of hat functions of the axes; its
     product with the gradient is the block's sum per row. One atomic per row and feature ends STEPS blocks.
@@ -122,7 +126,8 @@ def pooled_backward(
     cells = tl.load(levels + 3 * index)
     start = tl.load(levels + 3 * index + 1)
     number = tl.load(levels + 3 * index + 2)
-    grad += group * num_tokens * (NUM_LEVELS * F) + number * F
+    grad += group * (NUM_LEVELS * F) + number * F
+    of_token = tl.num_programs(1).to(tl.int64) * (NUM_LEVELS * F)
     keys += group * num_tokens * KEY_DIM
     tables_grad += group * num_rows * F
     feature = tl.arange(0, F_PADDED)[None, :]
@@ -139,7 +144,7 @@ def pooled_backward(
             token = begin + tl.arange(0, BLOCK)
             q0, q1, q2, q3, q4 = _queries(keys, token, num_tokens, height, width, KEY_DIM, POSITIONS, CELL)
             mask = (token < num_tokens)[:, None] & (feature < F)
-            of_level = grad + token.to(tl.int64)[:, None] * (NUM_LEVELS * F) + feature
+            of_level = grad + token[:, None] * of_token + feature
             of_level = tl.load(of_level, mask=mask, other=0.0)
             weights = tl.full((ROWS, BLOCK), 1.0, tl.float32)
             coordinates = row

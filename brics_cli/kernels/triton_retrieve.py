@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from brics_cli.kernels import triton_kernels
+from brics_cli.kernels.reference import by_token
 from brics_cli.kernels.spec import HASH_PRIMES, GridSpec
 from brics_cli.kernels.torch_retrieve import gather_tables_backward
 
@@ -30,7 +31,7 @@ def retrieve(keys: Tensor, tables: Tensor, spec: GridSpec, lattice: tuple[int, i
     """As `reference.retrieve`, for keys in float32 and tables in float32 or bf16."""
     keys, tables = keys.contiguous(), tables.contiguous()
     num_groups, num_tokens, _ = keys.shape
-    features = keys.new_empty((num_groups, num_tokens, spec.num_features))
+    features = keys.new_empty((num_tokens, num_groups, spec.num_features)).transpose(0, 1)
     if features.numel() > 0:
         sizes = (num_tokens, spec.num_vertices, *(lattice or (1, 1)))
         grid = (triton.cdiv(num_tokens, BLOCK), num_groups)
@@ -44,7 +45,7 @@ def retrieve_backward(
     grad: Tensor, keys: Tensor, tables: Tensor, spec: GridSpec, lattice: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `reference.retrieve_backward`: table gradients are summed in float32, then cast to the tables' dtype."""
-    grad, keys, tables = grad.contiguous(), keys.contiguous(), tables.contiguous()
+    grad, keys, tables = by_token(grad), keys.contiguous(), tables.contiguous()
     num_groups, num_tokens, _ = keys.shape
     is_ordered = torch.are_deterministic_algorithms_enabled()
     keys_grad, tables_grad = torch.zeros_like(keys), torch.zeros_like(tables, dtype=torch.float32)

@@ -80,6 +80,20 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 @contextmanager
+def training_arithmetic(precision: str) -> Iterator[None]:
+    """What a training run sets while the block runs: `float32_products`, of backward passes too, and, every step having
+    the same shapes, that cuDNN tries its kernels and takes the fastest. (Sampling and encoding leave that alone: the
+    same seed or image should give the same bits in the next process.)"""
+    tries = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with float32_products(precision):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = tries
+
+
+@contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
     """The forward passes inside compute in `precision`."""
     if device.type == "meta":

@@ -30,6 +30,7 @@ from brics_cli.diffusion.samplers import (
     sample_codes,
 )
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.runtime.device import place
 from brics_cli.runtime.precision import computing
 from brics_cli.runtime.randomness import Stream, keyed_generator
 from brics_cli.runtime.reporting import Reporter, SilentReporter
@@ -133,7 +134,7 @@ class Models:
         """Move all of them."""
         for model in (self.denoiser, self.autoencoder, self.guide):
             if model is not None:
-                model.to(device)
+                place(model, device)
         return self
 
     def compute(self, seeds: Sequence[int], on_step: OnStep | None = None) -> CodesOfSeeds:

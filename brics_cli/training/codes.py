@@ -34,7 +34,7 @@ from brics_cli.diffusion.diffusion import (
 from brics_cli.errors import ArtefactError, MachineError, is_out_of_memory
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.images.selection import spread
-from brics_cli.runtime.device import widest_float
+from brics_cli.runtime.device import place, widest_float
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import computing
 from brics_cli.runtime.randomness import Stream, draws_by_step, keyed_coins, step_coins
@@ -276,6 +276,6 @@ def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: tor
         gradient_checkpointing=recipe.training.gradient_checkpointing,
     )
     check_memory(build, device=device, what=f"recipe {recipe.name}")
-    denoiser = build().to(device)
+    denoiser = place(build(), device)
     denoiser.class_counts, denoiser.class_names = classes.counts, classes.names
     return denoiser

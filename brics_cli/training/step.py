@@ -3,6 +3,7 @@ its micro-batches, their losses, and the means of what is logged. B images of S 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from brics_cli.autoencoder.bottlenecks.base import BottleneckOutput
 from brics_cli.autoencoder.losses import Distance, reconstruction_loss
 from brics_cli.autoencoder.terms.noise_schedule import noise_factor
 from brics_cli.config import AutoencoderRecipe
+from brics_cli.kernels.functional import missing_for_triton
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import computing, training_precision
 from brics_cli.runtime.randomness import (
@@ -31,17 +33,28 @@ from brics_cli.training.ahead import one_ahead, pinned
 from brics_cli.training.images import Batch
 from brics_cli.training.terms import CodeTerms
 
+logger = logging.getLogger(__name__)
+
 Forward = Callable[..., tuple[Tensor, BottleneckOutput]]
 """The autoencoder's training pass, as it is, compiled or in DDP."""
 
 
-def compiled(model: nn.Module, *, enabled: bool) -> nn.Module:
-    """`model`, compiled where the recipe asks for it.
+def compiled(model: nn.Module, *, enabled: bool, adversary: Adversary | None = None) -> nn.Module:
+    """`model`, compiled where the recipe asks for it, and Triton can build kernels.
 
-    Its parameters keep their names: EMA and checkpoints take them from the model that went in.
+    Its parameters keep their names: EMA and checkpoints take them from the model that went in. The last layer, at which
+    an adaptive `adversary` measures gradients, is left as it is, and the graph ends before it: one compiled graph has
+    one backward pass, and the measurement would run all of it, twice.
     """
     if not enabled:
         return model
+    if next(model.parameters()).is_cuda and (missing := missing_for_triton()):
+        logger.warning("warning: training.compile is left out: Triton needs %s", missing)
+        return model
+    if adversary is not None and adversary.config.adaptive:
+        for module in model.modules():
+            if any(parameter is adversary.last_layer for parameter in module.parameters(recurse=False)):
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     # The adaptive GAN weight goes through the graph of the losses twice, which donated buffers would not survive.
     torch._functorch.config.donated_buffer = False
     return torch.compile(model)  # type: ignore[return-value]

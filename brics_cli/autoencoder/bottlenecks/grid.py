@@ -57,13 +57,15 @@ class GridBottleneck(BoundedBottleneck):
 
     def retrieve(self, codes: Tensor) -> Tensor:
         """codes (B, C, h, w) in [0, 1] -> (B, G * L * F, h, w), or H_d x W_d with positions: group by group, level
-        by level.
+        by level; channels last in memory.
         """
         batch, _, height, width = codes.shape
         keys, lattice = self.keys(codes)
         features = grid_retrieve(keys, self.tables, self.spec, lattice=lattice)  # (G, M, L*F)
-        features = features.view(self.num_groups, batch, height * self.tiling, width * self.tiling, -1)
-        return features.permute(1, 0, 4, 2, 3).flatten(1, 2)
+        of_tokens = features.transpose(0, 1).flatten(1)  # (M, G*L*F), as they lie
+        image = of_tokens.view(batch, height * self.tiling, width * self.tiling, -1).permute(0, 3, 1, 2)
+        # On the CPU channels first, which gives the images of old seeds to the last bit.
+        return image.contiguous() if image.device.type == "cpu" else image
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         return self.mlp(self.retrieve(codes))

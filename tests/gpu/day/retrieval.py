@@ -13,6 +13,7 @@ from common import DEVICE, QUICK, attempt, put
 
 from brics_cli.bench import retrieval as bench
 from brics_cli.bench.timing import copy_bytes_per_s, median_seconds
+from brics_cli.kernels.reference import by_token
 
 
 def measure(scales: list[str], dtype: str, batch: int) -> None:
@@ -80,6 +81,7 @@ def smooth(batch: int) -> None:
     keys = keys.view(batch, scale.num_groups, -1, 1).transpose(0, 1).reshape(scale.num_groups, -1, 1).to(DEVICE)
     tables = torch.randn(scale.num_groups, spec.num_vertices, 4, generator=generator).to(DEVICE)
     grad = torch.randn(scale.num_groups, keys.shape[1], spec.num_features, generator=generator).to(DEVICE)
+    grad = by_token(grad)  # as it comes back from a network, channels last
     bandwidth = copy_bytes_per_s(torch.device(DEVICE))
     floors = bench._floor_bytes(keys, tables, spec, scale.lattice)
 

@@ -177,15 +177,19 @@ def test_the_op_passes_torchs_own_checks(positions: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_results_are_contiguous_however_the_keys_lie(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake kernels say so, and compiled code believes them: keys are a transposed view of the codes."""
+def test_results_lie_as_the_fake_kernels_say_however_the_keys_do(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code believes them. Features lie token by token, so that a map of them is channels last; keys are a
+    transposed view of the codes."""
     monkeypatch.setattr(functional, "backend", lambda device_type: backend)
     spec = spec_of(2)
     keys = torch.rand(2, 2, 12).transpose(1, 2).requires_grad_()  # (G, M, D)
     tables = torch.rand(2, spec.num_vertices, spec.level_dim)
     features = grid_retrieve(keys, tables, spec)
     grads = torch.ops.brics.grid_retrieve_backward(torch.ones_like(features), keys, tables, *spec.as_ints(None))
-    assert all(each.is_contiguous() for each in (features, *grads))
+    assert all(each.is_contiguous() for each in (features.transpose(0, 1), *grads))
+    with torch.device("meta"):
+        fake = torch.ops.brics.grid_retrieve(keys.to("meta"), tables.to("meta"), *spec.as_ints(None))
+    assert (fake.shape, fake.stride()) == (features.shape, features.stride())
 
 
 def test_the_op_compiles_into_one_graph_with_its_gradients() -> None:
@@ -240,11 +244,13 @@ def test_what_does_not_fit_is_refused() -> None:
 def fresh_choice(monkeypatch):
     """The choice of a fresh process, and afterwards this one's again."""
     functional.backend.cache_clear()
+    functional.missing_for_triton.cache_clear()
     monkeypatch.delenv("BRICS_KERNELS", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     yield monkeypatch
     monkeypatch.undo()
     functional.backend.cache_clear()
+    functional.missing_for_triton.cache_clear()
 
 
 def test_the_backend_is_chosen_by_device_and_logged_once(fresh_choice, caplog) -> None:
@@ -258,9 +264,19 @@ def test_the_backend_is_chosen_by_device_and_logged_once(fresh_choice, caplog) -
     ]  # fmt: skip
 
 
-def test_without_triton_cuda_takes_the_torch_backend(fresh_choice) -> None:
-    fresh_choice.setattr(functional.importlib.util, "find_spec", lambda name: None)
-    assert functional.backend("cuda") == "torch"
+@pytest.mark.parametrize("missing", ["triton", "a C compiler", "Python's C headers"])
+def test_without_what_triton_needs_cuda_takes_the_torch_backend_and_says_so_once(
+    fresh_choice, caplog, tmp_path, missing: str
+) -> None:
+    find_spec = None if missing == "triton" else object()
+    fresh_choice.setattr(functional.importlib.util, "find_spec", lambda name: find_spec)
+    fresh_choice.delenv("CC", raising=False)
+    fresh_choice.setattr(functional.shutil, "which", lambda name: None if missing == "a C compiler" else f"/{name}")
+    fresh_choice.setattr(functional.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert [functional.backend("cuda") for _ in range(3)] == ["torch"] * 3
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said.startswith("warning: retrieval on CUDA goes by torch") and missing.split()[-1] in said
+    assert "install" in said
 
 
 @pytest.mark.parametrize(

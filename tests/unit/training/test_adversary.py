@@ -1,9 +1,11 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brics_cli.config import OptimiserConfig, ScheduleConfig
 from brics_cli.config.runs import GanConfig
@@ -11,6 +13,7 @@ from brics_cli.errors import ArtefactError
 from brics_cli.runtime.distributed import World
 from brics_cli.training.adversary import ADAPT_EVERY, Adversary, last_layer
 from brics_cli.training.state import TrainingState
+from brics_cli.training.step import compiled
 
 IMAGES = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -155,3 +158,29 @@ def test_a_checkpoint_without_discriminator_is_refused(tmp_path: Path) -> None:
     plain.save(tmp_path)
     with pytest.raises(ArtefactError, match="holds no discriminator"):
         with_gan.load(tmp_path)
+
+
+def test_the_adaptive_weight_runs_no_compiled_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled graph has one backward pass, of all its layers; gradients of the last one take that layer alone."""
+    backwards = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default:
+                backwards.append(tuple(args[2].shape))
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend="aot_eager")
+    )  # for which no compiler is needed
+    torch._dynamo.reset()
+    state = state_with_gan()
+    adversary = state.adversary
+    assert adversary is not None
+    forward = compiled(state.model, enabled=True, adversary=adversary)
+    reconstructions = forward(IMAGES)
+    loss = (reconstructions - IMAGES).abs().mean()
+    with Counting():
+        adversary.judge(reconstructions, {"l1": loss}, step=0)
+    of_decoder = [shape for shape in backwards if shape in {tuple(each.weight.shape) for each in state.model[::2]}]
+    assert of_decoder == [tuple(adversary.last_layer.shape)] * 2

@@ -69,20 +69,27 @@ def load_autoencoder_of(
 
     `made_by` is what `codes_of` is, in a word (store, model). Looked for at `ae_path` when given, else where it was
     `recorded` to be, else in `workspace` by its sha256 (it may have moved), among the embedded models, and on the Hub
-    where it was recorded of it; `reporter` hears of these two. Raises ArtefactError when it is not found, or when
-    `ae_path` holds other weights.
+    where it was recorded of it; `reporter` hears of these two. At `ae_path` there may be another one with the same
+    encoder (`training.freeze_encoder`): codes are the same to both. Raises ArtefactError when it is not found, or when
+    `ae_path` holds another encoder, or others' weights while the one of the codes is not found.
     """
     from brics_cli.autoencoder.autoencoder import load_autoencoder
 
     if ae_path is not None:
         autoencoder = load_autoencoder(locate(ae_path, reporter=reporter), device=device)
-        if autoencoder.weights_sha256 != sha256:
-            raise ArtefactError(
-                f"{codes_of} is a {made_by} of another autoencoder (sha256 {sha256[:12]}) than {ae_path} "
-                f"(sha256 {autoencoder.weights_sha256[:12]})",
-                next="Leave --ae out to use the one it was made with, or encode again with this one.",
+        if autoencoder.weights_sha256 == sha256:
+            return autoencoder
+        with suppress(ArtefactError):
+            made_with = load_autoencoder_of(
+                codes_of, made_by=made_by, sha256=sha256, recorded=recorded, workspace=workspace, device=device
             )
-        return autoencoder
+            if _has_encoder_of(autoencoder, made_with):
+                return autoencoder
+        raise ArtefactError(
+            f"{codes_of} is a {made_by} of another autoencoder (sha256 {sha256[:12]}) than {ae_path} "
+            f"(sha256 {autoencoder.weights_sha256[:12]})",
+            next="Leave --ae out to use the one it was made with, or encode again with this one.",
+        )
     shipped = None if recorded is None else embedded_at(recorded)
     if recorded is not None and shipped is None and at_hand(recorded).exists():
         with suppress(ArtefactError):  # what is at that path now may be damaged or something else
@@ -113,6 +120,14 @@ def load_autoencoder_of(
         f"the autoencoder of {codes_of} (sha256 {sha256[:12]}){was_at} was not found",
         next="Give it with --ae RUN, or encode the collection again.",
     )
+
+
+def _has_encoder_of(autoencoder: Autoencoder, other: Autoencoder) -> bool:
+    """Whether both make the same codes of an image: their encoders are equal bit for bit, and so is what bounds
+    codes."""
+    mine, theirs = autoencoder.encoder.state_dict(), other.encoder.state_dict()
+    kinds = {type(each.bottleneck) for each in (autoencoder, other)}
+    return len(kinds) == 1 and mine.keys() == theirs.keys() and all(mine[name].equal(theirs[name]) for name in mine)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,9 @@ class ScheduleConfig(Config):
 class AutoencoderScheduleConfig(ScheduleConfig):
     """What autoencoders have in addition."""
 
+    freeze_encoder: bool = False
+    """With --init-from: the encoder stays as it is, and with it the codes of its stores and diffusion models. What is
+    behind the codes learns: to decode noisier ones say, as those that diffusion draws are (arXiv 2510.11690)."""
     read_ahead_gib: Annotated[float, Field(gt=0)] | None = 2.0
     """Files that are read ahead where decoded images do not fit in memory, over all processes of a machine: two
     windows of the order. A window that would be more than half of this is cut into smaller ones. null: no limit, as in
@@ -197,6 +200,8 @@ class AutoencoderRecipe(Config):
             )
         if terms.noise.factors and getattr(bottleneck, "noise_varies", False):
             raise ValueError("terms.noise.factors and model.bottleneck.noise_varies both vary the noise: take one")
+        if terms.penalise and self.training.freeze_encoder:
+            raise ValueError("terms.spectrum, .marginals and .whitening train the encoder: not with freeze_encoder")
         if terms.penalise and bottleneck.kind in ("vq", "rq"):
             raise ValueError(
                 f"terms.spectrum, .marginals and .whitening are not for entries of codebooks ({bottleneck.kind})"

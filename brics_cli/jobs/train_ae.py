@@ -60,6 +60,7 @@ def train_autoencoder(
     with join_world(plan.device) as world:
         torch.manual_seed(schedule.seed)
         model = build_autoencoder(recipe.model).to(world.device).to(memory_format=torch.channels_last)
+        model.encoder.requires_grad_(not schedule.freeze_encoder)
         adversary = build_adversary(recipe, model, world=world)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
         average = state.ema.model

@@ -63,7 +63,7 @@ class DrawnStream(ImageStream):
         self.seeds = seeds
         self.keys = [key_of(seed) for seed in seeds]
         settings = {**models.record(batch_size=batch_size), "seeds": self._named}
-        identity = {"settings": settings, "model": models.denoiser.weights_sha256}
+        identity = {"settings": settings, "models": models.sha256s}
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def on(self, device: torch.device, *, num_workers: int) -> Self:

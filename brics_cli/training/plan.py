@@ -419,8 +419,14 @@ def _with_init_here(asked: TrainOptions, reporter: Reporter) -> TrainOptions:
 
 
 def _check_init(asked: TrainOptions, recipe: Recipe) -> None:
-    """Raise ArtefactError when the model to start from is not there, or has another architecture than `recipe`."""
+    """Raise ArtefactError when the model to start from is not there, or has another architecture than `recipe`,
+    UsageError when there must be one."""
     if asked.init_from is None:
+        frozen = isinstance(recipe, AutoencoderRecipe) and recipe.training.freeze_encoder
+        if frozen and asked.resume is None:
+            raise UsageError(
+                "training.freeze_encoder keeps the encoder of another run", next="Give the run: --init-from RUN."
+            )
         return
     part = "model" if isinstance(recipe, AutoencoderRecipe) else "denoiser"
     found, directory = read_model_config(asked.init_from, kind=recipe.kind)

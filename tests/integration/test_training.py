@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import brics, error_line, start_brics
+from commands import Finished, brics, error_line, start_brics
 from safetensors.torch import load_file
 
 from brics_cli.diffusion.denoisers import load_denoiser
@@ -274,6 +275,34 @@ def test_init_from_starts_a_new_run_from_those_weights(straight: Path, photograp
         cwd=tmp_path, check=3,
     )  # fmt: skip
     assert "another architecture than recipe tiny: bottleneck" in error_line(other) and not (tmp_path / "x").exists()
+
+
+def test_a_frozen_encoder_keeps_the_codes_and_its_decoder_decodes_them(
+    straight: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """Resumed as well; another encoder is refused for codes that it did not make."""
+
+    def does(*words: object, check: int = 0) -> Finished:
+        return brics(*words, cwd=tmp_path, check=check)
+
+    train, start = ("train-ae", photographs, *QUICK, "--steps", 1, "--out"), ("--init-from", straight)
+    frozen = ("--set", "training.freeze_encoder=true")
+    needs = "training.freeze_encoder keeps the encoder of another run. Give the run: --init-from RUN."
+    assert needs in error_line(does(*train, "tuned", *frozen, check=2))
+    does(*train, "tuned", *frozen, *start)
+    does("train-ae", "--resume", "tuned", "--steps", 2)
+    before, after = (load_file(run / "model" / "model.safetensors") for run in (straight, tmp_path / "tuned"))
+    changed = {name.partition(".")[0] for name in before if not before[name].equal(after[name])}
+    assert changed == {"bottleneck", "decoder"}
+
+    does("encode-dataset", photographs, "--ae", straight, "--out", "codes.h5")
+    for ae, out in ((straight, "first"), ("tuned", "second")):
+        does("decode", "codes.h5", "--ae", ae, "--out", out)
+    decoded = [[path.read_bytes() for path in sorted((tmp_path / out).rglob("*.png"))] for out in ("first", "second")]
+    assert len(decoded[0]) == len(decoded[1]) > 0 and all(map(operator.ne, *decoded))
+    does(*train, "free", *start)
+    other = does("decode", "codes.h5", "--ae", "free", "--out", "x", check=3)
+    assert "is a store of another autoencoder" in error_line(other)
 
 
 DIFFUSION = ("--recipe", "tiny", "--set", "training.batch_size=8", "--set", "training.checkpoint_every=5")

@@ -1,4 +1,4 @@
-"""Guidance that a model was not trained for is refused before anything is drawn."""
+"""Guidance that a model was not trained for is refused before anything is drawn; what drawn images go by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from brics_cli.config import DiffusionConfig, DiTConfig
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.errors import UsageError
+from brics_cli.sampling.drawn import DrawnStream
 from brics_cli.sampling.models import Models
+from brics_cli.workspace import Parent
 
 GUIDED = SamplerSettings(guidance=2.0)
 
@@ -39,3 +41,15 @@ def test_guidance_by_classes_needs_a_model_that_learnt_to_do_without() -> None:
 def test_an_unknown_balance_is_refused() -> None:
     with pytest.raises(UsageError, match="--class-balance 'evn' is not a way to draw classes; did you mean 'even'"):
         Models(of_classes(0.1), build_autoencoder(AUTOENCODER), balance="evn")
+
+
+def test_drawn_images_go_by_every_model_behind_them() -> None:
+    """The cache of features does: another guide or another decoder draws other images."""
+    denoiser, autoencoder = of_classes(0.1), build_autoencoder(AUTOENCODER)
+    denoiser.weights_sha256 = "d" * 64
+    identities = {
+        DrawnStream(Models(denoiser, autoencoder, parents=(Parent(kind, "run", sha256),)), range(2), path="run",
+                    batch_size=2).identity
+        for kind in ("autoencoder", "guide") for sha256 in ("a" * 64, "b" * 64)
+    }  # fmt: skip
+    assert len(identities) == 2

@@ -10,10 +10,12 @@
     report = brics_cli.evaluate(["psnr", "ssim"], real="photographs/", fake="codes.h5")
     print(report.value("psnr"), "dB")
 
-Conventions. Paths are `str` or `Path`; relative ones are relative to the current directory. What is left out is looked
-up in `workspace`: the newest artefact of its kind that is finished and whole, which the reporter is told. `reporter`
-None is plain lines on stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device`
-is `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`: CUDA where there is one; images go in and out as sRGB, 8 bit.
+Conventions. Paths are `str` or `Path`; relative ones are relative to the current directory. Collections, stores and
+models may be URLs of places that fsspec knows (`s3://`, `hf://datasets/...`, `https://`), fetched to a cache that the
+environment variable BRICS_CACHE_GIB bounds; so may `out` of encode, decode and sample. What is left out is looked up in
+`workspace`: the newest artefact of its kind that is finished and whole, which the reporter is told. `reporter` None is
+plain lines on stderr (`brics_cli.runtime.reporting.StderrReporter`); `SilentReporter()` says nothing. `device` is
+`cuda`, `cuda:N`, `mps`, `cpu`, or `auto`: CUDA where there is one; images go in and out as sRGB, 8 bit.
 `precision` is what networks compute in: `fp32`, `bf16`, or on CUDA `tf32`; None is bf16 on CUDA and fp32 elsewhere.
 
 A finished output of the same inputs and settings is returned as it is, an unfinished one is gone on with, and anything
@@ -171,32 +173,36 @@ def encode(
     >>> brics_cli.encode("photographs/", out="codes.h5", flips=True).num_images
     """
     from brics_cli.jobs import encode_dataset as job
+    from brics_cli.workspace.uploads import staged
 
     reporter = reporter or _default_reporter()
-    plan = job.plan_encoding(
-        _text(data),
-        autoencoder=_path(autoencoder),
-        out=_path(out),
-        quantisation=quantisation,
-        precision=precision,
-        transform=transform,
-        size=size,
-        flips=flips,
-        subset=subset,
-        image_field=image_field,
-        labels=labels,
-        keys=keys,
-        limit=limit,
-        part=part,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        executor=executor,
-        overwrite=overwrite,
-        workspace=_workspace(workspace),
-        reporter=reporter,
-    )
-    return job.encode_dataset(plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=reporter)
+    with staged(out, reporter=reporter) as place:
+        plan = job.plan_encoding(
+            _text(data),
+            autoencoder=_path(autoencoder),
+            out=place.path,
+            quantisation=quantisation,
+            precision=precision,
+            transform=transform,
+            size=size,
+            flips=flips,
+            subset=subset,
+            image_field=image_field,
+            labels=labels,
+            keys=keys,
+            limit=limit,
+            part=part,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+            executor=executor,
+            overwrite=overwrite,
+            workspace=_workspace(workspace),
+            reporter=reporter,
+        )
+        return place.named(
+            job.encode_dataset(plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=reporter)
+        )
 
 
 def decode(
@@ -236,24 +242,26 @@ def decode(
     'zip'
     """
     from brics_cli.jobs import decode as job
+    from brics_cli.workspace.uploads import staged
 
     reporter = reporter or _default_reporter()
-    plan = job.plan_decoding(
-        codes,
-        autoencoder=autoencoder,
-        out=out,
-        format=format,
-        codec=codec,
-        nested=nested,
-        precision=precision,
-        num_workers=num_workers,
-        device=device,
-        executor=executor,
-        overwrite=overwrite,
-        workspace=_workspace(workspace),
-        reporter=reporter,
-    )
-    return job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=reporter)
+    with staged(out, reporter=reporter) as place:
+        plan = job.plan_decoding(
+            codes,
+            autoencoder=autoencoder,
+            out=place.path,
+            format=format,
+            codec=codec,
+            nested=nested,
+            precision=precision,
+            num_workers=num_workers,
+            device=device,
+            executor=executor,
+            overwrite=overwrite,
+            workspace=_workspace(workspace),
+            reporter=reporter,
+        )
+        return place.named(job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=reporter))
 
 
 def train_diffusion(
@@ -365,36 +373,38 @@ def sample(
     """
     from brics_cli.jobs import sample as job
     from brics_cli.sampling.plan import plan_sampling
+    from brics_cli.workspace.uploads import staged
 
     reporter = reporter or _default_reporter()
-    plan = plan_sampling(
-        _path(model),
-        num=num,
-        seeds=seeds,
-        seed=seed,
-        out=_path(out),
-        format=format,
-        codec=codec,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        clip=clip,
-        guide=_path(guide),
-        class_=class_,
-        class_balance=class_balance,
-        ema=ema,
-        autoencoder=_path(autoencoder),
-        precision=precision,
-        batch_size=batch_size,
-        shard_size=shard_size,
-        num_workers=num_workers,
-        device=device,
-        executor=executor,
-        overwrite=overwrite,
-        workspace=_workspace(workspace),
-        reporter=reporter,
-    )
-    return job.sample(plan, overwrite=overwrite, reporter=reporter)
+    with staged(out, reporter=reporter) as place:
+        plan = plan_sampling(
+            _path(model),
+            num=num,
+            seeds=seeds,
+            seed=seed,
+            out=place.path,
+            format=format,
+            codec=codec,
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            clip=clip,
+            guide=_path(guide),
+            class_=class_,
+            class_balance=class_balance,
+            ema=ema,
+            autoencoder=_path(autoencoder),
+            precision=precision,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            num_workers=num_workers,
+            device=device,
+            executor=executor,
+            overwrite=overwrite,
+            workspace=_workspace(workspace),
+            reporter=reporter,
+        )
+        return place.named(job.sample(plan, overwrite=overwrite, reporter=reporter))
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import signal
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -38,6 +39,10 @@ class BricsError(Exception):
         self.next = next
         stop = "" if what.endswith((".", "?")) else "."
         super().__init__(what if next is None else f"{what}{stop} {next}")
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Say the same as `change` says it."""
+        BricsError.__init__(self, change(self.what), next=None if self.next is None else change(self.next))
 
 
 class UsageError(BricsError):

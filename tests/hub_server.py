@@ -118,7 +118,9 @@ class Handler(BaseHTTPRequestHandler):
             for name, data in contents.items()
         ]
         if asked[3] == "tree":
-            return self.answer(rows)
+            inside = path.partition(f"/tree/{asked[4]}")[2].strip("/")
+            recursive = "recursive=true" in urlsplit(self.path).query.lower()
+            return self.answer(tree(rows, f"{inside}/" if inside else "", recursive=recursive))
         return self.answer({"id": found[2], "sha": sha, "private": repository.private, "siblings": rows})
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
@@ -154,6 +156,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound")
         tag = f'"{hashlib.sha256(data).hexdigest()}"'
         return self.answer(data=data, ETag=tag, X_Repo_Commit=sha)
+
+
+def tree(rows: list[dict[str, Any]], folder: str, *, recursive: bool) -> list[dict[str, Any]]:
+    """Those of the files `rows` that are in `folder`, or below it, and its folders."""
+    inside = [row for row in rows if row["path"].startswith(folder)]
+    here = [row for row in inside if recursive or "/" not in row["path"].removeprefix(folder)]
+    folders = {folder + row["path"].removeprefix(folder).partition("/")[0] for row in inside if row not in here}
+    return [*here, *({"type": "directory", "path": each, "oid": each, "size": 0} for each in sorted(folders))]
 
 
 @contextmanager

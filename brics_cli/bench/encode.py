@@ -98,7 +98,9 @@ def bench_encode(
             encodings = []
             for name, network in networks.items():
                 encoder = CodeEncoder(network, header, device=device, made_by="bench")
-                encodings.append(_encode(collection, encoder, Path(folder, "codes.h5"), name, workers, batch_size))
+                encodings.append(
+                    encode_collection(collection, encoder, Path(folder, "codes.h5"), name, workers, batch_size)
+                )
                 if name == "none":
                     after, cpu_us = _decode_alone(files, size=size, workers=workers)
                     ratios.append(encodings[0]["img_per_s"] / statistics.mean([before, after]))
@@ -218,7 +220,7 @@ def _decode_share(share: tuple[int, int]) -> None:
         load_pixels(data, transform=DEFAULT_TRANSFORM, size=size)
 
 
-def _encode(
+def encode_collection(
     collection: Collection, encoder: CodeEncoder, out: Path, name: str, num_workers: int, batch_size: int
 ) -> dict[str, Any]:
     """As `jobs.encode_dataset` does it: parts shard by shard, then the merge, timed apart: it is no part of a rate.

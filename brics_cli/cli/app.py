@@ -62,6 +62,7 @@ NEXT_STEP = "First time here? brics demo    One command in depth: brics COMMAND 
 
 OUTPUTS = ("--out", "-o", "--plot", "--sheet")
 """Options whose values are looked at as they were written."""
+WRITES_TO_URLS = ("pack", "encode-dataset", "decode", "sample")
 
 
 class LazyGroup(Group):
@@ -95,7 +96,7 @@ class LazyGroup(Group):
             for text in texts:
                 from brics_cli.workspace.naming import check_written
 
-                check_written(text, option=option)
+                check_written(text, option=option, to_urls=option in ("--out", "-o") and args[0] in WRITES_TO_URLS)
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:

@@ -198,6 +198,37 @@ def encode(
     _show(Session(as_json=as_json), report)
 
 
+@app.command()
+def remote(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the shards are put: s3://bucket/bench, say.")],
+    num_images: Annotated[int, typer.Option("--n", min=100, help="How many images are encoded.")] = 2000,
+    size: Annotated[int, typer.Option("--size", min=16, help="Of the square that is encoded, px.")] = 128,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", metavar="NAME|PATH", autocompletion=completion.recipes, help="Encode with its network."
+        ),
+    ] = "brics-mini",
+    dtype: options.Dtype = None,
+    num_workers: options.NumWorkers = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 3,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """encode-dataset from a URL, with an empty cache, against encode-dataset from the disk.
+
+    Example: brics bench remote s3://bucket/bench
+    """
+    from brics_cli.bench.remote import bench_remote
+    from brics_cli.runtime.device import resolve_device
+
+    report = bench_remote(
+        url, num_images=num_images, size=size, recipe=recipe, repeats=repeats, device=resolve_device(device),
+        precision=dtype, num_workers=num_workers,
+    )  # fmt: skip
+    _show(Session(as_json=as_json), report)
+
+
 @app.command("eval")
 def evaluation(
     num_images: Annotated[

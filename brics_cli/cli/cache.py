@@ -30,6 +30,7 @@ def list_entries(as_json: options.Json = False) -> int:
     Example: brics cache list
     """
     from brics_cli.evaluation import cache
+    from brics_cli.workspace.mirrors import cached_bytes, root
 
     session = Session(as_json=as_json)
     entries = cache.entries()
@@ -44,6 +45,8 @@ def list_entries(as_json: options.Json = False) -> int:
     total = f"{len(entries):,} entries, {human_bytes(sum(entry.num_bytes for entry in entries))}"
     session.result([asdict(entry) for entry in entries], [table, total] if entries else "nothing is cached")
     session.reporter.message(f"brics keeps features in {cache.cache_root()}")
+    if num_bytes := cached_bytes():
+        session.reporter.message(f"and {human_bytes(num_bytes)} of remote data in {root()} (--cache-gib)")
     if entries:
         session.next_step("brics", "cache", "prune", "--unused", "30d")
     return ExitCode.DONE
@@ -63,7 +66,8 @@ def prune(
 ) -> int:
     """Remove cached features. They are computed again when they are needed.
 
-    With --all also what is remembered of collections and stores, to recognise them without reading them again.
+    With --all also what was fetched from URLs, and what is remembered of collections and stores, to recognise them
+    without reading them again.
 
     Example: brics cache prune --unused 30d
     """
@@ -78,8 +82,8 @@ def prune(
         max_bytes=None if max_size is None else int(_measure(max_size, _BYTES, "--max-size", "500M or 5G")),
     )
     if everything:
-        forget("digests")
-        forget("outlines")
+        for kind in ("digests", "outlines", "remote"):
+            forget(kind)
     freed = human_bytes(sum(entry.num_bytes for entry in removed))
     session.result([asdict(entry) for entry in removed], f"removed {len(removed):,} entries, {freed}")
     session.next_step("brics", "cache", "list")

@@ -13,6 +13,7 @@ from brics_cli.cli import options
 from brics_cli.cli.batch import executor_of, same_command_goes_on, say_if_complete
 from brics_cli.cli.output import Session
 from brics_cli.workspace.naming import IMAGE_FORMATS, IMAGE_TITLES, ImageFormat, metavar_of
+from brics_cli.workspace.remote import named
 
 app = options.command_app()
 
@@ -50,6 +51,7 @@ def decode(
     cpus_per_worker: options.CpusPerWorker = None,
     max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
+    cache_gib: options.CacheGib = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -77,8 +79,8 @@ def decode(
         left_out = [f"not written as {format}: {what}" for what in plan.left_out]
         size = store.image_size
         session.result(
-            {"images": len(store), "image_size": size, "format": format, "left_out": plan.left_out, "out": path},
-            [f"would decode {len(store):,} images of {size} px as {format} into {path}", *left_out],
+            {"images": len(store), "image_size": size, "format": format, "left_out": plan.left_out, "out": named(path)},
+            [f"would decode {len(store):,} images of {size} px as {format} into {named(path)}", *left_out],
         )
         return
     with same_command_goes_on():

@@ -24,6 +24,7 @@ from brics_cli.config.names import Quantisation, Transform
 from brics_cli.errors import ExitCode, UsageError
 from brics_cli.parsing import read_text
 from brics_cli.wording import human_bytes
+from brics_cli.workspace.remote import named
 
 if TYPE_CHECKING:
     from brics_cli.codes import StoreHeader
@@ -99,6 +100,7 @@ def encode_dataset(
     cpus_per_worker: options.CpusPerWorker = None,
     max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
+    cache_gib: options.CacheGib = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -176,13 +178,13 @@ def _say_plan(session: Session, plan: EncodePlan) -> None:
         "bytes": plan.store_bytes,
         "bytes_needed": 2 * plan.store_bytes,
         "seconds": seconds,
-        "out": plan.out,
+        "out": named(plan.out),
         "source": source,
         "not_read": plan.collection.passed_over.to_json(),
     }
     session.result(
         value,
-        f"would encode {source} into {plan.out}: {_codes(header)}, "
+        f"would encode {source} into {named(plan.out)}: {_codes(header)}, "
         f"{human_bytes(plan.store_bytes)} (twice that while parts are merged), "
         f"about {seconds:,.0f} s on {','.join(map(str, plan.devices))} by its first batch",
     )

@@ -154,6 +154,7 @@ def eval(
     cpus_per_worker: options.CpusPerWorker = None,
     max_retries: options.MaxRetries = None,
     workspace: options.Workspace = None,
+    cache_gib: options.CacheGib = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:

@@ -54,6 +54,7 @@ def info(
         str | None,
         typer.Option("--code-shape", metavar="C,h,w", help="Codes that --flops counts a diffusion recipe on."),
     ] = None,
+    cache_gib: options.CacheGib = None,
     as_json: options.Json = False,
 ) -> None:
     """Describe a store, a run, a model with its card, or a collection; count a recipe's GFLOP.

@@ -16,6 +16,7 @@ from brics_cli.cli import completion
 from brics_cli.cli.pages import COMMON, CommandApp
 from brics_cli.config import names
 from brics_cli.diffusion.samplers import DEFAULT_STEPS, SAMPLER_NAMES
+from brics_cli.workspace.mirrors import CACHE_GIB, DEFAULT_CACHE_GIB, bound_cache
 from brics_cli.workspace.naming import Codec
 
 command_app = CommandApp
@@ -102,6 +103,19 @@ MaxRetries = Annotated[
         help="How often --executor ray gives a shard to another worker after one died over it; then it has failed. "
         "Default: 3.",
         rich_help_panel=CLUSTER,
+    ),
+]
+CacheGib = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-gib",
+        envvar=CACHE_GIB,
+        min=0.001,
+        metavar="GIB",
+        callback=bound_cache,
+        help="How much of remote data (s3://, https://, ...) is kept on this disk. Default: "
+        f"{DEFAULT_CACHE_GIB:g}, at most half of what is free.",
+        rich_help_panel=COMMON,
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]

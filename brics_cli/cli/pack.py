@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from brics_cli.config import DEFAULT_TRANSFORM, Transform
 from brics_cli.errors import ExitCode
 from brics_cli.wording import count, human_bytes
 from brics_cli.workspace.naming import Codec
+from brics_cli.workspace.remote import named
 
 app = options.command_app()
 
@@ -74,6 +75,7 @@ def pack(
     ray_address: options.RayAddress = None,
     cpus_per_worker: options.CpusPerWorker = None,
     max_retries: options.MaxRetries = None,
+    cache_gib: options.CacheGib = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -87,34 +89,24 @@ def pack(
     """
     from brics_cli.jobs.pack import estimate_packing, plan_packing
     from brics_cli.jobs.pack import pack as run
+    from brics_cli.workspace.uploads import staged
 
     session = Session(quiet=quiet, as_json=as_json)
-    plan = plan_packing(
-        source,
-        out=out,
-        size=size,
-        transform=transform,
-        shard_size=shard_size,
-        codec=codec,
-        quality=quality,
-        subset=subset,
-        labels=labels,
-        image_field=image_field,
-        crops=crops,
-        crop_scale=crop_scale,
-        jitter=jitter,
-        seed=seed,
-        executor=executor_of(
+    how: dict[str, Any] = {
+        "size": size, "transform": transform, "shard_size": shard_size, "codec": codec, "quality": quality,
+        "subset": subset, "labels": labels, "image_field": image_field, "crops": crops, "crop_scale": crop_scale,
+        "jitter": jitter, "seed": seed, "reporter": session.reporter,
+        "executor": executor_of(
             executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries
         ),
-        reporter=session.reporter,
-    )
+    }  # fmt: skip
     if dry_run:
+        plan = plan_packing(source, out=out, **how)
         estimate = estimate_packing(plan)
         value = {
             "images": plan.num_images,
             "shards": plan.num_shards,
-            "out": out,
+            "out": named(out),
             "source": plan.collection.describe(),
             "not_read": plan.collection.passed_over.to_json(),
             **asdict(estimate),
@@ -122,14 +114,18 @@ def pack(
         failed = f"; {estimate.num_failed} of the {estimate.num_looked_at} failed" if estimate.num_failed else ""
         session.result(
             value,
-            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {plan.size} px in {out}: "
-            f"about {human_bytes(estimate.shard_bytes)}, and {estimate.seconds:,.0f} s on one core "
+            f"would pack {plan.collection.describe()} into {plan.num_shards:,} shards of {plan.size} px in "
+            f"{named(out)}: about {human_bytes(estimate.shard_bytes)}, and {estimate.seconds:,.0f} s on one core "
             f"(measured on {estimate.num_looked_at} images{failed})",
         )
         return
-    with same_command_goes_on():
-        packed = run(
-            plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=session.reporter
+    with same_command_goes_on(), staged(out, reporter=session.reporter) as place:
+        assert place.path is not None
+        plan = plan_packing(source, out=place.path, **how)
+        packed = place.named(
+            run(
+                plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=session.reporter
+            )
         )
     say_if_complete(session, packed.path, packed.already_complete)
     session.result(
@@ -138,7 +134,7 @@ def pack(
         f"{packed.path}",
     )
     if packed.failures:
-        warn_about_failures(session, packed.num_failed, of=plan.num_images, listed_in=str(out / "failures.jsonl"))
-    session.next_step("brics", "train-ae", out)
+        warn_about_failures(session, packed.num_failed, of=plan.num_images, listed_in=f"{packed.path}/failures.jsonl")
+    session.next_step("brics", "train-ae", packed.path)
     if packed.failures:
         raise typer.Exit(ExitCode.SOME_FAILED)

@@ -27,6 +27,7 @@ from brics_cli.sampling.tasks import (
 )
 from brics_cli.wording import human_bytes
 from brics_cli.workspace.naming import is_picture, metavar_of
+from brics_cli.workspace.remote import is_remote, named
 
 if TYPE_CHECKING:
     from brics_cli.sampling.plan import Plan
@@ -195,7 +196,7 @@ def _say_plan(session: Session, plan: Plan) -> None:
             "code_shape": list(shape),
             "image_size": size,
             "format": plan.format,
-            "out": plan.out,
+            "out": named(plan.out),
             "settings": plan.settings,
             "num_evaluations": settings.num_evaluations,
             "max_bytes": num_bytes,
@@ -203,7 +204,7 @@ def _say_plan(session: Session, plan: Plan) -> None:
         },
         f"would sample {num:,} images of {size} px (seeds {plan.seeds.start} to {plan.seeds.stop - 1}; codes "
         f"{' x '.join(map(str, shape))}, {settings.sampler}, {settings.num_evaluations} evaluations each) as "
-        f"{plan.format} into {plan.out}: at most {human_bytes(num_bytes)}, about {seconds:,.0f} s",
+        f"{plan.format} into {named(plan.out)}: at most {human_bytes(num_bytes)}, about {seconds:,.0f} s",
     )
 
 
@@ -224,6 +225,8 @@ def _check_alone(*, grid: str | None, interpolate: tuple[int, int] | None, **oth
 def _draw_picture(session: Session, how: dict[str, Any], *, dry_run: bool) -> None:
     from brics_cli.jobs.sample_picture import draw, plan_picture
 
+    if how["out"] is not None and is_remote(how["out"]):
+        raise UsageError("pictures are written to files of this machine", next="Write it here, and copy it.")
     picture, out = plan_picture(**how, workspace=session.workspace)
     models = picture.models
     if dry_run:

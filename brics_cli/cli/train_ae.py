@@ -46,6 +46,7 @@ def train_ae(
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     workspace: options.Workspace = None,
+    cache_gib: options.CacheGib = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:

@@ -34,6 +34,7 @@ def train_diffusion(
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     workspace: options.Workspace = None,
+    cache_gib: options.CacheGib = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:

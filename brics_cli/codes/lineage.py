@@ -16,8 +16,8 @@ from brics_cli.runtime.reporting import command_line
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, provenance_at
 from brics_cli.workspace.artefacts import Split, split
 from brics_cli.workspace.embedded import embedded_at
-from brics_cli.workspace.hub import parse_address
-from brics_cli.workspace.places import at_hand, locate
+from brics_cli.workspace.places import at_hand, locate, locate_unless_images
+from brics_cli.workspace.remote import is_remote
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ def load_autoencoder_of(
             f"that of this one has sha256 {shipped.sha256[:12]}",
             next=f"Install the version that made the {made_by}, or encode the collection again.",
         )
-    if recorded is not None and parse_address(recorded) is not None:
+    if recorded is not None and is_remote(recorded):
         autoencoder = load_autoencoder(locate(recorded, reporter=reporter), device=device)
         if autoencoder.weights_sha256 == sha256:
             return autoencoder
@@ -204,10 +204,7 @@ def comparison_inputs(
     UsageError for a path that is not there, ArtefactError when the workspace holds nothing to take or when `fake`
     does not say where it is from.
     """
-    real, fake = (
-        path if path is None or parse_address(path) is None else locate(path, reporter=reporter)
-        for path in (real, fake)
-    )
+    real, fake = (path if path is None else locate_unless_images(path, reporter=reporter) for path in (real, fake))
     for path in (real, fake):
         if path is not None and not collection_exists(path):
             raise UsageError(f"no such file or folder: {path}")

@@ -26,6 +26,7 @@ from brics_cli.config.names import Labels
 from brics_cli.images.fingerprints import StatRow, fingerprint, stat_row
 from brics_cli.images.pixels import HOW_TO_READ, IMAGE_EXTENSIONS, ImageError
 from brics_cli.wording import count
+from brics_cli.workspace.mirrors import Mirror
 
 VIRTUAL_SHARD_SIZE = 1000
 """Images per shard of a collection that has no shards of its own."""
@@ -173,6 +174,8 @@ class Collection(ABC):
     """What is odd about the images that are read, for a user to hear."""
     class_names: tuple[str, ...] = ()
     """What labels 0, 1, ... stand for; empty where they have no names."""
+    mirror: Mirror | None = None
+    """Of a remote one: what fetches its files."""
     passed_over: PassedOver = PassedOver()
     """What was found beside the images and is not read."""
 

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,7 @@ from brics_cli.errors import ArtefactError
 from brics_cli.images.pixels import ImageError
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.runtime.threads import free_cores
+from brics_cli.workspace import mirrors
 from brics_cli.workspace.files import GRANULARITY_NS, cache_folder
 
 if TYPE_CHECKING:
@@ -106,7 +108,10 @@ def signature(collection: Collection, shard_index: int) -> Signature:
 
 
 def stat_row(path: str) -> StatRow:
-    """What `stat` says of a file that identifies what is in it, and when it last changed (ns since 1970)."""
+    """What `stat` says of a file that identifies what is in it, and when it last changed (ns since 1970); of a remote
+    one its version."""
+    if (version := mirrors.version_row(path)) is not None:
+        return version, 0 if version[2] else time.time_ns()
     try:
         status = os.stat(path)  # noqa: PTH116 - a string, for speed
     except OSError as error:
@@ -125,6 +130,7 @@ class Watch:
     def content(self, digest: str) -> Content:
         """The shard's content, of this digest."""
         collection = self._collection
+        mirrors.check_unchanged(collection.files(self._shard_index))
         now = signature(collection, self._shard_index)
         unchanged = now == self._before and now.newest_ns < collection.opened_ns
         if unchanged and now.newest_ns < collection.opened_ns - GRANULARITY_NS:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -30,6 +30,7 @@ from brics_cli.images.pixels import CUDA, FAST, ImageError, Outcome, decode_file
 from brics_cli.images.selection import select_positions
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.threads import free_cores
+from brics_cli.workspace.mirrors import fetch_ahead, is_mirrored
 
 if TYPE_CHECKING:
     import torch
@@ -211,7 +212,7 @@ def load_shards(
     asked: deque[tuple[int, ShardDigest, Watch | None]] = deque()
 
     def requests() -> Iterator[list[Place]]:
-        for shard_index in indices:
+        for shard_index in _fetched_ahead(collection, indices):
             shard = collection.shards[shard_index]
             digest, watch = ShardDigest(shard.name), Watch(collection, shard_index)
             for start in range(0, shard.num_images, batch_size) or range(1):  # a shard of no images ends as well
@@ -239,6 +240,23 @@ def load_shards(
             batch = replace(batch, shard_index=shard_index)
             yield batch if watch is None else replace(batch, content=watch.content(digest.hexdigest()))
             del batch  # and with it its memory, which the next one may take
+
+
+def _is_remote(collection: Collection) -> bool:
+    return bool(collection.shards) and is_mirrored(next(iter(collection.files(0)), ""))
+
+
+def _fetched_ahead(collection: Collection, shard_indices: Iterable[int]) -> Iterator[int]:
+    """`shard_indices`; of a remote collection each when it, and the one after it, have begun to be fetched."""
+    if not _is_remote(collection):
+        yield from shard_indices
+        return
+    for shard_index, after_it in pairwise(chain[int | None](shard_indices, [None])):
+        assert shard_index is not None
+        fetch_ahead(collection.files(shard_index))
+        if after_it is not None:
+            fetch_ahead(collection.files(after_it))
+        yield shard_index
 
 
 @dataclass
@@ -374,12 +392,21 @@ class CollectionStream(ImageStream):
     def read(self, positions: Sequence[int] | None = None) -> Iterator[list[Image | None]]:
         order = range(len(self)) if positions is None else positions
         self.begin(order)
-        requests = (
-            [Place(*place) for place in self.collection.places(batch)] for batch in in_batches(order, self.batch_size)
-        )
+        is_remote, num_begun = _is_remote(self.collection), 0
+
+        def requests() -> Iterator[list[Place]]:
+            nonlocal num_begun
+            for batch in in_batches(order, self.batch_size):
+                places = [Place(*place) for place in self.collection.places(batch)]
+                if is_remote and (last := min(places[-1].shard_index + 2, len(self.collection.shards))) > num_begun:
+                    for shard_index in range(max(num_begun, places[0].shard_index), last):
+                        fetch_ahead(self.collection.files(shard_index))
+                    num_begun = last
+                yield places
+
         batches = decode_ahead(
             self.collection,
-            requests,
+            requests(),
             transform=FAST if self.transform == CUDA else self.transform,  # what is measured needs no GPU
             size=self.size,
             num_images=len(order),

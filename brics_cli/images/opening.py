@@ -11,6 +11,7 @@ import math
 import os
 import re
 import statistics
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from brics_cli.config.names import Labels
-from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.images.collection import (
     ANYTHING,
     OF_BRICS,
@@ -42,14 +43,18 @@ from brics_cli.images.sources.members import MemberCollection, NoImagesError
 from brics_cli.images.splits import ALL, group_files, is_part, same_split
 from brics_cli.images.splits import choose as choose_part
 from brics_cli.images.unpacking import said_before
-from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.wording import count
 from brics_cli.workspace import read_provenance
+from brics_cli.workspace.mirrors import as_urls, present
+from brics_cli.workspace.remote import as_url, is_remote
 
 READS = f"brics reads folders, {', '.join(each.reads for each in FORMATS[:-1])} and {FORMATS[-1].reads}."
 MAX_FILES = 1_000_000
 NUM_LOOKED_AT = 64
 """Entries of a folder that are looked at to see what is in it."""
+NUM_FOLDERS_LOOKED_AT, MOST_DEPTH = 256, 4
+"""Folders that are looked at for a part by its name, and how far down."""
 _HF_SPLIT = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}")
 """Hugging Face's `train-00000-of-00004-<hash>.parquet`."""
 
@@ -62,22 +67,25 @@ def open_collection(
     image_field: str | None = None,
     reporter: Reporter | None = None,
 ) -> Collection:
-    """The collection at a path, or at a brace pattern of tars or parquet files such as `x-{000..003}.tar`.
+    """The collection at a path or URL, or at a brace pattern of tars or parquet files such as `x-{000..003}.tar`.
 
     A path is a folder of images, a WebDataset tar (compressed or not) or a folder of them, a zip, ADM's npz, an LMDB or
-    `./lsun` with several, a parquet file or a folder of them; which is seen in the content, not in the name.
-    `subset` chooses where the path holds several (`church_outdoor_train`, `validation`), training and other images
-    never being mixed, and `image_field` where samples have several images (`left.png`); both can also stand at the end
-    of the path (`faces.zip/val`, `shards/*.left.png`). `labels="folder"` makes the top-level folders classes; "none":
-    there are none. The `reporter` hears what is not read. Raises UsageError (missing path, no images, several and no
-    choice, a format that is not read, a URL, labels that cannot be used), ArtefactError (a damaged file, a pack that
-    has not finished).
+    `./lsun` with several, a parquet file or a folder of them; which is seen in the content, not in the name. A URL is
+    of any place that fsspec knows (`s3://bucket/shards`): its files are fetched to a cache, whole, when they are read
+    (`mirrors`). `subset` chooses where the path holds several (`church_outdoor_train`, `validation`), training and
+    other images never being mixed, and `image_field` where samples have several images (`left.png`); both can also
+    stand at the end of the path (`faces.zip/val`, `shards/*.left.png`). `labels="folder"` makes the top-level folders
+    classes; "none": there are none. The `reporter` hears what is not read. Raises UsageError (missing path, no images,
+    several and no choice, a format that is not read, labels that cannot be used), ArtefactError (a damaged file, a pack
+    that has not finished), MachineError (a remote place that cannot be reached, or does not let us in).
     """
     text = os.fspath(path_or_pattern)
     if not text:
         raise UsageError("the path of the images is empty", next="Is a shell variable unset?")
-    if text.startswith("pipe:") or "://" in text:
-        raise UsageError(f"{text!r} is not a path", next="Give a folder or files on a local disk.")
+    if is_remote(text):
+        return _open_remote(as_url(text), Wanted(subset, labels, image_field), reporter)
+    if text.startswith(("pipe:", "file:")):
+        raise UsageError(f"{text!r} is not a path", next="Give a folder or files, or a URL.")
     located = _locate(text)
     if located is None:
         raise UsageError(f"no such file or folder: {text}", next=READS)
@@ -98,14 +106,39 @@ def open_collection(
     return collection
 
 
+def _open_remote(url: str, wanted: Wanted, reporter: Reporter | None) -> Collection:
+    """As `open_collection`, of what is at a URL; messages and the collection's path name the URL."""
+    from brics_cli.images.remote import mirrored, opening
+
+    expanded = _expanded(url) if _is_pattern(url) else None
+    text, mirror = mirrored(url, expanded, is_shard=_may_hold_many, reporter=reporter)
+    try:
+        with opening(mirror, reporter or SilentReporter()):
+            collection = open_collection(
+                text, subset=wanted.subset, labels=wanted.labels, image_field=wanted.image_field, reporter=reporter
+            )
+    except BricsError as error:
+        error.reword(as_urls)
+        raise
+    collection.path, collection.mirror = as_urls(collection.path), mirror
+    return collection
+
+
+def _may_hold_many(name: str) -> bool:
+    return any(each.is_named(name) for each in FORMATS)
+
+
 def collection_exists(path: str | Path) -> bool:
-    """Whether something is at a collection's path: a pattern and a split of parquet tables are no files."""
-    return _locate(os.fspath(path)) is not None
+    """Whether something is at a collection's path: a pattern and a split of parquet tables are no files. Of a URL it is
+    seen when it is opened."""
+    return is_remote(path) or _locate(os.fspath(path)) is not None
 
 
 def subset_path(path: str | Path, subset: str | None, image_field: str | None = None) -> str:
     """A path that `open_collection` opens as it would open `path` with these. Raises UsageError where nothing is."""
     text = os.fspath(path)
+    if is_remote(text):
+        return Wanted(image_field=image_field).of(f"{as_url(text)}/{subset}" if subset is not None else as_url(text))
     located = _locate(text)
     if located is None:
         raise UsageError(f"no such file or folder: {path}", next=READS)
@@ -121,9 +154,10 @@ def subset_path(path: str | Path, subset: str | None, image_field: str | None = 
 def median_side(collection: Collection, *, num: int = 64) -> int:
     """Median over an evenly spread sample of `num` images of min(width, height), in pixels, from headers alone.
 
-    Raises UsageError when not one of them is an image.
+    Of a remote one those of the first shard are looked at: each of the others would have to be fetched. Raises
+    UsageError when not one of them is an image.
     """
-    total = len(collection)
+    total = len(collection) if collection.mirror is None else collection.shards[0].num_images
     num = min(num, total)
     looked_at = sorted({round(step * (total - 1) / max(num - 1, 1)) for step in range(num)})
     sides = []
@@ -167,18 +201,23 @@ def _locate(text: str) -> tuple[str, Wanted] | None:
     return above[0], Wanted(subset=f"{above[1].subset}/{last}")
 
 
-def _has_part(folder: Path, part: str, *, depth: int = 4) -> bool:
+def _has_part(folder: Path, part: str) -> bool:
     """Whether what is in `folder` may have a part of that name, which is no folder in it: shards of several splits, or
-    a folder further down (`ILSVRC/Data/CLS-LOC/val`)."""
-    if not is_part(part):
+    a folder further down (`ILSVRC/Data/CLS-LOC/val`). Few folders are looked at, and a whole disk is no collection."""
+    if not is_part(part) or folder.absolute() == Path(folder.absolute().anchor):
         return False
-    with os.scandir(folder) as entries:
-        below = []
-        for entry in islice(entries, NUM_LOOKED_AT):
-            if _is_shard(entry.name) or (entry.name == part and entry.is_dir()):
-                return True
-            below += [Path(entry.path)] if entry.is_dir() else []
-    return depth > 0 and any(_has_part(path, part, depth=depth - 1) for path in below)
+    waiting = deque([(folder, 0)])
+    for _ in range(NUM_FOLDERS_LOOKED_AT):
+        if not waiting:
+            return False
+        looked_at, depth = waiting.popleft()
+        with os.scandir(looked_at) as entries:
+            for entry in islice(entries, NUM_LOOKED_AT):
+                if _is_shard(entry.name) or (entry.name == part and entry.is_dir()):
+                    return True
+                if depth < MOST_DEPTH and entry.is_dir():
+                    waiting.append((Path(entry.path), depth + 1))
+    return False
 
 
 def _is_shard(name: str) -> bool:
@@ -222,7 +261,7 @@ def _open(text: str, wanted: Wanted) -> Collection:
 
 def format_of_file(path: Path) -> Format | str:
     """The format of the file `path`; what it is instead, as words, where it is none that is read."""
-    with path.open("rb") as file:
+    with present(path) as here, here.open("rb") as file:
         first = file.read(512)
     if first.startswith(b"\x89HDF\r\n\x1a\n"):
         return "a key-code store or another HDF5 file, not images"
@@ -243,7 +282,8 @@ def _open_as(format: Format, path: str, files: Sequence[Path], wanted: Wanted) -
     return format.open(path, files, wanted)
 
 
-def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
+def _expanded(pattern: str) -> list[str]:
+    """What the braces of a pattern stand for. Raises UsageError for too many, and for braces that do not match."""
     from braceexpand import braceexpand
 
     # braceexpand holds every range in memory before its first result: look at their lengths first
@@ -251,9 +291,13 @@ def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
     if math.prod(lengths) > MAX_FILES:
         raise UsageError(f"the pattern {pattern!r} stands for more than {MAX_FILES:,} files")
     try:
-        texts = list(braceexpand(pattern))
+        return list(braceexpand(pattern))
     except ValueError as error:  # UnbalancedBracesError
         raise UsageError(f"the pattern {pattern!r} is not balanced ({error})") from None
+
+
+def _open_pattern(pattern: str, wanted: Wanted) -> Collection:
+    texts = _expanded(pattern)
     paths = [Path(path) for text in texts for path in (sorted(glob.glob(text)) if glob.has_magic(text) else [text])]  # noqa: PTH207
     if not paths:
         raise UsageError(f"no file is named like {pattern!r}", next=READS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from brics_cli.workspace.artefacts import TRAINED
 from brics_cli.workspace.files import read_json
 from brics_cli.workspace.hub import address_in_cache, parse_address
 from brics_cli.workspace.naming import CONFIG_NAME, is_store, model_directory
-from brics_cli.workspace.places import locate
+from brics_cli.workspace.places import locate_unless_images
+from brics_cli.workspace.remote import as_url, is_remote, shown
 
 MAX_LISTED_FAILURES = 20
 KINDS = ("autoencoder", "diffusion")
@@ -28,7 +29,7 @@ class Description:
     `card`: the model card, of an embedded model or one of the Hub."""
 
     what: str
-    path: Path
+    path: Path | str
     facts: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     broken: list[str] | None = None
@@ -53,10 +54,11 @@ def describe(
     """
     if (subset is not None or image_field is not None) and not verify:
         return _describe_collection(path, subset, image_field)
-    if parse_address(path) is not None:
-        path = str(locate(path, reporter=reporter))
+    named, path = path, str(locate_unless_images(path, reporter=reporter))
     if is_store(path):
-        return _describe_store(Path(path), verify=verify)
+        described = _describe_store(Path(path), verify=verify)
+        is_fetched = is_remote(named) and parse_address(named) is None
+        return replace(described, path=shown(as_url(named))) if is_fetched else described
     if verify:
         raise UsageError(f"--verify checks key-code stores, and {path} is not one", next="Give a .h5 file.")
     artefact = provenance_at(path)
@@ -151,7 +153,8 @@ def _describe_collection(path: str, subset: str | None, image_field: str | None)
     if collection.remark:
         facts["remark"] = collection.remark
     facts["not_read"] = collection.passed_over.to_json()
-    return Description("collection", Path(path if subset is None else collection.path), facts)
+    is_named = subset is None and not is_remote(path)
+    return Description("collection", Path(path) if is_named else collection.path, facts)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from brics_cli.images.opening import collection_exists
 from brics_cli.report.blocks import anchor
 from brics_cli.workspace import Artefact, Parent, Workspace, open_hdf5, provenance_at
 from brics_cli.workspace.naming import STORE_ENDING
+from brics_cli.workspace.remote import is_remote
 
 STAGES = {
     "collection": "collection", "shards": "collection", "validation": "collection",
@@ -121,7 +122,10 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
 
     def parent_node(parent: Parent) -> Node | None:
         try:
-            stage, place = STAGES.get(parent.kind), str(Path(parent.path).resolve())
+            stage, place = (
+                STAGES.get(parent.kind),
+                parent.path if is_remote(parent.path) else str(Path(parent.path).resolve()),
+            )
         except (OSError, ValueError, TypeError, RuntimeError) as error:  # a loop of links, a path that cannot be one
             passed_over[str(parent.path)] = f"it is no path ({error})"
             return None
@@ -158,6 +162,8 @@ def gather(inputs: Sequence[Path], workspace: Workspace) -> Gathered:
 
 def _is_there(stage: str, path: str) -> bool:
     """A collection may be a pattern, or a part of a file; other names that are gone are not looked for as parts."""
+    if is_remote(path):
+        return False  # a report asks no network
     where = Path(path)
     is_named_otherwise = stage == "collection" and (where.parent.is_file() or not {*"{*?"}.isdisjoint(path))
     return where.exists() or (is_named_otherwise and collection_exists(path))

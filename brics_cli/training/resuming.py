@@ -22,6 +22,7 @@ from brics_cli.training.state import checkpoints, newest_checkpoint, read_counts
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, sha256_of_file
 from brics_cli.workspace.artefacts import differences
 from brics_cli.workspace.naming import WEIGHTS_NAME
+from brics_cli.workspace.places import locate
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -161,7 +162,7 @@ def reopen_store(artefact: Artefact, workspace: Workspace) -> KeyCodeStore:
     """The store that a run was started on. Raises ArtefactError when it has changed."""
     parent = _parent(artefact, "store")
     found = workspace.located(parent)
-    store = KeyCodeStore(parent.path if found is None else found.path)
+    store = KeyCodeStore(locate(parent.path) if found is None else found.path)
     _check_unchanged(parent, store.sha256, artefact)
     return store
 

@@ -26,6 +26,7 @@ from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
 from brics_cli.workspace.hub import AUTOENCODER_FOLDER
 from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME, is_store, model_directory
 from brics_cli.workspace.places import at_hand, locate, reference
+from brics_cli.workspace.remote import is_remote
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -358,7 +359,7 @@ class Workspace:
 
     def collection_path(self, parent: Parent) -> str:
         """Where the collection `parent` is: as recorded, or, if it is gone from there, shards of that sha256."""
-        if not Path(parent.path).exists():
+        if not is_remote(parent.path) and not Path(parent.path).exists():
             moved = self.with_sha256("shards", parent.sha256)
             if moved is not None:
                 return str(moved.path.resolve())

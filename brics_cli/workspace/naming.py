@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from urllib.parse import unquote
 
 from brics_cli.errors import UsageError
+from brics_cli.workspace.remote import is_remote, shown
 
 FOLDER = ""
 """The ending of a folder's name: none, or one that is no file's (`run-1.5`)."""
@@ -82,8 +83,14 @@ def ending_of(path: Path) -> str:
     return max((ending for ending in _OF_FILES if name.endswith(ending)), key=len, default=FOLDER)
 
 
-def check_written(text: str, *, option: str = "--out") -> None:
-    """Raise UsageError where `text`, as it was typed, is no name of an output: nothing, stdout, or `s.npz/`."""
+def check_written(text: str, *, option: str = "--out", to_urls: bool = False) -> None:
+    """Raise UsageError where `text`, as it was typed, is no name of an output: nothing, stdout, `s.npz/`; a URL unless
+    outputs go `to_urls`."""
+    if is_remote(text) and not to_urls:
+        raise UsageError(
+            f"{option} {shown(text)} is a URL, and this command writes to files of this machine",
+            next="Write it here, and copy it.",
+        )
     if not text.strip():
         raise UsageError(f"{option} is empty", next="Is a shell variable unset?")
     if text == "-":

@@ -27,6 +27,7 @@ from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.members import MemberCollection, Members
 from brics_cli.images.sources.memory import Names
 from brics_cli.images.splits import is_part
+from brics_cli.workspace.mirrors import present
 
 _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 """What can be wrong with one file; any other error is the machine's, and ends the job."""
@@ -86,8 +87,9 @@ class FolderCollection(MemberCollection):
 
 def _read(path: Path) -> bytes:
     try:
-        check_num_bytes(path.stat().st_size)
-        return path.read_bytes()
+        with present(path) as here:
+            check_num_bytes(here.stat().st_size)
+            return here.read_bytes()
     except OSError as error:
         if error.errno not in _OF_ONE_FILE:
             raise

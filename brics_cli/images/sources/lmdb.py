@@ -20,6 +20,7 @@ from brics_cli.images.pixels import ImageError, is_image_file
 from brics_cli.images.sources.format import Format
 from brics_cli.images.sources.memory import Names, ProcessCache
 from brics_cli.wording import count
+from brics_cli.workspace.mirrors import present
 
 MAGIC = b"\xde\xc0\xef\xbe"
 """At byte 16 of `data.mdb`."""
@@ -35,9 +36,10 @@ class _Environment:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.environment = lmdb.open(
-                str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=64
-            )
+            with present(data_file(path)):  # then it is mapped, whatever becomes of its name
+                self.environment = lmdb.open(
+                    str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=64
+                )
             last_page, page_size = self.environment.info()["last_pgno"], self.environment.stat()["psize"]
         except lmdb.Error as error:
             raise _unreadable(path, error) from None
@@ -157,7 +159,7 @@ def is_lmdb(path: Path) -> bool:
     file = data_file(path)
     if not file.is_file():
         return False
-    with file.open("rb") as opened:
+    with present(file) as here, here.open("rb") as opened:
         opened.seek(_MAGIC_OFFSET)
         return opened.read(len(MAGIC)) == MAGIC
 

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from brics_cli.images.collection import Strings
+from brics_cli.workspace.mirrors import open_file
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -70,6 +71,10 @@ class ProcessCache(Generic[Key, Value]):
         self._make, self._limit = state
         self._start()
 
+    def clear(self) -> None:
+        """Drop all values."""
+        self._start()
+
     def __getitem__(self, key: Key) -> Value:
         if self._process != os.getpid():  # forked: the parent's lock may be held for ever, its handles are not ours
             self._start()
@@ -90,8 +95,8 @@ class Descriptor:
 
     @classmethod
     def of(cls, path: Path) -> Descriptor:
-        """Open `path`."""
-        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        """Open `path`, which is fetched where it stands for a remote file."""
+        return cls(open_file(path))
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """`num_bytes` from `offset` on; fewer at the end of the file."""

@@ -38,6 +38,7 @@ from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
 from brics_cli.images.sources.zip import ENCRYPTED, start_of_member
 from brics_cli.images.unpacking import copy_unpacked
 from brics_cli.wording import count
+from brics_cli.workspace.mirrors import present
 
 NPY_MAGIC = b"\x93NUMPY"
 AGAIN = "Save it again: numpy.savez(path, images)."
@@ -195,12 +196,12 @@ def holds_images(path: Path) -> bool:
 def read_headers(path: Path) -> dict[str, Array]:
     """Name -> header of the arrays in a `.npz`; of a `.npy` the one, as `arr_0`. Raises ArtefactError."""
     try:
-        with path.open("rb") as file:
+        with present(path) as here, here.open("rb") as file:
             if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
                 file.seek(0)
                 return {"arr_0": _header(file)}
         arrays = {}
-        with zipfile.ZipFile(path) as archive:
+        with present(path) as here, zipfile.ZipFile(here) as archive:
             for info in archive.infolist():
                 if info.flag_bits & ENCRYPTED:
                     raise UsageError(f"{path} is encrypted", next="Unpack it with its password, and save it again.")
@@ -249,7 +250,7 @@ def _column(path: Path, array: Array | None, name: str, kinds: str, num_images: 
     if array.shape[:1] != (num_images,) or len(array.shape) > 2 or array.num_bytes > MAX_COLUMN_BYTES:
         return None
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(array.member) as member:
+        with present(path) as here, zipfile.ZipFile(here) as archive, archive.open(array.member) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
     except _DAMAGE as error:
         raise ArtefactError(f"{path} is damaged: {name} ({error})", next=AGAIN) from None
@@ -287,7 +288,8 @@ def _unpack(array: tuple[Path, str]) -> Descriptor:
     try:
         with (
             tempfile.TemporaryFile(prefix="brics-") as temporary,
-            zipfile.ZipFile(path) as archive,
+            present(path) as here,
+            zipfile.ZipFile(here) as archive,
             archive.open(f"{name}.npy") as source,
         ):
             copy_unpacked(source, temporary, where=path)

@@ -39,6 +39,7 @@ from brics_cli.images.sources.format import Format
 from brics_cli.images.sources.memory import ProcessCache
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.wording import count
+from brics_cli.workspace.mirrors import HOLES, present
 
 if TYPE_CHECKING:
     import pyarrow
@@ -242,7 +243,7 @@ class ParquetCollection(TableCollection):
         from pyarrow.parquet import ParquetFile
 
         try:
-            with ParquetFile(file) as opened:
+            with present(file) as here, ParquetFile(here) as opened:
                 groups = [opened.metadata.row_group(group) for group in range(opened.metadata.num_row_groups)]
                 index = [(group.num_rows, group.total_byte_size) for group in groups]
                 return Layout(opened.schema_arrow, [num_rows for num_rows, _ in index], index)
@@ -256,12 +257,36 @@ class ParquetCollection(TableCollection):
 
         file, group, names = rows
         try:
-            with ParquetFile(file) as opened:
+            with present(file) as here, ParquetFile(here) as opened:
                 if group is None:
                     return opened.read(columns=list(names), use_threads=False)
                 return opened.read_row_group(group, columns=list(names), use_threads=False)
         except (ArrowException, OSError) as error:
             raise _damaged(file, error) from None
+
+
+def image_chunks(file: Path) -> list[tuple[int, int]] | None:
+    """Where the columns of a parquet table are that take more than half of it, (offset, size) in order; None where none
+    does, or it is damaged."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        groups = read_metadata(file)
+        chunks = [
+            groups.row_group(row).column(each)
+            for row in range(groups.num_row_groups)
+            for each in range(groups.num_columns)
+        ]
+    except (ArrowException, OSError):
+        return None
+    of_column: dict[str, list[tuple[int, int]]] = {}
+    for chunk in chunks:
+        start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+        of_column.setdefault(chunk.path_in_schema, []).append((start, chunk.total_compressed_size))
+    return next(
+        (sorted(rows) for rows in of_column.values() if 2 * sum(size for _, size in rows) > file.stat().st_size), None
+    )
 
 
 class ArrowCollection(TableCollection):
@@ -285,8 +310,8 @@ def _mapped(file: Path) -> pyarrow.Table:
     import pyarrow as pa
 
     try:
-        source = pa.memory_map(str(file))
-        with file.open("rb") as opened:
+        with present(file) as here, here.open("rb") as opened:  # then it is mapped, whatever becomes of its name
+            source = pa.memory_map(str(here))
             is_file = opened.read(len(_ARROW_FILE)) == _ARROW_FILE
         return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
     except (pa.ArrowException, OSError) as error:
@@ -340,6 +365,7 @@ def _damaged(file: Path, error: Exception) -> Exception:
     return ArtefactError(f"the table {file} is truncated or damaged ({first_line})", next="Download it again.")
 
 
+HOLES[".parquet"] = image_chunks
 PARQUET = Format(
     "a parquet table",
     reads="parquet",

@@ -29,6 +29,7 @@ from brics_cli.images.collection import (
     Shard,
     Wanted,
     check_num_bytes,
+    is_image,
     printable,
     shard_layout,
     shard_names,
@@ -41,6 +42,7 @@ from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
 from brics_cli.images.unpacking import COMPRESSED_SUFFIXES, copy_unpacked
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.wording import count
+from brics_cli.workspace.mirrors import HOLES, MAX_HELD, is_mirrored, present
 
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
@@ -72,7 +74,8 @@ class TarCollection(MemberCollection):
     def __init__(self, path: str, paths: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
         super().__init__(wanted)
         self._paths = [visible_path(tar) for tar in paths]
-        self._plain = ProcessCache(Descriptor.of, limit=MAX_OPEN_TARS)
+        limit = MAX_HELD if is_mirrored(self._paths[0]) else MAX_OPEN_TARS
+        self._plain = ProcessCache(Descriptor.of, limit=limit)
         self._unpacked = ProcessCache(unpack, limit=MAX_UNPACKED)
         self._compressed = [compression_of(tar) is not None for tar in self._paths]
         names = shard_names(self._paths, [_without_suffix(tar.name) for tar in self._paths])
@@ -105,6 +108,7 @@ class TarCollection(MemberCollection):
             self.passed_over.reasons["images that img2dataset could not download"] += num_failed
         self.form = f", {count(len(self.shards), 'shard')}{', compressed' if any(self._compressed) else ''}"
         self.form += ", made by img2dataset (counts checked)" if downloads else ""
+        self._plain.clear()  # of a remote tar it may be all but the images
 
     def files(self, shard_index: int, indices: Sequence[int] | None = None) -> list[str]:
         return [str(self._paths[shard_index]), *self._listings_beside]
@@ -137,7 +141,7 @@ def _listings_beside(tars: Sequence[Path]) -> dict[Path, Listing]:
 
 def compression_of(path: Path) -> str | None:
     """What a file is compressed with by its first bytes: gzip, bzip2, xz, zstd, or None."""
-    with path.open("rb") as file:
+    with present(path) as here, here.open("rb") as file:
         first = file.read(6)
     return next((name for magic, name in _MAGIC_OF.items() if first.startswith(magic)), None)
 
@@ -150,7 +154,11 @@ def unpack(tar: Path) -> Descriptor:
         import zstandard
 
         damage = (zstandard.ZstdError,)
-    with tempfile.TemporaryFile(prefix="brics-") as temporary, _open_compressed(tar, compression) as source:
+    with (
+        tempfile.TemporaryFile(prefix="brics-") as temporary,
+        present(tar) as here,
+        _open_compressed(here, compression) as source,
+    ):
         try:
             copy_unpacked(source, temporary, where=tar)
         except damage as error:
@@ -247,6 +255,15 @@ def index_tar(title: str, descriptor: Descriptor) -> tuple[Members, int]:
         sizes.append(size)
         offsets.append(offset)
     return Members(Names(names), np.array([sizes, offsets], np.int64).T), num_hidden
+
+
+def images_in(tar: Path) -> list[tuple[int, int]] | None:
+    """Where the images of a tar are, (offset, size) in order; None of a compressed one, and of one that is damaged."""
+    try:
+        members = list(_with_inner_tars("", Descriptor(os.open(tar, os.O_RDONLY | os.O_CLOEXEC))))
+    except ArtefactError:
+        return None
+    return sorted((member.offset, member.size) for member in members if is_image(member.name))
 
 
 def _with_inner_tars(title: str, descriptor: Descriptor) -> Iterator[TarMember]:
@@ -359,6 +376,7 @@ def tarfile_members(title: str, descriptor: Descriptor, start: int, stop: int) -
         raise ArtefactError(f"{title} is truncated or damaged ({error})", next=AGAIN) from None
 
 
+HOLES[".tar"] = images_in
 FORMAT = Format(
     "a tar",
     reads="WebDataset tars (x.tar, a folder of tars, x-{000..003}.tar)",

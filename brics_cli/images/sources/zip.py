@@ -23,6 +23,7 @@ from brics_cli.images.pixels import ImageError
 from brics_cli.images.sources.format import Format
 from brics_cli.images.sources.members import MemberCollection, Members, tidy_name
 from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
+from brics_cli.workspace.mirrors import present
 
 AGAIN = "Download or pack it again."
 ENCRYPTED = 0x1
@@ -132,7 +133,7 @@ def read_directory(path: Path, title: str, *, again: str) -> list[zipfile.ZipInf
     """The files of a zip. Raises ArtefactError for a damaged one, and when members overlap: a few megabytes can stand
     for petabytes then."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with present(path) as here, zipfile.ZipFile(here) as archive:
             infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
         starts = np.array([info.header_offset for info in infos], np.int64)
         ends = starts + _LOCAL_HEADER.size + np.array([info.compress_size for info in infos], np.int64)

@@ -17,6 +17,7 @@ Shapes: (H, W), (H, W, 3) uint8 RGB arrays; tensors of the fast forms are (3, H,
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -54,6 +55,8 @@ MAX_PIXELS = 89_478_485
 """Pillow's own limit, 256 MiB of RGB; beyond it Pillow warns, and we refuse."""
 FAST: Final = "crop-bicubic-fast"
 CUDA: Final = "crop-bicubic-cuda"
+MOST_SCALE = 47
+"""By which torch's antialiased bicubic on CUDA shrinks at most in one step."""
 _JPEG, _END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0")
 _SIGNATURES = (_PNG, _JPEG, *_TIFF, b"BM", b"P4", b"P5", b"P6", b"GIF87a", b"GIF89a")
@@ -138,8 +141,13 @@ def load_pixels(data: bytes, *, transform: str, size: int) -> np.ndarray:
 
 def load_with_side(data: bytes, *, transform: str, size: int) -> tuple[np.ndarray, int]:
     """The same, and the shorter side of the image as it was, in pixels: one below `size` was enlarged."""
-    if transform in (FAST, CUDA) and (decoded := decode_plain_jpeg(data, transform=transform)) is not None:
-        return _square_by_torch(decoded, size), min(decoded.shape[-2:])
+    if transform in (FAST, CUDA):
+        try:
+            if (decoded := decode_plain_jpeg(data, transform=transform)) is not None:
+                return _square_by_torch(decoded, size), min(decoded.shape[-2:])
+        except RuntimeError:  # of this image alone, its size say: the reference needs no GPU
+            if transform != CUDA:
+                raise
     image = decode_image(data)
     return apply_transform(image, transform, size), min(image.size)
 
@@ -454,22 +462,37 @@ def _square_by_torch(image: Tensor, size: int) -> np.ndarray:
     top, left = (height - side) // 2, (width - side) // 2
     centre = image[:, top : top + side, left : left + side][None]  # (1, 3, side, side)
     if side != size:
+        steps = [size]
         if centre.device.type != "cpu":  # the CPU has a kernel for uint8, in Pillow's own fixed-point arithmetic
-            centre = centre.float()
-        centre = interpolate(centre, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+            centre, steps = centre.float(), sizes_on_gpu(side, size)
+        for step in steps:
+            centre = interpolate(centre, size=(step, step), mode="bicubic", antialias=True, align_corners=False)
         if centre.dtype != torch.uint8:
             centre = centre.round().clamp(0, 255).to(torch.uint8)
     return centre[0].permute(1, 2, 0).cpu().contiguous().numpy()  # (size, size, 3)
 
 
+def sizes_on_gpu(side: int, size: int) -> list[int]:
+    """The sizes that a square of `side` px goes through on its way to `size` on CUDA, whose kernel keeps its window in
+    shared memory: one, or two where it would not fit."""
+    return [size] if side <= MOST_SCALE * size else [math.isqrt(side * size), size]
+
+
 def device_of_threads(transform: str | None) -> Callable[[], None] | None:
-    """What a thread that decodes must do first: take the caller's CUDA device, which CUDA keeps for each thread."""
+    """What a thread that decodes must do first: take the caller's CUDA device, which CUDA keeps for each thread, and a
+    stream of its own there, so that it waits for its own images and not for the network."""
     if transform != CUDA:
         return None
     _require_cuda()
     import torch
 
-    return partial(torch.cuda.set_device, torch.cuda.current_device())
+    device = torch.cuda.current_device()
+
+    def take() -> None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    return take
 
 
 def _require_cuda() -> None:

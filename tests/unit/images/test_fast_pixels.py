@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from skimage import data as photographs
 
 from brics_cli.cli.app import run
 from brics_cli.errors import UsageError
+from brics_cli.images import pixels
 from brics_cli.images.pixels import (
     ImageError,
     apply_transform,
@@ -42,13 +44,15 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_threads_decode_on_the_device_of_their_caller(monkeypatch):
     assert device_of_threads(FAST) is None
-    chosen: list[int] = []
+    chosen: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream on {device}")
+    monkeypatch.setattr(torch.cuda, "set_stream", chosen.append)
     with ThreadPoolExecutor(1, initializer=device_of_threads("crop-bicubic-cuda")) as pool:
         pool.submit(int).result()
-    assert chosen == [3]
+    assert chosen == [3, "stream on 3"]
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +160,31 @@ def test_the_gpu_decoder_without_a_gpu_is_one_line(photo, tmp_path, capfd):
     arguments = ["pack", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--transform", "crop-bicubic-cuda"]
     assert run(arguments) == 2
     assert "needs a CUDA device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("size", [1, 16, 64, 512])
+@pytest.mark.parametrize("scale", [0.5, 1, 46.9, 47.1, 300, 2000])
+def test_no_step_on_the_gpu_shrinks_more_than_its_kernel_can(size: int, scale: float) -> None:
+    side = max(1, round(size * scale))
+    steps = pixels.sizes_on_gpu(side, size)
+    assert steps[-1] == size and len(steps) == 1 + (side > 47 * size)
+    assert all(a <= 48 * b for a, b in pairwise([side, *steps]))
+
+
+@pytest.mark.parametrize("part", ["_jpeg_decoder", "_square_by_torch"])
+def test_what_fails_of_an_image_on_the_gpu_is_done_by_the_reference(monkeypatch, part: str) -> None:
+    def fails(*arguments: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    data = encoded(Image.fromarray(photographs.astronaut()), "JPEG", quality=92)
+    expected = pixels.apply_transform(pixels.decode_image(data), pixels.CUDA, 64)
+    square = pixels._square_by_torch
+    own = {
+        "_jpeg_decoder": lambda transform: fails,
+        "_square_by_torch": lambda image, size: fails() if image.shape[-1] == 8 else square(image, size),
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pixels, "_jpeg_decoder", lambda transform: lambda data: torch.zeros(3, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(pixels, part, own[part])
+    found, side = pixels.load_with_side(data, transform=pixels.CUDA, size=64)
+    assert np.array_equal(found, expected) and side == 512

@@ -42,14 +42,16 @@ brics() { local name=$1 limit=$2; shift 2; stage "$name" "$limit" "$python" -m b
 pytest() { # NAME SECONDS ARGUMENTS...
   local name=$1 limit=$2
   shift 2
-  stage "$name" "$limit" "$python" -m pytest -m gpu tests/gpu -q -rfE --tb=short -p no:cacheprovider --timeout 75 \
+  local timeouts=(--timeout 75)
+  "$python" -c 'import pytest_timeout' 2>/dev/null || timeouts=()
+  stage "$name" "$limit" "$python" -m pytest -m gpu tests/gpu -q -rfE --tb=short -p no:cacheprovider "${timeouts[@]}" \
     --junitxml "$work/$name.xml" -n "${DAY_TEST_PROCESSES:-10}" --dist worksteal "$@"
   py tests_result "$name" "$work/$name.xml" >>"$log" 2>&1
 }
 with_compile="tests/gpu/test_training.py::test_bf16_with_a_discriminator_learns[true]"
 
 install() { # the wheels that the machine's image has not
-  [ -d "$here/whl" ] || return 0
+  compgen -G "$here/whl/*.whl" >/dev/null || return 0
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$here"/whl/*.whl
 }
 
@@ -76,11 +78,11 @@ measure() {
     tail -5 "$work/warm.log" >>"$log"
   fi
   run retrieval 60 retrieval
-  run train 110 train "$main_recipe:profile" "$paper_recipe:profile" "$paper_recipe:attention4d" "$ae_recipe@64"
-  run network 45 network "$main_recipe"
+  run train 110 train "$main_recipe:profile" "$paper_recipe:profile" "$main_recipe:clnorm" "$main_recipe:placenorm" "$ae_recipe@64"
+  run network 60 network "$main_recipe" "$dit_recipe"
   run bench-encode 50 bench_cli bench-encode bench encode --recipe "$main_recipe" --device "$DAY_DEVICE" \
     --n "$(pick 100 8000)" --repeats 2
-  run bench-sample 45 bench_cli --tf32-too bench-sample bench sample --recipe "$dit_recipe" --ae-recipe "$main_recipe" \
+  run bench-sample 60 bench_cli --dtypes bench-sample bench sample --recipe "$dit_recipe" --ae-recipe "$main_recipe" \
     --sampler dpmpp-2m --steps "$(pick 2 32)" --batch-size "$(pick 2 64)" --budget 4 --repeats 2 --device "$DAY_DEVICE"
   run train-compiled 60 train "$main_recipe:compile"
   run nccl 15 distributed_smoke nccl
@@ -137,7 +139,7 @@ train() {
 # Only with --device cpu: the same commands with models that a CPU can take.
 main_recipe=brics-256 paper_recipe=brics-paper-church256-64x64x4 dit_recipe=brics-dit-s ae_recipe=brics-64
 if [ -n "$quick" ]; then
-  main_recipe=tiny ae_recipe=tiny
+  main_recipe=tiny ae_recipe=tiny dit_recipe=tiny
   paper_recipe=tiny
 fi
 case $what in

@@ -1,6 +1,9 @@
-"""Stage 4a: the encoder's network alone, on pixels that are on the device, as encode-dataset runs it, and three ways
-that it might run faster; then the encode path without decoding: batches in memory -> pinned -> network -> quantised ->
-home -> parts of a store. Bar: encode path >= 0.9 of the network alone.
+"""Stage 4a: networks alone, on what is on the device already: the encoder as encode-dataset runs it and otherwise, the
+decoder, an estimate of the denoiser, all in each precision; the encode path without decoding: batches in memory ->
+pinned -> network -> quantised -> home -> parts of a store (bar: >= 0.9 of the network alone); scores of validation on
+the device and on the CPU; JPEGs by `crop-bicubic-cuda` and `-fast`.
+
+network.py RECIPE DIFFUSION_RECIPE
 """
 
 from __future__ import annotations
@@ -16,14 +19,20 @@ import torch
 from common import DEVICE, QUICK, attempt, put, synchronise
 
 from brics_cli.autoencoder.build import build_autoencoder
+from brics_cli.bench.encode import write_shards
+from brics_cli.bench.sample import random_models
 from brics_cli.codes import StoreHeader, StoreShard
 from brics_cli.codes.encoding import CodeEncoder, encoding_network
 from brics_cli.codes.parts import write_part
 from brics_cli.config import load_recipe
+from brics_cli.evaluation.reconstruction import scores_on_device, ssim
+from brics_cli.images import load_shards, open_collection
 from brics_cli.images.loader import Batch, Loaded
+from brics_cli.runtime.device import place
+from brics_cli.runtime.precision import computing
 from brics_cli.runtime.reporting import TimeSplit
 
-NAME = sys.argv[1] if len(sys.argv) > 1 else "brics-256"
+NAME, DIFFUSION = sys.argv[1:3]
 BATCH, BATCHES = (2, 3) if QUICK else (64, 60)
 recipe = load_recipe(NAME, kind="autoencoder")
 torch.manual_seed(0)
@@ -34,9 +43,9 @@ resident = [torch.from_numpy(each).to(device) for each in images]
 precision = "bf16" if DEVICE == "cuda" else "fp32"
 
 
-def model(*, channels_last: bool = False):
-    made = build_autoencoder(recipe.model).to(device).eval().requires_grad_(False)
-    return made.to(memory_format=torch.channels_last) if channels_last else made
+def model(*, channels_last: bool = True):
+    made = build_autoencoder(recipe.model).eval().requires_grad_(False)
+    return place(made, device) if channels_last else made.to(device)
 
 
 @torch.inference_mode()
@@ -60,25 +69,55 @@ def alone() -> float:
     return rate
 
 
+PRECISIONS = ("bf16", "tf32", "fp32") if DEVICE == "cuda" else ("fp32",)
+
+
 def variants() -> None:
-    for name, made in (("channels_last weights", model(channels_last=True)), ("fp32 (TF32 convolutions)", model())):
-        how = "fp32" if name.startswith("fp32") else precision
-        rate = img_per_s(encoding_network(made, precision=how))
-        put("encode-network", recipe=NAME, variant=name, img_per_s=round(rate, 1))
-    decoder = model()
+    rate = img_per_s(encoding_network(model(channels_last=False), precision=precision))
+    put("encode-network", recipe=NAME, variant="channels first", img_per_s=round(rate, 1))
+    made = random_models(DIFFUSION, ae_recipe=NAME, device=device)
     codes = torch.rand(BATCH, *code_shape, device=device)
-    for how in ("fp32", "bf16"):
+    log_snr = torch.zeros(BATCH, device=device)
+    for how in PRECISIONS:
+        rate = img_per_s(encoding_network(made.autoencoder, precision=how))
+        put("encode-network", recipe=NAME, variant=how, img_per_s=round(rate, 1))
+        for stage, network in (
+            ("decode-network", lambda _: made.autoencoder.decode(codes)),
+            ("sample-network", lambda _: made.denoiser.denoise(codes, log_snr)),  # one estimate
+        ):
 
-        @torch.inference_mode()
-        def decode(_, how=how):
-            with torch.autocast(device.type, torch.bfloat16, enabled=how == "bf16"):
-                return decoder.decode(codes)
+            def in_precision(pixels, network=network, how=how):
+                with computing(how, device):
+                    return network(pixels)
 
-        put("decode-network", recipe=NAME, variant=how, img_per_s=round(img_per_s(decode), 1))
+            put(stage, recipe=NAME, variant=how, img_per_s=round(img_per_s(in_precision), 1))
+
+
+def validation() -> None:
+    """Images per second of PSNR and SSIM, where the images are, and on the CPU."""
+    real, fake = resident[:2]
+    put("validation", where=DEVICE, img_per_s=round(img_per_s(lambda _: scores_on_device(real, fake)), 1))
+    start = time.perf_counter()
+    ssim(images[0][:8], images[1][:8])
+    put("validation", where="CPU", img_per_s=round(8 / (time.perf_counter() - start), 1))
+
+
+def transforms() -> None:
+    """Images per second that threads decode: which of the two is to stay."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(Path(folder, "shards"), num_images=16 if QUICK else 2000, width=640, file_format="jpg")
+        collection = open_collection(Path(folder, "shards"))
+        for transform in ("crop-bicubic", "crop-bicubic-fast", *(["crop-bicubic-cuda"] if DEVICE == "cuda" else [])):
+            seconds = []
+            for _ in range(1 if QUICK else 3):
+                start = time.perf_counter()
+                read = sum(len(batch.keys) for batch in load_shards(collection, transform=transform, size=size))
+                seconds.append(time.perf_counter() - start)
+            put("transforms", transform=transform, size=size, img_per_s=round(read / min(seconds), 1))
 
 
 def compiled() -> None:
-    made = model(channels_last=True)
+    made = model()
     made.encode = torch.compile(made.encode)
     rate = img_per_s(encoding_network(made, precision=precision))
     put("encode-network", recipe=NAME, variant="channels_last, torch.compile", img_per_s=round(rate, 1))
@@ -137,5 +176,7 @@ def path(network_alone: float | None) -> None:
 rate = attempt("encode-network", alone)
 attempt("encode-path", lambda: path(rate))
 attempt("encode-network", variants)
+attempt("validation", validation)
+attempt("transforms", transforms)
 if "--compile" in sys.argv and not QUICK:
     attempt("encode-network", compiled)

@@ -36,6 +36,9 @@ def show(row: dict) -> None:
         "encode-network",
         "encode-path",
         "decode-network",
+        "sample-network",
+        "transforms",
+        "validation",
         "stage",
         "nccl-one-rank",
         "two-processes",
@@ -50,15 +53,15 @@ def show(row: dict) -> None:
             "train  ",
             row["recipe"],
             "compiled" if row["compile"] else "eager",
-            "attention4d" if row["attention4d"] else "",
-            f"{row['img_per_s']:.0f} img/s {row['ms_per_step']:.1f} ms {row['memory_gib']:.1f} GiB",
+            f"norm {row['norm']}, {row['precision']}, batch {row['batch']}",
+            f"{row['img_per_s']:.0f} img/s {row['ms_per_step']:.1f} ms {row['memory_gib']:.1f} GiB, MFU {row['mfu']}",
             row["phases_ms"],
         )
     elif stage == "doctor":
         print("doctor ", [check for check in row["checks"] if not check[1] or check[0] in ("device", "kernels")])
     elif stage == "train-profile":
         print("profile", row["recipe"], row["device_ms_per_step"], "ms on the device;", row["kernels"][:6])
-    elif stage in ("bench-encode", "bench-sample", "bench-sample-tf32", "eval", "sample", "encode"):
+    elif stage.startswith(("bench-", "eval", "sample", "encode")):
         print(f"{stage:15}", json.dumps(row.get("found"))[:600])
 
 

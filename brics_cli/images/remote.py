@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,8 +119,7 @@ def mirrored(
     for folder, known in complete.items():
         remove_others(place.local(folder), {place.local(name) for name in known} if known else files.keys())
     mirror.make_tree()
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        list(pool.map(lambda path: os.close(mirror.open(path)), _small(mirror, is_shard)))
+    mirror.fetch_small(_small(mirror, is_shard))
     return text, mirror
 
 

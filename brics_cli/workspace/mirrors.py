@@ -45,8 +45,8 @@ AT_ONCE = 8
 """Files that are fetched ahead at the same time."""
 KEPT = 0.9
 """What is left of the bound when something had to go, so that not every file of many makes room for itself."""
-MAX_HELD = 4
-"""Tars that a collection keeps open: what is open cannot make room."""
+AHEAD = 3
+"""Shards that are fetched ahead while a collection is opened."""
 MOST_TRIES = 10
 """To open a file that other processes let go of again and again."""
 _INDEX = 2**30
@@ -124,6 +124,7 @@ class Mirror:
         self._ahead: deque[str] = deque()
         self._num_threads = 0
         self._indexed: set[str] = set()
+        self._small: set[str] = set()
         self._underway: dict[str, int] = {}
         self._limit, self._room = limit_bytes(), 0
         _MIRRORS.update(dict.fromkeys(self.files, self))
@@ -156,6 +157,12 @@ class Mirror:
     def missing(self) -> list[Listed]:
         """The files that are not in the cache, but for what opens them."""
         return [file for path, file in self.files.items() if not self._is_there(path)]
+
+    def fetch_small(self, paths: Sequence[str]) -> None:
+        """Fetch files that are read as the local ones they look like, and let none of them go."""
+        self._small.update(paths)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda path: os.close(self.open(path)), paths))
 
     def check(self, paths: Iterable[str]) -> None:
         """Raise ArtefactError unless these files are still there in the version that was listed."""
@@ -222,7 +229,7 @@ class Mirror:
         """While the collection is opened, its files are asked for in their order."""
         if path not in self._indexed:
             at = bisect_right(self.shards, path)
-            self.ahead(self.shards[at : at + MAX_HELD])
+            self.ahead(self.shards[at : at + AHEAD])
 
     def _is_there(self, path: str) -> bool:
         state, stamp = _stamp_of(path), _stamp(self.files[path])
@@ -320,7 +327,7 @@ class Mirror:
         for each in sorted(kept or _all_kept(), key=order):
             if num_bytes <= 0:
                 break
-            if not (ahead and order(each)[1]):
+            if each.path not in self._small and not (ahead and order(each)[1]):
                 num_bytes -= _let_go(each)
 
 

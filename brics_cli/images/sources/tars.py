@@ -42,7 +42,7 @@ from brics_cli.images.sources.memory import Descriptor, Names, ProcessCache
 from brics_cli.images.unpacking import COMPRESSED_SUFFIXES, copy_unpacked
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.wording import count
-from brics_cli.workspace.mirrors import HOLES, MAX_HELD, is_mirrored, present
+from brics_cli.workspace.mirrors import HOLES, is_mirrored, present
 
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 """Names that say `tar`. What a file is packed with is seen in its first bytes."""
@@ -74,7 +74,7 @@ class TarCollection(MemberCollection):
     def __init__(self, path: str, paths: Sequence[Path], wanted: Wanted = ANYTHING) -> None:
         super().__init__(wanted)
         self._paths = [visible_path(tar) for tar in paths]
-        limit = MAX_HELD if is_mirrored(self._paths[0]) else MAX_OPEN_TARS
+        limit = 1 if is_mirrored(self._paths[0]) else MAX_OPEN_TARS  # what is open cannot make room
         self._plain = ProcessCache(Descriptor.of, limit=limit)
         self._unpacked = ProcessCache(unpack, limit=MAX_UNPACKED)
         self._compressed = [compression_of(tar) is not None for tar in self._paths]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import brics
 from image_files import noise, read_all, write_tar
 from remote_servers import SECRET, Between, s3_environment, s3_server, web_server
 
@@ -187,7 +188,6 @@ def test_the_cache_is_bounded_and_an_index_is_enough_to_open(web: Between, fresh
     shutil.rmtree(fresh_cache)
     limit = int(3.2 * shard_bytes)
     monkeypatch.setenv("BRICS_CACHE_GIB", str(limit / 2**30))
-    monkeypatch.setattr("brics_cli.images.sources.tars.MAX_HELD", 1)
     web.gets.clear()
     heard = Heard()
     collection = open_collection(f"{web.url}/shards", reporter=heard)
@@ -199,6 +199,19 @@ def test_the_cache_is_bounded_and_an_index_is_enough_to_open(web: Between, fresh
     again = open_collection(f"{web.url}/shards")
     assert web.num_gets(".tar") == num_gets and again.keys()[:] == [raw.key for raw in whole]
     assert read_all(again) == whole
+
+
+def test_a_pack_that_the_cache_does_not_hold_is_packed_again(served: Path, tmp_path: Path, monkeypatch) -> None:
+    settings = ("--size", 64, "--shard-size", 6, "--workers", 1)
+    brics("pack", served / "shards", "--out", "packed", *settings, cwd=tmp_path, check=0)
+    brics("pack", "packed", "--out", "local", *settings, cwd=tmp_path, check=0)
+    size = max(path.stat().st_size for path in (tmp_path / "packed").glob("*.tar"))
+    with web_server(tmp_path / "packed") as web:
+        brics(
+            "pack", f"{web.url}/", "--out", "there", *settings, "--cache-gib", 2.5 * size / 2**30, cwd=tmp_path, check=0
+        )
+    for tar in (tmp_path / "local").glob("*.tar"):
+        assert (tmp_path / "there" / tar.name).read_bytes() == tar.read_bytes()
 
 
 def test_tables_are_opened_by_their_index(web: Between, fresh_cache: Path, served: Path) -> None:
@@ -286,7 +299,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_cache_disk(web: Between, small_disk: Path, monkeypatch) -> None:
     monkeypatch.setenv("BRICS_CACHE", str(small_disk))
     monkeypatch.setenv("BRICS_CACHE_GIB", "1")
-    monkeypatch.setattr("brics_cli.images.sources.tars.MAX_HELD", 1)
     assert len(read_all(open_collection(f"{web.url}/shards"))) == 24, "what is not being read makes room"
     shutil.rmtree(small_disk / "remote")
     gc.collect()  # what is open of it still takes room

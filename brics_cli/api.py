@@ -198,10 +198,12 @@ def encode(
             executor=executor,
             overwrite=overwrite,
             workspace=_workspace(workspace),
-            reporter=reporter,
+            reporter=place.reporter,
         )
         return place.named(
-            job.encode_dataset(plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=reporter)
+            job.encode_dataset(
+                plan, overwrite=overwrite, max_failures=max_failures, verify=verify, reporter=place.reporter
+            )
         )
 
 
@@ -259,9 +261,9 @@ def decode(
             executor=executor,
             overwrite=overwrite,
             workspace=_workspace(workspace),
-            reporter=reporter,
+            reporter=place.reporter,
         )
-        return place.named(job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=reporter))
+        return place.named(job.decode(plan, batch_size=batch_size, overwrite=overwrite, reporter=place.reporter))
 
 
 def train_diffusion(
@@ -402,9 +404,9 @@ def sample(
             executor=executor,
             overwrite=overwrite,
             workspace=_workspace(workspace),
-            reporter=reporter,
+            reporter=place.reporter,
         )
-        return place.named(job.sample(plan, overwrite=overwrite, reporter=reporter))
+        return place.named(job.sample(plan, overwrite=overwrite, reporter=place.reporter))
 
 
 def evaluate(

@@ -207,7 +207,9 @@ def _report(error: BaseException) -> int:
         return ExitCode.USAGE
     expected = as_brics_error(error)
     if expected is not None:
-        print_error(str(expected))
+        from brics_cli.workspace.mirrors import as_urls
+
+        print_error(as_urls(str(expected)))
         return expected.exit_code
     print_error(
         f"this is a bug in brics {brics_cli.__version__}: {type(error).__name__}: {error}. "

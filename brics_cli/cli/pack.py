@@ -121,7 +121,7 @@ def pack(
         return
     with same_command_goes_on(), staged(out, reporter=session.reporter) as place:
         assert place.path is not None
-        plan = plan_packing(source, out=place.path, **how)
+        plan = plan_packing(source, out=place.path, **how | {"reporter": place.reporter})
         packed = place.named(
             run(
                 plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=session.reporter

@@ -448,7 +448,7 @@ def _by_mirror(paths: Iterable[str]) -> dict[Mirror, list[str]]:
 
 def as_urls(text: str) -> str:
     """`text` with the URLs of mirrored files and folders in place of their local paths, as they may be printed."""
-    return re.sub(re.escape(f"{root()}/") + r"([a-z0-9+.]+)/", lambda found: f"{found[1]}://", text)
+    return re.sub(re.escape(f"{root()}/") + r"([a-z][a-z0-9+.]*)/", lambda found: f"{found[1]}://", text)
 
 
 @contextmanager

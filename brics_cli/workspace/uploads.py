@@ -50,10 +50,12 @@ ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory"}
 
 
 class Staged:
-    """Where an output is written: `path` is `out` itself (None: not given), or what is put at the URL `out`."""
+    """Where an output is written: `path` is `out` itself (None: not given), or what is put at the URL `out`. What its
+    `reporter` hears, it hears of the URL."""
 
-    def __init__(self, out: Path | str | None, upload: _Upload | None = None) -> None:
+    def __init__(self, out: Path | str | None, reporter: Reporter, upload: _Upload | None = None) -> None:
         self.path = upload.path if upload is not None else None if out is None else Path(out)
+        self.reporter = reporter if upload is None else _Reworded(reporter, upload)
         self._upload = upload
 
     def named(self, result: Result) -> Result:
@@ -72,19 +74,33 @@ def staged(out: Path | str | None, *, reporter: Reporter) -> Iterator[Staged]:
     there, or a file not be fetched or put. What the block raises is raised when what is whole has been put.
     """
     if out is None or not remote.is_remote(out):
-        yield Staged(out)
+        yield Staged(out, reporter)
         return
     upload = _Upload(remote.as_url(out).rstrip("/"), reporter)
     with upload.lock():
         upload.fetch()
         with upload.in_background():
             try:
-                yield Staged(out, upload)
+                yield Staged(out, reporter, upload)
             except BricsError as error:
                 error.reword(upload.said)
                 raise
         upload.put(everything=True)
         shutil.rmtree(upload.folder)
+
+
+class _Reworded:
+    """A reporter that names the URL of an output, and not where it is built."""
+
+    def __init__(self, reporter: Reporter, upload: _Upload) -> None:
+        self.task = reporter.task
+        self._reporter, self._upload = reporter, upload
+
+    def message(self, text: str) -> None:
+        self._reporter.message(self._upload.said(text))
+
+    def warning(self, text: str) -> None:
+        self._reporter.warning(self._upload.said(text))
 
 
 class _Upload:

@@ -133,16 +133,19 @@ def _same(path: str, url: str) -> None:
     assert [raw.key for raw in read_all(again)] == [raw.key for raw in images]
 
 
-@pytest.mark.parametrize("form", FORMS)
+def but_for(*forms: str) -> list[object]:
+    """All forms, those but for `forms` as slow tests."""
+    return [pytest.param(form, marks=() if form in forms else pytest.mark.slow) for form in FORMS]
+
+
+@pytest.mark.parametrize(
+    "form", but_for("pattern", "shards", "field", "compressed", "listing above", "zip", "tables", "split of tables")
+)
 def test_a_web_server_has_what_the_folder_has(served: Path, web: Between, form: str) -> None:
     _same(f"{served}/{FORMS[form]}", f"{web.url}/{FORMS[form]}")
 
 
-FEW = ("pattern", "zip", "listing above", "split of tables")
-IN_FULL = [pytest.param(form, marks=() if form in FEW else pytest.mark.slow) for form in FORMS]
-
-
-@pytest.mark.parametrize("form", IN_FULL)
+@pytest.mark.parametrize("form", but_for("pattern", "split of tables"))
 def test_s3_has_what_the_folder_has(served: Path, s3: Between, form: str) -> None:
     _same(f"{served}/{FORMS[form]}", f"s3://bucket/{FORMS[form]}")
 

@@ -39,10 +39,13 @@ def encode_dataset(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Images: a folder, WebDataset tars, or a pattern. Default: what the autoencoder was trained on.",
+            help="Images: a folder, WebDataset tars, a pattern, or a URL (s3://bucket/shards). Default: what the "
+            "autoencoder was trained on.",
         ),
     ] = None,
-    out: Annotated[Path | None, options.out_option("FILE.h5", "The store. Default: codes.h5 in the workspace.")] = None,
+    out: Annotated[
+        Path | None, options.out_option("FILE.h5", "The store, or its URL. Default: codes.h5 in the workspace.")
+    ] = None,
     ae: options.AutoencoderRun = None,
     quantisation: Annotated[
         Quantisation | None,

@@ -26,10 +26,11 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet."
+            metavar="DATA",
+            help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, parquet, or a URL of such.",
         ),
     ],
-    out: Annotated[Path, options.out_option("DIR", "The folder that the shards go to.")],
+    out: Annotated[Path, options.out_option("DIR", "The folder, or its URL, that the shards go to.")],
     size: Annotated[
         int | None, typer.Option("--size", min=1, help="Side of the square images, in pixels. Default: 256.")
     ] = None,

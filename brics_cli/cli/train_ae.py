@@ -20,7 +20,7 @@ def train_ae(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, or parquet. Default: the "
+            help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, parquet, or a URL. Default: the "
             "newest packed shards.",
         ),
     ] = None,

@@ -110,7 +110,6 @@ CacheGib = Annotated[
     typer.Option(
         "--cache-gib",
         envvar=CACHE_GIB,
-        min=0.001,
         metavar="GIB",
         callback=bound_cache,
         help="How much of remote data (s3://, https://, ...) is kept on this disk. Default: "

@@ -20,8 +20,8 @@ def train_ae(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, parquet, or a URL. Default: the "
-            "newest packed shards.",
+            help="Images: a folder, WebDataset tars or a pattern of them, a zip, an LMDB, parquet, or a URL. Default: "
+            "the newest packed shards.",
         ),
     ] = None,
     subset: options.Subset = None,

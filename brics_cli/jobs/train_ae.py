@@ -75,7 +75,7 @@ def train_autoencoder(
                 images.batches(order, start=state.images_seen, batch_size=schedule.batch_size, world=world)
             ) as batches,
             closing(batches_on_device(batches, recipe, first_step=state.step, world=world)) as inputs,
-            training_arithmetic(training_precision(schedule, world.device)),
+            training_arithmetic(training_precision(schedule, world.device), same_shapes=not recipe.terms.transform),
         ):
             forward = compiled(world.replicate(model), enabled=schedule.compile, adversary=adversary)
             losses = partial(

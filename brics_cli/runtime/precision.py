@@ -80,12 +80,12 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def training_arithmetic(precision: str) -> Iterator[None]:
-    """What a training run sets while the block runs: `float32_products`, of backward passes too, and, every step having
-    the same shapes, that cuDNN tries its kernels and takes the fastest. (Sampling and encoding leave that alone: the
-    same seed or image should give the same bits in the next process.)"""
+def training_arithmetic(precision: str, *, same_shapes: bool = True) -> Iterator[None]:
+    """What a training run sets while the block runs: `float32_products`, of backward passes too, and, where every step
+    has the `same_shapes`, that cuDNN tries its kernels and takes the fastest. (Sampling and encoding leave that alone:
+    the same seed or image should give the same bits in the next process.)"""
     tries = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = same_shapes
     try:
         with float32_products(precision):
             yield

@@ -17,8 +17,10 @@ from commands import brics, environment
 from random_autoencoder import make_autoencoder
 from safetensors.torch import load_file
 from skimage import data
+from torch import nn
 
 import brics_cli
+from brics_cli.autoencoder.autoencoder import load_autoencoder
 from brics_cli.autoencoder.ms_ssim import ms_ssim, weights_that_fit
 from brics_cli.codes import KeyCodeStore
 from brics_cli.evaluation.psnr import capped_psnr
@@ -98,6 +100,22 @@ def test_batches_and_log_sums_do_not_wait_for_the_device(photographs: Path, tmp_
         assert torch.equal(torch.cat([part.codes for part in parts]), first.codes)
         assert torch.equal(torch.cat([part.draws.eps for part in parts]), first.draws.eps)
     assert sum(levels.result(World(device=device)).values()) > 0
+
+
+def test_loaded_models_and_features_are_channels_last(tmp_path: Path) -> None:
+    make_autoencoder(tmp_path / "ae", seed=0)
+    model = load_autoencoder(tmp_path / "ae", device="cuda")
+    assert all(each.weight.is_contiguous(memory_format=torch.channels_last) for each in convolutions(model))
+    _, height, width = model.config.code_shape
+    codes = torch.rand(2, model.config.code_channels, height, width, device="cuda", requires_grad=True)
+    features = model.bottleneck.retrieve(codes)
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    features.backward(torch.ones_like(features))
+    assert codes.grad is not None and codes.grad.isfinite().all()
+
+
+def convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    return [each for each in model.modules() if isinstance(each, nn.Conv2d)]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from brics_cli.runtime.precision import (
     float32_products,
     precision_on,
     scoring_precision,
+    training_arithmetic,
     training_precision,
 )
 
@@ -57,6 +58,14 @@ def test_fp32_is_float32_and_what_was_set_before_comes_back() -> None:
         assert flags() == ("highest", True)
         raise KeyError
     assert flags() == before
+
+
+def test_training_tries_kernels_where_shapes_stay_and_products_are_its_own_in_backward_too() -> None:
+    before = torch.backends.cudnn.benchmark, flags()
+    for same in (True, False):
+        with training_arithmetic("tf32", same_shapes=same):
+            assert torch.backends.cudnn.benchmark == same and flags() == ("high", True)
+    assert (torch.backends.cudnn.benchmark, flags()) == before
 
 
 def test_bf16_is_autocast_and_nothing_else_is() -> None:

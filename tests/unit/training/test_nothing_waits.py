@@ -82,7 +82,11 @@ def settings(*more: str) -> list[str]:
     "more",
     [
         ["training.accumulate=2"],
-        ["gan.weight=0.2", "gan.ramp_steps=2", "loss.perceptual.kind=multiscale", "terms.marginals.weight=0.1"],
+        [
+            *("gan.weight=0.2", "gan.ramp_steps=2", "loss.perceptual.kind=multiscale", "terms.marginals.weight=0.1"),
+            *("terms.whitening.weight=0.1", "terms.spectrum.weight=0.1", "terms.spectrum.mask_weight=0.1"),
+            *("terms.equivariance.weight=0.1", "terms.scale_equivariance.weight=0.1"),
+        ],
     ],
     ids=["plain", "everything"],
 )

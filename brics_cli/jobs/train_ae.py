@@ -63,7 +63,7 @@ def train_autoencoder(
         model.encoder.requires_grad_(not schedule.freeze_encoder)
         adversary = build_adversary(recipe, model, world=world)
         state = TrainingState(model, optimiser=recipe.optimiser, schedule=schedule, adversary=adversary)
-        average = state.ema.model
+        average, scored_in = state.ema.model, scoring_precision(schedule, world.device)
         code_terms = build_code_terms(recipe, model, world=world)
         distance = perceptual_distance(recipe.loss, device=world.device)
         images, val_images, val_samples, order = plan.load_images(
@@ -81,12 +81,9 @@ def train_autoencoder(
             losses = partial(
                 autoencoder_loss, recipe, forward, distance=distance, adversary=adversary, code_terms=code_terms
             )
-            score, draw = (
-                partial(each, average, val_images, val_samples, precision=scoring_precision(schedule, world.device))
-                for each in (validate, draw_reconstructions)
-            )
-            score = partial(score, world=world, stop=loop.stop, reporter=reporter)
-            draw = partial(draw, device=world.device)
+            on_average = (average, val_images, val_samples)
+            score = partial(validate, *on_average, precision=scored_in, world=world, stop=loop.stop, reporter=reporter)
+            draw = partial(draw_reconstructions, *on_average, precision=scored_in, device=world.device)
             save = partial(save_average, state, recipe)
 
             while (step := state.step) < schedule.steps:

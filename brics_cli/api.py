@@ -148,7 +148,8 @@ def encode(
     data: a collection of images, as for `train_autoencoder`. None: the one that the autoencoder was trained on.
     autoencoder: the run of an autoencoder, or an embedded one's name. None: the newest in `workspace`, else an embedded
         one.
-    out: the store, `*.h5`. None: `codes.h5` in `workspace`, or `codes-I-of-N.h5` for a `part`.
+    out: the store, `*.h5`, or a folder, which keeps the parts. None: `codes.h5` in `workspace`, or `codes-I-of-N.h5`
+        for a `part`.
     quantisation: `uint8`, `uint16` or `float16`. None: uint8 for bounded codes, float16 for those of kl, vq and rq.
     precision: arithmetic of the encoder: see the module.
     transform: how an image becomes a square. None: as in the autoencoder's training.

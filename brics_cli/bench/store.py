@@ -76,12 +76,17 @@ def bench_store(*, num_rows: int = 50_000, batch_size: int = 256, repeats: int =
     return Report({**value, "write_rows_per_s": write_rows_per_s, "readings": readings}, [table])
 
 
-def _write(path: Path, *, num_rows: int) -> float:
-    """Write the store; the seconds that it took."""
-    header = StoreHeader(
+def bench_header(num_rows: int) -> StoreHeader:
+    """Of a store of so many codes that nothing encoded."""
+    return StoreHeader(
         code_shape=CODE_SHAPE, image_size=256, transform="none/bench", quantisation="uint8", source="random",
         source_sha256="0" * 64, num_images=num_rows, autoencoder={"sha256": "0" * 64, "config": {}},
     )  # fmt: skip
+
+
+def _write(path: Path, *, num_rows: int) -> float:
+    """Write the store; the seconds that it took."""
+    header = bench_header(num_rows)
     starts = range(0, num_rows, SHARD_SIZE)
     shards = [StoreShard(f"{start:08d}", min(SHARD_SIZE, num_rows - start), 0, "0" * 64) for start in starts]
     codes = np.random.default_rng(0).integers(0, 256, (SHARD_SIZE, *CODE_SHAPE), np.uint8)

@@ -423,15 +423,25 @@ def store(
     ] = 50000,
     batch_size: options.BatchSize = 256,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats; medians are reported.")] = 5,
+    parts: Annotated[
+        int | None,
+        typer.Option("--parts", min=100, help="Instead, read a folder of so many parts of 10,000 rows, all zeros."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Writing a key-code store, and reading random batches of it against numpy.memmap.
 
+    With --parts: opening a folder, and reading it at random and in shuffled windows, against one sparse file.
+
     Example: brics bench store --n 100000
     """
+    from brics_cli.bench.folder import bench_folder
     from brics_cli.bench.store import bench_store
 
-    report = bench_store(num_rows=num_rows, batch_size=batch_size, repeats=repeats)
+    if parts is None:
+        report = bench_store(num_rows=num_rows, batch_size=batch_size, repeats=repeats)
+    else:
+        report = bench_folder(num_parts=parts, batch_size=batch_size, repeats=repeats)
     _show(Session(as_json=as_json), report)
 
 

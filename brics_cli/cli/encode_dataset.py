@@ -44,7 +44,11 @@ def encode_dataset(
         ),
     ] = None,
     out: Annotated[
-        Path | None, options.out_option("FILE.h5", "The store, or its URL. Default: codes.h5 in the workspace.")
+        Path | None,
+        options.out_option(
+            "FILE.h5|DIR",
+            "The store, or its URL; a folder keeps the parts as they are. Default: codes.h5 in the workspace.",
+        ),
     ] = None,
     ae: options.AutoencoderRun = None,
     quantisation: Annotated[
@@ -179,16 +183,17 @@ def _say_plan(session: Session, plan: EncodePlan) -> None:
         "shards": len(plan.shards),
         "code_shape": list(header.code_shape),
         "bytes": plan.store_bytes,
-        "bytes_needed": 2 * plan.store_bytes,
+        "bytes_needed": plan.bytes_needed,
         "seconds": seconds,
         "out": named(plan.out),
         "source": source,
         "not_read": plan.collection.passed_over.to_json(),
     }
+    twice = " (twice that while parts are merged)" if plan.bytes_needed > plan.store_bytes else ""
     session.result(
         value,
         f"would encode {source} into {named(plan.out)}: {_codes(header)}, "
-        f"{human_bytes(plan.store_bytes)} (twice that while parts are merged), "
+        f"{human_bytes(plan.store_bytes)}{twice}, "
         f"about {seconds:,.0f} s on {','.join(map(str, plan.devices))} by its first batch",
     )
 

@@ -1,8 +1,11 @@
-"""Format 1 of the key-code store: names, types, quantisation, hashes. Reader, writer and verifier share this.
+"""Formats 1 and 2 of the key-code store: names, types, quantisation, hashes. Reader, writer and verifier share this.
 
 N rows, codes (C, h, w). `/codes` (N, C, h, w) and `/codes_flipped` are contiguous and uncompressed, so that they can
 be memory-mapped; quantised by `uint8` (q = rint(255 z)), `uint16` (q = rint(65535 z)) or `float16` (as they are, for
 unbounded codes). The other datasets are described in DESIGN section 4.
+
+Format 1 is one file. Format 2 is a folder: `parts/` as they were encoded, a file per shard, and `index.h5`, which has
+what a file of format 1 has, the datasets of N rows as HDF5 virtual datasets of the parts, and the table `/parts`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+"""Of rows, and of a store in one file."""
+FOLDER_VERSION = 2
+"""Of a store that is a folder, whose parts hold rows of format 1."""
 QUANTISATIONS: dict[str, tuple[np.dtype[Any], int]] = {
     "uint8": (np.dtype("u1"), 255),
     "uint16": (np.dtype("<u2"), 65535),
@@ -41,6 +47,14 @@ SHARD_FIELDS = ("name", "size", "fingerprint", "n_in", "n_ok", "n_failed", "sha2
 stores made before there were digests, which have no such field)."""
 NEEDED_SHARD_FIELDS = SHARD_FIELDS[:-1]
 FAILURE_FIELDS = ("shard", "key", "reason")
+PART_COLUMNS = ("codes", "codes_flipped", "keys", "labels", "index_in_shard", "meta")
+"""Datasets of a part that rows of the store are in."""
+PART_FIELDS = ("file", "num_bytes", "key_bytes", "sha256_at", *PART_COLUMNS)
+"""Of the table `/parts`, which has the part of each row of `/shards`: the file's name and length, bytes of a key, where
+in the file the text of its rows' sha256 is, and where each of its datasets begins (`ABSENT`: it has none)."""
+ABSENT = -1
+VIRTUAL_ATTRIBUTE = "virtual"
+"""Of an index: the names of its virtual datasets, which take long to open."""
 SEAL_ATTRIBUTE = "seal"
 SEALED_DATASETS = ("shards", "failures", "stats/mean", "stats/std", "stats/histogram")
 """Those whose values the seal covers; of the others row hashes do."""
@@ -315,7 +329,7 @@ def seal(file: h5py.File) -> str:
         add(name, file[name].attrs)
         if hasattr(file[name], "dtype"):  # a dataset, no group
             digest.update(f"{file[name].dtype.str} {file[name].dtype.descr} {file[name].shape}\0".encode())
-        if name in SEALED_DATASETS:
+        if name in SEALED_DATASETS or name == "parts":
             digest.update(np.ascontiguousarray(file[name][()]).tobytes())
     return digest.hexdigest()
 

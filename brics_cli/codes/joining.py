@@ -1,4 +1,5 @@
-"""Join whole stores into one: the parts `i/n` of one collection, or a collection and what it has grown by.
+"""Join whole stores into one: the parts `i/n` of one collection, or a collection and what it has grown by. Stores that
+are folders are joined to a folder without a copy: it has links to their parts.
 
 The stores must be of one autoencoder, transform and storage; their images must all be different ones. All `n` parts of
 one source give the store that one run over it would have given, shard order included; other stores follow one another
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,20 +20,22 @@ from typing import Any
 
 import numpy as np
 
+from brics_cli.codes.finishing import write_merged
 from brics_cli.codes.format import StoreHeader, StoreShard, store_sha256
-from brics_cli.codes.parts import ShardRows
+from brics_cli.codes.parts import ShardRows, open_kept_part, part_path
 from brics_cli.codes.reader import KeyCodeStore
-from brics_cli.codes.writer import check_store_output, write_merged
+from brics_cli.codes.writer import StoreWriter, check_store_output, keeps_parts
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.images.fingerprints import fingerprint_of_shards
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, Parent, open_hdf5
 from brics_cli.workspace.artefacts import differences
+from brics_cli.workspace.files import atomic_path
 from brics_cli.workspace.outputs import output_lock
 from brics_cli.workspace.places import reference
 
 _MAY_DIFFER = ("source", "num_images", "selection", "part")
-_COUNTED = ("sha256", "num_images", "num_failed", "summary", "sealed", "part")
+_COUNTED = {"sha256", "num_images", "num_failed", "summary", "sealed", "part"}
 """Details of a store that are counted anew. What was joined is whole."""
 
 
@@ -59,11 +63,15 @@ class Join:
 def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
     """Look whether `stores` can be joined, and how.
 
-    Raises UsageError for fewer than two, ArtefactError when they differ in what must be the same (saying in what),
-    when one image is in two of them, or when a part of a collection is missing.
+    One alone is taken when it is a folder, to make one file of it. Raises UsageError for fewer, ArtefactError when they
+    differ in what must be the same (saying in what), when one image is in two of them, or when a part of a collection
+    is missing.
     """
-    if len(stores) < 2:
-        raise UsageError("joining takes at least two stores", next="Example: brics merge a.h5 b.h5 --out codes.h5")
+    if len(stores) < 2 and not any(store.is_folder for store in stores):
+        raise UsageError(
+            "joining takes at least two stores, or one that is a folder",
+            next="Example: brics merge a.h5 b.h5 --out codes.h5",
+        )
     for store in stores[1:]:
         differing = differences(_must_agree(stores[0]), _must_agree(store))
         if differing:
@@ -72,8 +80,8 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
                 next="Join stores that were encoded alike.",
             )
     _check_keys_differ(stores)
-    class_names = _class_names(stores)
-    parts = _parts_of_one_source(stores)
+    class_names, is_alone = _class_names(stores), len(stores) == 1
+    parts = list(stores) if is_alone else _parts_of_one_source(stores)
     stores = parts or stores
     order = [(store, number) for store in stores for number in range(len(store.shards))]
     if parts:  # shard 0 of every part, then shard 1 of every part: the order of the source
@@ -84,8 +92,14 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
     shards = [
         StoreShard(name, row["n_in"], row["size"], row["fingerprint"]) for name, row in zip(names, rows, strict=True)
     ]
-    num_images = sum(row["n_in"] for row in rows)
-    header = replace(stores[0].header, num_images=num_images, part="", class_names=class_names)
+    header, parents, counted = stores[0].header, stores[0].artefact.parents, _COUNTED
+    if is_alone:
+        counted = counted - {"part"}
+    else:
+        num_images = sum(row["n_in"] for row in rows)
+        header = replace(header, num_images=num_images, part="", class_names=class_names)
+        digests = [row.get("digest", "") for row in rows]
+        parents = _parents(stores, shards, digests, is_whole=parts is not None)
     if not parts:  # those have the identity of one run over the source
         hashes = list(dict.fromkeys(store.source_sha256 for store in stores))
         header = replace(
@@ -94,40 +108,71 @@ def plan_join(stores: Sequence[KeyCodeStore]) -> Join:
             source_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
             selection=hashlib.sha256(json.dumps([store.sha256 for store in stores]).encode()).hexdigest(),
         )
-    details = {name: value for name, value in stores[0].artefact.details.items() if name not in _COUNTED}
+    details = {name: value for name, value in stores[0].artefact.details.items() if name not in counted}
     sha256 = store_sha256(row["sha256"] for row in rows)
-    digests = [row.get("digest", "") for row in rows]
-    parents = _parents(stores, shards, digests, is_whole=parts is not None)
     return Join(list(stores), header, shards, order, parents, details, sha256)
 
 
 def write_join(join: Join, path: Path, *, overwrite: bool = False, reporter: Reporter) -> Artefact | None:
-    """Write the joined store; None when `path` is that store already.
+    """Write the joined store, a file or a folder; None when `path` is that store already.
 
-    Raises ArtefactError or WouldOverwriteError when something else is there, MachineError while another process
-    writes it, ArtefactError when rows are not those that were once written.
+    Raises UsageError for a folder when some of the stores are files, ArtefactError or WouldOverwriteError when
+    something else is there, MachineError while another process writes it, ArtefactError when rows are not those that
+    were once written; those of a folder are not read.
     """
+    kind = join.stores[0].artefact.kind
+    if keeps_parts(path):
+        if files := [store.path for store in join.stores if not store.is_folder]:
+            raise UsageError(
+                f"--out {path} is a folder of parts, and {files[0]} is one file",
+                next="Give a file, e.g. --out codes.h5, or encode into a folder.",
+            )
+        with StoreWriter(path, join.header, join.shards, overwrite=overwrite, kind=kind) as writer:
+            if writer.complete:
+                _check_same(path, join)
+                return None
+            for number in writer.pending:
+                store, of_store = join.order[number]
+                _link(store.part_paths[of_store], part_path(writer.parts_directory, join.shards[number]))
+            return writer.merge(parents=join.parents, details=join.details, reporter=reporter)
     with output_lock(path):
         inputs = [store.path for store in join.stores]
         if check_store_output(path, join.header, join.shards, overwrite=overwrite, inputs=inputs):
-            if KeyCodeStore(path).sha256 != join.sha256:  # parts of one collection have its name, whatever was in it
-                raise ArtefactError(
-                    f"{path} was joined from other codes of the same collection",
-                    next="Give another --out, or --overwrite to join these.",
-                )
+            _check_same(path, join)
             return None
         return write_merged(
             path, join.header, join.shards, partial(_open_shard, join),
-            kind=join.stores[0].artefact.kind, parents=join.parents, details=join.details, reporter=reporter,
+            kind=kind, parents=join.parents, details=join.details, reporter=reporter,
         )  # fmt: skip
+
+
+def _check_same(path: Path, join: Join) -> None:
+    if KeyCodeStore(path).sha256 != join.sha256:  # parts of one collection have its name, whatever was in it
+        raise ArtefactError(
+            f"{path} was joined from other codes of the same collection",
+            next="Give another --out, or --overwrite to join these.",
+        )
+
+
+def _link(part: Path, to: Path) -> None:
+    """The same file under another name, or a copy where the file system has no such links, or is another."""
+    with atomic_path(to) as temporary:
+        try:
+            temporary.hardlink_to(part)
+        except OSError:
+            shutil.copyfile(part, temporary)
 
 
 @contextmanager
 def _open_shard(join: Join, shard_index: int) -> Iterator[ShardRows]:
     """The rows of one shard of the stores. They are read, not mapped: a merge must not fill the page tables."""
     store, number = join.order[shard_index]
+    if store.is_folder:
+        with open_kept_part(store, number) as rows:
+            yield rows
+        return
     shard, advice = store.shards[number], f"See: brics info {store.path} --verify"
-    failures = [(row["key"], row["reason"]) for row in store.failures if row["shard"] == shard["name"]]
+    failures = store.failures_by_shard.get(shard["name"], [])
     with ExitStack() as stack:
         try:
             file, what = stack.enter_context(open_hdf5(store.path)), f"shard {shard['name']} of {store.path}"
@@ -152,7 +197,9 @@ def _check_keys_differ(stores: Sequence[KeyCodeStore]) -> None:
     if len(twice):
         one, other = order[twice[0]], order[twice[0] + 1]
         raise ArtefactError(
-            f"the image {keys[one].decode()!r} is in {stores[owner[one]].path} and in {stores[owner[other]].path}",
+            f"the image {keys[one].decode()!r} is in {stores[owner[one]].path} and in {stores[owner[other]].path}"
+            if owner[one] != owner[other]
+            else f"the image {keys[one].decode()!r} is twice in {stores[owner[one]].path}",
             next="An image can be in a store once: leave one store out, or pack one collection under other names.",
         )
 

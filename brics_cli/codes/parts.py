@@ -14,16 +14,29 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import h5py
 import numpy as np
 
-from brics_cli.codes.format import NO_LABEL, Array, RowHash, Statistics, StoreHeader, StoreShard, fixed_bytes
+from brics_cli.codes.format import (
+    ABSENT,
+    NO_LABEL,
+    PART_COLUMNS,
+    Array,
+    RowHash,
+    Statistics,
+    StoreHeader,
+    StoreShard,
+    fixed_bytes,
+)
 from brics_cli.errors import ArtefactError, machine_error
 from brics_cli.workspace import atomic_path, open_hdf5
-from brics_cli.workspace.hdf5 import Hdf5File
+from brics_cli.workspace.hdf5 import MOST_AT_ONCE, Hdf5File, look_ahead
+
+if TYPE_CHECKING:
+    from brics_cli.codes.reader import KeyCodeStore
 
 PART_VERSION = 1
 HEADER_BYTES = 64 * 1024
@@ -239,6 +252,12 @@ class ShardRows:
         self.labels: Array = file["labels"][rows]
         self.index_in_shard: Array = file["index_in_shard"][rows]
         self._codes, self._flipped, self._meta = file["codes"], file.get("codes_flipped"), file.get("meta")
+        found = {name: file.get(name) for name in PART_COLUMNS}
+        self.offsets = {
+            name: ABSENT if dataset is None or dataset.offset is None else dataset.offset
+            for name, dataset in found.items()
+        }
+        """Where in the file each dataset begins."""
         if {len(self.keys), len(self.labels), len(self.index_in_shard)} != {self.num_ok}:
             raise ValueError("its datasets do not fit together")
 
@@ -263,9 +282,8 @@ class ShardRows:
 
 
 @contextmanager
-def open_part(directory: Path, header: StoreHeader, shard: StoreShard) -> Iterator[ShardRows]:
-    """The rows of a finished part, while the block runs. Raises ArtefactError when it is damaged."""
-    path = part_path(directory, shard)
+def open_part(path: Path, header: StoreHeader, num_images: int) -> Iterator[ShardRows]:
+    """The rows of a finished part of `num_images`, while the block runs. Raises ArtefactError when it is damaged."""
     what, advice = f"the part {path}", "Remove it and run the same command again."
     with ExitStack() as stack:
         try:
@@ -275,10 +293,26 @@ def open_part(directory: Path, header: StoreHeader, shard: StoreShard) -> Iterat
             rows = ShardRows(
                 file, file.attrs, what=what, advice=advice, failures=failures, statistics=Statistics(*sums)
             )
-            if (file["codes"].shape, file["codes"].dtype) != ((shard.num_images, *header.code_shape), header.dtype):
+            if (file["codes"].shape, file["codes"].dtype) != ((num_images, *header.code_shape), header.dtype):
                 raise ValueError("its codes have another shape or type")
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise ArtefactError(f"{what} is damaged ({error})", next=advice) from None
+        yield rows
+
+
+@contextmanager
+def open_kept_part(store: KeyCodeStore, number: int) -> Iterator[ShardRows]:
+    """The same of the part `number` of a store that is a folder; it is the one that was indexed. They are best opened
+    in order: a process looks at several at a time."""
+    paths, shard = store.part_paths, store.shards[number]
+    if number % MOST_AT_ONCE == 0:
+        look_ahead(paths[number : number + MOST_AT_ONCE])
+    with open_part(paths[number], store.header, shard["n_in"]) as rows:
+        if (rows.num_ok, rows.sha256, rows.digest) != (shard["n_ok"], shard["sha256"], shard["digest"]):
+            raise ArtefactError(
+                f"{paths[number]} holds other rows than its store was made of (their sha256)",
+                next=f"See: brics info {store.path} --verify",
+            )
         yield rows
 
 

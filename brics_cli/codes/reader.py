@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from brics_cli.codes.format import (
     FAILURE_FIELDS,
+    FOLDER_VERSION,
     FORMAT_VERSION,
     NEEDED_SHARD_FIELDS,
     NUM_BINS,
@@ -26,9 +27,11 @@ from brics_cli.codes.format import (
     StoreHeader,
     dequantise,
 )
+from brics_cli.codes.part_files import PartFiles
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json
 from brics_cli.workspace import Artefact, open_hdf5, read_provenance
+from brics_cli.workspace.naming import INDEX_NAME, is_store_folder, store_file, store_path
 from brics_cli.workspace.places import locate
 
 if TYPE_CHECKING:
@@ -48,9 +51,11 @@ T = TypeVar("T")
 class KeyCodeStore:
     """The codes of a collection, by row: `store[i]` is float32 (C, h, w), in [0, 1] for bounded codes.
 
-    Opening reads the header alone. Raises ArtefactError when the file is missing, no store, of a newer format, or
-    when its header does not fit the file (truncated, damaged); MachineError when the machine cannot read it now
-    (locked by another process, a failing mount), here as in every method that reads.
+    `path` is a file, or the folder of a store that is kept in parts. Opening reads the header alone, of a folder its
+    index; a part is opened when a row of it is first asked for. Raises ArtefactError when the file is missing, no
+    store, of a newer format, or when its header does not fit the file (truncated, damaged), and for a part that is
+    missing, cut short or another one; MachineError when the machine cannot read it now (locked by another process, a
+    failing mount), here as in every method that reads.
 
     Attributes: `path`; `code_shape` (C, h, w); `image_size`; `transform` (name) and `transform_version`;
     `quantisation`; `code_kind` (bounded or continuous); `precision`; `autoencoder` (`sha256`, `config`); `source`
@@ -63,21 +68,26 @@ class KeyCodeStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = locate(path)
-        if not self.path.is_file():
+        self.path = store_path(locate(path))
+        self._header_file = store_file(self.path) if self.path.is_dir() else self.path
+        if not self._header_file.is_file():
             what = "is a folder, not a key-code store" if self.path.is_dir() else "is missing"
+            if is_store_folder(self.path):
+                what = f"holds parts of a key-code store that is not finished (it has no {INDEX_NAME})"
             raise ArtefactError(f"{self.path} {what}", next=f"Give a store, or make one: {HOW_TO_MAKE}")
         try:
-            with open_hdf5(self.path) as file:
+            with open_hdf5(self._header_file) as file:
                 self._read_header(file)
         except (OSError, RuntimeError):
-            with self.path.open("rb") as file_:
+            with self._header_file.open("rb") as file_:
                 is_hdf5 = file_.read(8) == b"\x89HDF\r\n\x1a\n"
             if not is_hdf5:
-                raise ArtefactError(f"{self.path} is not a key-code store (not an HDF5 file)", next=NO_STORE) from None
-            raise ArtefactError(f"{self.path} is damaged or truncated", next=AGAIN) from None
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ArtefactError(f"the header of {self.path} is damaged ({error})", next=AGAIN) from None
+                raise ArtefactError(
+                    f"{self._header_file} is not a key-code store (not an HDF5 file)", next=NO_STORE
+                ) from None
+            raise ArtefactError(f"{self._header_file} is damaged or truncated", next=AGAIN) from None
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise ArtefactError(f"the header of {self._header_file} is damaged ({error})", next=AGAIN) from None
         self._maps: dict[str, Array] = {}
         self._file: BinaryIO | None = None
 
@@ -86,10 +96,17 @@ class KeyCodeStore:
         version = attributes.get("format_version")
         if version is None or "identity" not in attributes:
             raise ArtefactError(f"{self.path} is not a key-code store (an HDF5 file of something else)", next=NO_STORE)
-        if int(version) != FORMAT_VERSION:
+        if int(version) not in (FORMAT_VERSION, FOLDER_VERSION):
             raise ArtefactError(
-                f"{self.path} has store format {version}, and this brics reads {FORMAT_VERSION}",
+                f"{self.path} has store format {version}, and this brics reads {FORMAT_VERSION} and {FOLDER_VERSION}",
                 next="Upgrade: pip install -U brics-cli",
+            )
+        if (int(version) == FOLDER_VERSION) != self.path.is_dir():
+            raise ArtefactError(
+                f"{self._header_file} is the index of a store that is a folder, and not in it"
+                if int(version) == FOLDER_VERSION
+                else f"{self._header_file} is a store of its own, and no index of parts",
+                next="Give the store itself.",
             )
         channels, height, width = (int(side) for side in attributes["code_shape"])
         self.code_shape: tuple[int, int, int] = (channels, height, width)
@@ -107,13 +124,28 @@ class KeyCodeStore:
         self.brics_version = str(attributes["brics_version"])
         if not isinstance(self.autoencoder.get("sha256"), str):
             raise ValueError("it names no autoencoder")
-        self._num_rows = len(file["keys"])
         self._dtype = QUANTISATIONS[self.quantisation][0]
         self._has_class_names = "class_names" in file
+        self._parts: PartFiles | None = None
+        self._offsets: dict[str, int] = {}
+        if self.path.is_dir():
+            self._parts = PartFiles(
+                self.path, file["parts"][()], file["shards"][()], code_shape=self.code_shape, dtype=self._dtype
+            )
+            self._num_rows = int(self._parts.starts[-1])
+        else:
+            self._find_columns(file)
+        self.mean: npt.NDArray[np.float32] = file["stats/mean"][()].astype(np.float32)
+        self.std: npt.NDArray[np.float32] = file["stats/std"][()].astype(np.float32)
+        if self.mean.shape != (channels,) or self.std.shape != (channels,):
+            raise ValueError(f"stats of shape {self.mean.shape} for {channels} channels")
+
+    def _find_columns(self, file: Hdf5File) -> None:
+        """Where in its one file the codes are. Raises ValueError when the columns do not fit together."""
+        self._num_rows = len(file["keys"])
         for name, kind in (("keys", "S"), ("labels", "i")):
             if file[name].shape != (self._num_rows,) or file[name].dtype.kind != kind:
                 raise ValueError(f"{name} is {file[name].shape} {file[name].dtype}")
-        self._offsets: dict[str, int] = {}
         for name in ("codes", "codes_flipped"):
             if name == "codes" or name in file:
                 dataset, expected = file[name], (self._num_rows, *self.code_shape)
@@ -122,10 +154,6 @@ class KeyCodeStore:
                 if dataset.offset is None:
                     raise ValueError(f"{name} is not contiguous")
                 self._offsets[name] = dataset.offset  # all of it is in the file: that was checked when it was opened
-        self.mean: npt.NDArray[np.float32] = file["stats/mean"][()].astype(np.float32)
-        self.std: npt.NDArray[np.float32] = file["stats/std"][()].astype(np.float32)
-        if self.mean.shape != (channels,) or self.std.shape != (channels,):
-            raise ValueError(f"stats of shape {self.mean.shape} for {channels} channels")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -143,7 +171,7 @@ class KeyCodeStore:
         """The codes of one image: float32 (C, h, w)."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a store of {len(self)}")
-        return dequantise(self._map("codes")[index], self.quantisation)
+        return self.batch([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """`[self[i] for i in indices]` in one read: what torch's DataLoader calls for a batch."""
@@ -168,20 +196,52 @@ class KeyCodeStore:
 
         Raises ArtefactError for `flipped` in a store without flips.
         """
-        rows = self._map("codes_flipped" if flipped else "codes")
+        if flipped and not self.has_flipped:
+            raise ArtefactError(f"{self.path} holds no flipped codes", next="Encode again with --flips.")
+        name = "codes_flipped" if flipped else "codes"
+        if self._parts is not None:
+            if isinstance(indices, slice):
+                indices = np.arange(*indices.indices(len(self)))
+            numbers = np.asarray(indices, np.int64)
+            return self._parts.take(name, numbers.reshape(-1)).reshape(*numbers.shape, *self.code_shape)
+        rows = self._map(name)
         if isinstance(indices, slice):
             return np.array(rows[indices])
         return rows.take(np.asarray(indices, np.int64), axis=0)
 
+    def will_need(self, rows: Sequence[int]) -> None:
+        """Let the machine read ahead the parts that these rows are in, of a store that is a folder; else nothing."""
+        if self._parts is not None:
+            self._parts.will_need(rows)
+
     @property
     def has_flipped(self) -> bool:
         """Whether the codes of the mirrored images are there too."""
-        return "codes_flipped" in self._offsets
+        return "codes_flipped" in self._offsets if self._parts is None else self._parts.has_flipped
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is kept in parts, in a folder, rather than in one file."""
+        return self._parts is not None
+
+    @property
+    def part_paths(self) -> list[Path]:
+        """The parts of a store that is a folder, in the order of `shards`."""
+        return [] if self._parts is None else self._parts.paths
+
+    def part_place(self, number: int) -> tuple[Any, ...]:
+        """What its index says of a part: its row of `/parts`."""
+        assert self._parts is not None
+        return self._parts.place(number)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its file, or of all files of its folder."""
+        num_bytes = self._header_file.stat().st_size
+        return num_bytes if self._parts is None else num_bytes + int(self._parts.num_bytes.sum())
 
     def _map(self, name: str) -> Array:
         """The dataset `name`, mapped. A file that has become shorter is an error: touching what is gone is SIGBUS."""
-        if name not in self._offsets:
-            raise ArtefactError(f"{self.path} holds no flipped codes", next="Encode again with --flips.")
         if self._file is None:
             self._file = self.path.open("rb")
         if name not in self._maps:
@@ -248,6 +308,14 @@ class KeyCodeStore:
         return self._column("failures", made=partial(_rows, fields=FAILURE_FIELDS))
 
     @cached_property
+    def failures_by_shard(self) -> dict[str, list[tuple[str, str]]]:
+        """Key and reason of each of them, by the name of the shard."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for failure in self.failures:
+            found.setdefault(failure["shard"], []).append((failure["key"], failure["reason"]))
+        return found
+
+    @cached_property
     def shard_starts(self) -> list[int]:
         """The first row of each shard, and N."""
         return list(accumulate((shard["n_ok"] for shard in self.shards), initial=0))
@@ -284,7 +352,12 @@ class KeyCodeStore:
     def _column(self, name: str, index: int | slice | None = None, *, made: Callable[[Any], T]) -> T:
         """A dataset, or rows of it, as `made` makes it."""
         try:
-            with open_hdf5(self.path) as file:
+            if self._parts is not None and name in ("keys", "labels", "meta"):
+                rows = range(len(self))[slice(None) if index is None else index]
+                if isinstance(rows, int):
+                    return made(self._parts.column(name, rows, rows + 1)[0])
+                return made(self._parts.column(name, rows.start, rows.stop))
+            with open_hdf5(self._header_file) as file:
                 if file.attrs.get("sha256") != self.sha256:
                     raise ArtefactError(
                         f"{self.path} has been replaced since it was opened", next="Run the same command again."

@@ -1,71 +1,45 @@
 """Write a key-code store so that a `kill -9` at any moment loses at most one shard and repeats nothing.
 
 One part per shard (`parts`), then a merge: everything is checked and copied to `codes.h5.tmp`, fsynced, renamed, and
-the parts are removed. A run that finds parts goes on with the missing ones; parts of anything else are refused.
+the parts are removed. In a store that is a folder they stay as they are, and an index is written. A run that finds
+parts goes on with the missing ones; parts of anything else are refused.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-import h5py
-import numpy as np
-
-import brics_cli
-from brics_cli.codes.format import (
-    FAILURE_FIELDS,
-    SEAL_ATTRIBUTE,
-    SHARD_FIELDS,
-    Array,
-    RowHash,
-    Statistics,
-    StoreHeader,
-    StoreShard,
-    bin_edges,
-    fixed_bytes,
-    names_sha256,
-    seal,
-    store_sha256,
-)
-from brics_cli.codes.parts import (
-    PartWriter,
-    RawRows,
-    ShardRows,
-    meta_bytes,
-    open_part,
-    part_mismatch,
-    part_path,
-    write_part,
-)
+from brics_cli.codes.finishing import write_index, write_merged
+from brics_cli.codes.format import StoreHeader, StoreShard
+from brics_cli.codes.parts import PartWriter, ShardRows, open_part, part_mismatch, part_path, write_part
 from brics_cli.codes.reader import KeyCodeStore
-from brics_cli.errors import ArtefactError, TooManyFailuresError, UsageError, WouldOverwriteError
+from brics_cli.errors import ArtefactError, UsageError, WouldOverwriteError
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.reporting import Reporter, SilentReporter
 from brics_cli.workspace import Artefact, Kind, Parent, check_output, hold_lock, open_hdf5, write_json_atomically
-from brics_cli.workspace.artefacts import STORE_ATTRIBUTE, differences, now
-from brics_cli.workspace.files import fsync, read_json
-from brics_cli.workspace.hdf5 import look_ahead, remember_own
-
-TABLE_ROW_BYTES = 2048
-"""Room for a row of the shards or the failures table."""
+from brics_cli.workspace.artefacts import differences
+from brics_cli.workspace.files import fsync, read_json, remove_leftovers
+from brics_cli.workspace.hdf5 import MOST_AT_ONCE, look_ahead
+from brics_cli.workspace.naming import FOLDER, IDENTITY_NAME, INDEX_NAME, PARTS_FOLDER, ending_of, store_file
+from brics_cli.workspace.outputs import holds_nothing_but, output_lock
 
 
 @dataclass
 class StoreWriter:
-    """Write the store `path` inside a `with` block, holding its lock.
+    """Write the store `path` inside a `with` block, holding its lock: a file `*.h5`, or a folder that keeps the parts.
 
     `complete` says that it is there already, made from the same inputs: nothing to do. Otherwise `pending` are the
     shards without a part; write each with `part(i)`, then call `merge`. `overwrite` replaces another store (at the
-    merge: until then the old one stays) and throws away parts of another one.
+    merge: until then the old one stays; a folder is emptied first) and throws away parts of another one.
 
     Raises on entry: WouldOverwriteError (`path` is no store), ArtefactError (a store or parts of other inputs, with
-    what differs), MachineError (another process is writing it), UsageError (`path` is a folder).
+    what differs), MachineError (another process is writing it), UsageError (a file is to go where a folder is).
 
     `kind` is that of the artefact: `store`, or `samples` for codes that were sampled and not encoded.
     """
@@ -80,28 +54,39 @@ class StoreWriter:
     redone: list[str] = field(default_factory=list, init=False)
     """Parts that were damaged and will be written again, each with the reason."""
     _stack: ExitStack = field(default_factory=ExitStack, init=False)
+    _attributes: dict[int, dict[str, Any]] = field(default_factory=dict, init=False)
+
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether the store is a folder of its parts, rather than one file."""
+        return keeps_parts(self.path)
 
     @property
     def parts_directory(self) -> Path:
         """Where parts are written, by other processes too while this one holds the lock."""
-        return self.path.with_name(self.path.name + ".parts")
+        return self.path / PARTS_FOLDER if self.keeps_parts else self.path.with_name(self.path.name + ".parts")
 
     def __enter__(self) -> Self:
-        if self.path.is_dir():
+        if self.path.is_dir() and not self.keeps_parts:
             raise UsageError(f"--out {self.path} is a folder", next="Give a file, e.g. codes.h5.")
         self.complete = self._is_complete()
-        if self.complete and not self.parts_directory.exists():
+        if self.complete and (self.keeps_parts or not self.parts_directory.exists()):
             return self
         with ExitStack() as stack:
-            stack.enter_context(hold_lock(self.parts_directory / ".lock", what=str(self.path)))
+            stack.enter_context(self._lock())
             # again, now that nobody else is writing: who held the lock until now may have finished the store
             self.complete = self._is_complete()
-            if self.complete:  # killed between the last rename and the removal of the parts
-                shutil.rmtree(self.parts_directory)
-            else:
+            if not self.complete:
                 self._claim_parts()
+            elif not self.keeps_parts:  # killed between the last rename and the removal of the parts
+                shutil.rmtree(self.parts_directory)
             self._stack = stack.pop_all()
         return self
+
+    def _lock(self) -> AbstractContextManager[None]:
+        if self.keeps_parts:
+            return output_lock(self.path)
+        return hold_lock(self.parts_directory / ".lock", what=str(self.path))
 
     def __exit__(self, *error: object) -> None:
         self._remove_leftovers()
@@ -115,10 +100,13 @@ class StoreWriter:
         """Remove the beginnings of parts whose writer was killed."""
         for leftover in self.parts_directory.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+        if self.keeps_parts:
+            remove_leftovers(self.path, INDEX_NAME)
 
     def _claim_parts(self) -> None:
         """Make sure that the parts directory belongs to this store, and throw away parts that are damaged."""
-        record = self.parts_directory / "identity.json"
+        record = self.parts_directory / IDENTITY_NAME
+        self.parts_directory.mkdir(parents=True, exist_ok=True)
         there = sorted(self.parts_directory.glob("*.h5"))
         theirs = sorted(path.name for path in self.parts_directory.iterdir() if not _is_of_parts(path))
         if theirs or (there and not record.exists()):
@@ -139,13 +127,18 @@ class StoreWriter:
                     + "; ".join([*differing, *moved_shards(was, self.shards)]),
                     next="Give another --out, or --overwrite to begin again.",
                 )
-            if differing:
+            index = self.path / INDEX_NAME
+            is_replaced = self.keeps_parts and index.exists()  # --overwrite: as of a file, all of it is made again
+            if is_replaced:
+                index.unlink()  # first: with it, the store would be taken for whole
+                fsync(self.path)
+            if differing or is_replaced:
                 for old in there:
                     old.unlink()
         write_json_atomically(record, self.header.identity())
         self._remove_leftovers()
-        for index, path in self._parts().items():
-            reason = part_mismatch(self.parts_directory, self.header, self.shards[index])
+        for number, path in self._opened(self._parts()):
+            reason = part_mismatch(self.parts_directory, self.header, self.shards[number])
             if reason is not None:
                 self.redone.append(f"{path} ({reason})")
                 path.unlink()
@@ -153,16 +146,22 @@ class StoreWriter:
     def _parts(self) -> dict[int, Path]:
         """The parts that are there, by shard."""
         paths = {index: part_path(self.parts_directory, shard) for index, shard in enumerate(self.shards)}
-        there = {index: path for index, path in paths.items() if path.exists()}
-        look_ahead(list(there.values()))
-        return there
+        return {index: path for index, path in paths.items() if path.exists()}
+
+    def _opened(self, parts: Mapping[int, Path]) -> Iterator[tuple[int, Path]]:
+        """Those parts one by one, to be opened: a process has looked at several at a time."""
+        for start in range(0, len(parts), MOST_AT_ONCE):
+            some = list(islice(parts.items(), start, start + MOST_AT_ONCE))
+            look_ahead([path for _, path in some])
+            yield from some
 
     def _part_attributes(self) -> dict[int, dict[str, Any]]:
-        found = {}
-        for index, path in self._parts().items():
+        """What each part says of itself, by shard."""
+        new = {index: path for index, path in self._parts().items() if index not in self._attributes}
+        for index, path in self._opened(new):
             with open_hdf5(path) as file:
-                found[index] = file.attrs
-        return found
+                self._attributes[index] = file.attrs
+        return self._attributes
 
     def digests(self) -> dict[int, str]:
         """The digests of the shards that are there, or have a part: of the content they were made from, by shard.
@@ -180,6 +179,7 @@ class StoreWriter:
     def discard(self, shard_index: int) -> None:
         """Remove the part of a shard, which is then pending again."""
         part_path(self.parts_directory, self.shards[shard_index]).unlink()
+        self._attributes.pop(shard_index, None)
 
     @property
     def pending(self) -> list[int]:
@@ -191,151 +191,39 @@ class StoreWriter:
         return write_part(self.parts_directory, self.header, self.shards[shard_index])
 
     def _open_part(self, shard_index: int) -> AbstractContextManager[ShardRows]:
-        return open_part(self.parts_directory, self.header, self.shards[shard_index])
+        if shard_index % MOST_AT_ONCE == 0:  # they are opened in order
+            some = self.shards[shard_index : shard_index + MOST_AT_ONCE]
+            look_ahead([part_path(self.parts_directory, shard) for shard in some])
+        shard = self.shards[shard_index]
+        return open_part(part_path(self.parts_directory, shard), self.header, shard.num_images)
 
     def merge(
         self, *, parents: Sequence[Parent], details: Mapping[str, Any] | None = None, reporter: Reporter | None = None
     ) -> Artefact:
-        """Join the parts into the store and remove them; returns its provenance (which is in it too).
+        """Make the store of the parts: join and remove them, or index them; returns its provenance (in it, too).
 
         Checks that each shard's images are all there once, encoded or failed. Raises ArtefactError for a damaged
         part, TooManyFailuresError when not one image could be encoded.
         """
         if self.pending:
             raise AssertionError(f"{len(self.pending)} shards have no part yet")
-        self._parts()  # takes the outlines of all of them at once
-        artefact = write_merged(
+        artefact = (write_index if self.keeps_parts else write_merged)(
             self.path, self.header, self.shards, self._open_part,
             kind=self.kind, parents=parents, details=details or {}, reporter=reporter or SilentReporter(),
         )  # fmt: skip
-        shutil.rmtree(self.parts_directory)
+        if not self.keeps_parts:
+            shutil.rmtree(self.parts_directory)
         return artefact
+
+
+def keeps_parts(path: Path) -> bool:
+    """Whether a store at `path` is to be a folder: it is named like one."""
+    return ending_of(path) == FOLDER
 
 
 def _is_of_parts(path: Path) -> bool:
     """Whether the writer, or one that was killed, put it into the folder of parts."""
     return path.suffix in {".h5", ".json"} or path.name == ".lock" or (path.name[:1] + path.suffix) == "..tmp"
-
-
-def write_merged(
-    path: Path,
-    header: StoreHeader,
-    shards: Sequence[StoreShard],
-    open_rows: Callable[[int], AbstractContextManager[ShardRows]],
-    *,
-    kind: Kind,
-    parents: Sequence[Parent],
-    details: Mapping[str, Any],
-    reporter: Reporter,
-) -> Artefact:
-    """Write the store that `shards` add up to, whole or not at all; returns its provenance.
-
-    The shards are the finished parts of an encoding, or those of whole stores that are joined: `open_rows(number)`
-    opens the rows of one. Checks that each shard's images are all there once, encoded or failed, and that rows are
-    those once hashed. Raises ArtefactError, or TooManyFailuresError for a store without rows.
-    """
-    table: list[tuple[Any, ...]] = []
-    failures: list[tuple[str, str, str]] = []
-    num_ok, key_width = 0, 1
-    for number, shard in enumerate(shards):
-        with open_rows(number) as part:
-            if part.num_ok + len(part.failures) != shard.num_images or len(np.unique(part.keys)) != part.num_ok:
-                raise part.damaged("its images are not all there exactly once")
-            counts = (shard.num_images, part.num_ok, len(part.failures))
-            table.append((shard.name, shard.size_bytes, shard.fingerprint, *counts, part.sha256, part.digest))
-            failures.extend((shard.name, key, reason) for key, reason in part.failures)
-            num_ok, key_width = num_ok + part.num_ok, max(key_width, part.keys.dtype.itemsize)
-    if num_ok == 0:
-        first = f"; the first, {failures[0][1]}: {failures[0][2]}" if failures else ""
-        raise TooManyFailuresError(f"none of {header.num_images:,} images could be encoded{first}")
-
-    sha256 = store_sha256(str(row[SHARD_FIELDS.index("sha256")]) for row in table)
-    shape = "x".join(str(side) for side in header.code_shape)
-    counted = {
-        "sha256": sha256,
-        "num_images": num_ok,
-        "num_failed": len(failures),
-        "summary": f"{num_ok:,} codes {shape} {header.quantisation}, {header.image_size} px",
-        "sealed": True,
-    }
-    artefact = Artefact(kind, path, now(), True, tuple(parents), {**details, **counted})
-    statistics = Statistics.empty(header.code_shape[0])
-    columns: dict[str, Array] = {
-        "keys": np.empty(num_ok, f"S{key_width}"),
-        **{name: np.empty(num_ok, "<i8") for name in ("labels", "shard_id", "index_in_shard")},
-    }
-    metas: list[tuple[int, list[str]]] = []
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with RawRows(temporary, header, num_ok) as raw, reporter.task("merge", total=num_ok, unit="img") as task:
-            start = 0
-            for number in range(len(shards)):
-                with open_rows(number) as part:
-                    row_hash = RowHash()
-                    for position, codes, flipped in part.blocks():
-                        row_hash.add(codes, flipped)
-                        if part.statistics is None:
-                            statistics.add(codes, header)
-                        raw.write(start + position, codes, flipped)
-                        task.advance(len(codes))
-                    texts = part.metas()
-                    if row_hash.hexdigest(part.keys, part.labels, part.index_in_shard, texts) != part.sha256:
-                        raise part.damaged("its rows do not have the sha256 they were written with")
-                    if part.statistics is not None:
-                        statistics.merge(part.statistics)
-                    if texts is not None:
-                        metas.append((start, texts))
-                    rows = slice(start, start + part.num_ok)
-                    columns["keys"][rows], columns["labels"][rows] = part.keys, part.labels
-                    columns["shard_id"][rows], columns["index_in_shard"][rows] = number, part.index_in_shard
-                    start += part.num_ok
-            class_names = fixed_bytes(header.class_names)
-            num_bytes = class_names.nbytes + TABLE_ROW_BYTES * (len(table) + len(failures)) + 16 * num_ok
-            num_bytes += sum(column.nbytes for column in columns.values()) + sum(meta_bytes(of) for _, of in metas)
-            with raw.small_datasets(num_bytes) as file:
-                for name, column in columns.items():
-                    file[name] = column
-                written = file.create_dataset("meta", (num_ok,), h5py.string_dtype())
-                for start, texts in metas:
-                    written[start : start + len(texts)] = texts
-                file["shards"] = _table(SHARD_FIELDS, table)
-                file["failures"] = _table(FAILURE_FIELDS, failures)
-                stats = file.create_group("stats")
-                stats["mean"], stats["std"], stats["histogram"] = statistics.mean, statistics.std, statistics.histogram
-                stats["histogram"].attrs["range"] = bin_edges(header.code_kind)
-                if header.class_names:
-                    file["class_names"] = class_names
-                    file["class_names"].attrs["sha256"] = names_sha256(class_names)
-                file.attrs.update(
-                    header.attributes(), sha256=sha256, brics_version=brics_cli.__version__, created=artefact.created
-                )
-                file.attrs[STORE_ATTRIBUTE] = json.dumps(artefact.to_json())
-                file.attrs[SEAL_ATTRIBUTE] = seal(file)
-        put_in_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return artefact
-
-
-def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Array:
-    """A compound dataset: texts as fixed-length bytes, counts as int64."""
-    columns: dict[str, Array] = {}
-    for position, name in enumerate(names):
-        values = [row[position] for row in rows]
-        is_number = bool(values) and isinstance(values[0], int)
-        columns[name] = np.array(values, "<i8") if is_number else fixed_bytes([str(value) for value in values])
-    table = np.empty(len(rows), [(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = column
-    return table
-
-
-def put_in_place(temporary: Path, final: Path) -> None:
-    """Give a whole file its final name, safe from a power cut at any moment."""
-    fsync(temporary)
-    temporary.replace(final)
-    fsync(final.parent)
-    remember_own(final)
 
 
 def check_store_output(
@@ -353,11 +241,14 @@ def check_store_output(
     anything else that is there. With `overwrite`, a store of ours may be replaced that is not one of `inputs`.
     `remove` is that of `check_output`.
     """
-    if overwrite or path.is_symlink() or not path.is_file():
-        check_output(path, overwrite=overwrite, what="the store", inputs=inputs, remove=remove)
+    is_there = store_file(path).is_file() if keeps_parts(path) else path.is_file()
+    if overwrite or path.is_symlink() or not is_there:
+        if overwrite or not (keeps_parts(path) and holds_nothing_but(path, "store")):  # the beginning of one
+            remove = remove and not keeps_parts(path)  # the writer does, when it holds the lock
+            check_output(path, overwrite=overwrite, what="the store", kind="store", inputs=inputs, remove=remove)
         return False
     try:
-        with open_hdf5(path) as file:
+        with open_hdf5(store_file(path)) as file:
             identity = parse_json(file.attrs["identity"])
     except (OSError, RuntimeError, KeyError, ValueError, TypeError):
         identity = None

@@ -22,7 +22,7 @@ from brics_cli.autoencoder.autoencoder import (
 from brics_cli.autoencoder.sizes import check_image_memory, images_per_batch
 from brics_cli.codes import KeyCodeStore, StoreHeader, StoreShard, StoreWriter, dequantise, verify_store_in_child
 from brics_cli.codes.encoding import CodeEncoder, Progress, ShardWork, code_encoder
-from brics_cli.codes.writer import check_store_output
+from brics_cli.codes.writer import check_store_output, keeps_parts
 from brics_cli.config.names import DEFAULT_QUANTISATIONS, Labels, Precision, Quantisation
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, TooManyFailuresError, UsageError
@@ -64,8 +64,13 @@ class EncodePlan:
 
     @property
     def store_bytes(self) -> int:
-        """Of the codes; the merge needs it twice."""
+        """Of the codes."""
         return self.header.bytes_per_image * self.header.num_images
+
+    @property
+    def bytes_needed(self) -> int:
+        """Of the codes, on the way: a merge has them twice, a folder keeps the parts."""
+        return self.store_bytes if keeps_parts(self.out) else 2 * self.store_bytes
 
     def encoder(self) -> CodeEncoder:
         """The encoder on the first device."""
@@ -247,7 +252,8 @@ def encode_dataset(
     verify: bool = False,
     reporter: Reporter,
 ) -> EncodeResult:
-    """Encode every shard that has no part yet, then merge; with `verify` check every invariant of the store.
+    """Encode every shard that has no part yet, then merge them, or in a folder index them; with `verify` check every
+    invariant of the store.
 
     Raises what `StoreWriter` and `shards_to_redo` raise; TooManyFailuresError past `max_failures` or when no image is
     left; InterruptedRunError on Ctrl-C, with finished shards kept; ArtefactError when codes are not finite or images
@@ -341,7 +347,7 @@ def encode_dataset(
         failures=[(failure["key"], failure["reason"]) for failure in store.failures],
         already_complete=already_complete,
         seconds=split.seconds,
-        broken=verify_store_in_child(plan.out) if verify else None,
+        broken=verify_store_in_child(plan.out, reporter=reporter) if verify else None,
         num_enlarged=num_enlarged,
         not_read=collection.passed_over.to_json(),
     )

@@ -56,25 +56,27 @@ def describe(
         return _describe_collection(path, subset, image_field)
     named, path = path, str(locate_unless_images(path, reporter=reporter))
     if is_store(path):
-        described = _describe_store(Path(path), verify=verify)
+        described = _describe_store(Path(path), verify=verify, reporter=reporter)
         is_fetched = is_remote(named) and parse_address(named) is None
         return replace(described, path=shown(as_url(named))) if is_fetched else described
     if verify:
-        raise UsageError(f"--verify checks key-code stores, and {path} is not one", next="Give a .h5 file.")
+        raise UsageError(
+            f"--verify checks key-code stores, and {path} is not one", next="Give a .h5 file, or the folder of one."
+        )
     artefact = provenance_at(path)
     if artefact is not None:
         return _describe_artefact(artefact)
     return _describe_collection(path, None, None)
 
 
-def _describe_store(path: Path, *, verify: bool) -> Description:
+def _describe_store(path: Path, *, verify: bool, reporter: Reporter | None) -> Description:
     from brics_cli import codes  # NumPy takes .2 s, which runs do without
 
-    broken = codes.verify_store_in_child(path) if verify else None
+    broken = codes.verify_store_in_child(path, reporter=reporter) if verify else None
     if broken:  # what is broken may be the header: nothing else can be said for sure
         return Description("key-code store", path, broken=broken)
     store = codes.KeyCodeStore(path)
-    header, made_by, num_bytes = store.header, store.artefact.parent("autoencoder"), path.stat().st_size
+    header, made_by, num_bytes = store.header, store.artefact.parent("autoencoder"), store.num_bytes
     chosen = {"part": header.part, "selection": header.selection[:12], "labels": header.labels}  # where it is not all
     facts: dict[str, Any] = {
         **_hub_address(path),
@@ -84,6 +86,7 @@ def _describe_store(path: Path, *, verify: bool) -> Description:
         "image_size": store.image_size,
         "quantisation": store.quantisation,
         "flipped": store.has_flipped,
+        **({"parts": len(store.shards)} if store.is_folder else {}),
         "bytes": num_bytes,
         "bytes_per_image": round(num_bytes / len(store), 1),
         "transform": f"{store.transform}/{store.transform_version}",

@@ -29,7 +29,7 @@ class MergeResult:
 def plan_merge(paths: Sequence[Path], *, out: Path) -> Join:
     """Open the stores and see whether they can be joined. Raises UsageError and ArtefactError as `plan_join`.
 
-    UsageError too when `out` is no .h5 file or one of `paths`.
+    UsageError too when `out` is named like something else, or is one of `paths`.
     """
     form_of_output(out, STORE)
     if out.resolve() in {path.resolve() for path in paths}:
@@ -55,5 +55,5 @@ def merge(join: Join, *, out: Path, overwrite: bool = False, verify: bool = Fals
         num_shards=len(store.shards),
         num_stores=len(join.stores),
         already_complete=artefact is None,
-        broken=verify_store_in_child(out) if verify else None,
+        broken=verify_store_in_child(out, reporter=reporter) if verify else None,
     )

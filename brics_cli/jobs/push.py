@@ -148,6 +148,11 @@ def _collect_store(
     artefact: Artefact, made: Path, autoencoder: str | Path | None, workspace: Workspace, reporter: Reporter
 ) -> tuple[Files, Card]:
     store = KeyCodeStore(artefact.path)
+    if store.is_folder:
+        raise UsageError(
+            f"{store.path} is a folder of {len(store.shards):,} parts, and one file is published",
+            next=f"Make one: brics merge {store.path} --out codes.h5",
+        )
     decoder = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder)
     reporter.warning(f"{store.path} names its images, their metadata and {store.source}: that is published with it")
     files: Files = {STORE_FILE: store.path, **_decoder_files(decoder)}

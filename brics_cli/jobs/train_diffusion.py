@@ -30,9 +30,8 @@ from brics_cli.runtime.distributed import World, join_world
 from brics_cli.runtime.precision import computing, scoring_precision, training_arithmetic, training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.sampling.models import ImageNoise
-from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store
+from brics_cli.training.codes import LevelMeans, TrainingCodes, ValidationLoss, build_for_store, order_of
 from brics_cli.training.loop import TrainResult, open_loop
-from brics_cli.training.order import SampleOrder
 from brics_cli.training.plan import DiffusionPlan
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import compiled
@@ -67,6 +66,8 @@ def train_diffusion(
     with join_world(plan.device) as world:
         shape = " x ".join(str(side) for side in store.code_shape)
         reporter.message(f"{store.path}: {len(store):,} codes of {shape}")
+        if (window := schedule.shuffle_window) is not None and window < len(store):
+            reporter.message(f"shuffled in windows of whole shards, of at least {window:,} codes")
         torch.manual_seed(schedule.seed)
         model = build_for_store(recipe, store, device=world.device)
         if said := describe_classes(model.classes, store):
@@ -84,7 +85,7 @@ def train_diffusion(
             store, seed=schedule.seed, device=world.device, where=schedule.store_on_device, reporter=reporter
         )
         train_rows, val_rows = split_rows(store, schedule.val_fraction, reporter=reporter)
-        order = SampleOrder([train_rows], seed=schedule.seed)
+        order = order_of(store, train_rows, schedule)
         precision = training_precision(schedule, world.device)
         with (
             open_loop(plan, state, world=world, overwrite=overwrite, reporter=reporter) as loop,
@@ -132,14 +133,16 @@ def train_diffusion(
     return loop.result(data=plan.data)
 
 
-def split_rows(store: KeyCodeStore, val_fraction: float, *, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(
+    store: KeyCodeStore, val_fraction: float, *, reporter: Reporter
+) -> tuple[np.ndarray | range, np.ndarray]:
     """The rows to train on, and those held out by hash of their key, which are none for a fraction of 0.
 
     Raises UsageError for a store of one code, of which none can be held out.
     """
-    rows = np.arange(len(store))
     if not val_fraction:
-        return rows, rows[:0]
+        return range(len(store)), np.arange(0)
+    rows = np.arange(len(store))
     if len(store) < 2:
         raise UsageError(f"{store.path} holds one code: none can be held out", next="Leave training.val_fraction at 0.")
     held_out = held_out_by_hash(store.keys, val_fraction)

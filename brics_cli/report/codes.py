@@ -62,7 +62,7 @@ def _blocks(node: Node, context: Context) -> list[Block]:
         ("path", node.path),
         ("images", f"{len(store):,}" + (", and their mirror images" if store.has_flipped else "")),
         ("codes", f"{channels} channels of {height} x {width}, {store.quantisation}"),
-        ("bytes", f"{human_bytes(node.path.stat().st_size)}; {num_bytes:,} for the codes of an image"),
+        ("bytes", f"{human_bytes(store.num_bytes)}; {num_bytes:,} for the codes of an image"),
         ("rate", f"{8 * num_bytes / store.image_size**2:.3g} bits per pixel at {store.image_size} px"),
         ("encoded by", f"{store.transform}/{store.transform_version}, {store.precision}"),
     ]

@@ -11,7 +11,7 @@ from brics_cli.errors import ArtefactError, BricsError, UsageError
 from brics_cli.images.opening import collection_exists
 from brics_cli.report.blocks import anchor
 from brics_cli.workspace import Artefact, Parent, Workspace, open_hdf5, provenance_at
-from brics_cli.workspace.naming import STORE_ENDING
+from brics_cli.workspace.naming import INDEX_NAME, STORE_ENDING, store_file
 from brics_cli.workspace.remote import is_remote
 
 STAGES = {
@@ -172,10 +172,11 @@ def _is_there(stage: str, path: str) -> bool:
 def _unreadable_stores(root: Path, known: set[Path]) -> dict[str, str]:
     """Stores in a workspace that are cut short: what they are is said inside, so nothing else tells of them."""
     found = {}
-    for path in sorted(root.glob(f"*{STORE_ENDING}")):
-        if path not in known and path.is_file():
+    folders = (path.parent for path in root.glob(f"*/{INDEX_NAME}"))
+    for path in sorted([*root.glob(f"*{STORE_ENDING}"), *folders]):
+        if path not in known and store_file(path).is_file():
             try:
-                with open_hdf5(path):
+                with open_hdf5(store_file(path)):
                     pass
             except (OSError, RuntimeError, ValueError, BricsError) as error:
                 found[str(path)] = f"it is damaged or truncated ({error})"

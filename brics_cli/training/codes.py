@@ -1,7 +1,8 @@
 """The codes of a store as diffusion trains on them: on the device, half of them mirrored, with their random draws.
 
 The whole store is kept on the device where it fits: 4 KiB per image at 16 x 16 x 16. Otherwise its rows are copied out
-of the memory-mapped file. Both ways stored values travel and become codes on the device, so batches are the same bits.
+of the memory-mapped file, or of the parts of a folder, which the machine reads a window ahead. Either way stored values
+travel and become codes on the device, so batches are the same bits.
 
 N rows of the store, B samples of this process, codes (C, h, w).
 """
@@ -9,9 +10,11 @@ N rows of the store, B samples of this process, codes (C, h, w).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from brics_cli.autoencoder.sizes import check_memory
 from brics_cli.codes import QUANTISATIONS, KeyCodeStore
 from brics_cli.config import DiffusionRecipe
 from brics_cli.config.names import Precision
+from brics_cli.config.runs import DiffusionScheduleConfig
 from brics_cli.diffusion.classes import Classes
 from brics_cli.diffusion.denoisers import Denoiser, build_denoiser
 from brics_cli.diffusion.diffusion import (
@@ -47,6 +51,8 @@ SHARE_OF_FREE_MEMORY = 0.25
 """That the store may take under `auto`; the rest is for the optimiser's moments, gradients and activations."""
 ROWS_PER_COPY = 16_384
 VALIDATION_DRAWS = 2048
+FOLDER_WINDOW = 262_144
+"""Rows of a store that is a folder that are shuffled together, at least, where the recipe leaves it to brics."""
 
 
 class CodeBatch(NamedTuple):
@@ -70,6 +76,46 @@ class CodeBatch(NamedTuple):
 Read = tuple[Tensor, Tensor, Draws | None]
 """A batch before it is on the device: its stored values, or the rows that the device has already; labels; draws (None:
 the device's own)."""
+
+
+def settled_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> DiffusionRecipe:
+    """`recipe` with the window that `store` is to be shuffled in, should it leave that to brics. A run keeps it: should
+    its store become one file, or parts, it goes on in the same order."""
+    if recipe.training.shuffle_window is not None or not store.is_folder:
+        return recipe
+    training = recipe.training.model_copy(update={"shuffle_window": FOLDER_WINDOW})
+    return recipe.model_copy(update={"training": training})
+
+
+def order_of(store: KeyCodeStore, rows: np.ndarray | range, schedule: DiffusionScheduleConfig) -> SampleOrder:
+    """The order of the `rows` of `store` that are trained on, which rise: in windows of whole shards, or altogether."""
+    if schedule.shuffle_window is None:
+        return SampleOrder([rows], seed=schedule.seed)
+    cuts = np.searchsorted(rows, store.shard_starts).tolist() if isinstance(rows, np.ndarray) else store.shard_starts
+    shards = [rows[start:stop] for start, stop in pairwise(cuts)]
+    return SampleOrder(shards, seed=schedule.seed, window=schedule.shuffle_window)
+
+
+class WindowsAhead:
+    """Lets the machine read the parts of a store that is a folder a window ahead of the training that is at a position
+    of `order`: to be told where it is, in a `with` block. Of a file it does nothing."""
+
+    def __init__(self, store: KeyCodeStore, order: SampleOrder, *, position: int) -> None:
+        self._store, self._order = store, order
+        self._last = self._asked = position  # the window from one to the other is the last that was asked for
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="brics-windows")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
+
+    def reach(self, position: int) -> None:
+        """Ask for the window after that of `position`. What is wrong with its parts is said when they are read."""
+        while self._store.is_folder and position >= self._last:
+            self._last, (self._asked, rows) = self._asked, self._order.window_of(self._asked)
+            self._reader.submit(self._store.will_need, rows)
 
 
 class TrainingCodes:
@@ -103,10 +149,15 @@ class TrainingCodes:
         """
 
         def read(step: int) -> Read:
+            if self._resident is None:
+                windows.reach(step * batch_size)
             return self._read(order.batch(step * batch_size, batch_size), step=step, world=world)
 
         threaded = self.device.type != "cpu" if ahead is None else ahead
-        with closing(one_ahead(read, first_step=first_step, threaded=threaded)) as found:
+        with (
+            WindowsAhead(self.store, order, position=first_step * batch_size) as windows,
+            closing(one_ahead(read, first_step=first_step, threaded=threaded)) as found,
+        ):
             for step, one in enumerate(found, start=first_step):
                 yield self._on_device(one, step=step, batch_size=batch_size, world=world)
 

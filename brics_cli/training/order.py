@@ -29,7 +29,7 @@ class SampleOrder:
     """
 
     def __init__(
-        self, shards: Sequence[np.ndarray], *, seed: int, window: int = DEFAULT_WINDOW, most: int | None = None
+        self, shards: Sequence[np.ndarray | range], *, seed: int, window: int = DEFAULT_WINDOW, most: int | None = None
     ) -> None:
         self.shards = [shard for shard in shards if len(shard)]
         self.seed = seed
@@ -43,14 +43,30 @@ class SampleOrder:
 
     def __getitem__(self, position: int) -> int:
         """The sample index at `position`, counted from the start of training."""
-        epoch, offset = divmod(position, self.num_samples)
-        starts, _ = self._windows_of(epoch)
-        number = bisect_right(starts, offset) - 1
-        return int(self._samples_of(epoch, number)[offset - starts[number]])
+        epoch, number, offset = self._place(position)
+        return int(self._samples_of(epoch, number)[offset])
 
     def batch(self, start: int, size: int) -> list[int]:
         """The `size` sample indices from position `start` on; epochs follow one another without a gap."""
-        return [self[position] for position in range(start, start + size)]
+        found: list[int] = []
+        while len(found) < size:
+            epoch, number, offset = self._place(start + len(found))
+            found += self._samples_of(epoch, number)[offset : offset + size - len(found)].tolist()
+        return found
+
+    def _place(self, position: int) -> tuple[int, int, int]:
+        """Epoch, number of the window in it, and place in that window."""
+        epoch, offset = divmod(position, self.num_samples)
+        starts, _ = self._windows_of(epoch)
+        number = bisect_right(starts, offset) - 1
+        return epoch, number, offset - starts[number]
+
+    def window_of(self, position: int) -> tuple[int, list[int]]:
+        """The position after the window that `position` is in, and a sample of each of its shards."""
+        epoch, number, offset = self._place(position)
+        starts, windows = self._windows_of(epoch)
+        end = starts[number + 1] if number + 1 < len(starts) else self.num_samples
+        return position - offset + end - starts[number], [int(shard[0]) for shard in windows[number]]
 
     def windows(self, position: int) -> Iterator[tuple[int, np.ndarray]]:
         """(position of its first sample, its samples in order) of the window with `position` and all after it.
@@ -63,10 +79,10 @@ class SampleOrder:
                 if first + len(samples) > position:
                     yield first, samples
 
-    def _cut_epoch(self, epoch: int) -> tuple[list[int], list[list[np.ndarray]]]:
+    def _cut_epoch(self, epoch: int) -> tuple[list[int], list[list[np.ndarray | range]]]:
         """Where in the epoch its windows start, and the samples of each, not yet shuffled."""
         generator = keyed_generator(self.seed, epoch, stream=Stream.DATA_ORDER)
-        of_whole_shards: list[list[np.ndarray]] = []
+        of_whole_shards: list[list[np.ndarray | range]] = []
         num_in_last = 0
         for shard in generator.permutation(len(self.shards)).tolist():
             if not of_whole_shards or num_in_last >= self.window:
@@ -77,7 +93,7 @@ class SampleOrder:
         windows = [part for window in of_whole_shards for part in self._cut(window, generator)]
         return [0, *accumulate(sum(map(len, window)) for window in windows)][:-1], windows
 
-    def _cut(self, window: list[np.ndarray], generator: np.random.Generator) -> list[list[np.ndarray]]:
+    def _cut(self, window: list[np.ndarray | range], generator: np.random.Generator) -> list[list[np.ndarray | range]]:
         """`window` itself, or windows of at most `most` samples with the same ones."""
         if self.most is None or sum(map(len, window)) <= self.most:
             return [window]

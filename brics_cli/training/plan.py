@@ -38,6 +38,7 @@ from brics_cli.runtime.distributed import World, check_batch, num_local_processe
 from brics_cli.runtime.precision import say_training_precision
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.sharing import can_share
+from brics_cli.training.codes import settled_for_store
 from brics_cli.training.estimate import Estimate, Rehearsal, estimate, rehearse_autoencoder, rehearse_diffusion
 from brics_cli.training.images import TrainingImages
 from brics_cli.training.loggers import check_loggers
@@ -311,7 +312,8 @@ def plan_diffusion(asked: TrainOptions, *, workspace: Workspace, reporter: Repor
     autoencoder = store.artefact.parent("autoencoder")
     if autoencoder is not None:
         parents.append(autoencoder)
-    return DiffusionPlan(*_start(recipe, parents, asked, workspace), recipe, device, store)
+    settled = settled_for_store(recipe, store)
+    return DiffusionPlan(*_start(settled, parents, asked, workspace, named=recipe), settled, device, store)
 
 
 def check_recipe(recipe: AutoencoderRecipe, *, device: torch.device) -> None:
@@ -462,10 +464,13 @@ def _check_out(asked: TrainOptions, *, kind: Kind) -> None:
 
 
 def _start(
-    recipe: Recipe, parents: list[Parent], asked: TrainOptions, workspace: Workspace
+    recipe: Recipe, parents: list[Parent], asked: TrainOptions, workspace: Workspace, *, named: Recipe | None = None
 ) -> tuple[Artefact, bool, Path | None]:
-    """The run to make, whether an equal one has been begun there, and the run whose weights it starts from."""
-    details = _details(recipe, changes(_base_of(recipe, asked), recipe), step=0)
+    """The run to make, whether an equal one has been begun there, and the run whose weights it starts from.
+
+    It is called by the recipe `named`: as it was asked for, before brics settled what that leaves out.
+    """
+    details = _details(recipe, changes(_base_of(recipe, asked), named or recipe), step=0)
     path = asked.out or workspace.new_run_path(recipe.kind, run_name(details))
     if asked.init_from is not None:
         directory = read_model_config(asked.init_from, kind=recipe.kind)[1]

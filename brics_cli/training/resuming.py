@@ -30,7 +30,7 @@ ENVIRONMENT_FILE = "environment.json"
 FIXED = (
     *("model", "denoiser", "diffusion", "data.transform", "data.val_fraction", "data.shuffle_window"),
     *("gan.widths", "gan.norm", "training.batch_size", "training.seed", "training.val_fraction"),
-    *("training.read_ahead_gib", "training.freeze_encoder"),
+    *("training.read_ahead_gib", "training.freeze_encoder", "training.shuffle_window"),
 )
 """Settings that make a run what it is: with others its weights, or its place in the data, would mean something else."""
 MAX_READ = 2**38

@@ -1,9 +1,10 @@
 """What a workspace holds: artefacts, each with its provenance, found by looking, never by a register.
 
 An artefact's provenance is the JSON of `Artefact`: the file `brics.json` inside a directory, the attribute
-`provenance` of a key-code store, or `<file>.brics.json` beside any other file. It names every parent by path and
-sha256, so that one path leads to everything it was made from (DESIGN section 7). A parent in the same workspace is
-also named by its path in there, which comes first: a workspace that is moved or copied keeps to what is in it.
+`provenance` of a key-code store (of the index of one that is a folder), or `<file>.brics.json` beside any other file.
+It names every parent by path and sha256, so that one path leads to everything it was made from (DESIGN section 7). A
+parent in the same workspace is also named by its path in there, which comes first: a workspace that is moved or copied
+keeps to what is in it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from brics_cli.workspace.embedded import EmbeddedModel, embedded_at, embedded_de
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, write_json_atomically
 from brics_cli.workspace.hdf5 import look_ahead, open_hdf5
 from brics_cli.workspace.hub import AUTOENCODER_FOLDER
-from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME, is_store, model_directory
+from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME, is_store, model_directory, store_file
 from brics_cli.workspace.places import at_hand, locate, reference
 from brics_cli.workspace.remote import is_remote
 
@@ -160,8 +161,8 @@ def read_provenance(path: Path) -> Artefact | None:
     path = at_hand(path)
     if (model := embedded_at(path)) is not None:
         return of_embedded(model)
-    if path.is_file() and is_store(path):
-        with suppress(OSError, RuntimeError, KeyError, ValueError, TypeError), open_hdf5(path) as file:
+    if is_store(path) and store_file(path).is_file():
+        with suppress(OSError, RuntimeError, KeyError, ValueError, TypeError), open_hdf5(store_file(path)) as file:
             record = parse_json(file.attrs[STORE_ATTRIBUTE])
         if not isinstance(record, dict) or "brics_artefact" not in record:
             return None  # an HDF5 file of something else may have an attribute of that name
@@ -231,7 +232,7 @@ class Workspace:
         found = []
         self.passed_over = {}
         paths = list(dict.fromkeys(self._candidates()))  # a file is met twice: as itself and as its sidecar
-        look_ahead([path for path in paths if is_store(path) and path.is_file()], keep=True)
+        look_ahead([file for path in paths if is_store(path) and (file := store_file(path)).is_file()], keep=True)
         for path in paths:
             try:
                 artefact = read_provenance(path)

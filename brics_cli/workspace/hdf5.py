@@ -7,9 +7,10 @@ outline is JSON, since nothing that comes from such a process is to be trusted:
     {"attributes": {NAME: value}, "datasets": {PATH: {"dtype", "shape", "offset", "written"}}}
     or {"error": text}
 
-`dtype` is null for texts of variable length, `offset` for datasets that are not written or not in one piece. An
-outline is remembered for as long as the file is the same one, by its inode, size and times; in the user's cache for
-later processes, too, once these times are old enough to tell.
+`dtype` is null for texts of variable length, `offset` for datasets that are not written or not in one piece. Datasets
+that the file's attribute `virtual` names are left out: to open one takes as long as it has sources. An outline is
+remembered for as long as the file is the same one, by its inode, size and times; in the user's cache for later
+processes, too, once these times are old enough to tell.
 
 No lock is taken, so a read-only or NFS mount will do; one that is held is respected. What the machine said (a lock,
 EIO, too many open files) is told from a file that is damaged: `errors.machine_error`.
@@ -343,7 +344,10 @@ def _outline(path: str) -> dict[str, Any]:
 
     datasets: dict[str, Any] = {}
 
-    def look(name: str, item: Any) -> None:  # links are not followed
+    def look(name: str) -> None:  # links are not followed
+        if name in virtual:
+            return
+        item = file[name]
         if isinstance(item, h5py.Dataset):
             text = h5py.check_string_dtype(item.dtype)
             is_text = text is not None and text.length is None
@@ -356,7 +360,8 @@ def _outline(path: str) -> dict[str, Any]:
             }
 
     with h5py.File(path, "r", locking=False) as file:
-        file.visititems(look)
+        virtual = str(file.attrs.get("virtual", "")).split()
+        file.visit(look)
         return {"attributes": {name: _plain(value) for name, value in file.attrs.items()}, "datasets": datasets}
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from brics_cli.errors import ArtefactError, MachineError, UsageError, first_line
 from brics_cli.wording import count
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json
-from brics_cli.workspace.naming import CONFIG_NAME, STORE_ENDING, WEIGHTS_NAME, is_store
+from brics_cli.workspace.naming import CONFIG_NAME, STORE_ENDING, WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -68,7 +68,7 @@ class Address:
     @property
     def folder(self) -> str:
         """The folder of the repository that it is, or is in: empty, or with a slash at its end."""
-        folder = self.inside.rpartition("/")[0] if is_store(self.inside) else self.inside
+        folder = self.inside.rpartition("/")[0] if self.inside.endswith(STORE_ENDING) else self.inside
         return f"{folder}/" if folder else ""
 
     @property
@@ -157,7 +157,7 @@ def find_cached(address: Address) -> Path | None:
         )
         names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
         main = _main_file(address, names)
-        return snapshot / (main if is_store(main) else address.inside)
+        return snapshot / (main if main.endswith(STORE_ENDING) else address.inside)
     return None
 
 
@@ -222,14 +222,14 @@ def _main_file(address: Address, names: Collection[str]) -> str:
     Raises ArtefactError when there is none, or more than one store.
     """
     folder = address.folder
-    if is_store(address.inside) and address.inside in names:
+    if address.inside.endswith(STORE_ENDING) and address.inside in names:
         return address.inside
     for where in (folder, f"{folder}model/"):
         if {where + CONFIG_NAME, where + WEIGHTS_NAME} <= {*names}:
             return where + WEIGHTS_NAME
     here = [name for name in names if name.startswith(folder)]
-    stores = sorted(name for name in here if is_store(name) and "/" not in name.removeprefix(folder))
-    if len(stores) == 1 and not is_store(address.inside):
+    stores = sorted(name for name in here if name.endswith(STORE_ENDING) and "/" not in name.removeprefix(folder))
+    if len(stores) == 1 and not address.inside.endswith(STORE_ENDING):
         return stores[0]
     if stores:
         one = replace(address, inside=stores[0])

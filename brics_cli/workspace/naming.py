@@ -30,7 +30,11 @@ _OF_FILES = tuple(
 )
 
 STORE_ENDING = ".h5"
-STORE = {"a key-code store": (STORE_ENDING,)}
+STORE = {"a key-code store": (STORE_ENDING, FOLDER)}
+INDEX_NAME, PARTS_FOLDER = "index.h5", "parts"
+"""In a key-code store that is a folder: the file that makes one store of the parts, and where these are."""
+IDENTITY_NAME = "identity.json"
+"""Beside parts: what they are parts of."""
 PICTURE = {"a picture": (".png",)}
 CURVES = {"a picture": (".png", ".svg", ".pdf")}
 REPORT = {"a report": (".json", FOLDER)}
@@ -62,8 +66,23 @@ Form = TypeVar("Form", bound=str)
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether `path` is named like a key-code store."""
-    return Path(path).suffix == STORE_ENDING
+    """Whether `path` is named like a key-code store, or is a folder that is one, finished or begun."""
+    return Path(path).suffix == STORE_ENDING or is_store_folder(Path(path))
+
+
+def is_store_folder(path: Path) -> bool:
+    """Whether `path` is a folder with a key-code store in it, finished or begun."""
+    return (path / INDEX_NAME).is_file() or (path / PARTS_FOLDER / IDENTITY_NAME).is_file()
+
+
+def store_path(path: Path) -> Path:
+    """The store that `path` names: of its index, the folder that this is in."""
+    return path.parent if path.name == INDEX_NAME and is_store_folder(path.parent) else path
+
+
+def store_file(path: Path) -> Path:
+    """The HDF5 file that says what the store `path` is: itself, or what is in the folder."""
+    return path / INDEX_NAME if path.suffix != STORE_ENDING else path
 
 
 def model_directory(path: Path) -> Path:

@@ -4,7 +4,8 @@
 `output_lock` keeps others from writing it.
 
 A file of ours carries a mark: `MARK` where its format has room for a remark, the provenance in a key-code store, the
-name of the report in its JSON; a tar has its provenance beside it. A folder of ours has a provenance inside.
+name of the report in its JSON; a tar has its provenance beside it. A folder of ours has a provenance inside, one that
+is a key-code store in its index.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from brics_cli.parsing import as_json
 from brics_cli.workspace.artefacts import Artefact, Kind, differences, provenance_at, write_provenance
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json, remove_leftovers
 from brics_cli.workspace.locks import hold_lock
+from brics_cli.workspace.naming import IDENTITY_NAME, INDEX_NAME, PARTS_FOLDER, is_store_folder
 
 Claim = Literal["new", "resume", "complete"]
 
@@ -52,6 +54,7 @@ _FILES: dict[str, re.Pattern[str]] = {
         (_IMAGES, "shards", "reconstructions", "samples"),
         (r".*\.png", "pictures"),
         (r"latents_rank00_shard\d{3,}\.safetensors|latents_stats\.pt", "latents"),
+        (rf"{INDEX_NAME}|{PARTS_FOLDER}/([^/]*\.h5|{IDENTITY_NAME})", "store"),
     )
     for kind in kinds
 }
@@ -118,6 +121,8 @@ def check_claim(
         existing = provenance_at(path)
         if existing is not None and existing.kind == kind:
             return
+    if kind == "store" and not overwrite and holds_nothing_but(path, kind):
+        return
     check_output(path, overwrite=overwrite, what=what, kind=kind, inputs=inputs, remove=False)
 
 
@@ -195,10 +200,13 @@ def _why_kept(path: Path, kind: str | None) -> str | None:
     for place, name in ((Path.cwd(), "the current directory"), (Path.home(), "the home directory")):
         if any(_is_same(path, each) for each in (place, *place.parents)):
             return f"is or holds {name}, so --overwrite will not empty it"
-    if not (path / PROVENANCE_FILE).is_file():
+    if is_store_folder(path):
+        found: Any = "store"
+    elif not (path / PROVENANCE_FILE).is_file():
         return f"was not made by brics (it has no {PROVENANCE_FILE}), so --overwrite will not empty it"
-    record = read_json(path / PROVENANCE_FILE, what="artefact")
-    found = record.get("kind") if isinstance(record, dict) else None
+    else:
+        record = read_json(path / PROVENANCE_FILE, what="artefact")
+        found = record.get("kind") if isinstance(record, dict) else None
     if found != kind or kind is None:
         return f"holds an artefact of kind {found!r}, and --overwrite replaces kind {kind!r} alone"
     if (path / "runs").exists() or any(other.parent != path for other in path.rglob(PROVENANCE_FILE)):
@@ -209,6 +217,11 @@ def _why_kept(path: Path, kind: str | None) -> str | None:
         listed = f"{', '.join(theirs[:3])}{more}"
         return f"holds files that brics did not make ({listed}), so --overwrite will not empty it"
     return None
+
+
+def holds_nothing_but(path: Path, kind: str) -> bool:
+    """Whether `path` is a folder with nothing in it but what an output of `kind` has, finished or begun."""
+    return path.is_dir() and not path.is_symlink() and next(_not_ours(path, kind), None) is None
 
 
 def _not_ours(folder: Path, kind: str) -> Iterator[Path]:

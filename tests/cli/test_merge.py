@@ -35,9 +35,9 @@ def test_the_result_and_the_next_command(two):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("a.h5", "--out", "c.h5"), 2, "at least two stores"),
+        (("a.h5", "--out", "c.h5"), 2, "at least two stores, or one that is a folder"),
         (("a.h5", "b.h5"), 2, "missing option '--out'"),
-        (("a.h5", "b.h5", "--out", "c.txt"), 2, "does not end in .h5"),
+        (("a.h5", "b.h5", "--out", "c.txt"), 2, "is named like a .txt file"),
         (("a.h5", "b.h5", "--out", "a.h5"), 2, "is one of the stores to merge"),
         (("a.h5", "b.h5", "--out", "d.h5"), 2, "is a folder"),
         (("a.h5", "nowhere.h5", "--out", "c.h5"), 3, "nowhere.h5 is missing"),

@@ -35,7 +35,7 @@ from brics_cli.images import ImageError
 from brics_cli.images.sinks import pieces
 from brics_cli.jobs.encode_dataset import plan_encoding
 from brics_cli.runtime.reporting import SilentReporter
-from brics_cli.workspace import Workspace
+from brics_cli.workspace import Workspace, read_provenance
 
 NUM_SHARDS, SHARD_SIZE = 6, 20
 ENCODE = ("encode-dataset", "shards", "--flips", "--ae", "ae")
@@ -191,8 +191,8 @@ def test_kill_9_while_encoding_changes_nothing(inside, tmp_path, encoding_s, poi
 
 
 MERGE_POINTS = {
-    "while rows are copied": "brics_cli.codes.writer.Statistics.merge",
-    "before the rename": "brics_cli.codes.writer.put_in_place",
+    "while rows are copied": "brics_cli.codes.finishing.Statistics.merge",
+    "before the rename": "brics_cli.codes.finishing.put_in_place",
     "before the parts go": "brics_cli.codes.writer.shutil.rmtree",
 }
 
@@ -210,6 +210,63 @@ def test_kill_9_while_merging_changes_nothing(inside, tmp_path, monkeypatch, poi
     assert ("is complete already" in resumed.stderr) == (point == "before the parts go")
     assert same_store(out, inside / "codes.h5") and verify_store(out) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "log"]
+
+
+def test_a_folder_keeps_the_parts_and_is_the_same_store(inside, tmp_path, monkeypatch):
+    """Killed before its index is there it goes on with its parts; then every command takes it as it takes a file."""
+    out = tmp_path / "codes"
+    with monkeypatch.context() as patch:
+        patch.setattr("brics_cli.codes.finishing.atomic_path", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+        assert Command([*ENCODE, "--out", f"{out}/"], tmp_path / "log").kill_after(60) == -signal.SIGKILL
+    parts = {path: path.stat().st_ino for path in out.glob("parts/*.h5")}
+    assert len(parts) == NUM_SHARDS and not (out / "index.h5").exists()
+    line = error_line(brics("info", out, cwd=inside, check=3))
+    assert "holds parts of a key-code store that is not finished" in line
+    resumed = brics(*ENCODE, "--out", f"{out}/", "--json", cwd=inside, check=5)
+    said = json.loads(resumed.stdout)
+    assert (said["num_now"], said["num_images"], said["num_failed"]) == (0, 114, 6)
+    assert resumed.stderr.splitlines()[-1].endswith(f"brics train-diffusion {out}")
+    assert parts == {path: path.stat().st_ino for path in out.glob("parts/*.h5")}
+    assert sorted(path.name for path in out.iterdir()) == ["index.h5", "parts"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "log"]
+    assert KeyCodeStore(out).sha256 == KeyCodeStore(inside / "codes.h5").sha256 and verify_store(out) == []
+    brics("merge", out, "--out", tmp_path / "one.h5", cwd=inside, check=0)
+    assert same_store(tmp_path / "one.h5", inside / "codes.h5")
+    described = json.loads(brics("info", out, "--json", cwd=inside, check=0).stdout)
+    assert (described["facts"]["parts"], described["facts"]["images"]) == (NUM_SHARDS, 114)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", points(6, seed=2))
+def test_kill_9_while_encoding_into_a_folder_changes_nothing(inside, tmp_path, encoding_s, point):
+    out = tmp_path / "killed"
+    kill_and_resume([*ENCODE, "--out", str(out)], encoding_s, point, tmp_path / "log")
+    assert KeyCodeStore(out).sha256 == KeyCodeStore(inside / "codes.h5").sha256 and verify_store(out) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "log"]
+
+
+@pytest.mark.slow
+def test_what_takes_a_store_takes_a_folder(inside, tmp_path):
+    """The same figures and images; the workspace finds it, and it is named in the lineage."""
+    folder, tiny = tmp_path / "codes", ("--recipe", "tiny", "--steps", 2, "--set", "training.batch_size=4")
+    brics(*ENCODE, "--out", folder, cwd=inside, check=5)
+    images = {}
+    for store, name in ((folder, "of-folder"), (inside / "codes.h5", "of-file")):
+        brics("decode", store, "--out", tmp_path / f"{name}.npz", cwd=inside, check=0)
+        brics("export", store, "--to", "lightningdit", "--no-labels", "--out", tmp_path / name, cwd=inside, check=0)
+        report = brics("eval", "--metric", "psnr", "--fake", store, "--json", cwd=inside).stdout
+        written = [path.read_bytes() for path in sorted((tmp_path / name).glob("*.safetensors"))]
+        psnr = json.loads(report)["metrics"]["psnr"]["value"]
+        images[name] = ((tmp_path / f"{name}.npz").read_bytes(), written, psnr)
+    assert images["of-folder"] == images["of-file"]
+    said = brics("train-diffusion", *tiny, "--out", "run", cwd=tmp_path, check=0).stderr
+    assert "CODES not given: using codes" in said
+    assert "shuffle_window: 262144" in (tmp_path / "run" / "config.yaml").read_text()
+    assert read_provenance(tmp_path / "run").parent("store").path == str(folder)
+    assert "codes" in brics("status", cwd=tmp_path, check=0).stdout
+    brics("report", "--out", "page.html", cwd=tmp_path, check=0)
+    brics("plot", "run", "--out", "curves.png", cwd=tmp_path, check=0)
+    assert "every invariant" in brics("info", folder, "--verify", cwd=tmp_path, check=0).stderr
 
 
 def test_files_that_cannot_be_read_are_failures(inside, tmp_path):

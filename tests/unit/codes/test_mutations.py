@@ -26,6 +26,7 @@ from brics_cli.codes import KeyCodeStore, verify_store, verify_store_in_child
 from brics_cli.errors import BricsError, ExitCode, MachineError
 from brics_cli.jobs.info import describe
 from brics_cli.workspace import read_provenance
+from brics_cli.workspace.naming import INDEX_NAME
 
 LIMIT_S = 20
 HANG_S = 90
@@ -145,7 +146,7 @@ def opened(path: Path) -> str:
 def survive(path: Path, read: Callable[[Path], str], *, num: int, seed: int) -> int:
     """Mutate a store `num` times and `read` each: no crash, no hang, no other exception; how many were refused."""
     data = path.read_bytes()
-    mutated = path.with_name("mutated.h5")
+    mutated = path if path.name == INDEX_NAME else path.with_name("mutated.h5")  # an index is nothing elsewhere
     generator = np.random.default_rng(seed)
     refused = 0
     for number in range(num):
@@ -169,7 +170,7 @@ def check(path: Path, *, num: int, seed: int, structure: bool) -> tuple[int, int
     """Mutate a store `num` times; how many were reported, and of these how many by a crash or the time limit."""
     data = path.read_bytes()
     before = all_there_is(path)
-    mutated = path.with_name("mutated.h5")
+    mutated = path if path.name == INDEX_NAME else path.with_name("mutated.h5")
     generator = np.random.default_rng(seed)
     reported = crashed = 0
     for number in range(num):
@@ -199,6 +200,24 @@ def test_a_sound_store_is_sound_and_the_oracle_sees_it(path):
 def test_mutations_are_reported(path, structure):
     reported, _ = check(path, num=16, seed=0, structure=structure)
     assert reported > (10 if structure else 1)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    return write_store(tmp_path / "codes", ["s0", "s1", "s2"]) / INDEX_NAME
+
+
+@pytest.mark.parametrize("structure", [False, True], ids=["bytes", "structure"])
+def test_mutations_of_an_index_are_reported(index, structure):
+    reported, _ = check(index, num=8, seed=0, structure=structure)
+    assert reported > (4 if structure else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", [False, True], ids=["bytes", "structure"])
+def test_many_mutations_of_an_index_are_reported(index, structure):
+    reported, crashed = check(index, num=500, seed=1, structure=structure)
+    print(f"{reported} of 500 reported, {crashed} by a crash or the time limit")
 
 
 @pytest.mark.slow
@@ -241,6 +260,15 @@ def test_mutated_stores_are_opened_or_refused(path):
 def test_many_mutated_stores_are_opened_or_refused(path, seed):
     """In this very process: a crash would end it."""
     assert survive(path, opened, num=1000, seed=seed) > 100
+
+
+def test_a_mutated_index_is_opened_or_refused(index):
+    assert survive(index, opened, num=9, seed=10) > 2
+
+
+@pytest.mark.slow
+def test_many_mutated_indices_are_opened_or_refused(index):
+    assert survive(index, opened, num=500, seed=11) > 100
 
 
 def described(path: Path) -> str:

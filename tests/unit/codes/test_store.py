@@ -196,7 +196,10 @@ def test_what_is_no_store_is_not_replaced_unasked(tmp_path):
     with pytest.raises(WouldOverwriteError), StoreWriter(path, header(), SHARDS):
         pass
     assert path.read_text() == "precious"
-    with pytest.raises(UsageError, match="folder"), StoreWriter(tmp_path, header(), SHARDS):
+    (tmp_path / "d.h5").mkdir()
+    with pytest.raises(UsageError, match="folder"), StoreWriter(tmp_path / "d.h5", header(), SHARDS):
+        pass
+    with pytest.raises(WouldOverwriteError), StoreWriter(tmp_path, header(), SHARDS):
         pass
 
 
@@ -264,7 +267,7 @@ def test_files_that_are_no_store(tmp_path, store):
 
 def test_a_newer_format_says_upgrade(store):
     with h5py.File(store.path, "r+") as file:
-        file.attrs["format_version"] = 2
+        file.attrs["format_version"] = 3
     with pytest.raises(ArtefactError, match="pip install -U"):
         KeyCodeStore(store.path)
 

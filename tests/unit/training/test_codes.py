@@ -9,16 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from store_files import SHAPE, header
+from store_files import SHAPE, header, write_store
 
 from brics_cli.codes import KeyCodeStore, StoreShard, StoreWriter, dequantise
+from brics_cli.config import load_recipe
 from brics_cli.diffusion.diffusion import draws_for
 from brics_cli.errors import MachineError
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.randomness import Stream, keyed_coins
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.training import codes as training_codes
-from brics_cli.training.codes import LevelMeans, TrainingCodes, dequantise_on_device
+from brics_cli.training.codes import (
+    LevelMeans,
+    TrainingCodes,
+    WindowsAhead,
+    dequantise_on_device,
+    order_of,
+    settled_for_store,
+)
 from brics_cli.training.order import SampleOrder
 
 CPU = torch.device("cpu")
@@ -46,14 +54,60 @@ def make_store(path: Path, quantisation: Any = "uint8", *, flips: bool = True) -
     return KeyCodeStore(path)
 
 
-def batches(store: KeyCodeStore, where: Any, *, first_step: int = 0, num: int = 4, **settings: Any) -> list[Any]:
+def batches(
+    store: KeyCodeStore,
+    where: Any,
+    *,
+    first_step: int = 0,
+    num: int = 4,
+    order: SampleOrder | None = None,
+    **settings: Any,
+) -> list[Any]:
     kept = TrainingCodes(store, seed=5, device=CPU, where=where, reporter=SilentReporter())
-    order = SampleOrder([np.arange(len(store))], seed=5)
+    order = order or SampleOrder([np.arange(len(store))], seed=5)
     arguments = {"batch_size": 6, "world": World(device=CPU)} | settings
     stream = kept.batches(order, first_step=first_step, **arguments)
     found = list(islice(stream, num))
     stream.close()
     return found
+
+
+def test_parts_of_a_folder_are_shuffled_in_windows_of_whole_ones(tmp_path: Path) -> None:
+    """The order is that of (seed, epoch): resumed, on two processes, and of the file that the parts become, too."""
+    names = [f"s{number}" for number in range(8)]
+    many, one = (KeyCodeStore(write_store(tmp_path / path, names)) for path in ("codes", "codes.h5"))
+    recipe = load_recipe("tiny", kind="diffusion")
+    assert settled_for_store(recipe, one) is recipe and recipe.training.shuffle_window is None
+    assert settled_for_store(recipe, many).training.shuffle_window == training_codes.FOLDER_WINDOW
+    schedule = recipe.training.model_copy(update={"shuffle_window": 5})  # two shards of 3 codes each
+    orders = [order_of(store, rows, schedule) for store in (many, one) for rows in (range(24), np.arange(24))]
+    epochs = [[orders[0].batch(24 * epoch, 24) for epoch in range(2)]]
+    epochs += [[[order[position] for position in range(24 * epoch, 24 * epoch + 24)] for epoch in range(2)]
+               for order in orders]  # fmt: skip
+    assert all(each == epochs[0] for each in epochs) and epochs[0][0] != epochs[0][1]
+    for epoch in epochs[0]:
+        assert sorted(epoch) == list(range(24))
+        assert all(len({row // 3 for row in epoch[first : first + 6]}) == 2 for first in range(0, 24, 6))
+    kept = np.delete(np.arange(24), [3, 4, 5, 20])  # held out: all of a shard, and one of another
+    assert sorted(order_of(many, kept, schedule).batch(0, 20)) == kept.tolist()
+
+    straight = batches(many, "never", order=orders[0], num=8)
+    assert_same(straight, batches(one, "never", order=orders[0], num=8))
+    assert_same(straight[3:], batches(many, "never", order=orders[0], first_step=3, num=5, ahead=True))
+    halves = [
+        batches(many, "never", order=orders[0], num=8, world=World(device=CPU, rank=rank, size=2)) for rank in (0, 1)
+    ]
+    for whole, first, second in zip(straight, *halves, strict=True):
+        assert torch.equal(whole.codes, torch.cat([first.codes, second.codes]))
+
+    rows = [*epochs[0][0], *epochs[0][1]]
+    windows = [sorted({row // 3 for row in rows[first : first + 6]}) for first in range(0, 48, 6)]
+    for file, num in ((many, {0: 2, 5: 2, 6: 3, 25: 6}), (one, dict.fromkeys((0, 5, 6, 25), 0))):
+        ahead, asked = WindowsAhead(file, orders[0], position=0), list[list[int]]()
+        ahead._reader.submit = lambda _, rows, asked=asked: asked.append(sorted(row // 3 for row in rows))  # type: ignore
+        for position, num_windows in num.items():
+            ahead.reach(position)
+            assert asked == windows[:num_windows], "each window, one ahead of its use"
 
 
 def assert_same(ours: list[Any], theirs: list[Any]) -> None:

@@ -89,7 +89,8 @@ def part(tmp_path):
 
 
 def opened_part(part):
-    with open_part(*part):
+    directory, made_of, shard = part
+    with open_part(part_path(directory, shard), made_of, shard.num_images):
         pass
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from brics_cli.autoencoder.autoencoder import Autoencoder, to_tensor, to_uint8
 from brics_cli.evaluation.psnr import capped_psnr
 from brics_cli.evaluation.reconstruction import ssim
+from brics_cli.runtime.precision import float32_products
 
 NOISE_LEVELS = (0.05, 0.1, 0.2)
 """Standard deviations of the noise, in standard deviations of the codes."""
@@ -45,8 +46,10 @@ class Scores:
 
 
 @torch.inference_mode()
+@float32_products("fp32")
 def score(model: Autoencoder, images: np.ndarray, *, device: torch.device, lpips: nn.Module | None = None) -> Scores:
-    """Score (N, S, S, 3) uint8. `lpips` is `networks.perceptual.load_lpips`'s network, if its weights are there."""
+    """Score (N, S, S, 3) uint8, in float32. `lpips` is `networks.perceptual.load_lpips`'s network, if its weights are
+    there."""
     codes = torch.cat([model.encode(part) for part in _tensors(images, device)])  # (N, C, h, w)
     clean = _decode(model, codes)
     std = codes.std(dim=(0, 2, 3), keepdim=True)

@@ -34,7 +34,7 @@ from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.executors import LocalExecutor, TaskFailed
 from brics_cli.runtime.on_ray import RayExecutor
-from brics_cli.runtime.precision import precision_on
+from brics_cli.runtime.precision import computing, precision_on
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Parent, Workspace, read_provenance
 from brics_cli.workspace.naming import STORE, form_of_output
@@ -392,5 +392,6 @@ def quantisation_cost(plan: EncodePlan, pending: list[int]) -> tuple[float, floa
     codes = encoder.network(torch.from_numpy(batch.images).to(plan.devices[0]))  # (B, C, h, w)
     stored = dequantise(encoder.encode(batch).codes, plan.header.quantisation)
     again = torch.from_numpy(stored).to(plan.devices[0])
-    exact, quantised = (psnr(batch.images, to_uint8(plan.autoencoder.decode(each))) for each in (codes, again))
+    with computing("fp32", plan.devices[0]):  # rounding alone is to be seen
+        exact, quantised = (psnr(batch.images, to_uint8(plan.autoencoder.decode(each))) for each in (codes, again))
     return float(exact.mean()), float(quantised.mean())

@@ -20,7 +20,7 @@ from brics_cli.evaluation.reconstruction import psnr
 from brics_cli.images import ImageError, contact_sheet
 from brics_cli.images.pixels import decode_image, load_pixels
 from brics_cli.runtime.device import resolve_device
-from brics_cli.runtime.precision import precision_on
+from brics_cli.runtime.precision import computing, precision_on
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace, check_output
 from brics_cli.workspace.naming import PICTURE, form_of_output
@@ -99,7 +99,8 @@ def reconstruct(
         )
 
     quantisation = DEFAULT_QUANTISATIONS[model.config.code_kind]
-    network = encoding_network(model, precision=precision_on(on, precision))
+    precision = precision_on(on, precision)
+    network = encoding_network(model, precision=precision)
     made = list[Reconstruction]()
     decoded = list[np.ndarray]()
     tiling = tiling_of(model) if model.config.is_local else Tiling.none(model.config)
@@ -111,7 +112,8 @@ def reconstruct(
             height, width = pixels.shape[1:3]
             codes = tiling.encode(network, padded(pixels, tiling.downsampling), device=on, task=task)  # (B, C, h, w)
             stored = dequantise(quantise(codes, quantisation), quantisation)  # as a store keeps them
-            found = tiling.decode(model, stored, device=on, task=task)[:, :height, :width]
+            with computing(precision, on):
+                found = tiling.decode(model, stored, device=on, task=task)[:, :height, :width]
             num_tiles = tiling.num_tiles(height, width)
             for number, image, db in zip(batch, found, psnr(pixels, found), strict=True):
                 decoded.append(image)

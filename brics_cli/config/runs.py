@@ -92,6 +92,8 @@ class DataConfig(Config):
     transform: Transform = DEFAULT_TRANSFORM
     flip: bool = True
     """Mirror half of the training images."""
+    turn: bool = False
+    """Turn them by quarter turns as well: eight views of an image, for what has no up and down (textures)."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Held out by hash of the key when no --val is given."""
     cache_gib: float = Field(default=4.0, ge=0)

@@ -26,6 +26,8 @@ class Stream(IntEnum):
     DATA_ORDER = 6
     CODE_TERMS = 7
     DIFFUSION_VALIDATION = 8
+    UPSIDE_DOWN = 9
+    TRANSPOSE = 10
 
 
 def keyed_generator(seed: int, *counter: int, stream: Stream) -> np.random.Generator:

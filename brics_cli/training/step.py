@@ -37,6 +37,12 @@ logger = logging.getLogger(__name__)
 
 Forward = Callable[..., tuple[Tensor, BottleneckOutput]]
 """The autoencoder's training pass, as it is, compiled or in DDP."""
+VIEWS: dict[Stream, Callable[[Tensor], Tensor]] = {
+    Stream.FLIP: lambda images: images.flip(-1),
+    Stream.UPSIDE_DOWN: lambda images: images.flip(-2),
+    Stream.TRANSPOSE: lambda images: images.mT,
+}
+"""Of square images (B, 3, S, S): the first is `data.flip`, the others `data.turn`; together the eight of a square."""
 
 
 def compiled(model: nn.Module, *, enabled: bool, adversary: Adversary | None = None) -> nn.Module:
@@ -65,37 +71,41 @@ class OnHost(NamedTuple):
 
     images: Tensor
     """(B, S, S, 3) uint8."""
-    mirrored: Tensor | None
-    """(B,) bool; None: no image is mirrored."""
+    coins: dict[Stream, Tensor]
+    """(B,) bool, by VIEWS that the recipe asks for: whether an image is seen that way."""
     noise: Tensor | None
     """(B, C, h, w) standard normal; None: the device draws it."""
 
 
 def read_batch(batch: Batch, recipe: AutoencoderRecipe, *, step: int, world: World) -> OnHost:
     """What of `step` the host prepares, which may be done ahead and in another thread."""
-    seed, by_step, mirrored, noise = recipe.training.seed, draws_by_step(world.device), None, None
-    if recipe.data.flip and by_step:
-        coins = step_coins(seed, step=step, num=recipe.training.batch_size, stream=Stream.FLIP)
-        mirrored = world.mine(coins)
-    elif recipe.data.flip:
-        mirrored = keyed_coins(seed, step=step, indices=batch.indices, stream=Stream.FLIP)
+    seed, by_step, noise = recipe.training.seed, draws_by_step(world.device), None
+    coins: dict[Stream, Tensor] = {}
+    for stream in VIEWS:
+        if not (recipe.data.flip if stream is Stream.FLIP else recipe.data.turn):
+            continue
+        if by_step:
+            of_all = step_coins(seed, step=step, num=recipe.training.batch_size, stream=stream)
+            coins[stream] = world.mine(of_all)
+        else:
+            coins[stream] = keyed_coins(seed, step=step, indices=batch.indices, stream=stream)
     if not by_step:
         shape = recipe.model.code_shape
         noise = keyed_normal(seed, step=step, indices=batch.indices, shape=shape, stream=Stream.CODE_NOISE)
     images, pin = torch.from_numpy(np.ascontiguousarray(batch.images)), world.device.type == "cuda"
-    return OnHost(pinned(images, on=pin), None if mirrored is None else pinned(mirrored, on=pin), noise)
+    return OnHost(pinned(images, on=pin), {stream: pinned(each, on=pin) for stream, each in coins.items()}, noise)
 
 
 def put_batch(read: OnHost, recipe: AutoencoderRecipe, *, step: int, world: World) -> tuple[Tensor, Tensor]:
-    """images (B, 3, S, S) in [-1, 1], mirrored by a coin each, and the codes' noise (B, C, h, w); nothing waits.
+    """images (B, 3, S, S) in [-1, 1], mirrored and turned by coins, and the codes' noise (B, C, h, w); nothing waits.
 
     Noise has a standard deviation of 1, or what the recipe's schedule of it says for `step`.
     """
     device, schedule = world.device, recipe.training
     images = of_uint8(read.images.to(device, non_blocking=True))
-    if read.mirrored is not None:
-        coins = read.mirrored.to(device, non_blocking=True)
-        images = torch.where(coins[:, None, None, None], images.flip(-1), images)
+    for stream, coins in read.coins.items():
+        chosen = coins.to(device, non_blocking=True)[:, None, None, None]
+        images = torch.where(chosen, VIEWS[stream](images), images)
     if read.noise is None:
         generator = step_generator(schedule.seed, step=step, stream=Stream.CODE_NOISE, device=device)
         of_all = torch.randn(schedule.batch_size, *recipe.model.code_shape, generator=generator, device=device)

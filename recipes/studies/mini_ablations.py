@@ -24,10 +24,11 @@ from brics_cli.evaluation.psnr import psnr
 from brics_cli.evaluation.reconstruction import ssim
 from brics_cli.images import open_collection
 from brics_cli.images.pixels import load_pixels
+from brics_cli.runtime.distributed import World
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.training.images import Batch, TrainingImages
 from brics_cli.training.state import TrainingState
-from brics_cli.training.step import autoencoder_loss, prepare
+from brics_cli.training.step import autoencoder_loss, put_batch, read_batch
 
 SIZE, NOISE = 256, 0.02
 
@@ -68,12 +69,14 @@ def main() -> None:
     )
     rates = [group["base_lr"] for group in state.optimiser.param_groups]
     distance, generator = perceptual_distance(recipe.loss), np.random.default_rng(0)
+    world = World(device=torch.device("cpu"))
     start = time.process_time()
     while (share := (time.process_time() - start) / asked.seconds) < 1:
         for group, rate in zip(state.optimiser.param_groups, rates, strict=True):
             group["base_lr"] = rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
         drawn = generator.integers(0, len(crops), schedule.batch_size).tolist()
-        images, noise = prepare(Batch(drawn, crops.load(drawn)), recipe, step=state.step, device=torch.device("cpu"))
+        read = read_batch(Batch(drawn, crops.load(drawn)), recipe, step=state.step, world=world)
+        images, noise = put_batch(read, recipe, step=state.step, world=world)
         loss, _, _ = autoencoder_loss(
             recipe, state.model, images, noise, distance=distance, adversary=None, step=state.step
         )

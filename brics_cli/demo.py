@@ -1,4 +1,7 @@
-"""`brics demo`: the whole pipeline on the photographs inside scikit-image, by the functions of the Python API."""
+"""`brics demo`: the whole pipeline on landscapes that it draws itself, by the functions of the Python API.
+
+It fine-tunes the embedded autoencoder, which has seen none of them, and spends most of its time on diffusion.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,29 @@ from brics_cli.evaluation.reconstruction import psnr, ssim
 from brics_cli.evaluation.report import EvaluationReport
 from brics_cli.evaluation.selection import choose_metrics
 from brics_cli.images import contact_sheet, open_collection
-from brics_cli.images.photographs import bicubic_round_trip, photograph_crops
+from brics_cli.images.landscapes import HOURS, NUM_HELD_OUT, NUM_TRAIN, SIZE, landscapes
+from brics_cli.images.photographs import bicubic_round_trip
 from brics_cli.jobs.pack import pack, plan_packing
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.workspace import Artefact, read_provenance, write_provenance
 from brics_cli.workspace.artefacts import finished, now
+from brics_cli.workspace.embedded import MODELS
 from brics_cli.workspace.naming import RUN, form_of_output
 
-NUM_SAMPLES = 48
+NUM_SAMPLES = 96
+START = MODELS[0].name
+FINE_TUNING_STEPS = 150
+DIFFUSION = ("diffusion.normalise=none", "diffusion.sigma_data=0.25", "diffusion.p_mean=-1.6")
+GUIDANCE = 1.5
 SHEET_COLUMNS = 12
 BICUBIC_SIDE = 8
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well the held-out crops come back from a code that keeps one number per `pixel_ratio` pixel values."""
+    """How well the held-out landscapes come back from a code that keeps one number per `pixel_ratio` pixel values."""
 
     name: str
     psnr_db: float
@@ -45,7 +54,7 @@ class Quality:
 
 @dataclass
 class DemoResult:
-    """What the demo leaves: its workspace, its sheet and page, and what it measured on `num_held_out` crops.
+    """What the demo leaves: its workspace, its sheet and page, and what it measured on `num_held_out` landscapes.
 
     `reports` are of every metric whose weights are there, of reconstructions, then of samples; `left_out` says why the
     others were not measured.
@@ -74,8 +83,10 @@ def run_demo(
 ) -> DemoResult:
     """Run every command of the pipeline in the new workspace `out`.
 
-    The steps are those of the `tiny` recipes unless given. Raises WouldOverwriteError when `out` is there already
-    (with `overwrite` the demo's own outputs are replaced, nothing else in it is touched).
+    `ae_steps` (FINE_TUNING_STEPS unless given) fine-tune the embedded autoencoder. The diffusion model is that of
+    recipe `tiny`, changed by DIFFUSION, trained for `diffusion_steps` or as many as the recipe says. Raises
+    WouldOverwriteError when `out` is there already (with `overwrite` the demo's own outputs are replaced, nothing else
+    in it is touched).
     """
     form_of_output(out, RUN)
     precision_on(resolve_device(device), precision)
@@ -84,34 +95,42 @@ def run_demo(
     _claim(artefact, overwrite=overwrite)
     common: dict[str, Any] = {"device": device, "overwrite": overwrite, "workspace": out, "reporter": reporter}
     common["precision"] = precision
-    crops, held_out, run, model, samples = (
+    held_out, untuned, run, model, samples = (
         out / name
-        for name in ("crops", "held-out.h5", "runs/autoencoder/demo", "runs/diffusion/demo", "runs/samples/demo")
-    )
+        for name in (
+            "held-out.h5", f"held-out-{START}.h5",
+            "runs/autoencoder/demo", "runs/diffusion/demo", "runs/samples/demo",
+        )
+    )  # fmt: skip
     timing = TimeSplit()
     seconds = timing.seconds
 
-    with timing.phase("cut and pack"):
-        num_train, num_held_out = _cut_crops(crops, reporter)
-        for split in ("held-out", "shards"):  # the newest shards are what later commands take
-            packing = plan_packing(str(crops / split), out=out / split, size=64, transform="none", shard_size=500)
+    with timing.phase("draw and pack"):
+        for seed, split, num in ((1, "held-out", NUM_HELD_OUT), (0, "shards", NUM_TRAIN)):
+            # The newest shards are what later commands take: those for training come last.
+            folder = out / "landscapes" / split
+            _draw_landscapes(folder, num, seed=seed, reporter=reporter)
+            packing = plan_packing(str(folder), out=out / split, size=SIZE, transform="none", labels="folder")
             pack(packing, overwrite=overwrite, reporter=reporter)
     with timing.phase("train-ae"):
-        api.train_autoencoder(out / "shards", val=out / "held-out", recipe="tiny", steps=ae_steps, out=run, **common)
+        steps = FINE_TUNING_STEPS if ae_steps is None else ae_steps
+        api.train_autoencoder(out / "shards", val=out / "held-out", init_from=START, steps=steps, out=run, **common)
     with timing.phase("encode-dataset"):
         # The store that diffusion trains on comes last: it is the newest, which is what later commands take.
+        api.encode(out / "held-out", autoencoder=START, out=untuned, **common)
         api.encode(out / "held-out", autoencoder=run, out=held_out, **common)
-        photographs = api.encode(out / "shards", autoencoder=run, out=out / "photographs.h5", flips=True, **common)
+        store = api.encode(out / "shards", autoencoder=run, out=out / "landscapes.h5", **common)
     with timing.phase("decode"):
+        api.decode(untuned, out=out / f"reconstructions-{START}", **common)
         api.decode(held_out, out=out / "reconstructions", **common)
     with timing.phase("train-diffusion"):
-        api.train_diffusion(photographs.path, recipe="tiny", steps=diffusion_steps, out=model, **common)
+        api.train_diffusion(store.path, recipe="tiny", steps=diffusion_steps, overrides=DIFFUSION, out=model, **common)
     with timing.phase("sample"):
-        api.sample(model, num=NUM_SAMPLES, batch_size=NUM_SAMPLES, out=samples, **common)
+        drawn: dict[str, Any] = {"num": NUM_SAMPLES, "guidance": GUIDANCE, "class_balance": "even"}
+        api.sample(model, **drawn, batch_size=NUM_SAMPLES, out=samples, **common)
     with timing.phase("eval"):
-        result = DemoResult(
-            out, out / "contact-sheet.png", out / "report.html", num_train, num_held_out, seconds=seconds
-        )
+        sheet, page = out / "contact-sheet.png", out / "report.html"
+        result = DemoResult(out, sheet, page, NUM_TRAIN, NUM_HELD_OUT, seconds=seconds)
         choice = choose_metrics(None)
         result.left_out = choice.left_out
         for compares, real, fake in (("pairs", out / "held-out", held_out), ("sets", out / "shards", samples)):
@@ -148,58 +167,54 @@ def _claim(artefact: Artefact, *, overwrite: bool) -> None:
     write_provenance(artefact)
 
 
-def _cut_crops(folder: Path, reporter: Reporter) -> tuple[int, int]:
-    """Write the crops as PNG files; how many are for training, how many held out."""
-    num_crops = {True: 0, False: 0}
-    with reporter.task("cut crops", total=None, unit="img") as task:
-        for crop in photograph_crops():
-            path = folder / ("held-out" if crop.held_out else "shards") / f"{crop.name}.png"
+def _draw_landscapes(folder: Path, num: int, *, seed: int, reporter: Reporter) -> None:
+    """Write landscapes as PNG files, a folder for each hour."""
+    with reporter.task(f"draw {folder.name}", total=num, unit="img") as task:
+        for landscape in landscapes(num, seed=seed):
+            path = folder / landscape.hour / f"{landscape.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(crop.pixels).save(path)
-            num_crops[crop.held_out] += 1
+            Image.fromarray(landscape.pixels).save(path)
             task.advance()
-    return num_crops[False], num_crops[True]
 
 
 def _compare(result: DemoResult, held_out: Path) -> None:
-    """Reconstructions of the held-out crops beside what is left of them with simpler codes."""
-    originals, code_shape = _images(result.workspace / "crops" / "held-out"), KeyCodeStore(held_out).code_shape
-    num_values, report = originals[0].size, result.reports[0]
-    name = f"brics, codes {' x '.join(str(side) for side in code_shape)}"
-    ours = Quality(name, report.value("psnr"), report.value("ssim"), num_values / int(np.prod(code_shape)))
-    result.quality.append(ours)
+    """Held-out landscapes reconstructed, fine-tuned or not, beside what is left of them with simpler codes."""
+    originals, code_shape = _images(result.workspace / "held-out"), KeyCodeStore(held_out).code_shape
+    num_codes, codes = int(np.prod(code_shape)), " x ".join(str(side) for side in code_shape)
     small = np.stack([bicubic_round_trip(image, side=BICUBIC_SIDE) for image in originals])
     flat = np.stack([np.broadcast_to(image.mean((0, 1)).round(), image.shape) for image in originals]).astype(np.uint8)
     for name, images, num_kept in (
+        (f"{START} fine-tuned, codes {codes}", _images(result.workspace / "reconstructions"), num_codes),
+        (f"{START} as it is, codes {codes}", _images(result.workspace / f"reconstructions-{START}"), num_codes),
         (f"{BICUBIC_SIDE} x {BICUBIC_SIDE} bicubic, down and up", small, BICUBIC_SIDE**2 * 3),
-        ("one colour per crop", flat, 3),
+        ("one colour per picture", flat, 3),
     ):
         measured = float(psnr(originals, images).mean()), float(ssim(originals, images).mean())
-        result.quality.append(Quality(name, *measured, num_values / num_kept))
+        result.quality.append(Quality(name, *measured, originals[0].size / num_kept))
 
 
 def _draw(result: DemoResult, samples: Path) -> None:
-    """The contact sheet: originals, reconstructions, bicubic, and samples."""
-    originals, fakes = (_images(result.workspace / name) for name in ("crops/held-out", "reconstructions"))
+    """The contact sheet: originals, reconstructions, bicubic, and samples of each hour."""
+    originals, fakes = (_images(result.workspace / name) for name in ("held-out", "reconstructions"))
     shown = np.linspace(0, len(originals) - 1, SHEET_COLUMNS).round().astype(int)
-    ours, bicubic = result.quality[:2]
+    ours, _, bicubic = result.quality[:3]
     rows = {
-        "held-out crops": originals[shown],
+        "held-out landscapes": originals[shown],
         f"reconstructions, {ours.psnr_db:.1f} dB over all": fakes[shown],
         f"{BICUBIC_SIDE} x {BICUBIC_SIDE} bicubic, {bicubic.psnr_db:.1f} dB over all": [
             bicubic_round_trip(image, side=BICUBIC_SIDE) for image in originals[shown]
         ],
     }
-    drawn = _images(samples)
-    for start in range(0, len(drawn), SHEET_COLUMNS):
-        row = drawn[start : start + SHEET_COLUMNS]
-        rows[f"samples, seeds {start} to {start + len(row) - 1}"] = row
+    for hour in HOURS:
+        rows[f"samples, {hour}"] = _images(samples, hour=hour)[:SHEET_COLUMNS]
     contact_sheet([list(row) for row in rows.values()], path=result.sheet, row_labels=list(rows))
 
 
-def _images(path: Path) -> np.ndarray:
-    """All images of a collection, in the order of their keys: (N, H, W, 3) uint8."""
-    collection = open_collection(path, labels="none")
+def _images(path: Path, *, hour: str | None = None) -> np.ndarray:
+    """The images of a collection, all or of one hour, in the order of their keys: (N, H, W, 3) uint8."""
+    collection = open_collection(path)
     raws = [raw for shard in range(len(collection.shards)) for raw in collection.iter_shard(shard)]
     raws.sort(key=lambda raw: raw.key)
+    if hour is not None:
+        raws = [raw for raw in raws if raw.label == list(HOURS).index(hour)]
     return np.stack([np.asarray(Image.open(BytesIO(raw.data)).convert("RGB")) for raw in raws])

@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": Entry("Start here", "Run the whole pipeline on the bundled photographs, in minutes, on any machine."),
+    "demo": Entry("Start here", "Run the whole pipeline on pictures that it draws, in minutes, on any machine."),
     "pack": Entry("Pipeline", "Crop and resize a collection into WebDataset shards."),
     "train-ae": Entry("Pipeline", "Train an autoencoder: images -> key codes -> images."),
     "encode-dataset": Entry("Pipeline", "Encode a collection into a key-code store."),

@@ -28,11 +28,13 @@ def demo(
     ] = None,
     ae_steps: Annotated[
         int | None,
-        typer.Option("--ae-steps", min=1, help="Train the autoencoder this long. Default: as recipe tiny says."),
+        typer.Option("--ae-steps", min=1, help="Fine-tune the autoencoder this long. Default: 150."),
     ] = None,
     diffusion_steps: Annotated[
         int | None,
-        typer.Option("--diffusion-steps", min=1, help="Train the diffusion model this long. Default: likewise."),
+        typer.Option(
+            "--diffusion-steps", min=1, help="Train the diffusion model this long. Default: as recipe tiny says."
+        ),
     ] = None,
     dtype: options.Dtype = None,
     dry_run: options.DryRun = False,
@@ -42,25 +44,23 @@ def demo(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run the whole pipeline on the bundled photographs, in minutes, on any machine.
+    """Run the whole pipeline on pictures that it draws, in minutes, on any machine.
 
-    Photographs inside scikit-image are cut into 64 px crops, packed, used to train an autoencoder, encoded, decoded,
-    used to train a diffusion model, sampled and measured, each by the command of that name. At the end all of it is in
-    one page, `report.html`. What it leaves is an ordinary workspace: go there and go on.
+    Landscapes of 64 px, four hours of the day as classes, are drawn, packed, used to fine-tune `brics-mini`, encoded,
+    decoded, used to train a diffusion model, sampled and measured, each by the command of that name. At the end all of
+    it is in one page, `report.html`. What it leaves is an ordinary workspace: go there and go on.
 
     Example: brics demo --out brics-demo
     """
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     folder = out if out is not None else session.workspace.root / "brics-demo"
     if dry_run:
-        from brics_cli.images.photographs import photograph_crops
+        from brics_cli.images.landscapes import NUM_HELD_OUT, NUM_TRAIN
 
-        held_out = [crop.held_out for crop in photograph_crops()]
-        value = {"workspace": folder, "num_train": held_out.count(False), "num_held_out": held_out.count(True)}
         session.result(
-            value,
-            f"would cut {held_out.count(False):,} training and {held_out.count(True)} held-out crops of 64 px, train "
-            f"and measure on them, in {folder}; the README says how long that took and where",
+            {"workspace": folder, "num_train": NUM_TRAIN, "num_held_out": NUM_HELD_OUT},
+            f"would draw {NUM_TRAIN:,} training and {NUM_HELD_OUT} held-out landscapes of 64 px, train and measure on "
+            f"them, in {folder}; the README says how long that took and where",
         )
         return
     session.reporter.message("loading torch")
@@ -85,7 +85,7 @@ def demo(
 
 
 def _tables(result: DemoResult) -> list[RenderableType]:
-    title = f"{result.num_held_out} held-out crops of 64 px, autoencoder trained on {result.num_train}"
+    title = f"{result.num_held_out} held-out landscapes of 64 px, fine-tuned on {result.num_train:,}"
     quality = plain_table("", "PSNR dB", "SSIM", "pixel values per number kept", title=title)
     for row in result.quality:
         quality.add_row(row.name, f"{row.psnr_db:.2f}", f"{row.ssim:.4f}", f"{row.pixel_ratio:.0f}")

@@ -45,7 +45,7 @@ class EmbeddedModel:
 
 
 MODELS: tuple[EmbeddedModel, ...] = (
-    EmbeddedModel("brics-mini", "autoencoder", "6b95d8d3e92acf28d9fc19a6c50fe9bcadc185149bb5e0876a690605c4ae2a72"),
+    EmbeddedModel("brics-mini", "autoencoder", "808328d834b67f76a409d44f54bcc4d2ad3455885c494e4934feb78ab8965a69"),
 )
 """The first of a kind is used where nothing of that kind is trained."""
 

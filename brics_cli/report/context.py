@@ -17,6 +17,7 @@ from brics_cli.report.gathering import Gathered, Node
 from brics_cli.report.pictures import Pixels
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Workspace
+from brics_cli.workspace.embedded import embedded_at
 from brics_cli.workspace.files import read_json
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class Context:
         return self._looked[id(node)]
 
     def curves(self, node: Node) -> Curves:
-        """The metrics of a run; empty where it has logged nothing, or they are damaged."""
+        """The metrics of a run; empty where it has logged nothing, they are damaged, or the model came with brics."""
+        if embedded_at(node.path):
+            return {}
         if id(node) not in self._curves:
             self._curves[id(node)] = self.attempt(f"the curves of {node.path}", {}, read_curves, node.path)
         return self._curves[id(node)]

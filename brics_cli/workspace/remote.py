@@ -8,10 +8,12 @@ files). What of those stands in a URL is used, and never shown or written down: 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -29,6 +31,8 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "htt
 TRIES, BACK_OFF_S = 5, 0.5
 """How often a transfer is tried where its file system does not try again itself, and seconds before the second time,
 twice as many before each that follows."""
+S3_ATTEMPTS = 2
+"""Of botocore, for each of the five of s3fs: with its default a server that says nothing holds us up for long."""
 ANSWER_S = 60
 """Seconds that an HTTP server may say nothing."""
 _VERSIONS = (
@@ -97,6 +101,8 @@ def open_place(url: str) -> tuple[Any, str]:
     settings: dict[str, Any] = {}
     if protocol in ("http", "https"):
         settings["client_kwargs"] = _http_settings(url)
+    if protocol in ("s3", "s3a") and "AWS_MAX_ATTEMPTS" not in os.environ:
+        settings["config_kwargs"] = {"retries": {"total_max_attempts": S3_ATTEMPTS}}
     try:
         fs, name = fsspec.core.url_to_fs(url, **settings)
     except ImportError as error:
@@ -120,9 +126,12 @@ def _http_settings(url: str) -> dict[str, Any]:
 
 def listed(info: Mapping[str, Any]) -> Listed:
     """What fsspec says of a file, in short."""
-    found = next((f"{name} {info[name]}".replace('"', "") for name in _VERSIONS if info.get(name)), "")  # lists differ
+    said = next((name for name in _VERSIONS if info.get(name)), None)
+    value = None if said is None else info[said]
+    value = value.timestamp() if isinstance(value, datetime) else value
+    text = f"{value:.3f}" if isinstance(value, float) else str(value).strip('"')  # lists and single answers differ
     size = info.get("size")
-    return Listed(str(info["name"]), -1 if size is None else int(size), found)
+    return Listed(str(info["name"]), -1 if size is None else int(size), "" if said is None else f"{said} {text}")
 
 
 @contextmanager

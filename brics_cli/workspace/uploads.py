@@ -77,6 +77,7 @@ def staged(out: Path | str | None, *, reporter: Reporter) -> Iterator[Staged]:
         yield Staged(out, reporter)
         return
     upload = _Upload(remote.as_url(out).rstrip("/"), reporter)
+    reporter.message(f"{remote.shown(upload.url)} is built in {upload.folder}, and put there when it is whole")
     with upload.lock():
         upload.fetch()
         with upload.in_background():

@@ -54,6 +54,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None:
         pass
 
+    def handle_expect_100(self) -> bool:
+        """What is refused is refused before it is sent, as S3 does."""
+        if not self.between.is_read_only:
+            return super().handle_expect_100()
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
     def pass_on(self) -> None:
         between, path = self.between, self.path.partition("?")[0]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -12,10 +12,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from brics_cli.errors import ArtefactError, BricsError, MachineError, UsageError, first_line
@@ -101,8 +102,8 @@ def open_place(url: str) -> tuple[Any, str]:
     settings: dict[str, Any] = {}
     if protocol in ("http", "https"):
         settings["client_kwargs"] = _http_settings(url)
-    if protocol in ("s3", "s3a") and "AWS_MAX_ATTEMPTS" not in os.environ:
-        settings["config_kwargs"] = {"retries": {"total_max_attempts": S3_ATTEMPTS}}
+    if protocol in ("s3", "s3a"):
+        settings = _s3_settings()
     try:
         fs, name = fsspec.core.url_to_fs(url, **settings)
     except ImportError as error:
@@ -113,6 +114,25 @@ def open_place(url: str) -> tuple[Any, str]:
             f"{shown(url)} is no path, and no place that fsspec knows ({shown(first_line(error))})"
         ) from None
     return fs, str(name)
+
+
+def _s3_settings() -> dict[str, Any]:
+    attempts = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": {"total_max_attempts": S3_ATTEMPTS}}
+    with suppress(ImportError):  # url_to_fs says what is missing
+        return {"session": s3_session(os.getpid()), "config_kwargs": attempts}
+    return {}
+
+
+@cache
+def s3_session(process: int) -> Any:
+    """botocore's, for one process, without `Expect: 100-continue` before what is written: aiohttp waits for ever for a
+    server that refuses it at once, as of a bucket that may not be written."""
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    session = AioSession()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
 
 
 def _http_settings(url: str) -> dict[str, Any]:
@@ -135,7 +155,7 @@ def listed(info: Mapping[str, Any]) -> Listed:
 
 
 @contextmanager
-def explained(url: str, *, doing: str = "read") -> Iterator[None]:
+def explained(url: str, *, doing: Literal["read", "write"] = "read") -> Iterator[None]:
     """What a file system raises in the block, which tries to be `doing` something at `url`, as an error for a user:
     ArtefactError for what is not there, MachineError for what is forbidden or out of reach; the local disk's as it is.
     """
@@ -157,7 +177,7 @@ def explained(url: str, *, doing: str = "read") -> Iterator[None]:
                 next="Check the credentials, which are taken from where its own tools take them.",
             ) from None
         raise MachineError(
-            f"{place} cannot be reached ({type(cause).__name__}: {text})",
+            f"{place} cannot be {'read' if doing == 'read' else 'written'} ({type(cause).__name__}: {text})",
             next="Check the address and the network. Then run the same command again.",
         ) from None
 

@@ -58,6 +58,7 @@ def s3(s3_of: Between, monkeypatch: pytest.MonkeyPatch) -> Between:
     for name, value in s3_environment(s3_of.url).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
+    remote.s3_session.cache_clear()
     return s3_of
 
 
@@ -171,6 +172,7 @@ def test_two_that_start_at_once_on_s3_with_conditional_writes(monkeypatch, tmp_p
         for name, value in s3_environment(url).items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
+        remote.s3_session.cache_clear()
         monkeypatch.setattr(s3fs.S3FileSystem, "exists", lambda *arguments, **settings: False)  # both have looked
         with staged("s3://bucket/x.zip", reporter=SilentReporter()) as place:
             place.path.write_bytes(b"first")

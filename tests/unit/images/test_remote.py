@@ -105,6 +105,7 @@ def _forget_file_systems() -> None:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
+    remote.s3_session.cache_clear()
 
 
 FORMS = {
@@ -257,7 +258,7 @@ def test_broken_transfers_of_s3_are_tried_again(served: Path, s3: Between) -> No
 
 def test_what_stays_broken_ends_in_one_line(web: Between, fresh_cache: Path) -> None:
     web.faults = {"x-002.tar": [500] * 99}
-    with pytest.raises(MachineError, match=r"/shards/x-002\.tar cannot be reached \(ClientResponseError: 500"):
+    with pytest.raises(MachineError, match=r"/shards/x-002\.tar cannot be read \(ClientResponseError: 500"):
         open_collection(f"{web.url}/shards")
     assert web.num_gets("x-002.tar") % remote.TRIES == 0
     assert not list((fresh_cache / ".incoming").iterdir())
@@ -338,7 +339,7 @@ def test_s3_that_does_not_let_us_in(s3: Between, monkeypatch) -> None:
         ("foo://bucket/x", UsageError, "no place that fsspec knows"),
         ("file:///x", UsageError, "is not a path"),
         ("memory://nowhere/x.tar", UsageError, "nothing is at memory://nowhere/x.tar"),
-        ("http://127.0.0.1:1/x.tar", MachineError, "http://127.0.0.1:1/x.tar cannot be reached"),
+        ("http://127.0.0.1:1/x.tar", MachineError, "http://127.0.0.1:1/x.tar cannot be read"),
     ],
 )
 def test_other_urls_end_in_one_line(url: str, error: type[Exception], said: str) -> None:

@@ -14,8 +14,8 @@ from brics_cli.errors import ArtefactError
 from brics_cli.workspace.embedded import embedded_at
 from brics_cli.workspace.hub import address_in_cache, fetch, find_cached, parse_address
 from brics_cli.workspace.mirrors import as_urls, cached_copy, fetch_and_hold
-from brics_cli.workspace.naming import is_store
-from brics_cli.workspace.remote import as_url, is_remote
+from brics_cli.workspace.naming import INDEX_NAME, is_store
+from brics_cli.workspace.remote import as_url, is_remote, is_there
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -42,7 +42,8 @@ def locate_unless_images(named: str | Path, *, reporter: Reporter | None = None)
     one by one."""
     address = parse_address(named)
     if address is None:
-        return locate(named, reporter=reporter) if is_remote(named) and is_store(named) else named
+        is_one = is_remote(named) and (is_store(named) or is_there(f"{as_url(named).rstrip('/')}/{INDEX_NAME}"))
+        return locate(named, reporter=reporter) if is_one else named
     try:
         return fetch(address, reporter=reporter)
     except ArtefactError:

@@ -268,3 +268,10 @@ def version_if_there(fs: Any, name: str) -> Listed | None:
         if not is_absent(error):
             raise
         return None
+
+
+def is_there(url: str) -> bool:
+    """Whether a file is at `url`. Raises what `explained` raises, but for what is not there."""
+    fs, name = open_place(url)
+    with explained(url):
+        return version_if_there(fs, name) is not None

@@ -29,6 +29,7 @@ from brics_cli.wording import count, human_bytes
 from brics_cli.workspace import remote
 from brics_cli.workspace.files import PROVENANCE_FILE, cache_folder, read_json, write_json_atomically
 from brics_cli.workspace.locks import hold_lock
+from brics_cli.workspace.naming import IDENTITY_NAME, INDEX_NAME, PARTS_FOLDER
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -41,9 +42,9 @@ AT_ONCE = 8
 SHARD = ".tar"
 WHOLE = (SHARD, ".png", ".h5")
 """What files of a folder end in that never change once they have their names."""
-LAST = ("manifest.json", PROVENANCE_FILE, "index.h5")
+LAST = ("manifest.json", PROVENANCE_FILE, INDEX_NAME)
 """Files that say that an output is complete."""
-MARKS = (PROVENANCE_FILE, "parts/identity.json")
+MARKS = (PROVENANCE_FILE, f"{PARTS_FOLDER}/{IDENTITY_NAME}")
 """Files that say whose an unfinished folder is."""
 ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory"}
 """Stores where an object is there when it is whole."""

@@ -240,3 +240,20 @@ def test_training_reads_through_the_cache(images: Path, s3: Between, tmp_path: P
     brics("train-diffusion", "s3://bucket/c.h5", "--recipe", "tiny", *few, "--out", "d", cwd=tmp_path, check=0)
     drawn = ("sample", "--model", "d", "--n", 4, "--steps", 2, "--device", "cpu")
     assert "s3://bucket/drawn" in brics(*drawn, "--out", "s3://bucket/drawn", cwd=tmp_path, check=0).stdout
+
+
+def test_a_store_in_parts_goes_to_s3_part_by_part(images: Path, s3: Between, buckets: Path, tmp_path: Path) -> None:
+    brics("pack", images, "--out", "shards", *PACK, cwd=tmp_path, check=0)
+    ours = ("encode-dataset", "shards", "--size", 16, "--device", "cpu", "--out")
+    brics(*ours, "s3://bucket/parts-of-codes/", cwd=tmp_path, check=0)
+    brics(*ours, "local", cwd=tmp_path, check=0)
+    there = buckets / "bucket" / "parts-of-codes"
+    assert {path.name for path in (there / "parts").iterdir()} == {
+        path.name for path in (tmp_path / "local/parts").iterdir()
+    }
+    with h5py.File(there / "index.h5") as index, h5py.File(tmp_path / "local" / "index.h5") as here:
+        assert index.attrs["sha256"] == here.attrs["sha256"] and (index["codes"][:] == here["codes"][:]).all()
+    assert "complete already" in brics(*ours, "s3://bucket/parts-of-codes", cwd=tmp_path, check=0).stderr
+    decoded = brics("decode", "s3://bucket/parts-of-codes", "--out", "back.zip", cwd=tmp_path, check=0)
+    assert "18 images" in decoded.stdout
+    assert "s3://bucket/parts-of-codes" in brics("info", "s3://bucket/parts-of-codes", cwd=tmp_path, check=0).stdout

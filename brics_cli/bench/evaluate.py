@@ -24,10 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from brics_cli.bench.timing import Report, Table, device_name, median_seconds
-from brics_cli.evaluation.extraction import Input
 from brics_cli.evaluation.family import SIDES, Context, Score
 from brics_cli.evaluation.frechet import NUM_GROUPS, frechet_distance
-from brics_cli.evaluation.measuring import Measurement
+from brics_cli.evaluation.measuring import Input, Measurement
 from brics_cli.evaluation.moments import FeatureMoments, Gaussian
 from brics_cli.evaluation.pairing import Pairing
 from brics_cli.evaluation.registry import REGISTRY, Settings, network_of

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from brics_cli.errors import UsageError
-from brics_cli.evaluation.extraction import Extraction, Gathering, batches_of
 from brics_cli.evaluation.family import Context, Family, Needs, Side
+from brics_cli.evaluation.measuring import Extraction, Gathering, batches_of
 from brics_cli.evaluation.registry import Settings
 from brics_cli.images.loader import ImageStream, ReadSoFar
 from brics_cli.networks.features import load_network

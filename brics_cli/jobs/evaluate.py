@@ -20,10 +20,9 @@ import brics_cli
 from brics_cli.codes.lineage import Compares, ComparisonInputs, comparison_inputs, split_behind
 from brics_cli.config.names import Precision
 from brics_cli.errors import ArtefactError, BricsError, UsageError
-from brics_cli.evaluation.extraction import Input
 from brics_cli.evaluation.family import SIDES, Context, Output, PairFamily, Score, Side, family_of
 from brics_cli.evaluation.images import StoreStream, open_images
-from brics_cli.evaluation.measuring import Measurement
+from brics_cli.evaluation.measuring import Input, Measurement
 from brics_cli.evaluation.pairing import Pairing, match_keys
 from brics_cli.evaluation.registry import GROUPS, Settings, definition_of
 from brics_cli.evaluation.report import (

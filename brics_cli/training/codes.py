@@ -9,12 +9,12 @@ N rows of the store, B samples of this process, codes (C, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from itertools import pairwise
-from typing import Literal, NamedTuple, Self
+from itertools import count, pairwise
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -44,8 +44,9 @@ from brics_cli.runtime.precision import computing
 from brics_cli.runtime.randomness import Stream, draws_by_step, keyed_coins, step_coins
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.runtime.stopping import StopRequest
-from brics_cli.training.ahead import one_ahead, pinned
 from brics_cli.training.order import SampleOrder
+
+T = TypeVar("T")
 
 SHARE_OF_FREE_MEMORY = 0.25
 """That the store may take under `auto`; the rest is for the optimiser's moments, gradients and activations."""
@@ -330,3 +331,25 @@ def build_for_store(recipe: DiffusionRecipe, store: KeyCodeStore, *, device: tor
     denoiser = place(build(), device)
     denoiser.class_counts, denoiser.class_names = classes.counts, classes.names
     return denoiser
+
+
+# Batches prepared one ahead of the device, of codes here and of images in `training.step` ----------------------------
+
+
+def one_ahead(read: Callable[[int], T], *, first_step: int, threaded: bool) -> Generator[T, None, None]:
+    """`read(step)` for every step from `first_step` on, without end; close it when done.
+
+    `threaded`: the next one is read while the device computes on this one.
+    """
+    if not threaded:
+        yield from map(read, count(first_step))
+    with ThreadPoolExecutor(1, thread_name_prefix="brics-ahead") as reader:
+        next_one = reader.submit(read, first_step)
+        for step in count(first_step + 1):
+            current, next_one = next_one.result(), reader.submit(read, step)
+            yield current
+
+
+def pinned(tensor: Tensor, *, on: bool) -> Tensor:
+    """`tensor` in pinned memory, from where a copy to CUDA is not waited for; as it is unless `on`."""
+    return tensor.pin_memory() if on else tensor

@@ -29,7 +29,7 @@ from brics_cli.runtime.randomness import (
     step_generator,
 )
 from brics_cli.training.adversary import Adversary
-from brics_cli.training.ahead import one_ahead, pinned
+from brics_cli.training.codes import one_ahead, pinned
 from brics_cli.training.images import Batch
 from brics_cli.training.terms import CodeTerms
 

@@ -274,7 +274,7 @@ def test_rows_are_kept_only_where_a_metric_needs_them(evaluate, folders: Path, m
         def __init__(self, num_features: int) -> None:
             raise OSError(errno.ENOSPC, "full", f"rows of {num_features} features")
 
-    monkeypatch.setattr("brics_cli.evaluation.extraction.SpooledRows", NoRows)
+    monkeypatch.setattr("brics_cli.evaluation.measuring.SpooledRows", NoRows)
     sides = ("--real", folders / "fake", "--fake", folders / "real")  # 20 images: enough for an error bar
     found = measured(evaluate(*flags("clip-fid"), *sides, "--json"))["clip-fid"]
     assert found["standard_error"] > 0 and "jackknife over 10 groups" in found["error_kind"]

@@ -112,7 +112,6 @@ REFUSED = [
     ("pack", "pngs", "--out", "x.npz"),
     ("pack", "pngs", "--out", "x.png"),
     ("encode-dataset", "pngs", "--ae", "runs/autoencoder/a", "--out", "codes.npz"),
-    ("encode-dataset", "pngs", "--ae", "runs/autoencoder/a", "--out", "codes"),
     ("reconstruct", "pngs/00000000.png", "--ae", "runs/autoencoder/a", "--out", "sheet.npz"),
     ("eval", "--metric", "psnr", "--real", "pngs", "--fake", "s.npz", "--out", "r.png"),
     ("train-ae", "pngs", "--recipe", "tiny", "--out", "run.npz"),

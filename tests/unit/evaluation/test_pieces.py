@@ -18,9 +18,9 @@ from skimage import data
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.evaluation import cache
 from brics_cli.evaluation.comparing import compare, load_report, plot_against_steps
-from brics_cli.evaluation.extraction import Extraction, Gathering
 from brics_cli.evaluation.family import Context, Needs
 from brics_cli.evaluation.frechet import frechet_distance
+from brics_cli.evaluation.measuring import Extraction, Gathering
 from brics_cli.evaluation.moments import FeatureMoments
 from brics_cli.evaluation.neighbours import Neighbours
 from brics_cli.evaluation.reconstruction import MS_SSIM_SIDE, ms_ssim

@@ -47,6 +47,8 @@ class StoreStream(ImageStream):
         self.path = reference(store.path)
         self.precision = precision
         self.identity = store.sha256 if precision == "fp32" else f"{store.sha256}-{precision}"
+        if autoencoder.weights_sha256 != store.autoencoder["sha256"]:  # another decoder of the same codes
+            self.identity += f"-{autoencoder.weights_sha256}"
         self.keys = list(store.keys)
 
     def __getstate__(self) -> dict[str, Any]:

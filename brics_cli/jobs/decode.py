@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, to_uint8
+from brics_cli.autoencoder.autoencoder import Autoencoder, load_autoencoder, read_autoencoder, to_uint8
 from brics_cli.autoencoder.sizes import images_per_batch
 from brics_cli.codes import KeyCodeStore
 from brics_cli.codes.lineage import load_store_autoencoder
@@ -140,7 +140,8 @@ def plan_decoding(
         check_key(key)
     sink.class_names = store.class_names
     if not overwrite:
-        made_from = {"store": store.sha256, "autoencoder": store.autoencoder["sha256"]}
+        decoder = store.autoencoder["sha256"] if autoencoder is None else read_autoencoder(autoencoder).weights_sha256
+        made_from = {"store": store.sha256, "autoencoder": decoder}
         begun = sink.path if sink.path.exists() else sink.folder
         check_alike(begun, kind="reconstructions", known=_settings(sink, precision) | made_from)
     model = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder, device=on)

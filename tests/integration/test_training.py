@@ -298,6 +298,11 @@ def test_a_frozen_encoder_keeps_the_codes_and_its_decoder_decodes_them(
     does("encode-dataset", photographs, "--ae", straight, "--out", "codes.h5")
     for ae, out in ((straight, "first"), ("tuned", "second")):
         does("decode", "codes.h5", "--ae", ae, "--out", out)
+        assert "complete already" in does("decode", "codes.h5", "--ae", ae, "--out", out).stderr
+        does("eval", "--metric", "psnr", "--fake", "codes.h5", "--ae", ae, "--out", f"{out}.json")
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json")]
+    fake = [next(each for each in report["sources"] if each["side"] == "fake") for report in reports]
+    assert fake[0]["sha256"] != fake[1]["sha256"]
     decoded = [[path.read_bytes() for path in sorted((tmp_path / out).rglob("*.png"))] for out in ("first", "second")]
     assert len(decoded[0]) == len(decoded[1]) > 0 and all(map(operator.ne, *decoded))
     does(*train, "free", *start)

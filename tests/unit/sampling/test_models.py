@@ -44,7 +44,7 @@ def test_an_unknown_balance_is_refused() -> None:
 
 
 def test_drawn_images_go_by_every_model_behind_them() -> None:
-    """The cache of features does: another guide or another decoder draws other images."""
+    """In a report: another guide or another decoder draws other images."""
     denoiser, autoencoder = of_classes(0.1), build_autoencoder(AUTOENCODER)
     denoiser.weights_sha256 = "d" * 64
     identities = {

@@ -96,13 +96,13 @@ def pack(
     how: dict[str, Any] = {
         "size": size, "transform": transform, "shard_size": shard_size, "codec": codec, "quality": quality,
         "subset": subset, "labels": labels, "image_field": image_field, "crops": crops, "crop_scale": crop_scale,
-        "jitter": jitter, "seed": seed, "reporter": session.reporter,
+        "jitter": jitter, "seed": seed,
         "executor": executor_of(
             executor, ray_address=ray_address, cpus_per_worker=cpus_per_worker, max_retries=max_retries
         ),
     }  # fmt: skip
     if dry_run:
-        plan = plan_packing(source, out=out, **how)
+        plan = plan_packing(source, out=out, **how, reporter=session.reporter)
         estimate = estimate_packing(plan)
         value = {
             "images": plan.num_images,
@@ -122,11 +122,9 @@ def pack(
         return
     with same_command_goes_on(), staged(out, reporter=session.reporter) as place:
         assert place.path is not None
-        plan = plan_packing(source, out=place.path, **how | {"reporter": place.reporter})
+        plan = plan_packing(source, out=place.path, **how, reporter=place.reporter)
         packed = place.named(
-            run(
-                plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=session.reporter
-            )
+            run(plan, num_workers=num_workers, overwrite=overwrite, max_failures=max_failures, reporter=place.reporter)
         )
     say_if_complete(session, packed.path, packed.already_complete)
     session.result(

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -150,8 +149,9 @@ class StoreWriter:
 
     def _opened(self, parts: Mapping[int, Path]) -> Iterator[tuple[int, Path]]:
         """Those parts one by one, to be opened: a process has looked at several at a time."""
-        for start in range(0, len(parts), MOST_AT_ONCE):
-            some = list(islice(parts.items(), start, start + MOST_AT_ONCE))
+        opened = list(parts.items())
+        for start in range(0, len(opened), MOST_AT_ONCE):
+            some = opened[start : start + MOST_AT_ONCE]
             look_ahead([path for _, path in some])
             yield from some
 

@@ -23,7 +23,7 @@ from brics_cli.evaluation.measuring import Extraction, Gathering, batches_of
 from brics_cli.evaluation.registry import Settings
 from brics_cli.images.loader import ImageStream, ReadSoFar
 from brics_cli.networks.features import load_network
-from brics_cli.runtime.executors import TaskFailed, check_none_failed
+from brics_cli.runtime.executors import TaskFailed, check_none_failed, settled
 from brics_cli.runtime.reporting import SilentReporter
 from brics_cli.wording import count
 
@@ -149,11 +149,8 @@ def extract_on_cluster(
         tempfile.TemporaryFile(prefix="brics-features-") as file,
         context.reporter.task("measure", total=total, unit="img") as task,
     ):
-        with closing(executor.run(work, parts)) as running:
+        with closing(settled(executor.run(work, parts), failed.append)) as running:
             for event in running:
-                if isinstance(event, TaskFailed):
-                    failed.append(event)
-                    continue
                 waiting = _Arrived(read=event.read)
                 for positions, features in event.batches:
                     for key, rows in features.items():

@@ -10,7 +10,7 @@ from itertools import chain
 from brics_cli.images.collection import Collection
 from brics_cli.images.fingerprints import read_digest, settled_digest
 from brics_cli.images.loader import Batch, load_shards
-from brics_cli.images.sinks import OutputImage, WebDatasetSink, encoded
+from brics_cli.images.sinks import OutputImage, WebDatasetSink
 
 BATCH_SIZE = 64
 
@@ -64,10 +64,7 @@ class PackWork:
             for first in batches:
                 told: list[Packed] = []
                 images = self._images(chain([first], batches), told)
-                with (
-                    self.sink.part(first.shard_index) as put,
-                    closing(encoded(images, self.sink.encoding, num_workers=self.sink.num_workers)) as ahead,
-                ):
+                with self.sink.part(first.shard_index) as put, self.sink.encoded(images) as ahead:
                     for image in ahead:
                         put(image)
                         yield from told

@@ -19,9 +19,9 @@ from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import open_sink
-from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces, encoded
+from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces
 from brics_cli.runtime.device import resolve_device
-from brics_cli.runtime.executors import TaskFailed, check_none_failed
+from brics_cli.runtime.executors import TaskFailed, check_none_failed, settled
 from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.precision import computing, precision_on
 from brics_cli.runtime.reporting import Reporter, Task, TimeSplit
@@ -260,10 +260,7 @@ class DecodeWork:
             for number, rows in parts:
                 start, split = time.perf_counter(), TimeSplit()
                 images = decoder.images(rows, split=split, on_batch=lambda num: None)
-                with (
-                    self.sink.part(number) as put,
-                    closing(encoded(images, self.sink.encoding, num_workers=self.sink.num_workers)) as ahead,
-                ):
+                with self.sink.part(number) as put, self.sink.encoded(images) as ahead:
                     for image in ahead:
                         put(image)
                 split.add({"write": time.perf_counter() - start - sum(split.seconds.values())})
@@ -280,11 +277,8 @@ def _decode_on(
     sink.num_workers = sink.num_workers or executor.cpus_per_worker
     work = DecodeWork(plan.store, plan.autoencoder.reference, sink, plan.precision, batch_size)
     try:
-        with closing(executor.run(work, pending)) as running:
+        with closing(settled(executor.run(work, pending), failed.append)) as running:
             for event in running:
-                if isinstance(event, TaskFailed):
-                    failed.append(event)
-                    continue
                 split.add(event.seconds)
                 task.advance(event.num_images, note=executor.status)
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -32,7 +31,7 @@ from brics_cli.images.fingerprints import fingerprint_of, known_fingerprint, sha
 from brics_cli.images.loader import default_num_workers, say_enlarged, say_multi_frame
 from brics_cli.images.selection import every_nth_shard, select_keys
 from brics_cli.runtime.device import resolve_devices
-from brics_cli.runtime.executors import LocalExecutor, TaskFailed
+from brics_cli.runtime.executors import LocalExecutor, TaskFailed, settled
 from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.precision import computing, precision_on
 from brics_cli.runtime.reporting import Reporter, TimeSplit
@@ -358,13 +357,12 @@ def _run(plan: EncodePlan, work: ShardWork, pending: list[int], reporter: Report
     num = len(plan.devices)
     if plan.executor is not None:
         shared = replace(work, num_workers=work.num_workers or plan.executor.cpus_per_worker)
-        with closing(plan.executor.run(shared, pending)) as running:
-            for event in running:
-                if isinstance(event, TaskFailed):
-                    reporter.warning(f"shard {plan.shards[event.task].name} has failed: {event.reason}")
-                    yield work.give_up(event.task, event.reason)
-                else:
-                    yield event
+
+        def give_up(failed: TaskFailed[int]) -> Progress:
+            reporter.warning(f"shard {plan.shards[failed.task].name} has failed: {failed.reason}")
+            return work.give_up(failed.task, failed.reason)
+
+        yield from settled(plan.executor.run(shared, pending), give_up)
         return
     if num == 1:
         yield from work.encode(pending, plan.encoder())

@@ -37,7 +37,7 @@ from brics_cli.images.recut import recut
 from brics_cli.images.sinks import WebDatasetSink, encoding_of
 from brics_cli.images.sources.tars import TarCollection
 from brics_cli.parsing import as_json
-from brics_cli.runtime.executors import TaskFailed
+from brics_cli.runtime.executors import TaskFailed, settled
 from brics_cli.runtime.on_ray import RayExecutor
 from brics_cli.runtime.reporting import Reporter, SilentReporter, Task
 from brics_cli.workspace import Artefact, Parent, provenance_at, sha256_of_file, write_provenance
@@ -316,13 +316,13 @@ def _run(plan: PackPlan, work: PackWork, pending: list[int], reporter: Reporter)
         return
     cores = plan.executor.cpus_per_worker
     work.sink.num_workers = work.sink.num_workers or cores
-    with closing(plan.executor.run(replace(work, num_workers=work.num_workers or cores), pending)) as running:
-        for event in running:
-            if isinstance(event, TaskFailed):
-                reporter.warning(f"shard {event.task:05d} has failed: {event.reason}")
-                yield work.give_up(event.task, event.reason)
-            else:
-                yield event
+
+    def give_up(failed: TaskFailed[int]) -> Packed:
+        reporter.warning(f"shard {failed.task:05d} has failed: {failed.reason}")
+        return work.give_up(failed.task, failed.reason)
+
+    shared = replace(work, num_workers=work.num_workers or cores)
+    yield from settled(plan.executor.run(shared, pending), give_up)
     remove_leftovers(plan.out, "*.tar.*")
     plan.executor.check_shared(plan.out, missing=sum(not work.sink.shard(shard).is_file() for shard in pending))
 

@@ -20,7 +20,7 @@ from brics_cli.errors import InterruptedRunError
 from brics_cli.images import contact_sheet
 from brics_cli.images.sheets import seed_captions
 from brics_cli.images.sinks import discard_pieces
-from brics_cli.runtime.executors import LocalExecutor, TaskFailed, check_none_failed
+from brics_cli.runtime.executors import LocalExecutor, TaskFailed, check_none_failed, settled
 from brics_cli.runtime.reporting import Reporter, TimeSplit
 from brics_cli.runtime.stopping import stop_signals
 from brics_cli.sampling.batch_sizes import BatchSizes
@@ -154,11 +154,9 @@ class _Run:
         failed: list[TaskFailed[Task]] = []
         with self.reporter.task("sample", total=total, unit="img", initial=total - left) as task:
             try:
-                with closing(self.run(tasks, on_step=lambda note: task.advance(0, note=note))) as run:
+                running = self.run(tasks, on_step=lambda note: task.advance(0, note=note))
+                with closing(settled(running, failed.append)) as run:
                     for done in run:
-                        if isinstance(done, TaskFailed):
-                            failed.append(done)
-                            continue
                         self.take(done)
                         if done.out_of_memory is not None:  # before anything is written of what was computed otherwise
                             self.sizes.write(plan.folder, identity=identity)

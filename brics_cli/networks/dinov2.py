@@ -13,12 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import IMAGENET, FeatureNetwork, normalised, read_state
+from brics_cli.networks.features import IMAGENET, FeatureNetwork, bicubic, normalised, read_state
 
 SIDE, PATCH = 224, 14
 HEAD_FEATURES = 64
@@ -36,7 +35,7 @@ class DinoFeatures(FeatureNetwork):
         self.num_features = network.embed_dim
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.array(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))  # (224, 224, 3)
+        return bicubic(image, SIDE)
 
     def forward(self, batch: Tensor) -> Tensor:
         tokens = self.network.forward_features(normalised(batch, *IMAGENET))  # (B, 1 + 16 * 16, D)

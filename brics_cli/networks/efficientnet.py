@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from timm.models.efficientnet import EfficientNet, tf_efficientnet_lite0
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError
-from brics_cli.networks.features import FeatureNetwork, read_state
+from brics_cli.networks.features import FeatureNetwork, bicubic, read_state
 
 SIDE = 224
 MEAN, SCALE = 127.0, 128.0
@@ -36,7 +35,7 @@ class EfficientNetFeatures(FeatureNetwork):
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.array(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))  # (224, 224, 3)
+        return bicubic(image, SIDE)
 
     def forward(self, batch: Tensor) -> Tensor:
         features: Tensor = self.network((batch - MEAN) / SCALE)  # (B, 1280)

@@ -17,6 +17,7 @@ from pkgutil import resolve_name
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 from torch import Tensor
 
 from brics_cli.errors import ArtefactError, MachineError, first_line, machine_error
@@ -70,6 +71,11 @@ def quiet_jit() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
         yield
+
+
+def bicubic(image: Image, side: int) -> Image:
+    """(H, W, 3) -> (side, side, 3) by Pillow, rounded to uint8."""
+    return np.array(PillowImage.fromarray(image).resize((side, side), PillowImage.Resampling.BICUBIC))
 
 
 class FeatureNetwork(ABC):

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 from torch import Tensor
 
-from brics_cli.networks.features import FeatureNetwork
+from brics_cli.networks.features import FeatureNetwork, bicubic
 
 SIDE = 128
 KEY = 2002_09797
@@ -57,7 +56,7 @@ class RandomConvolutions(FeatureNetwork):
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if image.shape[:2] == (SIDE, SIDE):
             return image
-        return np.array(PillowImage.fromarray(image).resize((SIDE, SIDE), PillowImage.Resampling.BICUBIC))
+        return bicubic(image, SIDE)
 
     def forward(self, batch: Tensor) -> Tensor:
         image = seen = batch.float() / 127.5 - 1  # (B, 3, S, S)

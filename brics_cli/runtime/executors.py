@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
@@ -61,6 +61,17 @@ class TaskFailed(Generic[TaskT]):
     task: TaskT
     reason: str
     num_tasks: int = 1
+
+
+def settled(
+    events: Generator[EventT | TaskFailed[TaskT], None, None], failed: Callable[[TaskFailed[TaskT]], EventT | None]
+) -> Generator[EventT, None, None]:
+    """`events`, which are closed at the end; for a task that has failed what `failed` makes of it, None for nothing."""
+    with closing(events):
+        for event in events:
+            settled_as = failed(event) if isinstance(event, TaskFailed) else event
+            if settled_as is not None:
+                yield settled_as
 
 
 def check_none_failed(failed: Sequence[TaskFailed[Any]], *, what: str) -> None:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
@@ -28,7 +28,7 @@ from torch import Tensor
 from brics_cli.codes import quantise
 from brics_cli.codes.parts import write_part
 from brics_cli.errors import MachineError, is_out_of_memory
-from brics_cli.images.sinks import OutputImage, encoded
+from brics_cli.images.sinks import OutputImage
 from brics_cli.runtime.reporting import TimeSplit
 from brics_cli.sampling.batch_sizes import BatchSizes
 from brics_cli.sampling.models import CodesOfSeeds, Models, OnStep
@@ -239,7 +239,7 @@ def open_file(plan: Plan, task: Task) -> Iterator[Add]:
         def add_images(batch: Batch) -> None:
             assert batch.images is not None
             images = map(OutputImage, map(key_of, batch.seeds), batch.images, batch.label_of_each)
-            with closing(encoded(images, sink.encoding, num_workers=sink.num_workers)) as ahead:
+            with sink.encoded(images) as ahead:
                 for image in ahead:
                     put(image)
 

@@ -233,7 +233,7 @@ class TrainingImages:
         return [Place(*place) for place in self.collection.places(samples)]
 
     def _place(self, sample: int) -> Place:
-        return Place(*self.collection.places([sample])[0])
+        return self._places([sample])[0]
 
     def _sample(self, image: Place | Loaded) -> int:
         return self.collection.starts[image.shard_index] + image.index

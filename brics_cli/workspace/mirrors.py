@@ -197,7 +197,8 @@ class Mirror:
                 if _is_size(status.st_size, file) and (found == stamp or (self.opening and found == stamp + _INDEX)):
                     with suppress(PermissionError):  # of another user's cache
                         os.utime(descriptor, (time.time(), found))
-                    self._indexed.add(path) if self.opening else None
+                    if self.opening:
+                        self._indexed.add(path)
                     return descriptor
                 os.close(descriptor)
             self._fetch(path)
@@ -347,9 +348,7 @@ def fetch_and_hold(url: str, *, reporter: Reporter | None = None) -> Path:
     with remote.explained(url):
         fs.invalidate_cache()
         info = remote.patiently(lambda: fs.info(name), fs=fs, told=told)
-        is_folder = info["type"] == "directory"
-        found = fs.find(name, detail=True).values() if is_folder else [{**info, "name": name}]
-    files = {local_path(file.name, url): file for file in map(remote.listed, found)}
+        files = {local_path(file.name, url): file for file in remote.files_at(fs, name, info)}
     mirror = Mirror(url, files)
     mirror.told = told
     if mirror.num_bytes > limit_bytes():
@@ -359,7 +358,7 @@ def fetch_and_hold(url: str, *, reporter: Reporter | None = None) -> Path:
             next=f"Allow more: --cache-gib {-(-2 * mirror.num_bytes // 2**30)}",
         )
     path = local_path(name, url)
-    if is_folder:
+    if info["type"] == "directory":
         remove_others(path, files.keys())
     mirror.make_tree()
     if reporter is not None and (missing := mirror.missing()):

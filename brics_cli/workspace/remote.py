@@ -254,6 +254,13 @@ def check_version(file: Listed, now: Listed | None, *, url: str) -> None:
         )
 
 
+def files_at(fs: Any, name: str, info: Mapping[str, Any]) -> list[Listed]:
+    """The file `name`, or all files in the folder that it is, by what `fs` said of it."""
+    if info["type"] == "directory":
+        return [listed(row) for row in fs.find(name, detail=True).values()]
+    return [listed({**info, "name": name})]
+
+
 def version(fs: Any, name: str) -> Listed:
     """What is at `name` now, asked for and not remembered."""
     fs.invalidate_cache()

@@ -200,13 +200,7 @@ class _Upload:
             found = []
             for name in names:
                 with suppress(FileNotFoundError):
-                    info = self.fs.info(name)
-                    rows = (
-                        self.fs.find(name, detail=True).values()
-                        if info["type"] == "directory"
-                        else [{**info, "name": name}]
-                    )
-                    found += [remote.listed(row) for row in rows]
+                    found += remote.files_at(self.fs, name, self.fs.info(name))
         return {posixpath.relpath(file.name, above): file for file in found}
 
     def _fetch(self, there: dict[str, remote.Listed]) -> None:

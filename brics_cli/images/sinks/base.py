@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -156,13 +156,17 @@ class ImageSink(ABC):
 
         Raises UsageError for a key that is not a relative path, and what asking for an image raises.
         """
-        with closing(encoded(images, self.encoding, num_workers=self.num_workers)) as ahead:
+        with self.encoded(images) as ahead:
             for number in count(start // self.shard_size):
                 if (first := next(ahead, None)) is None:
                     break
                 with self.part(number) as put:
                     for image in chain([first], islice(ahead, self.shard_size - 1)):
                         put(image)
+
+    def encoded(self, images: Iterable[OutputImage]) -> AbstractContextManager[Iterator[Encoded]]:
+        """`images` with the bytes of their files, encoded ahead in threads while the block runs."""
+        return closing(encoded(images, self.encoding, num_workers=self.num_workers))
 
     @abstractmethod
     def part(self, number: int) -> AbstractContextManager[Callable[[Encoded], None]]:

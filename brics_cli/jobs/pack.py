@@ -272,6 +272,7 @@ def pack(
         if _claim(plan, sources, overwrite=overwrite, reporter=reporter) == "complete":
             if not (plan.out / CARD).exists():  # of a brics that wrote none
                 sink.finish(reporter)
+            SourceLog(plan.out).discard()  # of one that was killed right after it was complete
             log = failures_of_finished(plan.out, collection)
             log.close()
             return _result(plan, log, already_complete=True)

@@ -27,6 +27,7 @@ from skimage import data as photographs
 
 from brics_cli.cli.app import run
 from brics_cli.images import open_collection, pixels
+from brics_cli.images.packs import SourceLog
 from brics_cli.images.pixels import load_pixels
 from brics_cli.workspace import sha256_of_file
 
@@ -194,6 +195,18 @@ def test_kill_9_at_a_random_point_and_resume(
     assert run(arguments) == 5
     assert files_of(out) == files_of(packed), f"killed after {fraction:.0%}, {left} shards were whole"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] in ([], [".out.lock"])
+
+
+def test_killed_right_after_it_was_complete(
+    photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["pack", str(photos), "--out", str(out), *map(str, ARGUMENTS), "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceLog, "discard", lambda self: os._exit(9))
+        assert Command(arguments, tmp_path / "log").kill_after(120) == 9
+    assert (out / SourceLog.NAME).exists() and json.loads((out / "brics.json").read_text())["complete"]
+    assert run(arguments) == 5 and files_of(out) == files_of(packed)
 
 
 def test_ctrl_c_says_how_to_go_on(photos: Path, tmp_path: Path) -> None:

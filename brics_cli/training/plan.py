@@ -56,7 +56,7 @@ from brics_cli.training.resuming import (
     was_killed_at_birth,
 )
 from brics_cli.training.state import checkpoints, step_of
-from brics_cli.wording import duration
+from brics_cli.wording import count, duration
 from brics_cli.workspace import Artefact, Kind, Parent, Workspace, sha256_of_file
 from brics_cli.workspace.artefacts import differences, now
 from brics_cli.workspace.embedded import embedded_at
@@ -65,6 +65,9 @@ from brics_cli.workspace.outputs import check_claim, check_output
 from brics_cli.workspace.places import locate, reference
 
 VALIDATION_IMAGES = 2048
+WARMUP_SHARE = 10
+"""A run that starts from another's weights, by that one's recipe, warms up for a tenth of its steps at most: the
+recipe's own number is for its own length."""
 DEFAULT_DIFFUSION_RECIPE = "brics-dit-s"
 NO_ARCHITECTURE = ("bottleneck.noise", "bottleneck.noise_varies", "bottleneck.init", "bottleneck.init_std")
 """Settings of a model that training alone sees: a run that starts from another's weights may have its own."""
@@ -256,21 +259,31 @@ def _check_any(names: Iterable[str], check: Callable[[str], object]) -> None:
 def _recipe_for(
     collection: Collection, asked: TrainOptions, *, start: str | None, device: torch.device, reporter: Reporter
 ) -> Recipe:
-    """That of the model to start from, `start`, at the size of smaller images, else one by images and device."""
+    """That of the model to start from, `start`, at the size of smaller images and with a warm-up that fits the run's
+    length; else one by images and device."""
     side = median_side(collection)
     if start is None:
         return _choose(
             default_autoencoder_recipe(side), rehearse_autoencoder, asked, kind="autoencoder",
             why=f" (the median image side is {side} px)", device=device, reporter=reporter,
         )  # fmt: skip
-    recipe, at = _load(start, asked, kind="autoencoder"), ""
+    recipe = _load(start, asked, kind="autoencoder")
     assert isinstance(recipe, AutoencoderRecipe)
+    fitted, at = {}, ""  # unless --set says otherwise
     size = recipe.model.largest_size(min(side, recipe.model.image_size))
-    if size < recipe.model.image_size and recipe.model.tied_to_size is None:  # unless --set says otherwise
-        smaller = replace(asked, overrides=[f"model.image_size={size}", *asked.overrides])
-        recipe = _load(start, smaller, kind="autoencoder")
+    if size < recipe.model.image_size and recipe.model.tied_to_size is None:
+        fitted["model.image_size"] = size
+    most = recipe.training.steps // WARMUP_SHARE
+    if recipe.optimiser.warmup_steps > most:
+        fitted["optimiser.warmup_steps"] = most
+    if fitted:
+        settings = [f"{key}={value}" for key, value in fitted.items()]
+        recipe = _load(start, replace(asked, overrides=[*settings, *asked.overrides]), kind="autoencoder")
         assert isinstance(recipe, AutoencoderRecipe)
+    if "model.image_size" in fitted:
         at = f" at {recipe.model.image_size} px (the median image side is {side} px)"
+    if "optimiser.warmup_steps" in fitted:
+        at += f", with {count(recipe.optimiser.warmup_steps, 'step')} of warm-up for {recipe.training.steps:,} in all"
     reporter.message(f"--recipe not given: using {start}, that of --init-from{at}")
     return recipe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 from random_autoencoder import make_autoencoder
 
 from brics_cli.codes import KeyCodeStore
+from brics_cli.runtime.reporting import SilentReporter
+from brics_cli.training.plan import TrainOptions, plan_autoencoder
+from brics_cli.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +137,24 @@ def test_fine_tuning_takes_the_recipe_of_the_run_at_the_size_of_the_images(desk:
     assert "lr: 0.0001" in (desk / "second" / "config.yaml").read_text()
     named = ("--init-from", "second", *quick, "--set", "model.bottleneck.level_dim=8", "--out", "third")
     assert "another architecture" in error_line(brics("train-ae", pictures, *named, cwd=desk, check=3))
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "warmup"),
+    [
+        (500, {}, 50),
+        (5, {}, 0),
+        (20_000, {}, 1000),
+        (500, {"overrides": ["optimiser.warmup_steps=400"]}, 400),
+        (500, {"recipe": "brics-mini"}, 1000),
+    ],
+    ids=["short", "shorter than ten", "long", "set", "recipe named"],
+)
+def test_fine_tuning_warms_up_for_a_tenth_of_its_steps_at_most_unless_told_otherwise(
+    desk: Path, steps: int, asked: dict[str, Any], warmup: int
+) -> None:
+    options = TrainOptions(
+        str(desk / "pictures"), steps=steps, init_from=Path("brics-mini"), out=desk / "new", device="cpu", **asked
+    )
+    plan = plan_autoencoder(options, workspace=Workspace(desk), reporter=SilentReporter())
+    assert plan.recipe.optimiser.warmup_steps == warmup

@@ -7,15 +7,42 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from brics_cli.cli.app import run
 
 
-class Command:
-    """`brics ...` in a forked process: it can be killed like any other, and need not import everything again."""
+def die_before_change(number: int, root: Path) -> None:
+    """End this process, as kill -9 would, before the `number`-th time (from 0) that it changes what is below `root`.
 
-    def __init__(self, arguments: list[str], stderr: Path) -> None:
+    Seen are files opened to write, made, renamed and removed by Python; what libhdf5 writes into an open file is not.
+    """
+    changes = count()
+
+    def end(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            flags = arguments[2]
+            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"):
+            return
+        if str(arguments[0]).startswith(str(root)) and next(changes) == number:
+            os._exit(KILLED)
+
+    sys.addaudithook(end)
+
+
+KILLED = 9
+
+
+class Command:
+    """`brics ...` in a forked process: it can be killed like any other, and need not import everything again.
+
+    With `before` it is called there first.
+    """
+
+    def __init__(self, arguments: list[str], stderr: Path, before: Callable[[], None] = lambda: None) -> None:
         stderr.touch()  # it is there however early the process is killed
         self.pid = os.fork()
         if self.pid == 0:
@@ -24,6 +51,7 @@ class Command:
             os.dup2(log, 2)
             sys.argv, sys.stdout, sys.stderr = ["brics", *arguments], os.fdopen(1, "w"), os.fdopen(2, "w")
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            before()
             code = run(arguments)
             sys.stderr.flush()
             os._exit(code)

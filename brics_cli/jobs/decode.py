@@ -19,7 +19,7 @@ from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import ArtefactError, InterruptedRunError, UsageError
 from brics_cli.images import open_sink
-from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, check_key, discard_pieces
+from brics_cli.images.sinks import SINKS, ImageSink, OutputImage, PngSink, begun_at, check_key, discard_pieces
 from brics_cli.runtime.device import resolve_device
 from brics_cli.runtime.executors import TaskFailed, check_none_failed, settled
 from brics_cli.runtime.on_ray import RayExecutor
@@ -134,7 +134,8 @@ def plan_decoding(
         reporter.message(f"--format not given: {sink.format}, by the ending of {out}")
     on = resolve_device(device) if executor is None else executor.connect(device, reporter=reporter)[0]
     precision = precision_on(on if executor is None else torch.device(executor.device), precision)
-    check_claim(sink.path, kind="reconstructions", overwrite=overwrite)
+    begun = sink.path if overwrite else begun_at(sink.path)
+    check_claim(begun, kind="reconstructions", overwrite=overwrite)
     store = KeyCodeStore(workspace.resolve("store", codes, argument="CODES", reporter=reporter))
     for key in store.keys:
         check_key(key)
@@ -142,7 +143,6 @@ def plan_decoding(
     if not overwrite:
         decoder = store.autoencoder["sha256"] if autoencoder is None else read_autoencoder(autoencoder).weights_sha256
         made_from = {"store": store.sha256, "autoencoder": decoder}
-        begun = sink.path if sink.path.exists() else sink.folder
         check_alike(begun, kind="reconstructions", known=_settings(sink, precision) | made_from)
     model = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder, device=on)
     if not model.config.takes_codes(store.code_shape):

@@ -171,6 +171,7 @@ class _Run:
         labels, classes = plan.models.labels(plan.sheet_seeds), plan.models.denoiser.classes
         names = None if labels is None else [classes.shown(label) for label in labels]
         captions = seed_captions(plan.sheet_seeds, names, num_columns=SHEET_COLUMNS)
+        remove_leftovers(plan.sheet.parent, plan.sheet.name)  # of a process that was killed while it wrote the same
         contact_sheet(rows, path=plan.sheet, captions=captions)
 
     def record_done(self, pending: Sequence[Task]) -> None:

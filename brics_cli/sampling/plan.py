@@ -19,7 +19,7 @@ from brics_cli.config.names import DEFAULT_QUANTISATIONS, Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.diffusion.samplers import SamplerSettings
 from brics_cli.images import open_sink, versioned
-from brics_cli.images.sinks import ImageSink, check_codec, file_of_pieces, pieces_directory
+from brics_cli.images.sinks import ImageSink, begun_at, check_codec, file_of_pieces
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.device import resolve_devices
 from brics_cli.runtime.on_ray import RayExecutor
@@ -190,9 +190,9 @@ def plan_sampling(
     check_codec(codec, format=form, path=out)
     shard_size = shard_size or DEFAULT_SHARD_SIZE
     if out is not None:
-        check_claim(out, kind="samples", overwrite=overwrite)
-        begun = next((path for path in (out, pieces_directory(out)) if path.exists()), None)
-        if begun is not None and not overwrite:
+        begun = out if overwrite else begun_at(out)
+        check_claim(begun, kind="samples", overwrite=overwrite)
+        if begun.exists() and not overwrite:
             model = workspace.resolve("diffusion", model, argument="--model", reporter=reporter)
             given = {each.name: how[each.name] for each in fields(SamplerSettings) if each.name in how}
             known = SamplerSettings(**given).record | _of_output(wanted, form, shard_size=shard_size, codec=codec)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile
 from typing import Any
 
 from brics_cli.errors import ArtefactError
@@ -91,8 +91,7 @@ def read_json(path: Path, *, what: str) -> Any:
 def check_writable(path: Path) -> None:
     """Make the directory that the file `path` goes to, and raise OSError now when nothing can be written there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=".brics-"):
-        pass
+    TemporaryFile(dir=path.parent).close()  # of no name, where the file system can: a kill leaves nothing
 
 
 def remove_leftovers(folder: Path, name: str) -> None:

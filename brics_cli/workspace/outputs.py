@@ -76,14 +76,15 @@ def check_output(
     flag: str = "--out",
     remove: bool = True,
 ) -> None:
-    """Raise WouldOverwriteError when something is at the output `path`, but for an empty folder.
+    """Raise WouldOverwriteError when something is at the output `path`, but for a folder that holds nothing, or no more
+    than what a claim left that was killed.
 
     With `overwrite` a file that brics made is left for the writer to replace when the new one is whole. A folder is
     emptied when brics made it as an artefact of this `kind` and all of it: no other artefact is in it, and none of
     `inputs` (paths or patterns the command reads). Links, devices, mount points and whatever the user made are never
     replaced. `flag` is the option that names `path`. `remove` False leaves even what may be replaced.
     """
-    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+    if not os.path.lexists(path) or (path.is_dir() and all(_is_of_a_claim(each) for each in path.iterdir())):
         return
     other = f"Give another {flag}."
     special = _special(path)
@@ -107,6 +108,11 @@ def check_output(
             f"{what} {path} was not made by brics, so --overwrite will not replace it",
             next=f"Remove it yourself, or give another {flag}.",
         )
+
+
+def _is_of_a_claim(path: Path) -> bool:
+    """Whether `path` is what a claim writes before the provenance has its name."""
+    return fnmatch.fnmatch(path.name, f".{PROVENANCE_FILE}.*.tmp")
 
 
 def check_claim(

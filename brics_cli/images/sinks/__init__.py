@@ -14,7 +14,7 @@ from brics_cli.config.suggestions import check_known
 from brics_cli.errors import UsageError
 from brics_cli.images.sinks.base import PNG, ImageSink, OutputImage, check_key, encoding_of
 from brics_cli.images.sinks.npz import NpzSink
-from brics_cli.images.sinks.pieces import TarSink, discard_pieces, file_of_pieces, pieces_directory
+from brics_cli.images.sinks.pieces import TarSink, begun_at, discard_pieces, file_of_pieces, pieces_directory
 from brics_cli.images.sinks.png import PngSink
 from brics_cli.images.sinks.webdataset import WebDatasetSink
 from brics_cli.images.sinks.zip import ZipSink

@@ -42,10 +42,19 @@ class Encoding:
     settings: Mapping[str, Any]
 
     def encode(self, image: np.ndarray) -> bytes:
-        """The bytes of the file."""
+        """The bytes of the file. Raises MemoryError."""
         buffer = BytesIO()
-        Image.fromarray(image).save(buffer, format=self.pillow_format, **self.settings)
+        try:
+            Image.fromarray(image).save(buffer, format=self.pillow_format, **self.settings)
+        except ValueError as error:
+            if str(error) in _WEBP_OUT_OF_MEMORY:
+                raise MemoryError("encoding") from None
+            raise
         return buffer.getvalue()
+
+
+_WEBP_OUT_OF_MEMORY = ("encoding error 1", "encoding error 2")
+"""What Pillow makes of libwebp's `VP8_ENC_ERROR_OUT_OF_MEMORY` and `..._BITSTREAM_OUT_OF_MEMORY`."""
 
 
 SIGNED = PngInfo()

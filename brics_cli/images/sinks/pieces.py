@@ -20,7 +20,7 @@ from brics_cli.images.sinks.webdataset import WebDatasetSink
 from brics_cli.parsing import parse_json
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, atomic_path, read_provenance
-from brics_cli.workspace.outputs import Claim, claim
+from brics_cli.workspace.outputs import Claim, claim, made_by_brics
 
 PIECE_SIZE = 1000
 
@@ -33,6 +33,26 @@ def pieces_directory(path: Path) -> Path:
 def file_of_pieces(path: Path) -> Path:
     """The file whose pieces are at `path`; `path` itself when that is no folder of pieces."""
     return path.with_suffix("") if path.suffix == ".pieces" else path
+
+
+def begun_at(path: Path) -> Path:
+    """Where it is said whose the output at `path` is: of a file that is not there, or was joined by a process that was
+    killed before it said so, at its pieces; else at `path` itself."""
+    pieces = pieces_directory(path)
+    if not pieces.exists() or (path.exists() and (read_provenance(path) is not None or not _is_of(pieces, path))):
+        return path
+    return pieces
+
+
+def _is_of(pieces: Path, path: Path) -> bool:
+    """Whether the file at `path` was joined from `pieces`: it has our mark, or, a tar has none, begins as the first."""
+    first = pieces / "00000.tar"
+    return made_by_brics(path) or (first.exists() and _first_block(path) == _first_block(first))
+
+
+def _first_block(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(tarfile.BLOCKSIZE)
 
 
 def discard_pieces(path: Path) -> None:
@@ -63,13 +83,11 @@ class PiecewiseSink(WebDatasetSink):
 
     def claim(self, artefact: Artefact, *, overwrite: bool) -> Claim:
         """Claim the folder of pieces: that is what is gone on with."""
-        pieces = replace(artefact, path=self.folder)
-        # killed between the file's last rename and its provenance: the pieces say whose it is
-        was_killed = self.path.exists() and self.folder.exists() and read_provenance(self.path) is None
-        if (overwrite or not was_killed) and claim(artefact, overwrite=overwrite, is_file=True) == "complete":
+        goes_on = begun_at(self.path) == self.folder and not overwrite
+        if not goes_on and claim(artefact, overwrite=overwrite, is_file=True) == "complete":
             discard_pieces(self.path)  # killed while they were removed
             return "complete"
-        return claim(pieces, overwrite=overwrite)
+        return claim(replace(artefact, path=self.folder), overwrite=overwrite)
 
     def finish(self, reporter: Reporter) -> None:
         """Write the file."""

@@ -241,7 +241,8 @@ def test_a_child_that_dies_or_hangs_is_reported(path, monkeypatch, tmp_path):
     assert verify_store_in_child(path) == ["reading it did not end in 61 s"]
     dying.write_text("#!/bin/sh\nexec sleep 60\n")
     run = verify.subprocess.run
-    monkeypatch.setattr(verify.subprocess, "run", lambda *args, timeout, **more: run(*args, timeout=timeout / 10, **more))
+    sooner = lambda *args, timeout, **more: run(*args, timeout=timeout / 10, **more)  # noqa: E731
+    monkeypatch.setattr(verify.subprocess, "run", sooner)
     with pytest.raises(MachineError, match="did not end in 10 s"):  # it computes nothing: the store is not to blame
         verify_store_in_child(path, limit_s=0.2)
 

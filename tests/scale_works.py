@@ -86,6 +86,16 @@ class DiesOnce(Each):
         return task**2
 
 
+@dataclass(frozen=True)
+class Setting(Each):
+    """Tells the number that an environment variable is."""
+
+    name: str
+
+    def one(self, task: int) -> int:
+        return int(os.environ[self.name])
+
+
 class ReadsAhead(Each):
     """Takes two tasks ahead of the one it does, as decoding does, and tells of each in two events; dies over task 5."""
 

@@ -275,6 +275,7 @@ def _decode_on(
     """Decode the parts on the cluster. Raises TooManyFailuresError where some were given up."""
     sink, failed = plan.sink, list[TaskFailed[Part]]()
     sink.num_workers = sink.num_workers or executor.cpus_per_worker
+    executor.folder = sink.folder
     work = DecodeWork(plan.store, plan.autoencoder.reference, sink, plan.precision, batch_size)
     try:
         with closing(settled(executor.run(work, pending), failed.append)) as running:
@@ -284,7 +285,6 @@ def _decode_on(
     finally:
         remove_leftovers(sink.folder, "*")  # of workers that were ended while they wrote
     check_none_failed(failed, what=f"{count(len(pending), 'part')} of {sink.path}")
-    executor.check_shared(sink.folder, missing=len(plan.pending(batch_size)))
 
 
 def _formats(keep: Callable[[type[ImageSink]], bool]) -> str:

@@ -305,8 +305,6 @@ def encode_dataset(
                 ) from None
             finally:
                 running.close()
-            if plan.executor is not None:
-                plan.executor.check_shared(writer.parts_directory, missing=len(writer.pending))
             img_per_s = num_now / max(time.perf_counter() - start, 1e-9)
             say_enlarged(reporter, num_enlarged, num_now, size=header.image_size)
             say_multi_frame(reporter, num_multi_frame, num_now)
@@ -362,6 +360,7 @@ def _run(plan: EncodePlan, work: ShardWork, pending: list[int], reporter: Report
             reporter.warning(f"shard {plan.shards[failed.task].name} has failed: {failed.reason}")
             return work.give_up(failed.task, failed.reason)
 
+        plan.executor.folder = work.parts_directory
         yield from settled(plan.executor.run(shared, pending), give_up)
         return
     if num == 1:

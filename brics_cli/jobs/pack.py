@@ -323,9 +323,9 @@ def _run(plan: PackPlan, work: PackWork, pending: list[int], reporter: Reporter)
         return work.give_up(failed.task, failed.reason)
 
     shared = replace(work, num_workers=work.num_workers or cores)
+    plan.executor.folder = plan.out
     yield from settled(plan.executor.run(shared, pending), give_up)
     remove_leftovers(plan.out, "*.tar.*")
-    plan.executor.check_shared(plan.out, missing=sum(not work.sink.shard(shard).is_file() for shard in pending))
 
 
 def _out_of_memory(error: MemoryError, *, next: str) -> MachineError:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
@@ -36,6 +37,8 @@ MAX_RETRIES = 3
 """How often a task is given to another worker after the one that had it died."""
 OBJECT_STORE_BYTES = 100 * 2**20
 """Of a local cluster: only the description of the work goes through it."""
+SHARED_S = 10.0
+"""What a worker has written is seen by then on a file system that is shared."""
 PATIENCE_S = 30.0
 """After so long without any worker it is said that one is waited for."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -46,7 +49,8 @@ class RayExecutor:
 
     `cpus_per_worker`: cores of a worker where no node has a GPU, and what it decodes with everywhere. A task whose
     worker died is given to another, `max_retries` times; then it has failed. Paths that the work names must be on file
-    systems that all nodes share. `connect` comes before `run`.
+    systems that all nodes share: of the working directory and of `folder` it is looked after before anything is done.
+    Workers take over the environment's `BRICS_` variables. `connect` comes before `run`.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class RayExecutor:
         self.local_cores: int | None = None
         """Of a cluster of this machine alone; None: all that are free."""
         self.reporter: Reporter = SilentReporter()
+        self.folder: Path | None = None
+        """Where workers write, if they do."""
         self.device, self.cpus_per_worker = "cpu", 0
         self.num_workers = self.num_retries = 0
 
@@ -106,20 +112,12 @@ class RayExecutor:
         self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]
     ) -> Generator[EventT | TaskFailed[TaskT], None, None]:
         """See `executors.Executor.run`. Raises MachineError when worker after worker dies before it has taken a task,
-        and when versions differ between machines."""
+        and when versions differ between machines or they do not share a file system."""
         run = _Run(self, work, tasks)
         try:
             yield from run.events()
         finally:
             run.end()
-
-    def check_shared(self, folder: Path, *, missing: int) -> None:
-        """Raise MachineError where `missing` of what workers wrote into `folder` is not to be seen here."""
-        if missing:
-            raise MachineError(
-                f"{missing:,} of the parts that workers wrote are not in {folder}",
-                next="Write to a file system that all nodes share, and see that all mount it at the same place.",
-            )
 
     @property
     def status(self) -> str:
@@ -199,10 +197,15 @@ class _Run(Generic[TaskT, EventT]):
         """Tasks that a worker died over. They come last, and each alone, so that it is known which one it was."""
         self.deaths: Counter[int] = Counter()
         self.num_left = len(tasks)
+        self.hired: set[_Hired] = set()
         self.calls: dict[ray.ObjectRef[Any], _Hired] = {}
         """What is waited for: a call of each worker."""
         self.num_false_starts = 0
         self.has_waited = False
+        self.environment = {name: value for name, value in os.environ.items() if name.startswith("BRICS_")}
+        self.probed = None if executor.folder is None else str(executor.folder)
+        if executor.folder is not None:
+            executor.folder.mkdir(parents=True, exist_ok=True)
         resources = {"num_gpus": 1} if executor.device == "cuda" else {"num_cpus": executor.cpus_per_worker}
         self.hire_actor = self.ray.remote(Worker).options(max_concurrency=2, **resources).remote
 
@@ -213,6 +216,8 @@ class _Run(Generic[TaskT, EventT]):
             ready, _ = self.ray.wait(list(self.calls), timeout=timeout)
             if not ready:
                 self._say_waiting()
+            elif len(self.calls) > 1:  # and all others that are
+                ready, _ = self.ray.wait(list(self.calls), num_returns=len(self.calls), timeout=0)
             for call in ready:
                 worker = self.calls.pop(call)
                 try:
@@ -227,21 +232,24 @@ class _Run(Generic[TaskT, EventT]):
 
     def end(self) -> None:
         """End all workers; they end, too, when this process does."""
-        for worker in self.calls.values():
+        for worker in self.hired:
             self.ray.kill(worker.actor)
         self.executor.num_workers = 0
 
     def _hire(self) -> None:
         """Have a worker for each place there is, and one more, which a node that joins can start."""
         wanted = min(self.num_left, self.executor.num_places() + 1)
-        for _ in range(wanted - len(self.calls)):
-            actor = self.hire_actor()
-            self.calls[actor.begin.remote(str(Path.cwd()), installed())] = _Hired(actor)
+        for _ in range(wanted - len(self.hired)):
+            worker = _Hired(self.hire_actor())
+            self.hired.add(worker)
+            self.calls[worker.actor.begin.remote(str(Path.cwd()), installed(), self.environment, self.probed)] = worker
 
     def _answered(self, worker: _Hired, answer: Any) -> Iterator[EventT]:
         """Hear what a call of `worker` gave, and make the next one."""
         if not worker.node:
-            worker.node = answer
+            worker.node, probe = answer
+            if probe is not None:
+                self._check_shared(worker, Path(probe))
             call = worker.actor.set_up.remote(self.work, self.executor.device)
         else:
             if not worker.is_set_up:
@@ -263,7 +271,7 @@ class _Run(Generic[TaskT, EventT]):
 
     def _hand_out(self) -> None:
         """Answer those that ask: with a task; with None, which is to finish what they have; or not yet."""
-        for worker in self.calls.values():
+        for worker in self.hired:
             if not worker.asks:
                 continue
             is_alone = any(self.deaths[task] for task in worker.holding)
@@ -283,12 +291,13 @@ class _Run(Generic[TaskT, EventT]):
 
     def _died(self, worker: _Hired, error: Exception) -> Iterator[TaskFailed[TaskT]]:
         """Give the tasks of a worker to others, or up."""
+        self.hired.remove(worker)
         self.executor.num_workers = self._workers()
         self.ray.kill(worker.actor)  # should it only be out of reach
         reason = _reason(error)
         if not worker.is_set_up:
             self.num_false_starts += 1
-            if self.num_false_starts > self.executor.max_retries:
+            if self.num_false_starts > self.executor.max_retries + self.executor.num_places():
                 raise MachineError(
                     f"{self.num_false_starts} workers in a row could not start: {reason}", next=_next(reason)
                 )
@@ -305,8 +314,19 @@ class _Run(Generic[TaskT, EventT]):
                 self.suspects.append(task)
         self._hire()
 
+    def _check_shared(self, worker: _Hired, probe: Path) -> None:
+        """Raise MachineError where what `worker` has put into the folder of the output is not to be seen here."""
+        end = time.monotonic() + SHARED_S
+        while not probe.exists():
+            if time.monotonic() > end:
+                raise MachineError(
+                    f"what the Ray worker on {worker.node} writes to {probe.parent} is not to be seen there from here",
+                    next="Write to a file system that all nodes share; for an output at a URL set BRICS_CACHE to one.",
+                )
+            time.sleep(0.1)
+
     def _workers(self) -> int:
-        return sum(worker.is_set_up for worker in self.calls.values())
+        return sum(worker.is_set_up for worker in self.hired)
 
     def _say_waiting(self) -> None:
         self.has_waited = True

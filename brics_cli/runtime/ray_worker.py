@@ -15,8 +15,9 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from tempfile import NamedTemporaryFile
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 
 import brics_cli
 from brics_cli.errors import MachineError
@@ -43,11 +44,15 @@ class Worker:
     def __init__(self) -> None:
         self._said: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._given: SimpleQueue[tuple[Any] | None] = SimpleQueue()
+        self._probe: IO[bytes] | None = None
 
-    def begin(self, directory: str, expected: dict[str, str]) -> str:
-        """Go to the driver's `directory`, so that relative paths mean the same; the name of this machine.
+    def begin(
+        self, directory: str, expected: dict[str, str], environment: dict[str, str], written_to: str | None
+    ) -> tuple[str, str | None]:
+        """Go to the driver's `directory`, so that relative paths mean the same, and take over its `environment`: the
+        name of this machine, and of a file in the folder `written_to`, which is there until `set_up`.
 
-        Raises MachineError where the directory is not there, or something else than `expected` is installed.
+        Raises MachineError where a folder is not there, or something else than `expected` is installed.
         """
         host = socket.gethostname()
         found = installed()
@@ -58,17 +63,25 @@ class Worker:
                 f"the Ray worker on {host} has {', '.join(differing)}",
                 next="Install on every node what the driver has.",
             )
+        os.environ.update(environment)
+        folder = directory
         try:
-            os.chdir(directory)
+            os.chdir(folder)
+            if written_to is not None:
+                folder = written_to
+                # A name that all outputs take for what a killed process has left.
+                self._probe = NamedTemporaryFile(dir=folder, prefix=".brics.tar.", suffix=".tmp")  # noqa: SIM115
         except OSError as error:
             raise MachineError(
-                f"the Ray worker on {host} does not see {directory} ({error.strerror})",
-                next="Run the command in a folder on a file system that all nodes share.",
+                f"the Ray worker on {host} cannot use {folder} ({error.strerror})",
+                next="Run the command, and write, on a file system that all nodes share.",
             ) from None
-        return host
+        return host, None if self._probe is None else str(self._probe.name)
 
     def set_up(self, work: Work[Any, Any], device: str) -> list[tuple[str, Any]]:
         """Start the work; what it said first."""
+        if self._probe is not None:
+            self._probe.close()
         Thread(target=self._work, args=(work, device), name="brics-work", daemon=True).start()
         return self.listen()
 

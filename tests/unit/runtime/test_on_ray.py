@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
-from scale_works import DiesOnce, Fails, ReadsAhead, Squares
+from scale_works import DiesOnce, Fails, ReadsAhead, Setting, Squares
 
 from brics_cli.errors import ArtefactError, MachineError, UsageError
 from brics_cli.runtime import on_ray
@@ -67,6 +69,21 @@ def test_a_worker_with_other_code_is_one_line(ray_cluster, monkeypatch):
         list(connected().run(Squares(), [1]))
 
 
+def test_a_folder_that_is_not_shared_is_one_line(ray_cluster, tmp_path, monkeypatch):
+    executor = connected()
+    executor.folder = tmp_path / "out"
+    assert len(list(executor.run(Squares(), [1, 2]))) == 2 and not [*executor.folder.iterdir()]
+    monkeypatch.setattr(on_ray, "SHARED_S", 0)
+    monkeypatch.setattr(on_ray.Path, "exists", lambda path: False)  # as it is on another disk
+    with pytest.raises(MachineError, match=r"what the Ray worker on \S+ writes to \S+/out is not to be seen there"):
+        list(executor.run(Squares(), [1]))
+
+
+def test_workers_have_the_settings_of_the_command(ray_cluster, monkeypatch):
+    monkeypatch.setenv("BRICS_CACHE_GIB", "7")
+    assert [event.value for event in connected().run(Setting("BRICS_CACHE_GIB"), [1])] == [7]
+
+
 def test_what_no_worker_can_be_is_said(ray_cluster):
     with pytest.raises(UsageError, match="no worker can start: the cluster is this machine alone, which has 2 cores"):
         RayExecutor(cpus_per_worker=3).connect(reporter=SilentReporter())
@@ -74,3 +91,11 @@ def test_what_no_worker_can_be_is_said(ray_cluster):
         RayExecutor().connect("cuda:1", reporter=SilentReporter())
     with pytest.raises(UsageError, match="Ray Client is not supported"):
         RayExecutor("ray://head:10001")
+
+
+def test_ray_is_loaded_by_whoever_asks_for_it(monkeypatch):
+    code = "import sys, brics_cli.cli.app, brics_cli.jobs.pack; assert not {'ray', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"--executor ray needs Ray .* Install it: pip install 'brics-cli\[ray\]'"):
+        RayExecutor().connect(reporter=SilentReporter())

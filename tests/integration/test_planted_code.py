@@ -65,7 +65,7 @@ SHORT = (
 )
 LONG = (
     "encode-dataset images --out two.h5 --verify --device cpu,cpu",
-    "encode-dataset images --out three.h5 --executor ray --device cpu",
+    "encode-dataset images --out cluster.h5 --executor ray --device cpu",
     "decode codes.h5 --out decoded.zip",
     "train-ae images --recipe tiny --steps 1 --set training.batch_size=2 --out ae",
     "train-diffusion codes.h5 --recipe tiny --steps 1 --set training.batch_size=2 --out diffusion",

@@ -38,6 +38,7 @@ from brics_cli.runtime.device import place
 from brics_cli.runtime.precision import precision_on
 from brics_cli.runtime.reporting import TimeSplit
 from brics_cli.workspace import Parent
+from brics_cli.workspace.naming import Codec
 
 SHARD_SIZE = 1000
 SAMPLE = SHARD_SIZE
@@ -48,7 +49,7 @@ def bench_encode(
     *,
     num_images: int = 4000,
     width: int = 341,
-    file_format: str = "jpg",
+    codec: Codec = "jpeg",
     size: int = 256,
     repeats: int = 3,
     recipe: str | None = None,
@@ -87,7 +88,7 @@ def bench_encode(
     )  # fmt: skip
     ratios, alone, alone_cpu_us, by_processes, pipeline = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
-        write_shards(Path(folder, "shards"), num_images=num_images, width=width, file_format=file_format)
+        write_shards(Path(folder, "shards"), num_images=num_images, width=width, codec=codec)
         collection = open_collection(Path(folder, "shards"))
         sample = collection.first(SAMPLE)
         files = [raw.data for shard in range(len(sample.shards)) for raw in sample.iter_shard(shard)]
@@ -122,7 +123,7 @@ def bench_encode(
         "ratio": statistics.median(ratios),
         "encodings": encodings,
     }
-    return Report(value, [_table(value, f"{file_format} images of {width} x {width * 3 // 4} px")])
+    return Report(value, [_table(value, f"{codec} images of {width} x {width * 3 // 4} px")])
 
 
 def _table(found: dict[str, Any], images: str) -> Table:
@@ -152,8 +153,8 @@ def _table(found: dict[str, Any], images: str) -> Table:
     return table
 
 
-def write_shards(folder: Path, *, num_images: int, width: int, file_format: str) -> None:
-    """WebDataset shards of crops of the bundled photographs, as `file_format` (jpg or png)."""
+def write_shards(folder: Path, *, num_images: int, width: int, codec: Codec = "jpeg") -> None:
+    """WebDataset shards of crops of the bundled photographs, in `codec`."""
     folder.mkdir(parents=True)
     height = width * 3 // 4
     sources = [photographs.astronaut(), photographs.coffee(), photographs.chelsea(), photographs.rocket()]
@@ -168,8 +169,8 @@ def write_shards(folder: Path, *, num_images: int, width: int, file_format: str)
             left = generator.integers(0, source.shape[1] - crop_width + 1)
             crop = Image.fromarray(source[top : top + crop_height, left : left + crop_width]).resize((width, height))
             buffer = BytesIO()
-            crop.save(buffer, "JPEG" if file_format == "jpg" else "PNG", quality=90)
-            member = tarfile.TarInfo(f"{number:06d}.{file_format}")
+            crop.save(buffer, codec, quality=90)
+            member = tarfile.TarInfo(f"{number:06d}.{'jpg' if codec == 'jpeg' else codec}")
             member.size = buffer.tell()
             buffer.seek(0)
             tar.addfile(member, buffer)

@@ -58,7 +58,7 @@ def bench_pack(*, num_images: int = 780, width: int = 1024, size: int = 256, rep
 
 def write_photographs(folder: Path, *, num_images: int, width: int) -> None:
     """`num_images` JPEG files, crops of the photographs inside scikit-image."""
-    write_shards(folder.with_name("tars"), num_images=num_images, width=width, file_format="jpg")
+    write_shards(folder.with_name("tars"), num_images=num_images, width=width)
     folder.mkdir()
     with tarfile.open(folder.with_name("tars") / "000000.tar") as tar:
         tar.extractall(folder, filter="data")

@@ -57,7 +57,7 @@ def bench_remote(
     rates: dict[str, list[float]] = {"disk": [], "url": []}
     with tempfile.TemporaryDirectory(prefix="brics-bench-") as folder:
         shards = Path(folder, "shards")
-        write_shards(shards, num_images=num_images, width=width, file_format="jpg")
+        write_shards(shards, num_images=num_images, width=width)
         with explained(url, doing="write"):
             for path in sorted(shards.iterdir()):
                 fs.put_file(str(path), f"{name}/{path.name}")

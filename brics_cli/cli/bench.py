@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from brics_cli.cli.output import Session, plain_table
 from brics_cli.cli.pages import Old
 from brics_cli.config.names import Precision
 from brics_cli.diffusion.samplers import SAMPLER_NAMES
+from brics_cli.workspace.naming import Codec
 
 if TYPE_CHECKING:
     from brics_cli.bench.timing import Report
@@ -163,9 +164,7 @@ def encode(
     num_images: Annotated[
         int, typer.Option("--n", Old("--num-images"), min=100, help="How many images are encoded.")
     ] = 4000,
-    codec: Annotated[
-        Literal["jpg", "png"], typer.Option("--codec", Old("--format"), help="Of the image files.")
-    ] = "jpg",
+    codec: Annotated[Codec, typer.Option("--codec", Old("--format"), help="Of the image files.")] = "jpeg",
     width: Annotated[int, typer.Option("--width", min=16, help="Of the image files, px; they are 3/4 as high.")] = 341,
     size: Annotated[int, typer.Option("--size", min=16, help="Of the square that is encoded, px.")] = 256,
     recipe: Annotated[
@@ -192,7 +191,7 @@ def encode(
     from brics_cli.runtime.device import resolve_device
 
     report = bench_encode(
-        num_images=num_images, width=width, file_format=codec, size=size, repeats=repeats, recipe=recipe,
+        num_images=num_images, width=width, codec=codec, size=size, repeats=repeats, recipe=recipe,
         precision=dtype, device=resolve_device(device), num_workers=num_workers, batch_size=batch_size,
     )  # fmt: skip
     _show(Session(as_json=as_json), report)

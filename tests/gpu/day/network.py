@@ -105,7 +105,7 @@ def validation() -> None:
 def transforms() -> None:
     """Images per second that threads decode: which of the two is to stay."""
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder, "shards"), num_images=16 if QUICK else 2000, width=640, file_format="jpg")
+        write_shards(Path(folder, "shards"), num_images=16 if QUICK else 2000, width=640)
         collection = open_collection(Path(folder, "shards"))
         for transform in ("crop-bicubic", "crop-bicubic-fast", *(["crop-bicubic-cuda"] if DEVICE == "cuda" else [])):
             seconds = []

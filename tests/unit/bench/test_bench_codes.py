@@ -15,7 +15,7 @@ from brics_cli.images import loader
 
 def bench() -> dict[str, Any]:
     return encode.bench_encode(
-        num_images=120, width=24, file_format="png", size=16, repeats=1, device=torch.device("cpu"), num_workers=2
+        num_images=120, width=24, codec="png", size=16, repeats=1, device=torch.device("cpu"), num_workers=2
     ).value
 
 

@@ -30,6 +30,8 @@ from PIL import Image
 from remote_servers import s3_environment, s3_server
 
 import brics_cli
+from brics_cli.codes import KeyCodeStore
+from brics_cli.codes.verify import verify_store
 
 pytestmark = pytest.mark.slow
 
@@ -235,10 +237,10 @@ def made(path: Path) -> Any:
         return {name: np.asarray(file[name]).tobytes() for name in ("codes", "keys", "labels", "shards", "failures")}
 
 
-def start(name: str, workspace: Path, out: Path, nodes: Nodes) -> subprocess.Popen[str]:
+def start(name: str, workspace: Path, out: Path, nodes: Nodes, *more: str) -> subprocess.Popen[str]:
     flags = ("--executor", "ray", "--cpus-per-worker", "1", "--ray-address", nodes.cluster.address)
     out.mkdir(exist_ok=True)
-    return start_brics(*command(name, out), *flags, cwd=workspace, RAY_ADDRESS="")
+    return start_brics(*command(name, out), *flags, *more, cwd=workspace, RAY_ADDRESS="")
 
 
 def strike(what: str, driver: subprocess.Popen[str], nodes: Nodes, chance: random.Random) -> bool:
@@ -278,6 +280,19 @@ def test_the_output_is_whole_whatever_is_killed_three_times(workspace, nodes, tm
         print("\n".join(line for line in said.splitlines() if "died" in line or "going on" in line or " in " in line))
         assert driver.returncode == EXIT[name], said
         assert made(out / COMMANDS[name][-1]) == expected
+
+
+def test_images_of_shards_that_are_given_up_are_counted(workspace, nodes, tmp_path):
+    nodes.restore()
+    driver = start("encode-dataset", workspace, tmp_path, nodes, "--max-retries", "0")
+    until(lambda: [*(tmp_path / "codes.h5.parts").glob("*.h5")])
+    os.kill(nodes.workers()[0], signal.SIGKILL)
+    said = driver.communicate(timeout=240)[1]
+    store = KeyCodeStore(tmp_path / "codes.h5")
+    given_up = [failure for failure in store.failures if failure["reason"].startswith("1 worker died over it")]
+    assert driver.returncode == 5 and f"{len(store.failures)} of 1,440 images failed" in said, said
+    assert len(store) + len(store.failures) == 1440 and len(given_up) in (60, 120)
+    assert verify_store(store.path) == []
 
 
 def test_a_node_that_joins_gets_work(workspace, nodes, tmp_path, alone):

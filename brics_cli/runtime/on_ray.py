@@ -351,7 +351,7 @@ def _raised(error: Any) -> Exception:
 
 def _reason(error: Exception) -> str:
     """Why a worker is no more, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.partition(" Some common causes")[0].strip() for line in str(error).splitlines() if line.strip()]
     for mark in ("ModuleNotFoundError", "OutOfMemory", "The actor is dead because", "The actor died because"):
         if found := [line for line in lines if mark in line]:
             return found[0]

@@ -243,13 +243,18 @@ def start(name: str, workspace: Path, out: Path, nodes: Nodes, *more: str) -> su
     return start_brics(*command(name, out), *flags, *more, cwd=workspace, RAY_ADDRESS="")
 
 
-def strike(what: str, driver: subprocess.Popen[str], nodes: Nodes, chance: random.Random) -> bool:
-    """Kill one `what` at a moment by chance after workers have begun; False when the command has ended before."""
-    if not until(lambda: all(node.workers for node in nodes.nodes), driver):
+def strike(what: str, driver: subprocess.Popen[str], nodes: Nodes, chance: random.Random, *, busy: bool) -> bool:
+    """Kill one `what` at a moment by chance after a worker has begun, or is `busy`; False when the command has ended
+    before."""
+
+    def workers() -> list[int]:
+        return [pid for node in nodes.nodes for pid in node.processes("ray::Worker.listen" if busy else "ray::Worker")]
+
+    if not until(workers, driver):
         return False
-    time.sleep(chance.uniform(0, 4))
+    time.sleep(chance.uniform(0, 3))
     victims = {
-        "worker": nodes.workers(),
+        "worker": workers(),
         "raylet": [pid for node in nodes.nodes for pid in node.processes("raylet/raylet")],
         "node": [node.process.pid for node in nodes.nodes],
         "driver": [driver.pid],
@@ -269,7 +274,7 @@ def test_the_output_is_whole_whatever_is_killed_three_times(workspace, nodes, tm
         nodes.restore()
         out, num_runs = tmp_path / str(num_runs), num_runs + 1
         driver = start(name, workspace, out, nodes)
-        while num_strikes < 3 and strike(what, driver, nodes, chance):
+        while num_strikes < 3 and strike(what, driver, nodes, chance, busy=num_strikes > 0):
             num_strikes += 1
             if what == "driver":
                 until(lambda: not nodes.workers())  # they end with it

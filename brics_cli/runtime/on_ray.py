@@ -150,8 +150,8 @@ class RayExecutor:
             except (OSError, RuntimeError, ValueError) as error:
                 raise MachineError(
                     f"no Ray cluster at {self.address or 'this machine'}: {first_line(error)}",
-                    next="Start one with `ray start --head`, or leave --ray-address and RAY_ADDRESS out; for one that asks "
-                    "for a token set RAY_AUTH_MODE=token.",
+                    next="Start one with `ray start --head`, or leave --ray-address and RAY_ADDRESS out. "
+                    "Where clusters ask for a token, set RAY_AUTH_MODE=token.",
                 ) from None
         return self._nodes()
 

@@ -4,8 +4,9 @@
     python recipes/studies/diffusability.py WORK make emoji/scale-0 --budget short
     python recipes/studies/diffusability.py WORK tables > tables.md
 
-A cell is COLLECTION/NAME-SEED: WORK/COLLECTION is what `brics pack --size 32` wrote, NAME one of CELLS. Every step is a
-`brics` command, printed as it starts, and is left out where its result is there; an interrupted training goes on.
+A cell is COLLECTION/NAME-SEED: WORK/COLLECTION32 is what `brics pack --size 32` wrote, NAME one of CELLS. NAME-0.2 has
+the codes of NAME-0, and decoders and a diffusion model of seed 2. Every step is a `brics` command, printed as it
+starts, and is left out where its result is there; an interrupted training goes on.
 """
 
 from __future__ import annotations
@@ -90,28 +91,35 @@ DRAWS = {
     "guided": ["--guidance", "1.5"],
     "guided-2": ["--guidance", "2"],
 }
-"""How samples are drawn of a model; `guided` by the cell's model of budget `short` (autoguidance, arXiv 2406.02507)."""
+"""How samples are drawn; `guided` by a model of budget `short` of the same codes (autoguidance, arXiv 2406.02507)."""
 
 
 class Place(NamedTuple):
-    """The folder of a cell and of a seed."""
+    """The folder of a cell and of its seeds."""
 
     work: Path
     collection: str
     name: str
     seed: int
+    """Of decoders and of diffusion."""
+    codes_seed: int
 
     @classmethod
     def of(cls, work: Path, text: str) -> Place:
         collection, _, rest = text.partition("/")
         name, _, seed = rest.rpartition("-")
-        if name not in CELLS or not seed.isdigit():
+        codes_seed, _, own = seed.partition(".")
+        if name not in CELLS or not codes_seed.isdigit() or not (own or "0").isdigit():
             raise SystemExit(f"{text}: must be COLLECTION/NAME-SEED, NAME one of {', '.join(CELLS)}")
-        return cls(work, collection, name, int(seed))
+        return cls(work, collection, name, int(own or codes_seed), int(codes_seed))
+
+    @property
+    def seeds(self) -> str:
+        return str(self.seed) if self.seed == self.codes_seed else f"{self.codes_seed}.{self.seed}"
 
     @property
     def folder(self) -> Path:
-        return self.work / self.collection / f"{self.name}-{self.seed}"
+        return self.work / self.collection / f"{self.name}-{self.seeds}"
 
     @property
     def images(self) -> Path:
@@ -141,7 +149,14 @@ def train(command: str, data: Path, out: Path, steps: int, *arguments: object) -
 
 def make_codes(place: Place) -> None:
     cell, out = CELLS[place.name], place.folder / "ae"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    if place.seed != place.codes_seed:
+        base = place._replace(seed=place.codes_seed)
+        make_codes(base)
+        for name in ("ae", "codes.h5"):
+            if not (link := place.folder / name).exists():
+                link.symlink_to(Path("..") / base.folder.name / name)
+        return
     seeded = [f"training.seed={place.seed}"]
     if cell.start:
         start = place._replace(name=cell.start)
@@ -169,13 +184,19 @@ def drawn(budget: str, draw: str) -> str:
     return budget if draw == "plain" else f"{budget}+{draw}"
 
 
-def make_samples(place: Place, budget: str, draw: str) -> None:
+def make_model(place: Place, budget: str) -> Path:
     steps, settings = BUDGETS[budget]
     model = place.folder / f"dit-{budget}"
     settings = [*settings, "training.fd_samples=0", f"training.seed={place.seed}", *CELLS[place.name].denoiser]
     train("train-diffusion", place.folder / "codes.h5", model, steps, "--recipe", "tiny", *sets(settings))
+    return model
+
+
+def make_samples(place: Place, budget: str, draw: str) -> None:
+    model, how = make_model(place, budget), list(DRAWS[draw])
+    if draw.startswith("guided"):
+        how += ["--guide", make_model(place._replace(seed=place.codes_seed), "short")]
     if not (out := place.folder / f"samples-{drawn(budget, draw)}.h5").exists():
-        how = [*DRAWS[draw], *(["--guide", place.folder / "dit-short"] if draw.startswith("guided") else [])]
         form = ["--batch-size", 100, "--format", "h5", "--codes", "--out", out]
         brics("sample", "--n", 2000, "--model", model, *how, *form)
 
@@ -238,7 +259,7 @@ def score_table(work: Path, metric: str) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for (collection, budget, name, decoder), group in sorted(found.items()):
         about = f"{name}: {CELLS[name].about}"
-        seeds = ", ".join(str(row.place.seed) for row in group)
+        seeds = ", ".join(row.place.seeds for row in group)
         columns = [
             ([row.psnr for row in group], ".2f"),
             ([row.floor for row in group], ".2f"),
@@ -277,7 +298,8 @@ def correlation_table(work: Path, collection: str, budget: str) -> None:
     group = [
         row
         for row in rows(work, "fd-random")
-        if (row.place.collection, row.budget, row.decoder) == (collection, budget, "ae")
+        if (row.place.collection, row.budget, row.decoder, row.place.seed)
+        == (collection, budget, "ae", row.place.codes_seed)
     ]
     if len(group) < 4:
         return
@@ -286,7 +308,7 @@ def correlation_table(work: Path, collection: str, budget: str) -> None:
     measured = [figures(row.place.folder / "diffusability.json") for row in group]
     measures = {name: np.array([each[name][0] for each in measured]) for name in measured[0]}
     measures |= {"floor": floor, "PSNR held out": np.array([row.psnr for row in group])}
-    names = ", ".join(f"{row.place.name}-{row.place.seed}" for row in group)
+    names = ", ".join(f"{row.place.name}-{row.place.seeds}" for row in group)
     print(
         f"\nSpearman's correlation over {len(group)} autoencoders ({collection}, {budget}: {names}), [95% by bootstrap]"
     )

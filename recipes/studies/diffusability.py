@@ -3,6 +3,7 @@
     python recipes/studies/diffusability.py WORK make emoji/grid-0 emoji/kl-0 --decoder gan    # train, sample, score
     python recipes/studies/diffusability.py WORK make emoji/scale-0 --budget short
     python recipes/studies/diffusability.py WORK tables > tables.md
+    python recipes/studies/diffusability.py WORK sheet emoji/grid-0 emoji/kl-0 --decoder gan --draw guided-2
 
 A cell is COLLECTION/NAME-SEED: WORK/COLLECTION32 is what `brics pack --size 32` wrote, NAME one of CELLS. NAME-0.2 has
 the codes of NAME-0, and decoders and a diffusion model of seed 2. Every step is a `brics` command, printed as it
@@ -23,8 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
+import torch
+from PIL import Image
 from scipy.stats import rankdata, spearmanr
+
+from brics_cli.autoencoder.autoencoder import load_autoencoder, to_uint8
+from brics_cli.codes.reader import KeyCodeStore
 
 
 class Cell(NamedTuple):
@@ -90,8 +97,13 @@ DRAWS = {
     "ema-0.1": ["--ema", "0.1"],
     "guided": ["--guidance", "1.5"],
     "guided-2": ["--guidance", "2"],
+    "guided-2.5": ["--guidance", "2.5"],
 }
 """How samples are drawn; `guided` by a model of budget `short` of the same codes (autoguidance, arXiv 2406.02507)."""
+
+
+ENOUGH = 8
+"""Autoencoders for a correlation: of fewer, the interval is nearly all of [-1, 1]."""
 
 
 class Place(NamedTuple):
@@ -229,6 +241,18 @@ def held_out(run: Path) -> float:
     return [line["val/psnr"] for line in lines if "val/psnr" in line][-1]
 
 
+def spread(place: Place, budget: str) -> float:
+    """Variance of the samples' codes over that of the store's, each channel in units of its own."""
+    found = []
+    for name in ("codes.h5", f"samples-{budget}.h5"):
+        with h5py.File(place.folder / name) as file:
+            codes = file["codes"][:].astype(np.float64)  # (N, C, h, w)
+        if name == "codes.h5":
+            units = codes.std((0, 2, 3), keepdims=True)
+        found.append((codes / units).var(0).mean())
+    return found[1] / found[0]
+
+
 class Row(NamedTuple):
     place: Place
     decoder: str
@@ -255,8 +279,10 @@ def score_table(work: Path, metric: str) -> None:
     found = defaultdict(list)
     for row in rows(work, metric):
         found[row.place.collection, row.budget, row.place.name, row.decoder].append(row)
-    print(f"\n| {metric}: collection, budget | codes | decoder | seeds | PSNR dB | floor | samples | excess |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"\n| {metric}: collection, budget | codes | decoder | seeds | PSNR dB | floor | samples | excess | variance |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for (collection, budget, name, decoder), group in sorted(found.items()):
         about = f"{name}: {CELLS[name].about}"
         seeds = ", ".join(row.place.seeds for row in group)
@@ -265,9 +291,10 @@ def score_table(work: Path, metric: str) -> None:
             ([row.floor for row in group], ".2f"),
             ([row.samples[0] for row in group], ".2f"),
             ([row.samples[0] - row.floor for row in group], ".2f"),
+            ([spread(row.place, row.budget) for row in group], ".0%"),
         ]
         cells = [
-            "" if np.isnan(values).any() else " ".join(f"{value:{form}}" for value in values) + mean(values)
+            "" if np.isnan(values).any() else " ".join(f"{value:{form}}" for value in values) + mean(values, form)
             for values, form in columns
         ]
         if len(group) == 1:
@@ -275,11 +302,11 @@ def score_table(work: Path, metric: str) -> None:
         print(f"| {collection}, {budget} | {about} | {decoder} | {seeds} | {' | '.join(cells)} |")
 
 
-def mean(values: list[float]) -> str:
+def mean(values: list[float], form: str) -> str:
     if len(values) == 1:
         return ""
     error = np.std(values, ddof=1) / len(values) ** 0.5
-    return f", mean {np.mean(values):.2f} ±{error:.2f}"
+    return f", mean {np.mean(values):{form}} ±{error:{form}}"
 
 
 def interval(x: np.ndarray, y: np.ndarray, *, draws: int = 10_000) -> tuple[float, float]:
@@ -301,12 +328,14 @@ def correlation_table(work: Path, collection: str, budget: str) -> None:
         if (row.place.collection, row.budget, row.decoder, row.place.seed)
         == (collection, budget, "ae", row.place.codes_seed)
     ]
-    if len(group) < 4:
+    if len(group) < ENOUGH:
+        if group:
+            print(f"\n{len(group)} autoencoders ({collection}, {budget}): no correlations, which take {ENOUGH}")
         return
     samples = np.array([row.samples[0] for row in group])
     floor = np.array([row.floor for row in group])
     measured = [figures(row.place.folder / "diffusability.json") for row in group]
-    measures = {name: np.array([each[name][0] for each in measured]) for name in measured[0]}
+    measures = {name: np.array([each[name][0] for each in measured]) for name in set.intersection(*map(set, measured))}
     measures |= {"floor": floor, "PSNR held out": np.array([row.psnr for row in group])}
     names = ", ".join(f"{row.place.name}-{row.place.seeds}" for row in group)
     print(
@@ -329,10 +358,24 @@ def correlation_table(work: Path, collection: str, budget: str) -> None:
         print(line)
 
 
+def sheet(places: list[Place], decoder: str, budgets: list[str], out: Path) -> None:
+    """The first 32 seeds of each cell and way of drawing, side by side, 8 to a row."""
+    blocks = []
+    for place, budget in itertools.product(places, budgets):
+        model = load_autoencoder(str(place.folder / decoder), device="cpu")
+        codes = KeyCodeStore(place.folder / f"samples-{budget}.h5").batch(list(range(32)))
+        with torch.inference_mode():
+            images = np.asarray(to_uint8(model.decode(torch.as_tensor(np.asarray(codes), dtype=torch.float32))))
+        size = images.shape[1]
+        tiled = images.reshape(4, 8, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(4 * size, 8 * size, 3)
+        blocks += [tiled, np.full((4 * size, 8, 3), 255, np.uint8)]
+    Image.fromarray(np.concatenate(blocks[:-1], axis=1)).save(out, quality=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("task", choices=["make", "tables"])
+    parser.add_argument("task", choices=["make", "tables", "sheet"])
     parser.add_argument("cells", nargs="*", metavar="COLLECTION/NAME-SEED")
     parser.add_argument("--decoder", action="append", choices=DECODERS, help="beside the autoencoder's own; repeatable")
     parser.add_argument("--budget", choices=BUDGETS, default="full", help="of the diffusion model")
@@ -345,6 +388,11 @@ def main() -> None:
             score_table(asked.work, metric)
         for collection, budget in itertools.product(sorted(each.name for each in asked.work.iterdir()), BUDGETS):
             correlation_table(asked.work, collection, budget)
+        return
+    if asked.task == "sheet":
+        budgets = [asked.budget, drawn(asked.budget, asked.draw)]
+        places = [Place.of(asked.work, text) for text in asked.cells]
+        sheet(places, (asked.decoder or ["ae"])[0], list(dict.fromkeys(budgets)), asked.work / "sheet.jpg")
         return
     for text in asked.cells:
         place = Place.of(asked.work, text)

@@ -12,6 +12,7 @@ from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
 from brics_cli.workspace import Artefact, provenance_at
 from brics_cli.workspace.artefacts import TRAINED
+from brics_cli.workspace.embedded import embedded_at
 from brics_cli.workspace.files import read_json
 from brics_cli.workspace.hub import address_in_cache, parse_address
 from brics_cli.workspace.naming import CONFIG_NAME, is_store, model_directory
@@ -63,6 +64,8 @@ def describe(
         raise UsageError(
             f"--verify checks key-code stores, and {path} is not one", next="Give a .h5 file, or the folder of one."
         )
+    if (shipped := embedded_at(path)) is not None:
+        shipped.check()
     artefact = provenance_at(path)
     if artefact is not None:
         return _describe_artefact(artefact)

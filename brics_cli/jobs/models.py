@@ -46,6 +46,8 @@ def list_models(workspace: Workspace, *, reporter: Reporter) -> list[ModelEntry]
     entries = []
     for number, artefact in enumerate([*shipped, *trained]):
         try:
+            if number < len(shipped):
+                embedded.MODELS[number].check()
             entries.append(_entry(artefact, is_embedded=number < len(shipped)))
         except BricsError as error:
             reporter.warning(f"{artefact.path} is passed over: {error.what}")

@@ -118,10 +118,13 @@ def test_a_wheel_with_another_model_file_is_one_line_and_exit_3(
         ("decode",),
         ("eval", "--metric", "psnr"),
         ("train-ae", photographs, "--recipe", "tiny", "--init-from", "stand-in"),
+        ("info", "stand-in"),
     ):
         line = error_line(brics(*command, cwd=desk, check=3))
         assert said in line and "pip install --force-reinstall" in line
     assert not (desk / "b.h5").exists()
+    listed = brics("models", cwd=desk, check=0)
+    assert "is passed over: stand-in" in listed.stderr and "stand-in" not in listed.stdout
 
 
 def test_a_model_that_is_written_again_while_it_is_loaded_makes_no_store(

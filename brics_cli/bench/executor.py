@@ -1,7 +1,7 @@
 """`brics bench executor`: what a Ray cluster costs a batch command.
 
-Scheduling: tasks without work, which tell what encoding a shard tells and may sleep as long as it takes. What a task
-takes beyond that is the scheduling, and the driver computes so long per task, however large the cluster is.
+Scheduling: tasks without work, which tell what encoding a shard tells and may sleep as long as it takes. A worker waits
+so long between two tasks, and the driver computes so long per task, however large the cluster is.
 Encoding: shards of real crops through `brics-mini` in one worker of Ray and in one process of the local executor, in
 turn; from the end of the first shard to that of the last, since a worker starts once.
 """
@@ -63,7 +63,7 @@ def bench_executor(
     shown: list[Table | str] = [
         Table(
             title,
-            ["tasks/s", "ms more, worker", "CPU ms, driver", "MiB more, driver", "2% of a shard from"],
+            ["tasks/s", "ms idle, worker", "CPU ms, driver", "MiB more, driver", "2% of a shard from"],
             [
                 [
                     f"{scheduling['tasks_per_s']:,.0f}", f"{worker_ms:.2f}", f"{scheduling['driver_ms_per_task']:.2f}",
@@ -96,17 +96,17 @@ def _schedule(
     running = executor.run(work, range(num_listed))
     while executor.num_workers < num_workers:
         next(running)
-    start, cpu, num, whole_s = time.perf_counter(), time.process_time(), 0, 0.0
+    start, cpu, num, idle_s = time.perf_counter(), time.process_time(), 0, 0.0
     for event in running:
         if isinstance(event, Told) and event.num_tasks:
-            num, whole_s = num + 1, whole_s + event.seconds["whole"]
+            num, idle_s = num + 1, idle_s + event.seconds["idle"]
         if num == num_tasks:
             break
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     running.close()
     return {
         "tasks_per_s": num / seconds,
-        "worker_ms_per_task": 1e3 * (whole_s / num - work.seconds),
+        "worker_ms_per_task": 1e3 * idle_s / num,
         "driver_ms_per_task": 1e3 * cpu_s / num,
         "driver_mib": peak_process_mib() - before,
     }

@@ -27,7 +27,7 @@ class Told:
 class NoWork:
     """Tells of each task what encoding a shard of 1,000 images tells, and sleeps for `seconds` meanwhile.
 
-    At its end it tells how many seconds it took since the one before had ended, as those of "whole".
+    It also tells how long it waited for the task after the one before had ended, as the seconds of "idle".
     """
 
     seconds: float = 0.0
@@ -36,10 +36,11 @@ class NoWork:
         def run(tasks: Iterator[int]) -> Iterator[Told]:
             ended = time.perf_counter()
             for _ in tasks:
+                idle = time.perf_counter() - ended
                 for _ in range(NUM_BATCHES):
                     time.sleep(self.seconds / NUM_BATCHES)
                     yield Told(64, 64, [], {"wait": 0.1, "compute": 0.1, "write": 0.1})
-                began, ended = ended, time.perf_counter()
-                yield Told(num_tasks=1, seconds={"whole": ended - began})
+                ended = time.perf_counter()
+                yield Told(num_tasks=1, seconds={"idle": idle})
 
         return run

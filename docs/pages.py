@@ -27,7 +27,7 @@ from brics_cli.evaluation.registry import PRESETS, REGISTRY  # noqa: E402
 from brics_cli.networks.registry import NETWORKS  # noqa: E402
 
 COPIES = {"extending.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md", "measured.md": "recipes/README.md",
-          "brics-mini.md": "recipes/models/brics-mini.md"}  # fmt: skip
+          "brics-mini.md": "recipes/models/brics-mini.md", "scale.md": "recipes/scale.md"}  # fmt: skip
 """Page -> file of the repository that it shows."""
 PICTURES = ("recipes/samples-emoji-32px.png",)
 """What those files show."""

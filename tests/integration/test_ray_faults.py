@@ -310,7 +310,7 @@ def test_a_node_that_joins_gets_work(workspace, nodes, tmp_path, alone):
     os.kill(held, signal.SIGSTOP)
     num = len([*parts.glob("*.h5")])
     nodes.add()
-    until(lambda: len([*parts.glob("*.h5")]) > num + 2)  # the one that stands still has two at most
+    until(lambda: len([*parts.glob("*.h5")]) > num + 1)  # one may have been on its way when it was held
     os.kill(held, signal.SIGCONT)
     said = driver.communicate(timeout=240)[1]
     assert driver.returncode == 5 and "2 workers" in said and "died" not in said, said

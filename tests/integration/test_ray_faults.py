@@ -102,11 +102,6 @@ class Node:
         return [pid for pid in below(self.process.pid) if name in name_of(pid)]
 
     @property
-    def workers(self) -> list[int]:
-        """Those that have begun: Ray names them by class and method."""
-        return self.processes("ray::Worker")
-
-    @property
     def is_whole(self) -> bool:
         return self.process.poll() is None and bool(self.processes("raylet/raylet"))
 
@@ -153,8 +148,10 @@ class Nodes:
         """Nodes that the cluster knows of, beside its head."""
         return sum(node["Alive"] for node in self.cluster.global_state.node_table()) - 1
 
-    def workers(self) -> list[int]:
-        return [pid for node in self.nodes for pid in node.workers]
+    def workers(self, *, busy: bool = False) -> list[int]:
+        """Those that have begun, or that have been set up: Ray names them by class and method."""
+        name = "ray::Worker.listen" if busy else "ray::Worker"
+        return [pid for node in self.nodes for pid in node.processes(name)]
 
     def shutdown(self) -> None:
         for node in list(self.nodes):
@@ -245,15 +242,11 @@ def start(name: str, workspace: Path, out: Path, nodes: Nodes, *more: str) -> su
 def strike(what: str, driver: subprocess.Popen[str], nodes: Nodes, chance: random.Random, *, busy: bool) -> bool:
     """Kill one `what` at a moment by chance after a worker has begun, or is `busy`; False when the command has ended
     before."""
-
-    def workers() -> list[int]:
-        return [pid for node in nodes.nodes for pid in node.processes("ray::Worker.listen" if busy else "ray::Worker")]
-
-    if not until(workers, driver):
+    if not until(lambda: nodes.workers(busy=busy), driver):
         return False
     time.sleep(chance.uniform(0, 3))
     victims = {
-        "worker": workers(),
+        "worker": nodes.workers(busy=busy),
         "raylet": [pid for node in nodes.nodes for pid in node.processes("raylet/raylet")],
         "node": [node.process.pid for node in nodes.nodes],
         "driver": [driver.pid],
@@ -290,7 +283,7 @@ def test_images_of_shards_that_are_given_up_are_counted(workspace, nodes, tmp_pa
     nodes.restore()
     driver = start("encode-dataset", workspace, tmp_path, nodes, "--max-retries", "0")
     until(lambda: [*(tmp_path / "codes.h5.parts").glob("*.h5")])
-    os.kill(nodes.workers()[0], signal.SIGKILL)
+    os.kill(nodes.workers(busy=True)[0], signal.SIGKILL)
     said = driver.communicate(timeout=240)[1]
     store = KeyCodeStore(tmp_path / "codes.h5")
     given_up = [failure for failure in store.failures if failure["reason"].startswith("1 worker died over it")]

@@ -14,6 +14,8 @@ from brics_cli.bench.timing import Table
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json
+from brics_cli.workspace.files import atomic_path
+from brics_cli.workspace.outputs import signature
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,11 @@ def _short(name: str) -> str:
 
 
 def plot(summaries: Sequence[Summary], path: Path, *, title: str) -> None:
-    """PSNR of every variant against the noise on its codes, as a PNG."""
-    import matplotlib
+    """PSNR of every variant against the noise on its codes, as the ending of `path` says: png, svg or pdf."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
     prefix = "psnr noise "
     for members, figures in summaries:
         job = members[0].job
@@ -163,6 +163,6 @@ def plot(summaries: Sequence[Summary], path: Path, *, title: str) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with atomic_path(path) as temporary:
+        form = path.suffix.lower().removeprefix(".")
+        figure.savefig(temporary, format=form, dpi=120, metadata=signature(form))

@@ -39,6 +39,8 @@ from brics_cli.training.plan import open_images
 from brics_cli.training.state import TrainingState
 from brics_cli.training.step import autoencoder_loss, batches_on_device, compiled
 from brics_cli.training.terms import build_code_terms
+from brics_cli.workspace.naming import CURVES, form_of_output
+from brics_cli.workspace.outputs import check_output
 
 COST_TOLERANCE = 0.01
 HOLD_OUT = 0.1
@@ -204,6 +206,7 @@ def bench_bottlenecks(
     equal_cost: bool = True,
     results: Path | None = None,
     plot_to: Path | None = None,
+    overwrite: bool = False,
     device: torch.device,
     num_workers: int | None = None,
     reporter: Reporter,
@@ -211,9 +214,12 @@ def bench_bottlenecks(
     """Train and score every job of `jobs_of`, one after the other, on the same images.
 
     `results` is a file of JSON lines that every finished row is appended to; rows that it holds are not repeated.
-    `plot_to` is a PNG of PSNR against the noise on the codes. Raises UsageError for settings that do not fit, before
-    anything is trained, ArtefactError for a damaged results file.
+    `plot_to` is a picture of PSNR against the noise on the codes. Raises UsageError for settings that do not fit and
+    WouldOverwriteError, before anything is read or trained, ArtefactError for a damaged results file.
     """
+    if plot_to is not None:
+        form_of_output(plot_to, CURVES, option="--plot")
+        check_output(plot_to, overwrite=overwrite, what="the plot", flag="--plot")
     jobs = jobs_of(variants or DEFAULT_VARIANTS, noise=noise, seeds=seeds or [0], recipe=recipe, overrides=overrides)
     done = read_results(results) if results is not None else []
     recipes = {}

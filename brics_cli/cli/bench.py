@@ -105,9 +105,11 @@ def bottlenecks(
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="PNG", help="Plot PSNR against the noise on the codes.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Plot PSNR against the noise on the codes: .png, .pdf or .svg."),
     ] = None,
     num_workers: options.NumWorkers = None,
+    overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -129,7 +131,7 @@ def bottlenecks(
     session = Session(as_json=as_json, quiet=quiet)
     report = bench_bottlenecks(
         variants or (), data=data, val=val, noise=noise or (), seeds=seeds or (), recipe=recipe,
-        overrides=asked.settings, steps=steps, equal_cost=not own_cost, results=out, plot_to=plot,
+        overrides=asked.settings, steps=steps, equal_cost=not own_cost, results=out, plot_to=plot, overwrite=overwrite,
         device=resolve_device(device), num_workers=num_workers, reporter=session.reporter,
     )  # fmt: skip
     _show(session, report)
@@ -137,9 +139,15 @@ def bottlenecks(
 
 @app.command()
 def codecs(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files.")],
     ae: Annotated[
-        Path, typer.Option("--ae", metavar="RUN", help="A trained autoencoder: a run directory, or brics-mini.")
+        Path,
+        typer.Option(
+            "--ae",
+            metavar="RUN|NAME",
+            autocompletion=completion.autoencoders,
+            help="The run of an autoencoder, or an embedded one's name.",
+        ),
     ] = Path("brics-mini"),
     size: Annotated[int, typer.Option("--size", min=16, help="Of the centre square, px.")] = 256,
     dtype: options.Dtype = None,

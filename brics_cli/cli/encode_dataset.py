@@ -71,9 +71,8 @@ def encode_dataset(
         typer.Option(
             "--size",
             min=1,
-            metavar="PX",
-            help="Side of that square. Default: as in the autoencoder's training; a fully convolutional one's, the "
-            "largest that the median image allows, at most 512.",
+            help="Side of that square, in pixels. Default: as in the autoencoder's training; a fully "
+            "convolutional one's, the largest that the median image allows, at most 512.",
         ),
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Also store the codes of the mirrored images.")] = False,

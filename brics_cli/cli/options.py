@@ -117,7 +117,7 @@ CacheGib = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw. Default: the recipe's.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 Dtype = Annotated[
     names.Precision | None,
@@ -139,7 +139,7 @@ Recipe = Annotated[
         "--recipe",
         metavar="NAME|PATH",
         autocompletion=completion.recipes,
-        help="A shipped recipe (`brics recipes`) or a YAML file.",
+        help="A shipped recipe (`brics recipes`) or a YAML file. Default: by the data and the device.",
     ),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps. Default: the recipe's.")]

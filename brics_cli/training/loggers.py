@@ -19,7 +19,10 @@ from brics_cli.config import Recipe, dump_yaml
 from brics_cli.config import names as known
 from brics_cli.config.changes import label
 from brics_cli.errors import MachineError, UsageError, first_line
+from brics_cli.runtime.distributed import is_first_process
 from brics_cli.workspace import Artefact
+
+KEEP_HERE = "Run `wandb login`, or keep it on this machine: WANDB_MODE=offline"
 
 
 class Logger(Protocol):
@@ -36,21 +39,28 @@ class Logger(Protocol):
 
 
 def check_loggers(names: Sequence[known.Logger]) -> None:
-    """Raise UsageError for a logger whose package is not installed."""
-    if "wandb" in names:
-        try:
-            version("wandb")
-        except PackageNotFoundError:
-            raise UsageError(
-                "training.loggers names wandb, which is not installed",
-                next="Install it: uv pip install 'brics-cli[wandb]'",
-            ) from None
+    """Raise UsageError for a logger whose package is not installed, MachineError when Weights & Biases has no key."""
+    if "wandb" not in names:
+        return
+    try:
+        version("wandb")
+    except PackageNotFoundError:
+        raise UsageError(
+            "training.loggers names wandb, which is not installed",
+            next="Install it: uv pip install 'brics-cli[wandb]'",
+        ) from None
+    if is_first_process():  # the one that logs
+        import wandb
+
+        mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
+        if mode not in ("offline", "dryrun", "disabled") and not wandb.login(prompt=False, verify=False):
+            raise MachineError("Weights & Biases cannot be started (no API key)", next=KEEP_HERE)
 
 
 def open_loggers(run: Artefact, recipe: Recipe, *, first_step: int) -> list[Logger]:
     """The loggers of a recipe for the run, whose next step is `first_step`.
 
-    Raises MachineError when Weights & Biases cannot be started (no key, no network).
+    Raises MachineError when Weights & Biases cannot be started (no network).
     """
     made: dict[known.Logger, Callable[[Artefact, Recipe, int], Logger]] = {
         "tensorboard": TensorBoardLogger,
@@ -103,7 +113,7 @@ class WandbLogger:
         except wandb.errors.Error as error:
             raise MachineError(
                 f"Weights & Biases cannot be started ({first_line(error)})",
-                next="Run `wandb login`, or keep it on this machine: WANDB_MODE=offline",
+                next=KEEP_HERE,
             ) from None
         self._run.define_metric("*", step_metric="step")  # after a resume steps come again, which its own never may
 

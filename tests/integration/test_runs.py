@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from commands import brics, error_line
 
+from brics_cli.errors import MachineError
 from brics_cli.jobs.plot import DASH, choose_panels, draw, read_curves
+from brics_cli.training.loggers import check_loggers
 from brics_cli.workspace import Artefact, Parent, Workspace, read_provenance, write_provenance
 
 QUICK = (
@@ -202,6 +204,21 @@ def test_a_logger_that_is_not_installed_is_said_before_any_work(trained: Path, m
     wanted = ("--set", "training.loggers=[wandb]", "--out", "never")
     line = error_line(brics("train-diffusion", *QUICK, *wanted, cwd=trained, check=2))
     assert line.endswith("Install it: uv pip install 'brics-cli[wandb]'") and not (trained / "never").exists()
+
+
+def test_wandb_without_a_key_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: brics-cli[wandb]")
+    for name, value in {"HOME": str(tmp_path), "WANDB_MODE": "online", "NETRC": str(tmp_path / "none")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    try:
+        with pytest.raises(MachineError, match="no API key"):
+            check_loggers(["tensorboard", "wandb"])
+        wandb.teardown()  # which lets it read its settings again
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        check_loggers(["wandb"])
+    finally:
+        wandb.teardown()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from brics_cli.bench.choices import VARIANTS
 from brics_cli.cli.app import run
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.errors import ArtefactError, UsageError
+from brics_cli.workspace.outputs import made_by_brics
 
 SCORES = Scores(
     psnr=24.0, ssim=0.8, lpips=None, psnr_noise={"0.1": 23.0}, psnr_bits={"5": 23.5}, path_length=2.0,
@@ -113,6 +114,17 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
     recipe = tiny("grid")
     plot(summarise([row(Job("grid", 0.0, 0), recipe)]), tmp_path / "new" / "plot.png", title="tiny")
     assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert made_by_brics(tmp_path / "new" / "plot.png")
+
+
+def test_where_the_plot_goes_is_checked_before_anything_is_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    for name, overwrite, code in (("x.gif", [], 2), ("mine.png", [], 4), ("mine.png", ["--overwrite"], 4)):
+        words = ["bench", "bottlenecks", "--data", "nowhere", "--plot", str(tmp_path / name), *overwrite]
+        assert run(words) == code and "--plot" in capfd.readouterr().err
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("variant", ["grid", "kl"])

@@ -24,7 +24,7 @@ from brics_cli.errors import THEN_AGAIN, ArtefactError
 from brics_cli.images import Batch, Collection, load_shards
 from brics_cli.images.fingerprints import read_digest, settled_digest
 from brics_cli.images.loader import Failure
-from brics_cli.runtime.precision import computing
+from brics_cli.runtime.precision import all_threads, computing
 from brics_cli.runtime.reporting import TimeSplit
 
 Network = Callable[[Tensor], Tensor]
@@ -61,7 +61,7 @@ def encoding_network(autoencoder: Autoencoder, *, precision: str) -> Network:
 
     def network(pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (B, 3, H, W) in [-1, 1]
-        with computing(precision, pixels.device):
+        with all_threads(), computing(precision, pixels.device):  # a store is known by its bits
             return autoencoder.encode(images).float()
 
     return network

@@ -18,6 +18,7 @@ from brics_cli.config.names import Precision
 from brics_cli.config.suggestions import check_known
 from brics_cli.errors import UsageError
 from brics_cli.runtime.reporting import Reporter
+from brics_cli.runtime.threads import FREE_CORES
 
 LEAST_CAPABILITY = (8, 0)
 """Of NVIDIA's GPUs: older ones have neither bf16 nor TF32 in hardware."""
@@ -69,6 +70,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
     For the whole process, so that it holds in autograd's threads, and as it was before once the block has ended.
     """
+    _compute_in(FREE_CORES.choose(torch.get_num_threads()))  # here, because all networks compute inside
     matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
@@ -101,6 +103,24 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
         return
     with float32_products(precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """The block computes in as many threads as torch began with, however busy the machine is: in another number sums
+    may come out in another order, and what it makes is known by its bits."""
+    before = torch.get_num_threads()
+    with FREE_CORES.left_alone(before) as number:
+        _compute_in(number)
+        try:
+            yield
+        finally:
+            _compute_in(before)
+
+
+def _compute_in(num_threads: int) -> None:
+    if num_threads != torch.get_num_threads():
+        torch.set_num_threads(num_threads)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:

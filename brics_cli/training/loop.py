@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Generic
 
+import torch
 from torch import Tensor
 
 from brics_cli.autoencoder.model_files import TRAIN_COMMANDS
@@ -140,15 +141,15 @@ class Loop(Generic[ModelT]):
         self.run.log(self.state.step, values)
 
     def _lap(self) -> dict[str, float]:
-        """Images per second, the shares of time since the last log line, which sum to 1, and that time in seconds;
-        starts the next lap."""
+        """Images per second, the shares of time since the last log line, which sum to 1, that time in seconds, and the
+        threads that compute on the CPU; starts the next lap."""
         now = time.perf_counter()
         seconds = now - self._lap_started
         waiting, compute = (self.times.seconds.pop(name, 0.0) / seconds for name in ("waiting", "compute"))
         img_per_s = self._steps_in_lap * self.state.schedule.batch_size / seconds
         self._lap_started, self._steps_in_lap = now, 0
         shares = {"img_per_s": img_per_s, "waiting": waiting, "compute": compute, "rest": 1.0 - waiting - compute}
-        shares["lap_s"] = seconds
+        shares |= {"lap_s": seconds, "threads": float(torch.get_num_threads())}
         return {f"time/{name}": value for name, value in shares.items()}
 
     def _say_when_it_ends(self) -> None:

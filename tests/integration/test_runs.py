@@ -132,11 +132,12 @@ def test_names_and_words_say_what_differs(trained: Path) -> None:
     assert changed["training.seed"] == [0, 1]
 
 
-def test_rows_say_when(trained: Path) -> None:
+def test_rows_say_when_and_in_how_many_threads(trained: Path) -> None:
     (run,) = (trained / "runs/autoencoder").iterdir()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     times = [datetime.fromisoformat(row["time/utc"]) for row in rows]
     assert times == sorted(times) and all(time.utcoffset() is not None for time in times)
+    assert {row["time/threads"] for row in rows if "time/lap_s" in row} == {1}
     seconds = sum(row.get("time/lap_s", 0) for row in rows)
     assert 0 < seconds < (times[-1] - times[0]).total_seconds() + 60
 

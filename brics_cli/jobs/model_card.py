@@ -174,9 +174,12 @@ def card_of_diffusion(artefact: Artefact, denoiser: Denoiser, decoder: Autoencod
 def card_of_store(artefact: Artefact, store: KeyCodeStore, decoder: Autoencoder) -> Card:
     """The card of a key-code store, whose codes `decoder` decodes."""
     labels = int((store.labels >= 0).sum())
+    form = "one HDF5 file, `codes.h5`"
+    if store.is_folder:
+        form = f"{count(len(store.part_paths), 'part')}, of which `index.h5` makes one array for any HDF5 reader"
     return Card(
         kind="store",
-        about=f"The key codes of {count(len(store), 'image')} of {store.image_size} px, in one HDF5 file, `codes.h5`.",
+        about=f"The key codes of {count(len(store), 'image')} of {store.image_size} px, in {form}.",
         use=["brics train-diffusion {address}", "brics decode {address} --out images"],
         python=[
             "from brics_cli import KeyCodeStore",

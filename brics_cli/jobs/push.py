@@ -39,7 +39,7 @@ from brics_cli.workspace.hub import (
     is_offline,
     parse_address,
 )
-from brics_cli.workspace.naming import CONFIG_NAME, WEIGHTS_NAME
+from brics_cli.workspace.naming import CONFIG_NAME, INDEX_NAME, PARTS_FOLDER, WEIGHTS_NAME, store_file
 
 STORE_FILE = "codes.h5"
 PICTURES = "pictures/"
@@ -148,14 +148,13 @@ def _collect_store(
     artefact: Artefact, made: Path, autoencoder: str | Path | None, workspace: Workspace, reporter: Reporter
 ) -> tuple[Files, Card]:
     store = KeyCodeStore(artefact.path)
-    if store.is_folder:
-        raise UsageError(
-            f"{store.path} is a folder of {len(store.shards):,} parts, and one file is published",
-            next=f"Make one: brics merge {store.path} --out codes.h5",
-        )
     decoder = load_store_autoencoder(store, workspace=workspace, reporter=reporter, ae_path=autoencoder)
     reporter.warning(f"{store.path} names its images, their metadata and {store.source}: that is published with it")
-    files: Files = {STORE_FILE: store.path, **_decoder_files(decoder)}
+    files: Files = {STORE_FILE: store.path}
+    if store.is_folder:
+        files = {f"{PARTS_FOLDER}/{part.name}": part for part in store.part_paths}
+        files[INDEX_NAME] = store_file(store.path)
+    files |= _decoder_files(decoder)
     if shown := spread(len(store), SHEET_ROWS * SHEET_COLUMNS):
         with torch.inference_mode():
             images = to_uint8(decoder.decode(torch.from_numpy(store.batch(shown))))  # (B, H, W, 3)

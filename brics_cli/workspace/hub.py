@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from brics_cli.errors import ArtefactError, MachineError, UsageError, first_line
 from brics_cli.wording import count
 from brics_cli.workspace.files import PROVENANCE_FILE, read_json
-from brics_cli.workspace.naming import CONFIG_NAME, STORE_ENDING, WEIGHTS_NAME
+from brics_cli.workspace.hdf5 import open_hdf5
+from brics_cli.workspace.naming import CONFIG_NAME, INDEX_NAME, PARTS_FOLDER, STORE_ENDING, WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from brics_cli.runtime.reporting import Reporter
@@ -157,7 +158,12 @@ def find_cached(address: Address) -> Path | None:
         )
         names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
         main = _main_file(address, names)
-        return snapshot / (main if main.endswith(STORE_ENDING) else address.inside)
+        if not main.endswith(INDEX_NAME):
+            return snapshot / (main if main.endswith(STORE_ENDING) else address.inside)
+        folder = (snapshot / main).parent
+        with suppress(OSError, KeyError, ValueError), open_hdf5(folder / INDEX_NAME) as index:
+            parts = [folder / PARTS_FOLDER / os.fsdecode(name) for name in index["parts"][()]["file"]]
+            return folder if all(part.exists() for part in parts) else None
     return None
 
 
@@ -224,6 +230,8 @@ def _main_file(address: Address, names: Collection[str]) -> str:
     folder = address.folder
     if address.inside.endswith(STORE_ENDING) and address.inside in names:
         return address.inside
+    if f"{folder}{INDEX_NAME}" in names:
+        return f"{folder}{INDEX_NAME}"
     for where in (folder, f"{folder}model/"):
         if {where + CONFIG_NAME, where + WEIGHTS_NAME} <= {*names}:
             return where + WEIGHTS_NAME

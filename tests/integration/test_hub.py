@@ -169,6 +169,23 @@ def test_a_store_brings_its_autoencoder(made: Path, desk: Path) -> None:
     assert "images" in card and "10" in card
 
 
+def test_a_store_in_parts_is_published_as_it_is(made: Path, desk: Path, hub: Hub, photographs: Path) -> None:
+    brics("encode-dataset", photographs, "--ae", AE, "--limit", 10, "--out", "parts-of-it/", cwd=made, check=0)
+    brics("models", "push", "codes.h5", "hf://datasets/user/parts", *LICENCE, cwd=made, check=0)
+    pushed = brics(
+        "models", "push", "parts-of-it", "hf://datasets/user/parts", *LICENCE, "--overwrite", cwd=made, check=0
+    )
+    names = hub.repositories["datasets/user/parts"].commits[-1][1].keys()
+    assert "index.h5" in names and "codes.h5" not in names
+    store = KeyCodeStore("hf://datasets/user/parts")
+    assert store.sha256 == KeyCodeStore(made / "codes.h5").sha256
+    assert (store.raw([9, 0]) == KeyCodeStore(made / "codes.h5").raw([9, 0])).all()
+    brics("decode", "hf://datasets/user/parts", "--out", "images", cwd=desk, check=0)
+    assert "every invariant" in brics("info", "hf://datasets/user/parts", "--verify", cwd=desk, check=0).stdout
+    store.part_paths[0].unlink()  # as of a download that was broken off
+    assert len(KeyCodeStore(f"hf://datasets/user/parts@{commit_of(pushed.stdout)}").part_paths) == len(store.part_paths)
+
+
 def test_fine_tuning_starts_from_what_was_published(made: Path, desk: Path, photographs: Path) -> None:
     commit = commit_of(brics("models", "push", AE, "hf://user/ae", *LICENCE, cwd=made, check=0).stdout)
     config = json.loads((made / AE / "model/config.json").read_text())["model"]

@@ -442,7 +442,7 @@ def store(
 ) -> None:
     """Writing a key-code store, and reading random batches of it against numpy.memmap.
 
-    With --parts: opening a folder, and reading it at random and in shuffled windows, against one sparse file.
+    With --parts: opening a folder, and reading it at random and in shuffled windows, against one file.
 
     Example: brics bench store --n 100000
     """

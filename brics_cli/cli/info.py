@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,9 +78,14 @@ def info(
     described = describe(str(path), verify=verify, subset=subset, image_field=image_field, reporter=session.reporter)
     session.result(asdict(described), _text(described))
     if described.broken:
+        again = f"Make it again: brics encode-dataset IMAGES --out {described.path}"
+        if Path(described.path).is_dir():
+            again = (
+                f"Remove what is broken and {described.path}/index.h5: the command that encoded it makes that again."
+            )
         raise ArtefactError(
             f"{described.path} breaks {len(described.broken)} invariants of its format, first: {described.broken[0]}",
-            next="Make it again: brics encode-dataset IMAGES --out codes.h5",
+            next=again,
         )
 
 

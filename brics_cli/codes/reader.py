@@ -7,6 +7,7 @@ can be pickled to worker processes.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import accumulate
@@ -209,10 +210,18 @@ class KeyCodeStore:
             return np.array(rows[indices])
         return rows.take(np.asarray(indices, np.int64), axis=0)
 
-    def will_need(self, rows: Sequence[int]) -> None:
-        """Let the machine read ahead the parts that these rows are in, of a store that is a folder; else nothing."""
+    def will_need(self, row: int) -> None:
+        """Let the machine read ahead the shard that a row is in; of a folder its part, which is waited for."""
+        number = bisect_right(self.shard_starts, row) - 1
         if self._parts is not None:
-            self._parts.will_need(rows)
+            self._parts.will_need(number)
+            return
+        start, stop = self.shard_starts[number : number + 2]
+        for name, offset in self._offsets.items() if hasattr(os, "posix_fadvise") else ():
+            rows = self._map(name)
+            place = offset + rows[:start].nbytes, rows[start:stop].nbytes
+            assert self._file is not None
+            os.posix_fadvise(self._file.fileno(), *place, os.POSIX_FADV_WILLNEED)
 
     @property
     def has_flipped(self) -> bool:

@@ -159,7 +159,8 @@ class DiffusionScheduleConfig(ScheduleConfig):
     Otherwise codes are read from the memory-mapped file. The batches are the same."""
     shuffle_window: PositiveInt | None = None
     """Codes shuffled together, rounded up to whole shards of the store. Left out: all of a store in one file, and
-    262,144 of one that is a folder (1 GiB at 4 KiB each), so that reading it stays near-sequential."""
+    262,144 of one that is a folder or larger than the machine's memory (1 GiB at 4 KiB each), so that reading it stays
+    near-sequential."""
     val_fraction: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the store that is not trained on, by hash of the key as in `data.val_fraction`, for `val/loss` by noise
     level; 0 for none, so that a recipe without it trains on every code, as it always did."""

@@ -38,7 +38,7 @@ from brics_cli.diffusion.diffusion import (
 from brics_cli.errors import ArtefactError, MachineError, is_out_of_memory
 from brics_cli.images.labels import MAX_CLASSES
 from brics_cli.images.selection import spread
-from brics_cli.runtime.device import place, widest_float
+from brics_cli.runtime.device import memory_bytes, place, widest_float
 from brics_cli.runtime.distributed import World
 from brics_cli.runtime.precision import computing
 from brics_cli.runtime.randomness import Stream, draws_by_step, keyed_coins, step_coins
@@ -52,8 +52,11 @@ SHARE_OF_FREE_MEMORY = 0.25
 """That the store may take under `auto`; the rest is for the optimiser's moments, gradients and activations."""
 ROWS_PER_COPY = 16_384
 VALIDATION_DRAWS = 2048
-FOLDER_WINDOW = 262_144
-"""Rows of a store that is a folder that are shuffled together, at least, where the recipe leaves it to brics."""
+WINDOW = 262_144
+"""Rows of a store that is a folder, or that memory does not hold, that are shuffled together, at least, where the
+recipe leaves it to brics."""
+READ_AT_ONCE = 4
+"""Shards of the next window."""
 
 
 class CodeBatch(NamedTuple):
@@ -81,10 +84,11 @@ the device's own)."""
 
 def settled_for_store(recipe: DiffusionRecipe, store: KeyCodeStore) -> DiffusionRecipe:
     """`recipe` with the window that `store` is to be shuffled in, should it leave that to brics. A run keeps it: should
-    its store become one file, or parts, it goes on in the same order."""
-    if recipe.training.shuffle_window is not None or not store.is_folder:
+    its store become one file, or parts, or the machine another one, it goes on in the same order."""
+    is_whole = not store.is_folder and store.num_bytes <= memory_bytes(torch.device("cpu"))
+    if recipe.training.shuffle_window is not None or is_whole:
         return recipe
-    training = recipe.training.model_copy(update={"shuffle_window": FOLDER_WINDOW})
+    training = recipe.training.model_copy(update={"shuffle_window": WINDOW})
     return recipe.model_copy(update={"training": training})
 
 
@@ -98,13 +102,13 @@ def order_of(store: KeyCodeStore, rows: np.ndarray | range, schedule: DiffusionS
 
 
 class WindowsAhead:
-    """Lets the machine read the parts of a store that is a folder a window ahead of the training that is at a position
-    of `order`: to be told where it is, in a `with` block. Of a file it does nothing."""
+    """Lets the machine read the shards of a store a window ahead of the training that is at a position of `order`: to
+    be told where it is, in a `with` block. Of a store that is shuffled as a whole it does nothing."""
 
     def __init__(self, store: KeyCodeStore, order: SampleOrder, *, position: int) -> None:
         self._store, self._order = store, order
         self._last = self._asked = position  # the window from one to the other is the last that was asked for
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="brics-windows")
+        self._reader = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="brics-windows")
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +118,10 @@ class WindowsAhead:
 
     def reach(self, position: int) -> None:
         """Ask for the window after that of `position`. What is wrong with its parts is said when they are read."""
-        while self._store.is_folder and position >= self._last:
+        while len(self._order.shards) > 1 and position >= self._last:
             self._last, (self._asked, rows) = self._asked, self._order.window_of(self._asked)
-            self._reader.submit(self._store.will_need, rows)
+            for row in rows:
+                self._reader.submit(self._store.will_need, row)
 
 
 class TrainingCodes:

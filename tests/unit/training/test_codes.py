@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,7 @@ def test_parts_of_a_folder_are_shuffled_in_windows_of_whole_ones(tmp_path: Path)
     many, one = (KeyCodeStore(write_store(tmp_path / path, names)) for path in ("codes", "codes.h5"))
     recipe = load_recipe("tiny", kind="diffusion")
     assert settled_for_store(recipe, one) is recipe and recipe.training.shuffle_window is None
-    assert settled_for_store(recipe, many).training.shuffle_window == training_codes.FOLDER_WINDOW
+    assert settled_for_store(recipe, many).training.shuffle_window == training_codes.WINDOW
     schedule = recipe.training.model_copy(update={"shuffle_window": 5})  # two shards of 3 codes each
     orders = [order_of(store, rows, schedule) for store in (many, one) for rows in (range(24), np.arange(24))]
     epochs = [[orders[0].batch(24 * epoch, 24) for epoch in range(2)]]
@@ -102,12 +104,30 @@ def test_parts_of_a_folder_are_shuffled_in_windows_of_whole_ones(tmp_path: Path)
 
     rows = [*epochs[0][0], *epochs[0][1]]
     windows = [sorted({row // 3 for row in rows[first : first + 6]}) for first in range(0, 48, 6)]
-    for file, num in ((many, {0: 2, 5: 2, 6: 3, 25: 6}), (one, dict.fromkeys((0, 5, 6, 25), 0))):
-        ahead, asked = WindowsAhead(file, orders[0], position=0), list[list[int]]()
-        ahead._reader.submit = lambda _, rows, asked=asked: asked.append(sorted(row // 3 for row in rows))  # type: ignore
+    whole = SampleOrder([range(24)], seed=5)
+    for order, num in ((orders[0], {0: 2, 5: 2, 6: 3, 25: 6}), (whole, dict.fromkeys((0, 5, 6, 25), 0))):
+        ahead, asked = WindowsAhead(many, order, position=0), list[int]()
+        ahead._reader.submit = lambda _, row, asked=asked: asked.append(row // 3)  # type: ignore
         for position, num_windows in num.items():
             ahead.reach(position)
-            assert asked == windows[:num_windows], "each window, one ahead of its use"
+            found = [sorted(asked[first : first + 2]) for first in range(0, len(asked), 2)]
+            assert found == windows[:num_windows], "each window, one ahead of its use"
+
+
+def test_a_file_that_memory_does_not_hold_is_shuffled_in_windows(tmp_path: Path, monkeypatch) -> None:
+    one = KeyCodeStore(write_store(tmp_path / "codes.h5", [f"s{number}" for number in range(8)]))
+    recipe = load_recipe("tiny", kind="diffusion")
+    monkeypatch.setattr(training_codes, "memory_bytes", lambda device: one.num_bytes - 1)
+    settled = settled_for_store(recipe, one)
+    assert settled.training.shuffle_window == training_codes.WINDOW
+    advised: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda file, offset, num_bytes, advice: advised.append((offset, num_bytes))
+    )
+    one.will_need(7)
+    with h5py.File(one.path) as file:
+        begin, row_bytes = file["codes"].id.get_offset(), file["codes"][0].nbytes
+    assert advised[0] == (begin + 6 * row_bytes, 3 * row_bytes), "the shard that row 7 is in"
 
 
 def assert_same(ours: list[Any], theirs: list[Any]) -> None:

@@ -17,10 +17,10 @@ PAGES = sorted((ROOT / "docs/pages").glob("*.md"))
 
 
 def commands_of(path: Path) -> list[str]:
-    """Every command line in the shell blocks of a page, without its comment."""
+    """Every command line in the shell blocks of a page, without its comment; those of pip and Ray are not ours."""
     blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), flags=re.M | re.S)
     lines = [re.split(r"  #| \| ", line)[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+    return [line for line in lines if line and not line.startswith(("pip install ", "ray start "))]
 
 
 COMMANDS = [(path.name, line) for path in PAGES for line in commands_of(path)]

@@ -63,6 +63,8 @@ def bottlenecks(
             help="A collection of images: folder, shards, ... Default: squares of the photographs inside scikit-image.",
         ),
     ] = None,
+    subset: options.Subset = None,
+    image_field: options.ImageField = None,
     val: Annotated[
         str | None,
         typer.Option(
@@ -130,9 +132,10 @@ def bottlenecks(
     asked = TrainOptions(overrides=overrides or (), batch_size=batch_size, lr=lr, precision=dtype)
     session = Session(as_json=as_json, quiet=quiet)
     report = bench_bottlenecks(
-        variants or (), data=data, val=val, noise=noise or (), seeds=seeds or (), recipe=recipe,
-        overrides=asked.settings, steps=steps, equal_cost=not own_cost, results=out, plot_to=plot, overwrite=overwrite,
-        device=resolve_device(device), num_workers=num_workers, reporter=session.reporter,
+        variants or (), data=options.part_of(data, subset, image_field), val=val, noise=noise or (),
+        seeds=seeds or (), recipe=recipe, overrides=asked.settings, steps=steps, equal_cost=not own_cost,
+        results=out, plot_to=plot, overwrite=overwrite, device=resolve_device(device), num_workers=num_workers,
+        reporter=session.reporter,
     )  # fmt: skip
     _show(session, report)
 
@@ -154,7 +157,7 @@ def codecs(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """PSNR and SSIM of an autoencoder's codes, beside JPEG and WebP of as many bytes, bicubic and DCT of as many.
+    """PSNR and SSIM of codes, beside JPEG and WebP of as many bytes, bicubic and DCT of as many numbers.
 
     Codes are measured as a store keeps them, before they are rounded, and with noise of 0.02.
 
@@ -466,6 +469,8 @@ def train(
         str | None,
         typer.Option("--data", metavar="DATA", help="Images to read, so that waiting counts. Default: random ones."),
     ] = None,
+    subset: options.Subset = None,
+    image_field: options.ImageField = None,
     compile_: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="With torch.compile or without. Default: as the recipe says."),
@@ -489,5 +494,5 @@ def train(
     asked = TrainOptions(overrides=overrides or (), batch_size=batch_size, precision=dtype)
     loaded = load_recipe(recipe, kind="autoencoder", overrides=asked.settings, training__compile=compile_)
     assert isinstance(loaded, AutoencoderRecipe)
-    on = resolve_device(device)
-    _show(session, bench_train(loaded, device=on, repeats=repeats, reporter=session.reporter, data=data))
+    part, on = options.part_of(data, subset, image_field), resolve_device(device)
+    _show(session, bench_train(loaded, device=on, repeats=repeats, reporter=session.reporter, data=part))

@@ -181,8 +181,8 @@ def eval(
     if context.invoked_subcommand is not None:
         return ExitCode.DONE
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
-    real = _chosen(real, real_subset, real_image_field, side="real")
-    fake = _chosen(fake, fake_subset, fake_image_field, side="fake")
+    real = options.part_of(real, real_subset, real_image_field, side="real")
+    fake = options.part_of(fake, fake_subset, fake_image_field, side="fake")
     if self_test:
         return _self_test(session, real, fake, device=device)
     from brics_cli.api import evaluate
@@ -308,18 +308,6 @@ def compare_reports(
 def _given(**values: Any) -> dict[str, Any]:
     """What was given on the command line."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _chosen(path: str | None, subset: str | None, image_field: str | None, *, side: str) -> str | None:
-    """The path of `subset` of the collections at `path`, and of its images `image_field`."""
-    if subset is None and image_field is None:
-        return path
-    from brics_cli.images.opening import subset_path
-
-    if path is None:
-        option = f"--{side}-subset {subset}" if subset is not None else f"--{side}-image-field {image_field}"
-        raise UsageError(f"{option} goes with --{side} PATH")
-    return subset_path(path, subset, image_field)
 
 
 def _self_test(session: Session, real: str | None, fake: str | None, *, device: str) -> int:

@@ -36,9 +36,9 @@ def export(
         bool,
         typer.Option("--flips/--no-flips", help="Codes of the mirrored images; without, latents_flip repeats latents."),
     ] = True,
-    labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="The store's labels; without, all are of class 0.")
-    ] = True,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Leave out the store's labels: all are of class 0.")
+    ] = False,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     workspace: options.Workspace = None,
@@ -58,7 +58,7 @@ def export(
 
     session = Session(workspace=workspace, quiet=quiet, as_json=as_json)
     plan = plan_export(
-        codes, out=out, flips=flips, labels=labels, workspace=session.workspace, reporter=session.reporter
+        codes, out=out, flips=flips, labels=not no_labels, workspace=session.workspace, reporter=session.reporter
     )
     num_images, shape = len(plan.store), " x ".join(map(str, plan.store.code_shape))
     num_shards, num_classes = count(plan.num_shards, "shard"), count(plan.num_classes, "class")

@@ -16,10 +16,23 @@ from brics_cli.cli import completion
 from brics_cli.cli.pages import COMMON, CommandApp
 from brics_cli.config import names
 from brics_cli.diffusion.samplers import DEFAULT_STEPS, SAMPLER_NAMES
+from brics_cli.errors import UsageError
 from brics_cli.workspace.mirrors import CACHE_GIB, DEFAULT_CACHE_GIB, bound_cache
 from brics_cli.workspace.naming import Codec
 
 command_app = CommandApp
+
+
+def part_of(path: str | None, subset: str | None, image_field: str | None, *, side: str = "") -> str | None:
+    """The path of `subset` of the collections at --SIDE (else --data), and of its images `image_field`."""
+    if subset is None and image_field is None:
+        return path
+    from brics_cli.images.opening import subset_path
+
+    if path is None:
+        name, value = ("subset", subset) if subset is not None else ("image-field", image_field)
+        raise UsageError(f"--{side and side + '-'}{name} {value} goes with --{side or 'data'} PATH")
+    return subset_path(path, subset, image_field)
 
 
 def out_option(metavar: str, help: str) -> Any:

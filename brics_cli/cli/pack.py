@@ -39,7 +39,7 @@ def pack(
         typer.Option("--transform", help=f"How an image becomes a square. Default: {DEFAULT_TRANSFORM}."),
     ] = None,
     shard_size: Annotated[
-        int | None, typer.Option("--shard-size", min=1, help="Images per shard. Default: 1000.")
+        int | None, typer.Option("--shard-size", min=1, help="Images per shard. Default: 1,000.")
     ] = None,
     codec: Annotated[
         Codec | None,

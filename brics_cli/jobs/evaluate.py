@@ -111,6 +111,8 @@ def evaluate(
     for option, value in of_codes.items():
         if value not in (None, Settings.normalise) and not any(each.metric.group for each in choice.metrics):
             raise UsageError(f"{option} {value} goes with --metric {' or '.join(GROUPS)}, which was not asked for")
+    if by_class and not any(each.metric.compares == "pairs" for each in choice.metrics):
+        raise _not_by_class()
     for output in outputs:
         check_output(output.path, overwrite=overwrite, what=output.what, flag=output.option)
         check_writable(output.path)
@@ -150,10 +152,7 @@ def evaluate(
                 _say_source(side, source, split, workspace, report, reporter)
             _compare(sides, group, choice, context, report, by_class=by_class, held_out=inputs.held_out)
         if by_class and not any("by_class" in (result.details or {}) for result in report.results):
-            raise UsageError(
-                "--by-class: no figure is of labelled pairs",
-                next="It splits psnr, ssim and lpips of a key-code store with labels: --fake CODES.h5.",
-            )
+            raise _not_by_class()
         if not report.results:
             raise UsageError(f"nothing could be measured: {'; '.join(dict.fromkeys(report.left_out.values()))}")
         order = [each.name for each in choice.metrics]
@@ -178,6 +177,13 @@ def evaluate(
         if out is not None:
             _save(report, out)
     return report
+
+
+def _not_by_class() -> UsageError:
+    return UsageError(
+        "--by-class: no figure is of labelled pairs",
+        next="It splits psnr, ssim and lpips of a key-code store with labels: --fake CODES.h5.",
+    )
 
 
 def _plan(

@@ -157,6 +157,7 @@ def test_pairs_are_measured_by_class(root):
     assert all(name in shown for name in CLASSES)
     refused = brics("eval", "--metric", "fd-random", "--by-class", "--real", "shards", "--fake", "images", cwd=root)
     assert refused.returncode == 2 and "--by-class: no figure is of labelled pairs" in error_line(refused)
+    assert "real:" not in refused.stderr, "it is told before anything is opened"
 
 
 def test_a_picture_of_a_few_seeds(root):

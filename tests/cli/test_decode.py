@@ -48,7 +48,7 @@ def test_help_states_the_defaults_of_the_jobs(capfd, monkeypatch):
     for command, defaults in (
         ("decode", (BATCH_SIZE,)),
         ("reconstruct", (reconstruct_job.BATCH_SIZE, reconstruct_job.OUT)),
-        ("pack", (pack_job.SIZE, pack_job.SHARD_SIZE, DEFAULT_TRANSFORM, JPEG_QUALITY)),
+        ("pack", (pack_job.SIZE, f"{pack_job.SHARD_SIZE:,}", DEFAULT_TRANSFORM, JPEG_QUALITY)),
         ("plot", (plot_job.OUT,)),
     ):
         assert run([command, "--help"]) == 0

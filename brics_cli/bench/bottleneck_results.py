@@ -14,8 +14,7 @@ from brics_cli.bench.timing import Table
 from brics_cli.config import AutoencoderRecipe
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json
-from brics_cli.workspace.files import atomic_path
-from brics_cli.workspace.outputs import signature
+from brics_cli.workspace.outputs import save_figure
 
 
 @dataclass(frozen=True)
@@ -163,6 +162,4 @@ def plot(summaries: Sequence[Summary], path: Path, *, title: str) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        form = path.suffix.lower().removeprefix(".")
-        figure.savefig(temporary, format=form, dpi=120, metadata=signature(form))
+    save_figure(figure, path, dpi=120)

@@ -15,6 +15,7 @@ from brics_cli.cli.output import Session, plain_table
 from brics_cli.config.changes import read_changed
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.wording import human_bytes
+from brics_cli.workspace.naming import INDEX_NAME
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,9 +81,8 @@ def info(
     if described.broken:
         again = f"Make it again: brics encode-dataset IMAGES --out {described.path}"
         if Path(described.path).is_dir():
-            again = (
-                f"Remove what is broken and {described.path}/index.h5: the command that encoded it makes that again."
-            )
+            index = f"{described.path}/{INDEX_NAME}"
+            again = f"Remove what is broken and {index}: the command that encoded it makes that again."
         raise ArtefactError(
             f"{described.path} breaks {len(described.broken)} invariants of its format, first: {described.broken[0]}",
             next=again,

@@ -10,7 +10,7 @@ from typing import Any
 from brics_cli.errors import ArtefactError, UsageError
 from brics_cli.evaluation.registry import NEIGHBOUR_NETWORKS, REGISTRY, Settings, weights_of
 from brics_cli.parsing import parse_json, read_bytes
-from brics_cli.workspace import atomic_path, signature
+from brics_cli.workspace import save_figure
 from brics_cli.workspace.naming import CURVES, form_of_output
 
 AGAIN = "Write one: brics eval --out report.json"
@@ -172,7 +172,5 @@ def plot_against_steps(reports: Sequence[LoadedReport], metric: str, *, path: Pa
     axes.set_ylabel(next(report.results[metric]["title"] for report in reports if metric in report.results))
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path) as temporary:
-        form = path.suffix.lower().removeprefix(".")
-        figure.savefig(temporary, format=form, dpi=150, metadata=signature(form))
+    save_figure(figure, path, dpi=150)
     return num_points

@@ -21,7 +21,7 @@ from brics_cli.config.changes import label, run_name
 from brics_cli.errors import ArtefactError
 from brics_cli.parsing import parse_json, read_bytes
 from brics_cli.runtime.reporting import Reporter, SilentReporter, printable
-from brics_cli.workspace import Workspace, atomic_path, check_output, provenance_at, signature
+from brics_cli.workspace import Workspace, check_output, provenance_at, save_figure
 from brics_cli.workspace.artefacts import TRAINED
 from brics_cli.workspace.naming import CURVES, form_of_output
 
@@ -129,9 +129,7 @@ def plot_runs(
     if others:
         more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
         reporter.message(f"without a panel (--json has them): {', '.join(others[:MOST_NAMED])}{more}")
-    with atomic_path(out) as temporary:
-        named = dict(zip(_labels(list(curves)), curves.values(), strict=True))
-        draw(named, panels, temporary, file_format=out.suffix.lower()[1:])
+    draw(dict(zip(_labels(list(curves)), curves.values(), strict=True)), panels, out)
     last = {
         str(run): {"step": float(max(steps[-1] for steps, _ in metrics.values()))}
         | {name: float(values[-1]) for name, (_, values) in metrics.items()}
@@ -240,7 +238,7 @@ def choose_panels(runs: Sequence[Curves]) -> list[Panel]:
     return [panel for panel in kept if panel.curves]
 
 
-def draw(curves: dict[str, Curves], panels: Sequence[Panel], path: Path, *, file_format: str) -> None:
+def draw(curves: dict[str, Curves], panels: Sequence[Panel], path: Path) -> None:
     """Write the picture: the panels two to a row, one colour per run."""
     from matplotlib.figure import Figure
 
@@ -259,7 +257,7 @@ def draw(curves: dict[str, Curves], panels: Sequence[Panel], path: Path, *, file
         axis.set_visible(False)
     lines = [axes[0].plot([], [], color=f"C{number % 10}")[0] for number in range(len(curves))]
     figure.legend(lines, wrapped, loc="outside upper center", ncols=num_columns, frameon=False, fontsize=9)
-    figure.savefig(path, format=file_format, dpi=110, metadata=signature(file_format))
+    save_figure(figure, path, dpi=110)
 
 
 def _draw_panel(axis: Axes, runs: Sequence[Curves], panel: Panel) -> None:

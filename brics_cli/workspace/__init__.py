@@ -18,4 +18,4 @@ from brics_cli.workspace.files import (
 )
 from brics_cli.workspace.hdf5 import open_hdf5
 from brics_cli.workspace.locks import hold_lock
-from brics_cli.workspace.outputs import MARK, check_output, signature
+from brics_cli.workspace.outputs import MARK, check_output, save_figure

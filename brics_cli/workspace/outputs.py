@@ -20,14 +20,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from brics_cli.errors import ArtefactError, MachineError, WouldOverwriteError
 from brics_cli.parsing import as_json
 from brics_cli.workspace.artefacts import Artefact, Kind, differences, provenance_at, write_provenance
-from brics_cli.workspace.files import PROVENANCE_FILE, read_json, remove_leftovers
+from brics_cli.workspace.files import PROVENANCE_FILE, atomic_path, read_json, remove_leftovers
 from brics_cli.workspace.locks import hold_lock
 from brics_cli.workspace.naming import IDENTITY_NAME, INDEX_NAME, PARTS_FOLDER, is_store_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Claim = Literal["new", "resume", "complete"]
 
@@ -61,9 +64,11 @@ _FILES: dict[str, re.Pattern[str]] = {
 """Of each kind of folder, what its files are called. A PNG has to carry the mark as well, a card the name of brics."""
 
 
-def signature(form: str) -> dict[str, str]:
-    """The metadata that mark a picture of matplotlib's, a png, svg or pdf, as made by brics."""
-    return {"Software" if form == "png" else "Creator": MARK}
+def save_figure(figure: Figure, path: Path, *, dpi: int) -> None:
+    """Write a figure of matplotlib's, all of it or nothing: png, svg or pdf by the ending, marked as made by brics."""
+    form = path.suffix.lower().removeprefix(".")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=form, dpi=dpi, metadata={"Software" if form == "png" else "Creator": MARK})
 
 
 def check_output(

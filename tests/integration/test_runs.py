@@ -245,8 +245,14 @@ def lines_of(runs: dict[str, Any], panel: int, path: Path, monkeypatch: pytest.M
     from matplotlib.figure import Figure
 
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    draw(runs, choose_panels(list(runs.values())), path, file_format="png")
+    savefig = Figure.savefig
+
+    def recorded(figure: Figure, *args: Any, **settings: Any) -> None:
+        figures.append(figure)
+        savefig(figure, *args, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    draw(runs, choose_panels(list(runs.values())), path)
     return [line for line in figures[0].axes[panel].get_lines() if len(line.get_xdata())]
 
 

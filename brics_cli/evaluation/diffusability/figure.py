@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brics_cli.workspace import atomic_path, signature
+from brics_cli.workspace import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,7 @@ def draw(stores: Mapping[str, Results], *, path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        form = path.suffix.lower().removeprefix(".")
-        figure.savefig(temporary, format=form, dpi=150, metadata=signature(form))
+    save_figure(figure, path, dpi=150)
 
 
 def _spectra(axes: Axes, name: str, results: Results, colour: str) -> None:

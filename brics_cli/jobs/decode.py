@@ -275,10 +275,9 @@ def _decode_on(
     """Decode the parts on the cluster. Raises TooManyFailuresError where some were given up."""
     sink, failed = plan.sink, list[TaskFailed[Part]]()
     sink.num_workers = sink.num_workers or executor.cpus_per_worker
-    executor.folder = sink.folder
     work = DecodeWork(plan.store, plan.autoencoder.reference, sink, plan.precision, batch_size)
     try:
-        with closing(settled(executor.run(work, pending), failed.append)) as running:
+        with closing(settled(executor.run(work, pending, folder=sink.folder), failed.append)) as running:
             for event in running:
                 split.add(event.seconds)
                 task.advance(event.num_images, note=executor.status)

@@ -360,8 +360,7 @@ def _run(plan: EncodePlan, work: ShardWork, pending: list[int], reporter: Report
             reporter.warning(f"shard {plan.shards[failed.task].name} has failed: {failed.reason}")
             return work.give_up(failed.task, failed.reason)
 
-        plan.executor.folder = work.parts_directory
-        yield from settled(plan.executor.run(shared, pending), give_up)
+        yield from settled(plan.executor.run(shared, pending, folder=work.parts_directory), give_up)
         return
     if num == 1:
         yield from work.encode(pending, plan.encoder())

@@ -323,8 +323,7 @@ def _run(plan: PackPlan, work: PackWork, pending: list[int], reporter: Reporter)
         return work.give_up(failed.task, failed.reason)
 
     shared = replace(work, num_workers=work.num_workers or cores)
-    plan.executor.folder = plan.out
-    yield from settled(plan.executor.run(shared, pending), give_up)
+    yield from settled(plan.executor.run(shared, pending, folder=plan.out), give_up)
     remove_leftovers(plan.out, "*.tar.*")
 
 

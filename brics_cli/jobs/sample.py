@@ -203,12 +203,10 @@ class _Run:
                 self.reporter.message(
                     f"{len(tasks):,} shards keep only so many of {num_devices} devices busy: see --shard-size"
                 )
-            if plan.executor is not None:
-                plan.executor.folder = plan.folder
             executor = plan.executor or LocalExecutor([str(device) for device in plan.devices])
             work = DeviceWork(replace(plan, executor=None), self.sizes, torch.get_num_threads())
             try:
-                yield from executor.run(work, tasks)
+                yield from executor.run(work, tasks, folder=plan.folder)
             finally:
                 remove_leftovers(plan.folder, "*")  # of processes that were ended while they wrote
             return

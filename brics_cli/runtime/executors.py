@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from brics_cli.errors import MachineError, TooManyFailuresError
@@ -87,11 +88,12 @@ class Executor(Protocol):
     """Runs `work` over `tasks` on all workers it has; each task is taken by one of them."""
 
     def run(
-        self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]
+        self, work: Work[TaskT, EventT], tasks: Sequence[TaskT], *, folder: Path | None = None
     ) -> Generator[EventT | TaskFailed[TaskT], None, None]:
         """The workers' events as they come, in the order of each worker. Raises what a worker raised.
 
-        However it ends, no worker is left running.
+        `folder` is where workers write, if they do: those on other machines must see it as it is seen here. However it
+        ends, no worker is left running.
         """
         ...
 
@@ -106,7 +108,9 @@ class LocalExecutor:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = list(devices)
 
-    def run(self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> Generator[EventT, None, None]:
+    def run(
+        self, work: Work[TaskT, EventT], tasks: Sequence[TaskT], *, folder: Path | None = None
+    ) -> Generator[EventT, None, None]:
         """See `Executor.run`. Raises MachineError when a worker died."""
         workers: dict[Connection, tuple[str, subprocess.Popen[bytes]]] = {}
         numbers = _pipe_of_numbers(len(tasks))

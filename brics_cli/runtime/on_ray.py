@@ -49,8 +49,8 @@ class RayExecutor:
 
     `cpus_per_worker`: cores of a worker where no node has a GPU, and what it decodes with everywhere. A task whose
     worker died is given to another, `max_retries` times; then it has failed. Paths that the work names must be on file
-    systems that all nodes share: of the working directory and of `folder` it is looked after before anything is done.
-    Workers take over the environment's `BRICS_` variables. `connect` comes before `run`.
+    systems that all nodes share: of the working directory and of the `folder` of `run` it is looked after before
+    anything is done. Workers take over the environment's `BRICS_` variables. `connect` comes before `run`.
     """
 
     def __init__(
@@ -67,8 +67,6 @@ class RayExecutor:
         self.local_cores: int | None = None
         """Of a cluster of this machine alone; None: all that are free."""
         self.reporter: Reporter = SilentReporter()
-        self.folder: Path | None = None
-        """Where workers write, if they do."""
         self.device, self.cpus_per_worker = "cpu", 0
         self.num_workers = self.num_retries = 0
 
@@ -109,11 +107,11 @@ class RayExecutor:
         return [torch.device("cuda" if self.device == "cuda" and torch.cuda.is_available() else "cpu")]
 
     def run(
-        self, work: Work[TaskT, EventT], tasks: Sequence[TaskT]
+        self, work: Work[TaskT, EventT], tasks: Sequence[TaskT], *, folder: Path | None = None
     ) -> Generator[EventT | TaskFailed[TaskT], None, None]:
         """See `executors.Executor.run`. Raises MachineError when worker after worker dies before it has taken a task,
         and when versions differ between machines or they do not share a file system."""
-        run = _Run(self, work, tasks)
+        run = _Run(self, work, tasks, folder)
         try:
             yield from run.events()
         finally:
@@ -190,7 +188,9 @@ class _Hired:
 class _Run(Generic[TaskT, EventT]):
     """One `RayExecutor.run`."""
 
-    def __init__(self, executor: RayExecutor, work: Work[TaskT, EventT], tasks: Sequence[TaskT]) -> None:
+    def __init__(
+        self, executor: RayExecutor, work: Work[TaskT, EventT], tasks: Sequence[TaskT], folder: Path | None
+    ) -> None:
         self.executor, self.ray, self.tasks = executor, executor.ray, tasks
         self.work = self.ray.put(work)
         self.fresh = deque(range(len(tasks)))
@@ -204,9 +204,9 @@ class _Run(Generic[TaskT, EventT]):
         self.num_false_starts = 0
         self.has_waited = False
         self.environment = {name: value for name, value in os.environ.items() if name.startswith("BRICS_")}
-        self.probed = None if executor.folder is None else str(executor.folder)
-        if executor.folder is not None:
-            executor.folder.mkdir(parents=True, exist_ok=True)
+        self.probed = None if folder is None else str(folder)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         resources = {"num_gpus": 1} if executor.device == "cuda" else {"num_cpus": executor.cpus_per_worker}
         self.hire_actor = self.ray.remote(Worker).options(max_concurrency=2, **resources).remote
 

@@ -38,8 +38,8 @@ def on_ray(num_workers: int = 1) -> RayExecutor:
 class GivesUp(RayExecutor):
     """Gives up the second task, as if worker after worker had died over it."""
 
-    def run(self, work: Any, tasks: Any) -> Any:
-        yield from super().run(work, [task for task in tasks if task != tasks[1]])
+    def run(self, work: Any, tasks: Any, *, folder: Path | None = None) -> Any:
+        yield from super().run(work, [task for task in tasks if task != tasks[1]], folder=folder)
         yield TaskFailed(tasks[1], "4 workers died over it")
 
 

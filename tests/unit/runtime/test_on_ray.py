@@ -70,13 +70,12 @@ def test_a_worker_with_other_code_is_one_line(ray_cluster, monkeypatch):
 
 
 def test_a_folder_that_is_not_shared_is_one_line(ray_cluster, tmp_path, monkeypatch):
-    executor = connected()
-    executor.folder = tmp_path / "out"
-    assert len(list(executor.run(Squares(), [1, 2]))) == 2 and not [*executor.folder.iterdir()]
+    executor, folder = connected(), tmp_path / "out"
+    assert len(list(executor.run(Squares(), [1, 2], folder=folder))) == 2 and not [*folder.iterdir()]
     monkeypatch.setattr(on_ray, "SHARED_S", 0)
     monkeypatch.setattr(on_ray.Path, "exists", lambda path: False)  # as it is on another disk
     with pytest.raises(MachineError, match=r"what the Ray worker on \S+ writes to \S+/out is not to be seen there"):
-        list(executor.run(Squares(), [1]))
+        list(executor.run(Squares(), [1], folder=folder))
 
 
 def test_workers_have_the_settings_of_the_command(ray_cluster, monkeypatch):
